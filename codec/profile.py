@@ -1,0 +1,263 @@
+"""CodecProfile: everything both halves must agree on, baked into the metadata of front.onnx and back.onnx.
+
+The profile is JSON (strict: unknown fields fail), so that Netron or `jq` can show it. It names the tensors at the cut,
+and for each operating point the quantizer and the integer probability tables of every tensor. Nothing in it is ever
+recomputed with floating point on the far side: what decides a symbol is compared or looked up.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, Literal
+
+import msgspec
+import numpy as np
+from msgspec import Meta, Struct
+
+from .errors import ProfileError
+
+METADATA_KEY = "splitwire.profile"
+"""Key of the profile in `metadata_props` (ONNX) / `custom_metadata_map` (ONNX Runtime) of both graphs."""
+
+FORMAT = 1
+MAX_PROFILE_BYTES = 8 << 20
+MAX_LEVELS = 256
+MAX_TABLES = 64
+MAX_ACTIVITIES = 8
+TABLE_BITS = 12
+TABLE_SIZE = 1 << TABLE_BITS
+MAX_ELEMENTS = 1 << 26
+"""Largest C·H·W of one tensor; the decoder never allocates for more (times the batch, see frame.py)."""
+
+Dim = Annotated[int, Meta(ge=1, le=1 << 26)]
+
+
+class Preprocessing(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How an image becomes the network's input, in torchvision's order: resize, centre crop, scale to [0, 1], normalise.
+
+    resize: length of the shorter side after resizing, pixels; None leaves the image as it is.
+    crop: (height, width) of the centre crop, pixels.
+    mean, std: per RGB channel, of values in [0, 1].
+    """
+
+    crop: tuple[Dim, Dim]
+    resize: Dim | None = None
+    interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+
+class Quantizer(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A scalar quantizer: q = number of thresholds that are ≤ y; ŷ = levels[q].
+
+    levels: N reconstruction values, strictly increasing, each exactly a float32; the outermost are c_min and c_max.
+    thresholds: N − 1 decision values, non-decreasing, each exactly a float32.
+    Comparisons need no rounding, so every machine takes the same decision (docs/bitstream.md).
+    Source: Cohen et al. 2021 (uniform with pinned ends, and its entropy-constrained variant).
+    """
+
+    levels: tuple[float, ...]
+    thresholds: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        n = len(self.levels)
+        if not 2 <= n <= MAX_LEVELS or len(self.thresholds) != n - 1:
+            raise ValueError(
+                f"quantizer needs 2..{MAX_LEVELS} levels and one threshold fewer; got {n} and {len(self.thresholds)}"
+            )
+        levels, thresholds = np.array(self.levels), np.array(self.thresholds)
+        for name, a in (("levels", levels), ("thresholds", thresholds)):
+            if not np.isfinite(a).all() or (a.astype(np.float32) != a).any():
+                raise ValueError(f"quantizer {name} must be finite float32 values")
+        if (np.diff(levels) <= 0).any() or (np.diff(thresholds) < 0).any():
+            raise ValueError("quantizer levels must increase and thresholds must not decrease")
+
+    @property
+    def clipping_range(self) -> tuple[float, float]:
+        """(c_min, c_max)."""
+        return self.levels[0], self.levels[-1]
+
+    @classmethod
+    def uniform(cls, c_min: float, c_max: float, n: int) -> Quantizer:
+        """Uniform quantizer with pinned ends: Δ = (c_max − c_min)/(N − 1), ŷ_q = c_min + qΔ. Source: Cohen 2021 §III."""
+        if not 2 <= n <= MAX_LEVELS or not c_min < c_max:
+            raise ValueError(f"need 2..{MAX_LEVELS} levels and c_min < c_max; got n={n}, range [{c_min}, {c_max}]")
+        levels = np.linspace(c_min, c_max, n).astype(np.float32)
+        thresholds = (levels[:-1] + (levels[1:] - levels[:-1]) / np.float32(2)).astype(np.float32)
+        return cls(levels=tuple(levels.tolist()), thresholds=tuple(thresholds.tolist()))
+
+
+class Clipping(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a clipping range was chosen (a report; decides nothing).
+
+    method: the leaky-ReLU / ReLU density of Cohen et al., or the measured histogram.
+    ks_distance: Kolmogorov–Smirnov distance between the fitted density and the measured distribution, in [0, 1];
+        None where no density could be fitted.
+    """
+
+    method: Literal["leaky_relu_model", "relu_model", "histogram"]
+    ks_distance: float | None = None
+    rate: float | None = None
+    """λ of the fitted density."""
+    location: float | None = None
+    """μ of the fitted density."""
+    reason: str | None = None
+    """Why the histogram was used, in words."""
+
+
+class ContextTables(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Static tables of the neighbour-context block-symbol rANS coder (docs/bitstream.md, coder id 1).
+
+    block: (height, width) of a block; its elements form one symbol s = Σ q_k·N^k, k in raster order inside the block.
+    left_activity, top_activity: N^(h·w) bytes each: the activity class, in [0, activities), that a block shows to its
+        right-hand and to its lower neighbour.
+    context_map: C·(activities+1)² bytes: table index of (channel, activity of the top block, activity of the left
+        block); the value `activities` stands for "outside the plane".
+    frequencies: T·(N^(h·w)+1) little-endian uint16: per table the frequency of each symbol, then of the escape; each
+        row sums to 4096, the escape is ≥ 1, a symbol of frequency 0 is coded as escape + 8 raw bits.
+    """
+
+    block: tuple[Annotated[int, Meta(ge=1, le=8)], Annotated[int, Meta(ge=1, le=8)]]
+    activities: Annotated[int, Meta(ge=1, le=MAX_ACTIVITIES)]
+    left_activity: bytes
+    top_activity: bytes
+    context_map: bytes
+    frequencies: bytes
+
+    def frequency_rows(self, symbols: int) -> np.ndarray:
+        """(T, symbols + 1) uint16: the frequency of each symbol, then of the escape."""
+        return np.frombuffer(self.frequencies, dtype="<u2").reshape(-1, symbols + 1)
+
+    def check(self, levels: int, channels: int) -> None:
+        """Raise ValueError unless every array has the right size and range for `levels` and `channels`."""
+        symbols = levels ** (self.block[0] * self.block[1])
+        if symbols > 256:
+            raise ValueError(f"a block of {self.block} with {levels} levels has {symbols} symbols; at most 256")
+        side = self.activities + 1
+        row = 2 * (symbols + 1)
+        if len(self.left_activity) != symbols or len(self.top_activity) != symbols:
+            raise ValueError(f"activity tables must have {symbols} entries")
+        if max(self.left_activity + self.top_activity) >= self.activities:
+            raise ValueError(f"activity classes must be below {self.activities}")
+        if len(self.context_map) != channels * side * side:
+            raise ValueError(f"context map must have {channels * side * side} entries, has {len(self.context_map)}")
+        if not self.frequencies or len(self.frequencies) % row or len(self.frequencies) // row > MAX_TABLES:
+            raise ValueError(f"frequencies must be 1..{MAX_TABLES} rows of {row} bytes, are {len(self.frequencies)} bytes")
+        rows = self.frequency_rows(symbols).astype(np.int64)
+        if max(self.context_map) >= rows.shape[0]:
+            raise ValueError(f"context map names table {max(self.context_map)} of {rows.shape[0]}")
+        if (rows.sum(axis=1) != TABLE_SIZE).any() or (rows[:, -1] < 1).any() or (rows >= TABLE_SIZE).any():
+            raise ValueError(f"each table must sum to {TABLE_SIZE} with an escape of at least 1")
+
+
+class TensorPoint(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One tensor at one operating point: its quantizer and its tables."""
+
+    quantizer: Quantizer
+    clipping: Clipping
+    tables: ContextTables
+
+
+class OperatingPoint(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A rate the edge may choose per frame, with no new model.
+
+    name: short and stable, e.g. "n4". tensors: one entry per tensor at the cut, in the profile's order.
+    bits_per_element: expected rate, from the calibration images (side information not counted).
+    """
+
+    name: Annotated[str, Meta(min_length=1, max_length=32)]
+    tensors: tuple[TensorPoint, ...]
+    bits_per_element: float
+
+
+class TensorSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A tensor at the cut. shape: without the batch axis, 1 to 3 dims; (C, H, W), (T, D) or (D,)."""
+
+    name: str
+    shape: Annotated[tuple[Dim, ...], Meta(min_length=1, max_length=3)]
+
+    @property
+    def elements(self) -> int:
+        """Elements of one image's tensor."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def planes(self) -> tuple[int, int, int]:
+        """(C, H, W): the shape as the coder sees it; missing axes are 1 in front: (D,) → (1, 1, D)."""
+        c, h, w = (1, 1, 1, *self.shape)[-3:]
+        return c, h, w
+
+
+class CodecProfile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The whole contract between a front and a back.
+
+    model: the model's name as the user gave it. cut: the layer as the user named it.
+    front_sha256, back_sha256: hex digests of the two serialised graphs without splitwire's metadata.
+    max_difference: largest |back(front(x)) − whole(x)| / max(1, |whole(x)|) measured at export.
+    default_op: name of the operating point used when none is asked for; not part of the fingerprint, so that it can be
+        changed without making a new pair.
+    """
+
+    format: Annotated[int, Meta(ge=1)] = FORMAT
+    model: str
+    cut: str
+    tensors: Annotated[tuple[TensorSpec, ...], Meta(min_length=1, max_length=255)]
+    operating_points: Annotated[tuple[OperatingPoint, ...], Meta(min_length=1, max_length=255)]
+    default_op: str
+    front_sha256: str
+    back_sha256: str
+    preprocessing: Preprocessing | None = None
+    labels: tuple[str, ...] | None = None
+    calibration_images: int = 0
+    max_difference: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.format != FORMAT:
+            raise ValueError(f"profile format {self.format} is not {FORMAT}; update splitwire")
+        for t in self.tensors:
+            if t.elements > MAX_ELEMENTS:
+                raise ValueError(f"tensor {t.name!r} has {t.elements} elements; at most {MAX_ELEMENTS}")
+        names = [p.name for p in self.operating_points]
+        if len(set(names)) != len(names) or self.default_op not in names:
+            raise ValueError(f"operating points {names} must be distinct and hold the default {self.default_op!r}")
+        for point in self.operating_points:
+            if len(point.tensors) != len(self.tensors):
+                raise ValueError(f"operating point {point.name!r} has {len(point.tensors)} tensors, not {len(self.tensors)}")
+            for spec, tensor in zip(self.tensors, point.tensors, strict=True):
+                tensor.tables.check(len(tensor.quantizer.levels), spec.planes[0])
+
+    @property
+    def fingerprint(self) -> bytes:
+        """8 bytes: SHA-256 over the canonical JSON of everything but `default_op`, truncated. Goes into every frame."""
+        neutral = msgspec.structs.replace(self, default_op=self.operating_points[0].name)
+        return hashlib.sha256(msgspec.json.encode(neutral)).digest()[:8]
+
+    def point_index(self, name: str | None = None) -> int:
+        """Index of the operating point `name` (None: the default). Raises ProfileError if there is none."""
+        wanted = self.default_op if name is None else name
+        for i, point in enumerate(self.operating_points):
+            if point.name == wanted:
+                return i
+        known = ", ".join(p.name for p in self.operating_points)
+        raise ProfileError(f"operating point {wanted!r} is not in this profile; it has {known}")
+
+    def to_json(self) -> str:
+        """Serialise for `metadata_props[METADATA_KEY]`."""
+        return msgspec.json.encode(self).decode()
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> CodecProfile:
+        """Parse and check a profile. Raises ProfileError, in one line, for anything but a valid profile."""
+        if len(text) > MAX_PROFILE_BYTES:
+            raise ProfileError(f"profile of {len(text)} bytes is over the limit of {MAX_PROFILE_BYTES}")
+        try:
+            return msgspec.json.decode(text, type=cls)
+        except (msgspec.DecodeError, ValueError) as e:
+            raise ProfileError(f"codec profile is damaged: {e}; export the model again") from e
+
+    @classmethod
+    def from_metadata(cls, metadata: dict[str, str], source: str) -> CodecProfile:
+        """The profile in a graph's metadata map. Raises ProfileError if `source` (a file name) carries none."""
+        if METADATA_KEY not in metadata:
+            raise ProfileError(f"{source} carries no splitwire profile; make it with `splitwire export`")
+        return cls.from_json(metadata[METADATA_KEY])
