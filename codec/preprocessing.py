@@ -1,0 +1,111 @@
+"""Image → network input, without torch: what torchvision does to a PIL image, to the bit.
+
+The exporter calibrates with it and the edge runs it, so that both see the same features. Pillow is imported on first
+use: a back half that is fed frames needs none.
+Source: torchvision.transforms.functional `resize`, `center_crop`, `pil_to_tensor`, `normalize` for PIL images
+(0.29; the tests compare with them). As there, EXIF orientation is not applied.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import UsageError
+from .profile import Preprocessing
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Float32Array = NDArray[np.float32]
+
+
+def apply(image: Image.Image, p: Preprocessing) -> Float32Array:
+    """Resize, centre crop, scale to [0, 1] and normalise `image` as `p` says.
+
+    image: any PIL mode; converted to RGB. Returns (3, *p.crop) float32, C-contiguous.
+    Raises UsageError if the resized or padded image would hold more pixels than Pillow's decompression-bomb limit
+    (a 1×60000 picture resized to 256 would need 4 GPixel), or if the image data is damaged.
+    """
+    try:
+        rgb = image if image.mode == "RGB" else image.convert("RGB")
+        if p.resize is not None:
+            rgb = _resize(rgb, p.resize, p.interpolation)
+        rgb = _center_crop(rgb, p.crop)
+        pixels = np.asarray(rgb, dtype=np.uint8)
+    except (OSError, SyntaxError, ValueError, MemoryError) as e:  # what Pillow raises while it decodes a damaged file
+        raise UsageError(f"image cannot be decoded: {e}") from e
+    x = np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype=np.float32)
+    x /= np.float32(255)
+    x -= np.array(p.mean, dtype=np.float32)[:, None, None]
+    x /= np.array(p.std, dtype=np.float32)[:, None, None]
+    return x
+
+
+def load(path: str | Path, p: Preprocessing) -> Float32Array:
+    """The image file `path` as network input: (3, *p.crop) float32.
+
+    Raises UsageError, naming the file, if it is missing, not an image, damaged, or over Pillow's pixel limit.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            return apply(image, p)
+    except UsageError as e:
+        raise UsageError(f"{path}: {e}") from e
+    except FileNotFoundError as e:
+        raise UsageError(f"{path}: no such file") from e
+    except UnidentifiedImageError as e:
+        raise UsageError(f"{path}: not an image file that Pillow can read") from e
+    except Image.DecompressionBombError as e:
+        raise UsageError(f"{path}: image has too many pixels ({e}); make it smaller") from e
+    except (OSError, SyntaxError, ValueError) as e:
+        raise UsageError(f"{path}: image cannot be read: {e}") from e
+
+
+def _resize(image: Image.Image, size: int, interpolation: str) -> Image.Image:
+    """Shorter side → `size` pixels; longer side → int(size · long / short), torchvision's rounding."""
+    from PIL import Image
+
+    modes = {
+        "nearest": Image.Resampling.NEAREST,
+        "bilinear": Image.Resampling.BILINEAR,
+        "bicubic": Image.Resampling.BICUBIC,
+    }
+    w, h = image.size
+    short, long = min(w, h), max(w, h)
+    stretched = int(size * long / short)
+    new_w, new_h = (size, stretched) if w <= h else (stretched, size)
+    if (new_w, new_h) == (w, h):
+        return image
+    _check_pixels(new_w, new_h, f"resized from {w}x{h}")
+    return image.resize((new_w, new_h), modes[interpolation])
+
+
+def _center_crop(image: Image.Image, crop: tuple[int, int]) -> Image.Image:
+    """Centre crop of (height, width); a smaller image is padded with black first, the odd pixel right and below."""
+    from PIL import Image
+
+    height, width = crop
+    w, h = image.size
+    if width > w or height > h:
+        padded = (max(w, width), max(h, height))
+        _check_pixels(*padded, f"padded from {w}x{h}")
+        canvas = Image.new("RGB", padded)
+        canvas.paste(image, (max(width - w, 0) // 2, max(height - h, 0) // 2))
+        image, (w, h) = canvas, padded
+    # Python's round (half to even), as torchvision has it; int((h - height) / 2) would differ for half of the odd sizes
+    top, left = round((h - height) / 2.0), round((w - width) / 2.0)
+    return image.crop((left, top, left + width, top + height))
+
+
+def _check_pixels(width: int, height: int, how: str) -> None:
+    from PIL import Image
+
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and width * height > limit:
+        raise UsageError(f"image {how} would be {width}x{height} pixels, over Pillow's limit of {limit}; crop it first")
