@@ -42,7 +42,7 @@ def lay_out() -> None:
 
 def python(*arguments: str, cwd: Path = ROOT) -> bool:
     """Run python with these arguments; print what it says, with the paths of the tree; True if it is content."""
-    environment = {**os.environ, "PYTHONPATH": str(COPY), "NO_COLOR": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(COPY), "NO_COLOR": "1", "COLUMNS": "200"}
     run = subprocess.run(
         [sys.executable, *arguments],
         cwd=cwd,
