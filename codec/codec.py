@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .profile import CodecProfile
+from .entropy.rans import CODER_ID, MAX_LANES, ContextRans
+from .errors import Corrupt, FingerprintMismatch, LimitExceeded, ShapeMismatch, UnsupportedVersion
+from .frame import Chunk, Frame, Limits, build_frame, parse_frame
+from .profile import CodecProfile, TensorPoint, TensorSpec
+from .quantizer import BlockPacker, quantize
 
 Float32Array = NDArray[np.float32]
+MAX_BATCH = 65535
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,20 +29,113 @@ class DecodedFrame:
     batch: int
 
 
+class TensorCoder:
+    """One tensor at one operating point: (B, C, H, W) float32 ↔ chunk payload."""
+
+    def __init__(self, spec: TensorSpec, point: TensorPoint) -> None:
+        self.channels, height, width = spec.planes
+        self.quantizer = point.quantizer
+        self.packer = BlockPacker(point.quantizer, point.tables.block, point.tables.padding, height, width)
+        self.rans = ContextRans(point.tables, len(point.quantizer.levels), self.channels)
+
+    def encode(self, x: Float32Array, tensor: int) -> Chunk:
+        """All planes of `x` as one chunk. Raises NonFiniteFeatures."""
+        symbols = self.packer.pack(quantize(x, self.quantizer))
+        payload, lanes = self.rans.encode(symbols, self.packer.rows, self.packer.cols)
+        planes = x.shape[0] * self.channels
+        return Chunk(tensor=tensor, coder=CODER_ID, lanes=lanes, planes=planes, payload=payload)
+
+    def decode(self, chunk: Chunk, first_plane: int, out: Float32Array) -> None:
+        """Decode the chunk's planes into `out`, (planes·H·W,) float32. Raises Truncated or Corrupt."""
+        symbols = self.rans.decode(
+            chunk.payload, chunk.planes, self.packer.rows, self.packer.cols, chunk.lanes, first_plane % self.channels
+        )
+        self.packer.unpack(symbols, out)
+
+
 class FeatureCodec:
     """Encode feature tensors to a frame and back, as the profile says. Safe to share between threads."""
 
-    def __init__(self, profile: CodecProfile) -> None:
+    def __init__(self, profile: CodecProfile, limits: Limits | None = None) -> None:
         self.profile = profile
+        self.limits = limits or Limits()
+        self.fingerprint = profile.fingerprint
+        self._coders = lru_cache(maxsize=None)(self._build_coders)
+
+    def _build_coders(self, op: int) -> list[TensorCoder]:
+        points = self.profile.operating_points[op].tensors
+        return [TensorCoder(s, p) for s, p in zip(self.profile.tensors, points, strict=True)]
 
     def encode(self, tensors: Sequence[Float32Array], *, op: str | None = None, frame_id: int = 0) -> bytes:
-        """(B, *shape) float32 per tensor → one frame (docs/bitstream.md).
+        """One (B, *shape) float32 array per tensor of the profile → one frame (docs/bitstream.md).
 
+        op: name of an operating point; None is the profile's default. frame_id: in [0, 2^32), comes back on decoding.
         Raises ShapeMismatch, NonFiniteFeatures, ProfileError (no such operating point).
         """
-        raise NotImplementedError  # written next
+        index = self.profile.point_index(op)
+        batch = self._check(tensors)
+        chunks = [coder.encode(x, i) for i, (coder, x) in enumerate(zip(self._coders(index), tensors, strict=True))]
+        return build_frame(
+            Frame(op=index, fingerprint=self.fingerprint, frame_id=frame_id, batch=batch, chunks=chunks)
+        )
 
-    def decode(self, frame: bytes) -> DecodedFrame:
-        """Frame → tensors. Raises BitstreamError (Truncated, Corrupt, UnsupportedVersion, LimitExceeded) or
-        FingerprintMismatch; nothing else, whatever the bytes."""
-        raise NotImplementedError  # written next
+    def decode(self, data: bytes | memoryview) -> DecodedFrame:
+        """Frame → tensors.
+
+        Raises BitstreamError (Truncated, Corrupt, UnsupportedVersion, LimitExceeded) or FingerprintMismatch; nothing
+        else, whatever the bytes.
+        """
+        frame = parse_frame(data, self.limits)
+        if frame.fingerprint != self.fingerprint:
+            raise FingerprintMismatch(
+                f"frame is of pair {frame.fingerprint.hex()}, this half is of pair {self.fingerprint.hex()} "
+                f"({self.profile.model} cut at {self.profile.cut}); deploy front and back of one export"
+            )
+        if frame.op >= len(self.profile.operating_points):
+            raise Corrupt(f"frame names operating point {frame.op} of {len(self.profile.operating_points)}")
+        elements = frame.batch * sum(t.elements for t in self.profile.tensors)
+        if elements > self.limits.elements:
+            raise LimitExceeded(f"frame decodes to {elements} elements, over the limit of {self.limits.elements}")
+        self._check_chunks(frame)
+        tensors: list[Float32Array] = []
+        for i, (spec, coder) in enumerate(zip(self.profile.tensors, self._coders(frame.op), strict=True)):
+            out = np.empty((frame.batch, *spec.shape), np.float32)
+            flat, size, plane = out.reshape(-1), spec.elements // spec.planes[0], 0
+            for chunk in frame.chunks:
+                if chunk.tensor == i:
+                    coder.decode(chunk, plane, flat[plane * size : (plane + chunk.planes) * size])
+                    plane += chunk.planes
+            tensors.append(out)
+        op = self.profile.operating_points[frame.op].name
+        return DecodedFrame(tensors=tensors, op=op, frame_id=frame.frame_id, batch=frame.batch)
+
+    def _check(self, tensors: Sequence[Float32Array]) -> int:
+        """Batch size, the same for all. Raises ShapeMismatch."""
+        specs = self.profile.tensors
+        if len(tensors) != len(specs):
+            raise ShapeMismatch(f"expected {len(specs)} tensors ({', '.join(s.name for s in specs)}), got {len(tensors)}")
+        for spec, x in zip(specs, tensors, strict=True):
+            if x.dtype != np.float32 or x.shape[1:] != spec.shape or x.shape[0] != tensors[0].shape[0]:
+                raise ShapeMismatch(
+                    f"tensor {spec.name!r} must be float32 of shape (batch, {', '.join(map(str, spec.shape))}), "
+                    f"got {x.dtype} of shape {x.shape}"
+                )
+        batch = int(tensors[0].shape[0])
+        if not 1 <= batch <= MAX_BATCH:
+            raise ShapeMismatch(f"batch must be 1..{MAX_BATCH}, got {batch}")
+        return batch
+
+    def _check_chunks(self, frame: Frame) -> None:
+        """Every plane of every tensor once, in order, by a coder and lanes we have."""
+        planes = [0] * len(self.profile.tensors)
+        current = 0
+        for i, chunk in enumerate(frame.chunks):
+            if chunk.coder != CODER_ID:
+                raise UnsupportedVersion(f"chunk {i} uses coder {chunk.coder}, this build has {CODER_ID}; update splitwire")
+            if chunk.tensor < current or chunk.tensor >= len(planes) or chunk.lanes > MAX_LANES:
+                raise Corrupt(f"chunk {i} is invalid: tensor {chunk.tensor} of {len(planes)}, {chunk.lanes} lanes")
+            current = chunk.tensor
+            planes[current] += chunk.planes
+        expected = [frame.batch * t.planes[0] for t in self.profile.tensors]
+        if planes != expected:
+            raise Corrupt(f"chunks hold {planes} planes per tensor, a batch of {frame.batch} needs {expected}")

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import msgspec
 import numpy as np
 from msgspec import Meta, Struct
+from numpy.typing import NDArray
 
 from .errors import ProfileError
 
@@ -109,6 +110,7 @@ class ContextTables(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Static tables of the neighbour-context block-symbol rANS coder (docs/bitstream.md, coder id 1).
 
     block: (height, width) of a block; its elements form one symbol s = Σ q_k·N^k, k in raster order inside the block.
+    padding: level index that the encoder puts where a block reaches over the plane; the decoder drops those elements.
     left_activity, top_activity: N^(h·w) bytes each: the activity class, in [0, activities), that a block shows to its
         right-hand and to its lower neighbour.
     context_map: C·(activities+1)² bytes: table index of (channel, activity of the top block, activity of the left
@@ -118,13 +120,14 @@ class ContextTables(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """
 
     block: tuple[Annotated[int, Meta(ge=1, le=8)], Annotated[int, Meta(ge=1, le=8)]]
+    padding: Annotated[int, Meta(ge=0, lt=MAX_LEVELS)]
     activities: Annotated[int, Meta(ge=1, le=MAX_ACTIVITIES)]
     left_activity: bytes
     top_activity: bytes
     context_map: bytes
     frequencies: bytes
 
-    def frequency_rows(self, symbols: int) -> np.ndarray:
+    def frequency_rows(self, symbols: int) -> NDArray[np.uint16]:
         """(T, symbols + 1) uint16: the frequency of each symbol, then of the escape."""
         return np.frombuffer(self.frequencies, dtype="<u2").reshape(-1, symbols + 1)
 
@@ -133,6 +136,8 @@ class ContextTables(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         symbols = levels ** (self.block[0] * self.block[1])
         if symbols > 256:
             raise ValueError(f"a block of {self.block} with {levels} levels has {symbols} symbols; at most 256")
+        if self.padding >= levels:
+            raise ValueError(f"padding must be one of {levels} levels, is {self.padding}")
         side = self.activities + 1
         row = 2 * (symbols + 1)
         if len(self.left_activity) != symbols or len(self.top_activity) != symbols:

@@ -1,0 +1,74 @@
+"""One tensor at one operating point: clipping range, quantizer and tables from the statistics of the features."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..errors import ExportError
+from ..profile import Clipping, TensorPoint
+from .clipping import best_c_max, best_range, density_error, float32_quantizer, histogram_error, uniform_cells
+from .density import FeatureDensity, fit_density
+from .statistics import FeatureStatistics, Histogram
+from .tables import estimate_tables
+
+MAX_EXCESS = 0.10
+"""The fitted density is used if its range costs at most this much more error than the histogram's own optimum."""
+
+
+def design_operating_point(
+    *, levels: int, statistics: FeatureStatistics, slope: float | None = None
+) -> tuple[TensorPoint, float]:
+    """Quantizer, tables and expected rate for N = `levels`.
+
+    slope: of the (leaky) ReLU whose output the tensor is; None reads it off the features (no negative value and exact
+    zeros: 0; anything else: unknown, the histogram decides).
+    Returns the point and the ideal code length on the sample, bits per element.
+    Raises ExportError if the features are constant.
+    """
+    histogram = statistics.histogram
+    if histogram.minimum == histogram.maximum:
+        raise ExportError(
+            f"every feature at this cut is {histogram.minimum}; there is nothing to send, cut elsewhere or check the data"
+        )
+    if slope is None and histogram.minimum >= 0 and histogram.zero_mass > 0:
+        slope = 0.0
+    (c_min, c_max), clipping = choose_range(levels, statistics, slope)
+    quantizer = float32_quantizer(c_min, c_max, levels)
+    tables, bits = estimate_tables(statistics.sample, quantizer)
+    return TensorPoint(quantizer=quantizer, clipping=clipping, tables=tables), bits
+
+
+def choose_range(
+    levels: int, statistics: FeatureStatistics, slope: float | None
+) -> tuple[tuple[float, float], Clipping]:
+    """(c_min, c_max) and how it was found: by the density where it fits, else on the histogram."""
+    histogram = statistics.histogram
+    measured = histogram_error(histogram)
+    upper = max(abs(histogram.minimum), abs(histogram.maximum))
+    if histogram.minimum >= 0:
+        by_histogram = (0.0, best_c_max(measured, levels, upper))
+    else:
+        by_histogram = best_range(measured, levels, histogram.minimum, upper)
+    if slope is None:
+        return by_histogram, Clipping(method="histogram", reason="the features are not of a ReLU or leaky ReLU")
+    density = fit_density(statistics.mean, statistics.variance, slope)
+    if density is None:
+        return by_histogram, Clipping(method="histogram", reason="no density has this mean and variance")
+    distance = kolmogorov_smirnov(density, histogram)
+    by_density = (0.0, best_c_max(density_error(density), levels, 2 * upper))
+    excess = measured(*uniform_cells(*by_density, levels)) / measured(*uniform_cells(*by_histogram, levels)) - 1
+    if excess > MAX_EXCESS:
+        reason = f"the fitted density's range [0, {by_density[1]:.4g}] has {excess:.0%} more error on the measured features"
+        return by_histogram, Clipping(method="histogram", ks_distance=distance, reason=reason)
+    method = "relu_model" if slope == 0 else "leaky_relu_model"
+    return by_density, Clipping(method=method, ks_distance=distance, rate=density.rate, location=density.location)
+
+
+def kolmogorov_smirnov(density: FeatureDensity, histogram: Histogram) -> float:
+    """Largest distance between the fitted and the measured distribution function, at the bin edges."""
+    order = np.argsort(histogram.centres, kind="stable")
+    edges = histogram.centres[order] + histogram.width / 2
+    measured = np.cumsum(histogram.weights[order])
+    # the zero bin is a point: its edge is zero itself
+    edges[histogram.centres[order] == 0] = 0.0
+    return float(np.abs(density.cdf(edges) - measured).max())

@@ -1,0 +1,121 @@
+"""What one streaming pass over the calibration features keeps: moments, a histogram, and a bounded sample. """
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import NonFiniteFeatures
+from ..kernels import statistics as kernels
+
+BINS = 8192
+SAMPLE_BYTES = 256 << 20
+"""Bound on the feature maps that are kept for the tables."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Histogram:
+    """Measured distribution. centres: (bins,) float64. weights: (bins,) float64, probabilities; the sum is 1.
+
+    Exact zeros have a bin of their own, so that the point mass of a ReLU stays a point.
+    """
+
+    centres: NDArray[np.float64]
+    weights: NDArray[np.float64]
+    width: float
+    zero_mass: float
+    minimum: float
+    maximum: float
+
+    def quantization_error(self, levels: Sequence[float], thresholds: Sequence[float]) -> float:
+        """Mean squared error of the quantizer on the measured distribution (each bin at its centre)."""
+        value = np.asarray(levels)[np.searchsorted(np.asarray(thresholds), self.centres, side="right")]
+        return float(self.weights @ (self.centres - value) ** 2)
+
+
+class FeatureStatistics:
+    """Constant-memory statistics of one tensor at the cut.
+
+    channels: C. sample_bytes: how many bytes of feature maps are kept (a uniform sample of the images, reservoir
+    algorithm R, Vitter 1985, seeded).
+    """
+
+    def __init__(self, channels: int, *, sample_bytes: int = SAMPLE_BYTES, seed: int = 0) -> None:
+        self.channels = channels
+        self.count = 0
+        self._elements = 0
+        self._sum = 0.0
+        self._squares = 0.0
+        self._zeros = 0
+        self._radius = 0.0
+        self._bins = np.zeros(BINS, np.int64)
+        self._minimum, self._maximum = np.inf, -np.inf
+        self._sample: list[NDArray[np.float32]] = []
+        self._sample_bytes = sample_bytes
+        self._rng = np.random.default_rng(seed)
+
+    def add(self, batch: NDArray[np.float32]) -> None:
+        """Take in (B, C, H, W) float32. Raises NonFiniteFeatures; the statistics are then unchanged."""
+        x = np.ascontiguousarray(batch, np.float32)
+        flat = x.reshape(-1)
+        low, high = float(flat.min()), float(flat.max())
+        if not (np.isfinite(low) and np.isfinite(high)):
+            raise NonFiniteFeatures("calibration features must be finite; the front graph gave NaN or infinity")
+        self._grow(max(abs(low), abs(high)))
+        self._zeros += int(kernels.histogram(flat, self._radius, self._bins))
+        self._minimum, self._maximum = min(self._minimum, low), max(self._maximum, high)
+        self._sum += float(flat.sum(dtype=np.float64))
+        self._squares += float(np.square(flat, dtype=np.float64).sum())
+        self._elements += flat.size
+        for image in x:
+            self._keep(image)
+            self.count += 1
+
+    def _grow(self, reach: float) -> None:
+        """Make the histogram reach ±`reach`, by doubling its radius and merging pairs of bins."""
+        if self._radius == 0:
+            self._radius = float(2.0 ** np.ceil(np.log2(max(reach, 1e-30))))
+        while reach > self._radius:
+            merged = self._bins.reshape(-1, 2).sum(axis=1)
+            self._bins = np.zeros(BINS, np.int64)
+            self._bins[BINS // 4 : BINS // 4 + BINS // 2] = merged
+            self._radius *= 2
+
+    def _keep(self, image: NDArray[np.float32]) -> None:
+        room = max(1, self._sample_bytes // image.nbytes)
+        if len(self._sample) < room:
+            self._sample.append(image.copy())
+        else:
+            place = int(self._rng.integers(self.count + 1))
+            if place < room:
+                self._sample[place] = image.copy()
+
+    @property
+    def mean(self) -> float:
+        """Mean over all elements of all images."""
+        return self._sum / self._elements
+
+    @property
+    def variance(self) -> float:
+        """Variance over all elements of all images."""
+        return max(self._squares / self._elements - self.mean**2, 0.0)
+
+    @property
+    def histogram(self) -> Histogram:
+        """The measured distribution so far."""
+        width = 2 * self._radius / BINS
+        centres = (np.arange(BINS) + 0.5) * width - self._radius
+        used = np.flatnonzero(self._bins)
+        weights = np.append(self._bins[used], self._zeros) / self._elements
+        return Histogram(
+            centres=np.append(centres[used], 0.0), weights=weights, width=width,
+            zero_mass=self._zeros / self._elements, minimum=self._minimum, maximum=self._maximum,
+        )  # fmt: skip
+
+    @property
+    def sample(self) -> NDArray[np.float32]:
+        """(n, C, H, W) float32: the feature maps kept."""
+        return np.stack(self._sample)

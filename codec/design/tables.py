@@ -1,0 +1,175 @@
+"""Static tables of the context rANS coder, estimated from a sample of calibration features.
+
+A context is (channel, activity of the block above, activity of the block to the left). There are far too many of them
+for a table each, so they are clustered: contexts that look alike share one of T tables (Lloyd iteration on the ideal
+code length, which is k-means under the Kullback–Leibler divergence). A context seen rarely or never leans on the
+average of its activity pair over all channels, so it lands in a sensible table too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..entropy.rans import neighbour_context
+from ..kernels import statistics as kernels
+from ..profile import TABLE_SIZE, ContextTables, Quantizer
+from ..quantizer import BlockPacker, quantize
+
+TABLES = 16
+"""Tables per tensor and operating point: 16 × 4096 decoding slots stay in a 256 KB cache; 32 save 0.4 % of the rate
+and cost 15 % of the decoding speed (f14e and f7e of docs/design, N = 4)."""
+ACTIVITIES = 6
+PRIOR = 24.0
+"""Weight, in symbols, of the activity pair's average when a context is put into a cluster."""
+ESCAPE_BELOW = 0.4 / TABLE_SIZE
+"""A symbol rarer than this is cheaper as an escape than as a frequency of 1."""
+ITERATIONS = 12
+BLOCK_TOLERANCE = 0.01
+"""A larger block, which codes faster, may cost this much more rate than the best one."""
+
+Counts = NDArray[np.float32]
+
+
+def candidate_blocks(levels: int, height: int, width: int) -> Sequence[tuple[int, int]]:
+    """Block shapes worth trying: at most 256 symbols, not larger than the plane, the most elements first."""
+    area = 1
+    while levels ** (area + 1) <= 256:
+        area += 1
+    shapes = [
+        (h, w)
+        for h in (1, 2, 4)
+        for w in (1, 2, 3, 4, 5, 8)
+        if area // 2 < h * w <= area and h <= max(height, 1) and w <= max(width, 1)
+    ]
+    return sorted(shapes, key=lambda s: (-s[0] * s[1], abs(s[0] - s[1]))) or [(1, 1)]
+
+
+def estimate_tables(sample: NDArray[np.float32], quantizer: Quantizer) -> tuple[ContextTables, float]:
+    """The tables for features like `sample`, (n, C, H, W) float32, and their ideal code length, bits per element.
+
+    Every candidate block shape is tried on a part of the sample; the cheapest is estimated on all of it.
+    """
+    q = quantize(sample, quantizer)
+    levels = len(quantizer.levels)
+    n, channels, height, width = q.shape
+    part = q[: max(1, min(n, (1 << 21) // (channels * height * width)))]
+    blocks = candidate_blocks(levels, height, width)
+    costs = [_estimate(part, quantizer, block, tables=4, iterations=3)[1] for block in blocks]
+    # The larger the block the faster the coder: take the first (largest) that is as good as the best, or nearly.
+    block = next(b for b, cost in zip(blocks, costs, strict=True) if cost <= (1 + BLOCK_TOLERANCE) * min(costs))
+    return _estimate(q, quantizer, block, tables=TABLES, iterations=ITERATIONS)
+
+
+def _estimate(
+    q: NDArray[np.uint8], quantizer: Quantizer, block: tuple[int, int], tables: int, iterations: int
+) -> tuple[ContextTables, float]:
+    levels = len(quantizer.levels)
+    _, channels, height, width = q.shape
+    padding = int(np.bincount(q.reshape(-1), minlength=levels).argmax())
+    packer = BlockPacker(quantizer, block, padding, height, width)
+    symbols = packer.pack(q)
+    k = levels ** (block[0] * block[1])
+    weights = np.bincount(symbols, minlength=k).astype(np.float64)
+    left, top = (_activities(levels, block, padding, weights, axis) for axis in (1, 0))
+    side = ACTIVITIES + 1
+    counts = np.zeros((channels * side * side, k), np.int64)
+    contexts = np.resize(np.arange(channels, dtype=np.uint64) * np.uint64(side * side), q.shape[0] * channels)
+    kernels.count_contexts(
+        symbols, packer.rows, packer.cols, contexts,
+        neighbour_context(top, outside=ACTIVITIES, scale=side), neighbour_context(left, outside=ACTIVITIES, scale=1),
+        counts,
+    )  # fmt: skip
+    label, frequencies = _cluster(counts.astype(np.float32), side * side, tables, iterations)
+    bits = float((counts * _code_lengths(frequencies)[label]).sum() / q.size)
+    return ContextTables(
+        block=block, padding=padding, activities=ACTIVITIES, left_activity=left, top_activity=top,
+        context_map=label.astype(np.uint8).tobytes(), frequencies=frequencies.astype("<u2").tobytes(),
+    ), bits  # fmt: skip
+
+
+def _activities(levels: int, block: tuple[int, int], padding: int, weights: NDArray[np.float64], axis: int) -> bytes:
+    """Activity class of each symbol as seen across its right (axis 1) or lower (axis 0) side.
+
+    Magnitude is the distance of each element from the padding level, the elements next to the neighbour counting three
+    times. Class 0 is a block at rest; the others split what is left into equal shares.
+    """
+    h, w = block
+    k = levels ** (h * w)
+    digits = np.arange(k)[:, None] // levels ** np.arange(h * w) % levels
+    size = np.abs(digits - padding).reshape(k, h, w)
+    near = size[:, :, -1] if axis == 1 else size[:, -1, :]
+    magnitude = size.sum(axis=(1, 2)) + 2 * near.sum(axis=1)
+    share = np.bincount(magnitude, weights=weights)
+    share[0] = 0
+    middle = (np.cumsum(share) - share / 2) / max(share.sum(), 1.0)
+    klass = 1 + np.minimum((middle * (ACTIVITIES - 1)).astype(int), ACTIVITIES - 2)
+    klass[0] = 0
+    return klass[magnitude].astype(np.uint8).tobytes()
+
+
+def _cluster(counts: Counts, pairs: int, tables: int, iterations: int) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
+    """Table index per context, and the (T, K+1) frequencies. counts: (C·pairs, K) float32."""
+    by_pair = counts.reshape(-1, pairs, counts.shape[1]).sum(axis=0, dtype=np.float64)
+    by_pair += 1e-3 * by_pair.sum(axis=0) / by_pair.sum() + 1e-9
+    prior = (by_pair / by_pair.sum(axis=1, keepdims=True)).astype(np.float32)
+    seen = np.flatnonzero(counts.any(axis=1))
+    used = counts[seen]
+    weight = used.sum(axis=1)
+    # Start from equal shares of the cost, ordered by bits per symbol: busy contexts apart from quiet ones.
+    smooth = (used + PRIOR * prior[seen % pairs]) / (weight + PRIOR)[:, None]
+    entropy = -(smooth * np.log2(np.maximum(smooth, 1e-12))).sum(axis=1)
+    order = np.argsort(entropy, kind="stable")
+    cost = np.cumsum((entropy * weight)[order], dtype=np.float64)
+    label = np.empty(seen.size, np.intp)
+    label[order] = np.minimum((cost / max(cost[-1], 1e-9) * tables).astype(np.intp), tables - 1)
+    lean = np.zeros((pairs, tables), np.float32)
+    for _ in range(iterations):
+        lengths = _code_lengths(_frequencies(_totals(used, label, tables))).astype(np.float32)
+        lean = PRIOR * (prior @ lengths.T)
+        new = (used @ lengths.T + lean[seen % pairs]).argmin(axis=1)
+        if (new == label).all():
+            break
+        label = new
+    # Unseen contexts have nothing but their pair's average to go by.
+    full = np.tile(lean.argmin(axis=1), counts.shape[0] // pairs)
+    full[seen] = label
+    kept, full = np.unique(full, return_inverse=True)
+    totals = _totals(used, label, tables) + 1e-3 * _totals(prior, lean.argmin(axis=1), tables)
+    return full, _frequencies(totals[kept])
+
+
+def _totals(counts: Counts, label: NDArray[np.intp], tables: int) -> NDArray[np.float64]:
+    """(T, K): the counts of each cluster."""
+    member = (label[None, :] == np.arange(tables)[:, None]).astype(np.float32)
+    return (member @ counts).astype(np.float64)
+
+
+def _frequencies(totals: NDArray[np.float64]) -> NDArray[np.int64]:
+    """(T, K+1) integer frequencies of (T, K) counts; each row sums to 4096 exactly, the escape last and ≥ 1."""
+    k = totals.shape[1]
+    out = np.zeros((totals.shape[0], k + 1), np.int64)
+    for row, count in zip(out, totals, strict=True):
+        p = (count + 1e-12) / (count + 1e-12).sum()
+        kept = p >= ESCAPE_BELOW
+        row[:k][kept] = np.maximum(1, np.round(p[kept] * TABLE_SIZE)).astype(np.int64)
+        # half a count for what the sample has not shown
+        escape = round((float(p[~kept].sum()) + 0.5 / max(float(count.sum()), 1.0)) * TABLE_SIZE)
+        row[k] = min(max(1, escape), TABLE_SIZE // 2)
+        # Take the rounding error from the largest entries, where it costs least.
+        excess = int(row.sum()) - TABLE_SIZE
+        while excess:
+            i = int(row[:k].argmax())
+            step = min(excess, int(row[i]) // 2) if excess > 0 else excess
+            row[i] -= step
+            excess -= step
+    return out
+
+
+def _code_lengths(frequencies: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(T, K) bits per symbol: −log2(f/4096); an escaped symbol costs its escape and 8 bits."""
+    f = frequencies[:, :-1]
+    escaped = 8 - np.log2(frequencies[:, -1:] / TABLE_SIZE)
+    return np.where(f > 0, -np.log2(np.maximum(f, 1) / TABLE_SIZE), escaped)

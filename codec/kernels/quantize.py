@@ -1,0 +1,117 @@
+"""Clip + quantize, pack to block symbols, and back. Decisions are float32 comparisons: no rounding, no casts of floats."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .policy import kernel
+
+INF = np.float32(np.inf)
+
+
+@kernel
+def quantize(x, thresholds, out):
+    """out[i] = number of thresholds ≤ x[i]; returns how many elements are NaN or ±Inf.
+
+    x: (n,) float32. thresholds: (N − 1,) float32, non-decreasing. out: (n,) uint8.
+    """
+    # Stretches that stay in the first-level cache while the thresholds pass over them one by one; each pass is a plain
+    # compare-and-add, which every compiler turns into SIMD.
+    stretch = 4096
+    bad = 0
+    for start in range(0, x.size, stretch):
+        xs = x[start : start + stretch]
+        qs = out[start : start + stretch]
+        if thresholds.size == 3:
+            t0, t1, t2 = thresholds[0], thresholds[1], thresholds[2]
+            for i in range(xs.size):
+                v = xs[i]
+                qs[i] = np.uint8(v >= t0) + np.uint8(v >= t1) + np.uint8(v >= t2)
+        else:
+            t = thresholds[0]
+            for i in range(xs.size):
+                qs[i] = np.uint8(xs[i] >= t)
+            for k in range(1, thresholds.size):
+                t = thresholds[k]
+                for i in range(xs.size):
+                    qs[i] += np.uint8(xs[i] >= t)
+        for i in range(xs.size):
+            bad += not (abs(xs[i]) < INF)
+    return bad
+
+
+@kernel
+def copy_planes(src, src_height, src_width, dst, dst_height, dst_width):
+    """Copy the common top-left part of every (height, width) plane; used to pad planes to whole blocks and to crop."""
+    height = min(src_height, dst_height)
+    width = min(src_width, dst_width)
+    for p in range(src.size // (src_height * src_width)):
+        for y in range(height):
+            a = (p * src_height + y) * src_width
+            b = (p * dst_height + y) * dst_width
+            for x in range(width):
+                dst[b + x] = src[a + x]
+
+
+@kernel
+def pack(q, cols, levels, block_height, block_width, row, out):
+    """Block symbols s = Σ q_k·N^k, k in raster order inside the block, of planes that are whole blocks.
+
+    q: (rows·bh·cols·bw,) uint8, level indices. row: scratch, (q.size // bw,) uint8. out: (rows·cols,) uint8.
+    Sums stay below 256, so the arithmetic modulo 256 of uint8 is exact.
+    """
+    n = np.uint8(levels)
+    # First along the rows, then down the columns: two passes with constant strides, which vectorise.
+    if block_width == 1:
+        row[:] = q
+    elif block_width == 2:
+        for i in range(row.size):
+            row[i] = q[2 * i] + q[2 * i + 1] * n
+    elif block_width == 4:
+        n2 = np.uint8(n * n)
+        n3 = np.uint8(n2 * n)
+        for i in range(row.size):
+            row[i] = q[4 * i] + q[4 * i + 1] * n + q[4 * i + 2] * n2 + q[4 * i + 3] * n3
+    else:
+        for i in range(row.size):
+            s = np.uint8(0)
+            for k in range(block_width - 1, -1, -1):
+                s = np.uint8(s * n + q[i * block_width + k])
+            row[i] = s
+    weight = np.uint8(1)
+    for _ in range(block_width):
+        weight = np.uint8(weight * n)
+    for r in range(out.size // cols):
+        a = r * block_height * cols
+        b = r * cols
+        for c in range(cols):
+            out[b + c] = row[a + c]
+        w = weight
+        for _ in range(1, block_height):
+            a += cols
+            for c in range(cols):
+                out[b + c] += row[a + c] * w
+            w = np.uint8(w * weight)
+
+
+@kernel
+def unpack(symbols, cols, block_height, units, values, out):
+    """Block symbols → reconstruction values, for planes that are whole blocks.
+
+    A block row is moved as `units` machine words: uint64 (two float32) where the block width is even, else uint32.
+    symbols: (rows·cols,) uint8. values: (K·bh·units,) words. out: (rows·bh·cols·units,) words.
+    """
+    size = np.uint64(block_height * units)
+    for r in range(symbols.size // cols):
+        b = r * cols
+        for dy in range(block_height):
+            a = (r * block_height + dy) * cols * units
+            first = np.uint64(dy * units)
+            if units == 1:
+                for c in range(cols):
+                    out[a + c] = values[np.uint64(symbols[b + c]) * size + first]
+            else:
+                for c in range(cols):
+                    v = np.uint64(symbols[b + c]) * size + first
+                    for u in range(units):
+                        out[a + c * units + u] = values[v + np.uint64(u)]
