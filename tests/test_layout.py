@@ -11,6 +11,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 ROOMS = ("codec", "exporter", "models", "runtime_cloud", "runtime_edge", "splitwire")
@@ -25,7 +27,7 @@ def name(path: Path) -> str:
 
 def imported(path: Path) -> set[str]:
     """Every module that the file imports absolutely, wherever in it: {"numpy.typing", …}."""
-    found = set()
+    found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
@@ -103,7 +105,7 @@ def test_rooms_have_one_name():
 def test_every_package_is_in_the_wheel():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     setuptools = project["tool"]["setuptools"]
-    folders = {package: folder for package, folder in setuptools["package-dir"].items()}
+    folders: dict[str, str] = setuptools["package-dir"]
     assert sorted(folders.values()) == sorted(ROOMS)
     found = {
         ".".join([package, *init.parent.relative_to(ROOT / folder).parts])
@@ -111,6 +113,21 @@ def test_every_package_is_in_the_wheel():
         for init in (ROOT / folder).rglob("__init__.py")
     }
     assert set(setuptools["packages"]) == found
+
+
+def test_every_dependency_has_its_tested_version():
+    """constraints.txt names each direct dependency, inside the range that pyproject.toml promises, and no place."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    tested = {canonicalize_name(pin.name): next(iter(pin.specifier)) for pin in pins}
+    assert all(pin.url is None and len(pin.specifier) == 1 for pin in pins)
+    for text in [*project["dependencies"], *(r for extra in project["optional-dependencies"].values() for r in extra)]:
+        wanted = Requirement(text)
+        if wanted.name != "splitwire":
+            pin = tested[canonicalize_name(wanted.name)]
+            assert pin.operator == "=="
+            assert wanted.specifier.contains(pin.version), f"{text}, tested with {pin.version}"
 
 
 def test_kernels_live_in_codec_kernels():
@@ -149,6 +166,19 @@ def test_no_file_names_a_machine():
         if hits := MACHINE.findall(text):
             found[name(path)] = hits
     assert not found
+
+
+LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)[^)]*\)")
+
+
+def test_links_between_documents_lead_somewhere():
+    """Every relative link in a Markdown file; and docs/README.md, the index, leads to each page beside it."""
+    pages = [p for p in TEXTS if p.suffix == ".md"]
+    targets = {page: [page.parent / link for link in LINK.findall(page.read_text(encoding="utf-8"))] for page in pages}
+    assert [f"{name(page)}: {t}" for page, found in targets.items() for t in found if not t.exists()] == []
+    indexed = {target.resolve() for target in targets[ROOT / "docs/README.md"]}
+    missing = [name(p) for p in (ROOT / "docs").glob("*.md") if p.name != "README.md" and p.resolve() not in indexed]
+    assert missing == []
 
 
 def test_importing_splitwire_loads_nothing_heavy():

@@ -1,4 +1,4 @@
-"""What is shipped: the wheel's content and metadata, and edge and cloud installed apart from it, talking over a socket."""
+"""What is shipped: the wheel's content and metadata; and edge and cloud, installed apart, over a socket."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_wheel_has_a_licence_and_a_command(wheel: Path):
 
 
 def closure(requirements: list[str], extra: str) -> set[str]:
-    """Names of everything that pip installs for these requirements and this extra, by the metadata of what is installed."""
+    """Names of all that pip installs for these requirements and this extra, by the metadata of what is installed."""
     found: set[str] = set()
     todo = [(requirement, extra) for requirement in requirements]
     while todo:
@@ -116,7 +116,9 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     return programs
 
 
-@pytest.mark.parametrize(("extra", "absent"), [("edge", EXPORT_ONLY | {"starlette"}), ("cloud", EXPORT_ONLY | {"httpx"})])
+@pytest.mark.parametrize(
+    ("extra", "absent"), [("edge", EXPORT_ONLY | {"starlette"}), ("cloud", EXPORT_ONLY | {"httpx"})]
+)
 def test_an_install_does_not_bring_the_rest(installed: dict[str, Path], extra: str, absent: set[str]):
     python = str(installed[extra] / "python")
     listed = json.loads(run([python, "-m", "pip", "list", "--format", "json"], installed[extra]))
@@ -160,7 +162,8 @@ def test_edge_and_cloud_installed_apart_work_together(
     rows: list[dict[str, Any]] = json.loads(run(command, tmp_path))["images"]
     assert [Path(row["image"]) for row in rows] == list(demo_images)
 
-    with EdgeSession(demo_pair / "front.onnx", transport=LoopbackTransport(CloudSession(demo_pair / "back.onnx"))) as here:
+    loopback = LoopbackTransport(CloudSession(demo_pair / "back.onnx").handle)
+    with EdgeSession(demo_pair / "front.onnx", transport=loopback) as here:
         for row in rows:
             result = here.infer(here.preprocess(Path(row["image"])))
             (scores,) = result.outputs.values()

@@ -1,10 +1,10 @@
 """Every Python and shell block of README.md runs, in order, in a copy of the tree.
 
-A Python block is a program of its own. A shell block is run by bash, line after line, and stops at the first failure; in
-a `console` block the lines after `$ ` are commands and the others are what they print. A command that ends in `&` runs
-in the background from its first line of output on, until `kill %1` or the end of the README. Files that one block writes
-are there for the next. Nothing is left out silently: the table INSTEAD says which commands run as something else, and a
-block in a language that is neither run nor listed in SHOWN fails.
+A Python block is a program of its own. A shell block is run by bash, line after line, and stops at the first failure;
+in a `console` block the lines after `$ ` are commands and the others are what they print. A command that ends in `&`
+runs in the background, from its first line of output on, until `kill %1` or the end of the README. Files that one block
+writes are there for the next. Nothing is left out silently: the table INSTEAD says which commands run as something
+else, and a block in a language that is neither run nor listed in SHOWN fails.
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ def blocks(markdown: str) -> Iterator[Block]:
 
 def make_here(target: str) -> str:
     """`make demo` with the environment that runs this test in place of a new .venv, and without installing into it."""
-    return f"make {target} VENV='{sys.prefix}' -o '{sys.prefix}/.demo' -o '{sys.prefix}/.dev' -o '{sys.prefix}/.weights'"
+    return (
+        f"make {target} VENV='{sys.prefix}' -o '{sys.prefix}/.demo' -o '{sys.prefix}/.dev' -o '{sys.prefix}/.weights'"
+    )
 
 
 def check_install(requirements: str) -> str:
@@ -68,7 +70,9 @@ def check_install(requirements: str) -> str:
         if not wanted:
             raise BlockFailed(f"pip install of {requirement}: only splitwire and its extras are expected here")
         if unknown := set(filter(None, (wanted[1] or "").split(","))) - set(project["optional-dependencies"]):
-            raise BlockFailed(f"pip install names extras that pyproject.toml does not have: {', '.join(sorted(unknown))}")
+            raise BlockFailed(
+                f"pip install names extras that pyproject.toml does not have: {', '.join(sorted(unknown))}"
+            )
     return "true"
 
 
@@ -104,7 +108,7 @@ class Reader:
         self.environment = {**os.environ, "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}"}
 
     def start(self, command: list[str]) -> subprocess.Popen[bytes]:
-        # Its own session, so that it is ended with its children; a file, because a pipe stays open as long as they live.
+        # A session of its own, to be ended with its children; a file, because a pipe stays open as long as they live.
         with self.log.open("wb") as log:
             return subprocess.Popen(
                 command, cwd=self.folder, env=self.environment, stdout=log, stderr=log, start_new_session=True
@@ -257,7 +261,7 @@ def test_a_block_that_does_not_work_is_reported(tmp_path: Path, text: str, where
 
 
 def test_what_runs_in_the_background_is_ended(tmp_path: Path):
-    server = "python -c 'import os, time; print(os.getpid(), flush=True); open(\"up\", \"w\").close(); time.sleep(60)'"
+    server = 'python -c \'import os, time; print(os.getpid(), flush=True); open("up", "w").close(); time.sleep(60)\''
     follow(f"```sh\n{server} &\ntest -f up\n```\n```sh\ntest -f up\n```", tmp_path)
     (log,) = (tmp_path / "build").glob("readme-*.log")
     with pytest.raises(ProcessLookupError):
