@@ -143,8 +143,11 @@ def _cluster(counts: Counts, pairs: int, tables: int, iterations: int) -> tuple[
 
 def _totals(counts: Counts, label: NDArray[np.intp], tables: int) -> NDArray[np.float64]:
     """(T, K): the counts of each cluster."""
-    member = (label[None, :] == np.arange(tables)[:, None]).astype(np.float32)
-    return (member @ counts).astype(np.float64)
+    out = np.zeros((tables, counts.shape[1]))
+    order = np.argsort(label, kind="stable")
+    present, starts = np.unique(label[order], return_index=True)
+    out[present] = np.add.reduceat(counts[order], starts, axis=0, dtype=np.float64)
+    return out
 
 
 def _frequencies(totals: NDArray[np.float64]) -> NDArray[np.int64]:

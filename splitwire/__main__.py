@@ -1,0 +1,5 @@
+"""`python -m splitwire`."""
+
+from splitwire.cli import main
+
+main()

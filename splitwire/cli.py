@@ -1,0 +1,86 @@
+"""The `splitwire` command: one function per subcommand, one line per error.
+
+Exit status: 0 done; 2 the command was used wrongly; 1 anything else. `--debug` (or SPLITWIRE_DEBUG=1) shows the traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from splitwire import __version__
+from splitwire.codec.errors import SplitwireError
+from splitwire.commands import cloud, demo, edge, export
+from splitwire.console import err
+
+EXTRAS = {
+    "torch": "export", "torchvision": "export", "onnx": "export", "onnx_ir": "export", "onnxscript": "export",
+    "scipy": "export", "safetensors": "export", "onnxruntime": "edge", "httpx": "edge", "PIL": "edge",
+    "starlette": "cloud", "uvicorn": "cloud", "matplotlib": "demo", "zstandard": "demo", "skimage": "demo",
+}  # fmt: skip
+"""Which extra of the distribution brings an import that may be missing."""
+
+app = typer.Typer(
+    name="splitwire",
+    help="Cut a trained network in two, and send the features between the halves in under one bit per element.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+edge_app = typer.Typer(help="The device side: run the front, send frames.", no_args_is_help=True)
+cloud_app = typer.Typer(help="The server side: take frames, run the back.", no_args_is_help=True)
+app.add_typer(edge_app, name="edge")
+app.add_typer(cloud_app, name="cloud")
+
+app.command()(export.export)
+app.command()(demo.demo)
+edge_app.command()(edge.run)
+cloud_app.command()(cloud.serve)
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(f"splitwire {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", envvar="SPLITWIRE_DEBUG", help="Show tracebacks.")] = False,
+) -> None:
+    """Options before the subcommand."""
+    if debug:
+        os.environ["SPLITWIRE_DEBUG"] = "1"
+
+
+def main() -> None:
+    """Entry point: run the command, turn our errors into one line and an exit status."""
+    try:
+        app()
+    except SplitwireError as e:
+        _fail(str(e), e.exit_status)
+    except ModuleNotFoundError as e:
+        extra = EXTRAS.get((e.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        _fail(f"this command needs {e.name}, which is not installed; run: pip install 'splitwire[{extra}]'", 2)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+
+
+def _fail(message: str, status: int) -> None:
+    if os.environ.get("SPLITWIRE_DEBUG", "0") not in ("", "0"):
+        raise  # noqa: PLE0704 - always called from an except block
+    err.print(f"[bold red]error:[/] {message}", markup=True, soft_wrap=True)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()
