@@ -1,0 +1,157 @@
+"""The reply: what the cloud answers to a frame. One strict msgpack map, read and written by both runtimes.
+
+    {version, frame_id, decode_ms, back_ms, outputs: [{name, dtype, shape, data}, …]}      (docs/runtime.md)
+
+msgpack and never pickle: decoding creates numbers, strings and views of the bytes received, nothing else. The size of
+an output is checked against its shape before an array is made, so a reply cannot make the edge allocate more than it
+has already received.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+from msgspec import Meta, Struct
+from numpy.typing import NDArray
+
+from .errors import BadResponse, SplitwireError, UnsupportedModel
+
+FRAME_MEDIA_TYPE = "application/vnd.splitwire.frame"
+REPLY_MEDIA_TYPE = "application/vnd.splitwire.reply"
+REPLY_VERSION = 1
+
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for bytes that are not what they should be: a bad key in a map is a UnicodeDecodeError."""
+
+MAX_OUTPUTS = 255
+MAX_DIMS = 8
+MAX_NAME = 256
+MAX_SENTENCE = 400
+
+DTYPES: Mapping[str, np.dtype[Any]] = {
+    "bool": np.dtype("?"),
+    "uint8": np.dtype("u1"),
+    "int8": np.dtype("i1"),
+    "int32": np.dtype("<i4"),
+    "int64": np.dtype("<i8"),
+    "float16": np.dtype("<f2"),
+    "float32": np.dtype("<f4"),
+    "float64": np.dtype("<f8"),
+}
+"""The element types an output may have, little-endian on the wire. A name is never reused for another type."""
+
+Outputs = dict[str, NDArray[Any]]
+Milliseconds = Annotated[float, Meta(ge=0)]
+Dim = Annotated[int, Meta(ge=0, le=1 << 31)]
+
+
+class _Tensor(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    name: Annotated[str, Meta(max_length=MAX_NAME)]
+    dtype: Annotated[str, Meta(max_length=MAX_NAME)]
+    shape: Annotated[tuple[Dim, ...], Meta(max_length=MAX_DIMS)]
+    data: memoryview  # a view of the reply: nothing is allocated while parsing
+
+
+class _Reply(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    version: int
+    frame_id: Annotated[int, Meta(ge=0)]
+    decode_ms: Milliseconds
+    back_ms: Milliseconds
+    outputs: Annotated[tuple[_Tensor, ...], Meta(min_length=1, max_length=MAX_OUTPUTS)]
+
+
+class _Version(Struct):
+    """Only the version, for the message about a reply whose other fields this build does not know."""
+
+    version: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodedReply:
+    """outputs: by name, in the back graph's order; writable arrays. decode_ms, back_ms: time spent in the cloud."""
+
+    outputs: Outputs
+    frame_id: int
+    decode_ms: float
+    back_ms: float
+
+
+def encode_reply(outputs: Mapping[str, NDArray[Any]], *, frame_id: int, decode_ms: float, back_ms: float) -> bytes:
+    """Outputs and times (ms) → reply bytes. Raises UnsupportedModel for an element type that is not in DTYPES."""
+    tensors = []
+    for name, array in outputs.items():
+        wire = DTYPES.get(array.dtype.name)
+        if wire is None:
+            raise UnsupportedModel(f"output {name!r} is {array.dtype}; a reply can carry {', '.join(DTYPES)}")
+        flat = np.ascontiguousarray(array, dtype=wire).reshape(-1)
+        tensors.append(_Tensor(name=name, dtype=array.dtype.name, shape=array.shape, data=flat.view(np.uint8).data))
+    reply = _Reply(
+        version=REPLY_VERSION, frame_id=frame_id, decode_ms=decode_ms, back_ms=back_ms, outputs=tuple(tensors)
+    )
+    return msgspec.msgpack.encode(reply)
+
+
+def decode_reply(data: bytes) -> DecodedReply:
+    """Reply bytes → outputs and times. Raises BadResponse, and nothing else, for anything but a valid reply.
+
+    The transport bounds len(data); the arrays made here hold at most len(data) bytes.
+    """
+    try:
+        reply = msgspec.msgpack.decode(data, type=_Reply)
+    except UNREADABLE as e:
+        raise _refused(data, e) from e
+    if reply.version != REPLY_VERSION:
+        raise _newer(reply.version)
+    for name, ms in (("decode_ms", reply.decode_ms), ("back_ms", reply.back_ms)):
+        if not math.isfinite(ms):
+            raise BadResponse(f"the server's reply says {name} = {ms}; expected a finite time")
+    outputs: Outputs = {}
+    for tensor in reply.outputs:
+        if tensor.name in outputs:
+            raise BadResponse(f"the server's reply holds output {tensor.name!r} twice")
+        outputs[tensor.name] = _to_array(tensor)
+    return DecodedReply(outputs=outputs, frame_id=reply.frame_id, decode_ms=reply.decode_ms, back_ms=reply.back_ms)
+
+
+def printable(text: str) -> str:
+    """`text` from the far end on one line, without control characters, at most MAX_SENTENCE long: safe to show."""
+    clean = "".join(c if c.isprintable() else " " for c in text[: MAX_SENTENCE + 1])
+    return clean if len(clean) <= MAX_SENTENCE else clean[:MAX_SENTENCE] + "…"
+
+
+def _to_array(tensor: _Tensor) -> NDArray[Any]:
+    dtype = DTYPES.get(tensor.dtype)
+    if dtype is None:
+        raise BadResponse(f"output {tensor.name!r} has dtype {tensor.dtype!r}; known are {', '.join(DTYPES)}")
+    expected = math.prod(tensor.shape) * dtype.itemsize  # Python integers: no overflow, whatever the shape
+    if expected != tensor.data.nbytes:
+        raise BadResponse(
+            f"output {tensor.name!r} of shape {tensor.shape} and {tensor.dtype} must have {expected} bytes, "
+            f"has {tensor.data.nbytes}"
+        )
+    if tensor.dtype == "bool" and expected and np.frombuffer(tensor.data, dtype=np.uint8).max() > 1:
+        raise BadResponse(f"output {tensor.name!r} is bool but holds bytes other than 0 and 1")
+    # A copy: aligned, writable, and it does not keep the whole reply alive. Native byte order for the caller.
+    return np.frombuffer(tensor.data, dtype=dtype).astype(dtype.newbyteorder("=")).reshape(tensor.shape)
+
+
+def _refused(data: bytes, cause: Exception) -> SplitwireError:
+    """The error for bytes that are no version-1 reply: a newer one is called by its name."""
+    try:
+        version = msgspec.msgpack.decode(data, type=_Version).version
+    except UNREADABLE:
+        version = REPLY_VERSION
+    if version != REPLY_VERSION:
+        return _newer(version)
+    return BadResponse(f"the server's reply is damaged: {printable(str(cause))}")
+
+
+def _newer(version: int) -> SplitwireError:
+    return BadResponse(
+        f"the server's reply has version {version}, this splitwire reads {REPLY_VERSION}; update the older side"
+    )

@@ -1,0 +1,102 @@
+"""front.onnx as a plain function: input array → feature tensors at the cut.
+
+`runtime_cloud/graph.py` opens its half in the same way. The two are apart on purpose: the runtimes do not import each
+other, and the room they share, the codec, must not need ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from splitwire.codec.errors import DeviceError, ProfileError, ShapeMismatch, UsageError
+from splitwire.codec.profile import CodecProfile
+
+Float32Array = NDArray[np.float32]
+
+DEFAULT_PROVIDERS = ("CPUExecutionProvider",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontGraph:
+    """The front half, opened. input_shape: as in the graph; None where an axis is free, as the batch is."""
+
+    session: ort.InferenceSession
+    profile: CodecProfile
+    input_name: str
+    input_shape: tuple[int | None, ...]
+
+    def run(self, x: Float32Array) -> list[Float32Array]:
+        """(B, *input_shape[1:]) float32 → one (B, *shape) float32 array per tensor of the profile, in its order.
+
+        Raises ShapeMismatch for another shape or dtype.
+        """
+        self._check(x)
+        return self.session.run([t.name for t in self.profile.tensors], {self.input_name: x})
+
+    def zeros(self) -> Float32Array:
+        """An input of one image, all zero, free axes 1: what a warm-up runs on."""
+        return np.zeros((1, *(1 if n is None else n for n in self.input_shape[1:])), dtype=np.float32)
+
+    def _check(self, x: Float32Array) -> None:
+        shown = "(" + ", ".join("B" if n is None else str(n) for n in self.input_shape) + ")"
+        if not isinstance(x, np.ndarray):
+            raise ShapeMismatch(f"the front takes a {shown} float32 array; got {type(x).__name__}")
+        fits = x.ndim == len(self.input_shape) and all(
+            n is None or n == given for n, given in zip(self.input_shape, x.shape, strict=True)
+        )
+        if not fits or x.dtype != np.float32 or x.size == 0:
+            raise ShapeMismatch(f"the front takes a {shown} float32 array; got {x.shape} {x.dtype}")
+
+
+def open_front(path: str | Path, *, threads: int | None = None, providers: Sequence[str] | None = None) -> FrontGraph:
+    """Load front.onnx.
+
+    threads: of one inference; None lets ONNX Runtime choose. providers: execution providers, in order of preference;
+    None means the CPU. Raises UsageError (no such file, back half given), ProfileError (not one of our graphs, or
+    damaged), DeviceError (a provider this machine does not have).
+    """
+    session = _open(Path(path), threads, providers)
+    profile = CodecProfile.from_metadata(session.get_modelmeta().custom_metadata_map, str(path))
+    outputs = {o.name for o in session.get_outputs()}
+    missing = [t.name for t in profile.tensors if t.name not in outputs]
+    inputs = session.get_inputs()
+    if missing and {t.name for t in profile.tensors} <= {i.name for i in inputs}:
+        raise UsageError(f"{path} is the back half, for `splitwire cloud serve`; the edge runs its front.onnx")
+    if missing:
+        raise ProfileError(f"{path} does not make the tensor {missing[0]!r} of its own profile; export the model again")
+    if len(inputs) != 1 or inputs[0].type != "tensor(float)":
+        shown = ", ".join(f"{i.name}: {i.type}" for i in inputs)
+        raise ProfileError(f"{path} must have one float32 input, has {shown}; export the model again")
+    shape = tuple(n if isinstance(n, int) else None for n in inputs[0].shape)
+    return FrontGraph(session=session, profile=profile, input_name=inputs[0].name, input_shape=shape)
+
+
+def _open(path: Path, threads: int | None, providers: Sequence[str] | None) -> ort.InferenceSession:
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file; make it with `splitwire export`")
+    wanted = list(DEFAULT_PROVIDERS if providers is None else providers)
+    available = ort.get_available_providers()
+    for name in wanted:
+        if name not in available:
+            raise DeviceError(f"execution provider {name!r} is not here; this ONNX Runtime has {', '.join(available)}")
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads must be 1 or more, is {threads}")
+    options = ort.SessionOptions()
+    options.log_severity_level = 3  # errors only, and those come back as exceptions too
+    options.intra_op_num_threads = threads or 0
+    # Spin inside a run, for speed; stop when it ends: waiting for the next frame must not cost the battery.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    try:
+        session = ort.InferenceSession(str(path), options, providers=wanted)
+    except Exception as e:  # ONNX Runtime's exceptions share no base class below this
+        raise ProfileError(f"{path} is not a graph that ONNX Runtime can open: {str(e).splitlines()[0]}") from e
+    # A provider whose libraries fail to load is dropped by ONNX Runtime with a log line only.
+    if wanted and wanted[0] not in session.get_providers():
+        raise DeviceError(f"execution provider {wanted[0]!r} did not start; see ONNX Runtime's log for the reason")
+    return session

@@ -1,0 +1,213 @@
+"""EdgeSession: an image in, the whole network's outputs out, with the front here and the back in the cloud."""
+
+from __future__ import annotations
+
+import enum
+import itertools
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from splitwire.codec.codec import FeatureCodec
+from splitwire.codec.errors import BadResponse, UsageError
+from splitwire.codec.profile import CodecProfile
+from splitwire.codec.reply import Outputs
+
+from .graph import Float32Array, open_front
+from .transport import Reply, Transport
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+FRAME_ID_MASK = (1 << 32) - 1
+"""Frame ids count up and start again at 0 after 2³²."""
+
+
+class State(enum.Enum):
+    """NEW: the graph is loaded. OPEN: in use. CLOSED: for good; its transport is closed with it."""
+
+    NEW = "new"
+    OPEN = "open"
+    CLOSED = "closed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timings:
+    """Milliseconds per stage, in pipeline order.
+
+    front, encode: on this device. network: the wait for the reply less the two times that the cloud reports; it holds
+    the link both ways, HTTP, and any wait in the server's queue. decode, back: in the cloud, by its clock.
+    """
+
+    front: float
+    encode: float
+    network: float
+    decode: float
+    back: float
+
+    @property
+    def total(self) -> float:
+        """Sum of the stages, ms."""
+        return self.front + self.encode + self.network + self.decode + self.back
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitResult:
+    """One inference.
+
+    outputs: the back's outputs by name, in graph order. op: the operating point the frame was coded at.
+    bytes_sent: what crossed the socket towards the cloud, HTTP head and retries included. frame_bytes: the frame alone.
+    bits_per_element: 8·bytes_sent over the elements of the feature tensors (all images of the batch).
+    attempts: 1, unless the transport repeated a failed try.
+    """
+
+    outputs: Outputs
+    op: str
+    bytes_sent: int
+    frame_bytes: int
+    bits_per_element: float
+    timings: Timings
+    attempts: int
+
+
+class EdgeSession:
+    """The front half, the codec and a transport, as one network.
+
+        with EdgeSession("front.onnx", transport=HttpTransport("http://cloud:8500")) as session:
+            result = session.infer(x)
+
+    front: path of front.onnx. transport: the session closes it. op: operating point of every frame that names no other;
+    None for the profile's default. threads, providers: see `graph.open_front`.
+    Raises UsageError, ProfileError, DeviceError (opening the graph), ProfileError (no such operating point).
+
+    `infer` may be called from several threads. `run_front`, `encode` and `send` are its stages, each of use alone.
+    """
+
+    def __init__(
+        self,
+        front: str | Path,
+        *,
+        transport: Transport,
+        op: str | None = None,
+        threads: int | None = None,
+        providers: Sequence[str] | None = None,
+    ) -> None:
+        self._graph = open_front(front, threads=threads, providers=providers)
+        self._codec = FeatureCodec(self.profile)
+        self._op = self.profile.operating_points[self.profile.point_index(op)].name
+        self._transport = transport
+        self._elements = sum(t.elements for t in self.profile.tensors)
+        self._ids = itertools.count()
+        self._state = State.NEW
+
+    @property
+    def profile(self) -> CodecProfile:
+        """What this front and its back have agreed on."""
+        return self._graph.profile
+
+    @property
+    def input_shape(self) -> tuple[int | None, ...]:
+        """(B, C, H, W) of the network's input; None where any size is taken."""
+        return self._graph.input_shape
+
+    @property
+    def state(self) -> State:
+        """NEW, OPEN or CLOSED."""
+        return self._state
+
+    def infer(self, x: Float32Array, op: str | None = None) -> SplitResult:
+        """Run the whole network on a batch.
+
+        x: (B, C, H, W) float32, preprocessed. op: operating point of this frame; None for the session's.
+        Raises ShapeMismatch, NonFiniteFeatures (the front made NaN or Inf of x), ProfileError (no such operating
+        point), TransportError, or the error that the cloud named.
+        """
+        start = time.perf_counter()
+        features = self.run_front(x)
+        fronted = time.perf_counter()
+        frame_id = next(self._ids) & FRAME_ID_MASK
+        frame = self.encode(features, op=op, frame_id=frame_id)
+        encoded = time.perf_counter()
+        reply = self.send(frame, frame_id=frame_id)
+        waited_ms = (time.perf_counter() - encoded) * 1e3
+        return SplitResult(
+            outputs=reply.outputs,
+            op=self._op_name(op),
+            bytes_sent=reply.bytes_sent,
+            frame_bytes=len(frame),
+            bits_per_element=8 * reply.bytes_sent / (x.shape[0] * self._elements),
+            timings=Timings(
+                front=(fronted - start) * 1e3,
+                encode=(encoded - fronted) * 1e3,
+                # Two clocks: a coarse one over there can claim more than was waited here.
+                network=max(0.0, waited_ms - reply.decode_ms - reply.back_ms),
+                decode=reply.decode_ms,
+                back=reply.back_ms,
+            ),
+            attempts=reply.attempts,
+        )
+
+    def infer_image(self, image: str | Path | Image, op: str | None = None) -> SplitResult:
+        """Run the whole network on one picture: a path, or a PIL image.
+
+        Raises UsageError if the profile does not say how a picture becomes an input, or the file is no picture; and
+        what `infer` raises. Needs Pillow.
+        """
+        return self.infer(self.preprocess(image), op=op)
+
+    def preprocess(self, image: str | Path | Image) -> Float32Array:
+        """A picture → (1, C, H, W) float32, as the profile says. Raises as `infer_image`."""
+        from splitwire.codec import preprocessing  # Pillow is met only here: arrays need none
+
+        how = self.profile.preprocessing
+        if how is None:
+            raise UsageError(f"model {self.profile.model!r} was exported without preprocessing; give infer() an array")
+        x: Any = preprocessing.load(image, how) if isinstance(image, str | Path) else preprocessing.apply(image, how)
+        return x[None] if x.ndim == 3 else x
+
+    def run_front(self, x: Float32Array) -> list[Float32Array]:
+        """Stage 1. (B, C, H, W) float32 → one (B, *shape) float32 per tensor at the cut. Raises ShapeMismatch."""
+        self._use()
+        return self._graph.run(x)
+
+    def encode(self, features: Sequence[Float32Array], *, op: str | None = None, frame_id: int = 0) -> bytes:
+        """Stage 2. Feature tensors → frame. Raises ShapeMismatch, NonFiniteFeatures, ProfileError."""
+        self._use()
+        return self._codec.encode(features, op=self._op_name(op), frame_id=frame_id)
+
+    def send(self, frame: bytes, *, frame_id: int) -> Reply:
+        """Stage 3. Frame → reply. Raises BadResponse for the reply to another frame, and what the transport raises."""
+        self._use()
+        reply = self._transport.send(frame)
+        if reply.frame_id != frame_id:
+            raise BadResponse(f"the server answered frame {reply.frame_id}, this was frame {frame_id}")
+        return reply
+
+    def warm_up(self) -> None:
+        """Run front and encoder once on zeros, so that no frame pays for compiling kernels. Sends nothing."""
+        self.encode(self.run_front(self._graph.zeros()))
+
+    def close(self) -> None:
+        """Close the transport; the session cannot be used again. Calling it twice is fine."""
+        if self._state is not State.CLOSED:
+            self._state = State.CLOSED
+            self._transport.close()
+
+    def __enter__(self) -> Self:
+        self._use()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def _use(self) -> None:
+        if self._state is State.CLOSED:
+            raise UsageError("this EdgeSession is closed; make a new one")
+        self._state = State.OPEN
+
+    def _op_name(self, op: str | None) -> str:
+        """The operating point's name. Raises ProfileError, with the names there are."""
+        return self._op if op is None else self.profile.operating_points[self.profile.point_index(op)].name
