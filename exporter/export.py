@@ -1,0 +1,222 @@
+"""From a network to front.onnx and back.onnx: the steps of this room in their order."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from splitwire.codec.design import design_operating_point
+from splitwire.codec.errors import ExportError, UsageError
+from splitwire.codec.profile import MAX_LEVELS, CodecProfile, OperatingPoint, Preprocessing, TensorSpec
+
+from . import bake, verify
+from .calibrate import Calibrated, Progress, calibrate
+from .cuts import find_cut
+from .graph import Source, from_file, from_module
+from .inference import Float32Array, Graph
+from .inputs import LIMIT, Calibration, CalibrationInputs, Skipped, are_files, imagenet_preprocessing, open_inputs
+from .measure import PointMeasure, choose_default, measure_points
+from .names import Names
+from .split import Halves, split
+
+LEVELS = (2, 3, 4, 6, 8)
+"""The operating points made unless the caller says otherwise: what Cohen et al. 2021 tabulate."""
+
+Network = torch.nn.Module | str | os.PathLike[str]
+"""What can be exported: a module, or the path of an ONNX file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportResult:
+    """front, back: the two files. profile: what was baked into both.
+
+    measures: one per operating point, in the profile's order. torch_difference: largest relative difference between
+    the ONNX graph and the torch module, None for ONNX files (the difference of the halves from the whole is
+    `profile.max_difference`). origin, opset: how the graph was made. skipped: images that could not be read.
+    notes: what the user should know, one sentence each.
+    """
+
+    front: Path
+    back: Path
+    profile: CodecProfile
+    measures: tuple[PointMeasure, ...]
+    torch_difference: float | None
+    origin: str
+    opset: int
+    skipped: tuple[Skipped, ...]
+    notes: tuple[str, ...]
+
+
+def export_pair(
+    model: Network,
+    *,
+    cut: str,
+    calibration: Calibration,
+    out: str | os.PathLike[str],
+    preprocessing: Preprocessing | None = None,
+    input_shape: tuple[int, ...] | None = None,
+    name: str | None = None,
+    labels: Sequence[str] | None = None,
+    levels: Sequence[int] = LEVELS,
+    default_op: str | None = None,
+    images: int = LIMIT,
+    progress: Progress | None = None,
+) -> ExportResult:
+    """Cut `model` at the layer `cut`, calibrate the codec there, and write front.onnx and back.onnx to `out`.
+
+    model: a float32 module with one tensor in, or the path of an ONNX file.
+    cut: module path (`layer2`, `layer1.0.relu[1]`) or ONNX tensor name.
+    calibration: folder of images, list of image files, array of network inputs (N, C, H, W) float32, or an iterable of
+        such; at most `images` of them are used.
+    preprocessing: of image files; baked into the pair, the edge uses it too. None: as for ImageNet, with a note.
+    input_shape: (1, C, H, W); for a module, and for an ONNX file that leaves the image size open. None reads it off
+        an array of inputs or the crop of the preprocessing.
+    labels: class names, baked into the pair. levels: numbers of quantizer levels N, one operating point each, "n<N>".
+    default_op: name of the default operating point; None chooses by measurement (measure.py).
+    progress: called as progress(stage, done, total).
+
+    Raises UsageError, CutNotBounded, UnsupportedModel, NonFiniteFeatures, ExportError. Whatever fails, no half-written
+    file remains, and a pair that was in `out` before stays.
+    """
+    report = progress or _no_progress
+    points = _check_levels(levels, default_op)
+    folder = Path(out)
+    bake.check_folder(folder)
+    wanted = _wanted_shape(input_shape, calibration, preprocessing)
+    notes: list[str] = []
+
+    def start(shape: tuple[int, ...]) -> tuple[CalibrationInputs, Float32Array]:
+        nonlocal preprocessing
+        if preprocessing is None and are_files(calibration):
+            preprocessing = imagenet_preprocessing(shape)
+            notes.append(
+                f"no preprocessing given: images are resized to {preprocessing.resize}, cropped to"
+                f" {preprocessing.crop[0]}×{preprocessing.crop[1]} and normalised as for ImageNet; pass your own if the"
+                " network was trained otherwise"
+            )
+        stream = open_inputs(calibration, shape=shape, preprocessing=preprocessing, limit=images)
+        return stream, verify.fill_up(stream.peek(max(verify.BATCHES)), shape)
+
+    if isinstance(model, torch.nn.Module):
+        if wanted is None:
+            raise UsageError("a torch module does not say what it takes; pass input_shape=(1, C, H, W)")
+        stream, first = start(wanted[1:])  # before the export, which takes seconds to minutes: most mistakes are here
+        report("Export to ONNX", 0, None)
+        source = from_module(model, wanted)
+        report("Export to ONNX", 1, 1)
+    else:
+        source = from_file(Path(model), wanted)
+        stream, first = start(source.input_shape[1:])
+    names = Names(source.graph, source.modules)
+    value, note = find_cut(source, names, cut)
+    tensor = str(value.name)
+    notes += [*source.notes, *([note] if note else [])]
+
+    report("Split and verify", 0, None)
+    halves = split(source.model, tensor)
+    difference, torch_difference = _verify(model, source, halves, first)
+    front = Graph.of(halves.front, what="front half")
+    back = Graph.of(halves.back, what="back half")
+    spec = TensorSpec(name=tensor, shape=verify.feature_shape(front, first))
+    report("Split and verify", 1, 1)
+
+    calibrated = calibrate(front, stream, spec, report)
+    designed = _design(points, calibrated, report)
+    measures = measure_points(front, back, designed, calibrated.kept, report)
+    profile = CodecProfile(
+        model=name or _name(model),
+        cut=cut,
+        tensors=(spec,),
+        operating_points=tuple(designed),
+        default_op=default_op or choose_default(designed, measures),
+        front_sha256=bake.digest(halves.front),
+        back_sha256=bake.digest(halves.back),
+        preprocessing=preprocessing,
+        labels=tuple(labels) if labels is not None else None,
+        calibration_images=calibrated.statistics.count,
+        max_difference=difference,
+    )
+    paths = bake.write_pair(halves.front, halves.back, profile, folder)
+    return ExportResult(
+        front=paths[0],
+        back=paths[1],
+        profile=profile,
+        measures=tuple(measures),
+        torch_difference=torch_difference,
+        origin=source.origin,
+        opset=source.opset,
+        skipped=tuple(stream.skipped),
+        notes=(*notes, *_remarks(halves, stream.skipped, measures, profile)),
+    )
+
+
+def _wanted_shape(
+    given: tuple[int, ...] | None, calibration: Calibration, preprocessing: Preprocessing | None
+) -> tuple[int, ...] | None:
+    """(1, C, H, W) as far as the caller says it: outright, by arrays of inputs, or by the crop of the preprocessing."""
+    if given is not None:
+        return tuple(given)
+    array_shape: tuple[int, ...] = tuple(getattr(calibration, "shape", ()))
+    if len(array_shape) > 1:
+        return (1, *array_shape[1:])
+    return (1, 3, *preprocessing.crop) if preprocessing is not None else None
+
+
+def _check_levels(levels: Sequence[int], default_op: str | None) -> dict[str, int]:
+    """Name → N of the operating points. Raises UsageError."""
+    points = {f"n{n}": n for n in sorted(levels)}
+    if not points or len(points) != len(levels) or not all(2 <= n <= MAX_LEVELS for n in levels):
+        raise UsageError(f"levels must be different numbers from 2 to {MAX_LEVELS}, are {list(levels)}")
+    if default_op is not None and default_op not in points:
+        raise UsageError(f"default operating point {default_op!r} is not among {', '.join(points)}")
+    return points
+
+
+def _verify(model: Network, source: Source, halves: Halves, inputs: Float32Array) -> tuple[float, float | None]:
+    """(halves against the whole, ONNX against torch)."""
+    whole = Graph.of(source.model, what="whole network", exact=True)
+    against_torch = verify.check_torch(model, whole, inputs) if isinstance(model, torch.nn.Module) else None
+    return verify.check_halves(whole, halves, inputs), against_torch
+
+
+def _design(points: dict[str, int], calibrated: Calibrated, report: Progress) -> list[OperatingPoint]:
+    designed = []
+    for i, (name, n) in enumerate(points.items()):
+        try:
+            point, bits = design_operating_point(levels=n, statistics=calibrated.statistics)
+        except ValueError as e:
+            raise ExportError(f"no quantizer with {n} levels can be made for this tensor: {e}") from e
+        designed.append(OperatingPoint(name=name, tensors=(point,), bits_per_element=bits))
+        report("Design quantizers", i + 1, len(points))
+    return designed
+
+
+def _name(model: Network) -> str:
+    return type(model).__name__ if isinstance(model, torch.nn.Module) else Path(model).stem
+
+
+def _remarks(
+    halves: Halves, skipped: Sequence[Skipped], measures: Sequence[PointMeasure], profile: CodecProfile
+) -> list[str]:
+    remarks = []
+    if halves.early:
+        remarks.append(f"known before the cut, so the front half gives it: {', '.join(halves.early)}")
+    if skipped:
+        used = profile.calibration_images
+        remarks.append(f"{len(skipped)} calibration image(s) could not be read and were skipped; {used} were used")
+    chosen = next(m for m in measures if m.op == profile.default_op)
+    if not chosen.good:
+        figure = f"{chosen.agreement:.1%} agreement" if chosen.agreement is not None else f"error {chosen.loss:.3f}"
+        remarks.append(
+            f"the default {chosen.op} has only {figure} with the whole network on {chosen.inputs} calibration inputs;"
+            " try more levels, or cut elsewhere"
+        )
+    return remarks
+
+
+def _no_progress(stage: str, done: int, total: int | None) -> None:
+    """Nobody is watching."""

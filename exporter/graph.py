@@ -1,0 +1,280 @@
+"""Get the network as an ONNX graph: from a torch module, or from a file.
+
+Dynamic batch wherever the network allows it; height and width always fixed (swin_t exported with free sizes is
+silently wrong, docs/exporter.md), so everything after this knows the shape of every image's tensor.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import torch
+from onnx_ir.passes.common import (
+    InlinePass,
+    RemoveInitializersFromInputsPass,
+    ShapeInferencePass,
+    TopologicalSortPass,
+)
+from torch.utils import _pytree as pytree
+
+from splitwire.codec.errors import UnsupportedModel, UsageError
+
+OPSET = 20
+"""Asked of torch: the first with Gelu as one operator; every ONNX Runtime we support (1.20 and later) runs it.
+It is a wish: read `Source.opset` for what came."""
+
+MAX_MODEL_BYTES = 2_000_000_000
+"""A protobuf message, and with it an ONNX file without external data, ends at 2 GiB."""
+
+_PRIVATE_METADATA = ("pkg.torch.onnx.stack_trace",)
+"""File paths of the exporting machine: of no use to the edge, and nobody's business there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """The whole network as a checked ONNX graph with one image input.
+
+    model: the graph; every value typed as far as shape inference reaches. Not to be changed: steps clone it.
+    origin: where it came from: "dynamo" or "legacy" (torch's exporters), or "onnx" (a file).
+    input_shape: (1, C, H, W), or (1, …) for other inputs: one image's input.
+    batch: None if the batch is dynamic, else the only batch size that the graph takes.
+    modules: module path → class name, where a torch module was given; ends the search for layers without nodes.
+    notes: what the user should know.
+    """
+
+    model: ir.Model
+    origin: str
+    input_shape: tuple[int, ...]
+    batch: int | None
+    modules: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def graph(self) -> ir.Graph:
+        """The main graph."""
+        return self.model.graph
+
+    @property
+    def opset(self) -> int:
+        """Version of the default operator set."""
+        return int(self.model.opset_imports.get("", 0))
+
+
+def from_module(module: torch.nn.Module, input_shape: tuple[int, ...]) -> Source:
+    """Export a module to ONNX in evaluation mode, with a dynamic batch; its training flags are put back after.
+
+    module: float32, one tensor in. input_shape: (1, C, H, W); the first number is ignored.
+    Raises UsageError if the module does not take this shape, UnsupportedModel if it cannot be exported.
+    """
+    if len(input_shape) < 2 or any(n < 1 for n in input_shape):
+        raise UsageError(f"input_shape must be (1, C, H, W) with positive sizes, is {tuple(input_shape)}")
+    parameters = [*module.parameters(), *module.buffers()]
+    odd = {p.dtype for p in parameters if p.is_floating_point()} - {torch.float32}
+    if odd:
+        raise UnsupportedModel(f"the module holds {', '.join(map(str, odd))} weights; call module.float() first")
+    device = parameters[0].device if parameters else torch.device("cpu")
+    # batch 2: torch.export treats sizes 0 and 1 as special and would fix the batch
+    example = torch.randn(2, *input_shape[1:], generator=torch.Generator().manual_seed(0)).to(device)
+    with evaluating(module), _quiet(), torch.no_grad():
+        try:
+            result = module(example)
+        except (RuntimeError, ValueError, TypeError, IndexError) as e:
+            raise UsageError(f"the network does not take an input of shape {(1, *input_shape[1:])}: {_line(e)}") from e
+        model, origin = _export(module, example)
+    _name_outputs(model, result)
+    for node in model.graph.all_nodes():
+        for key in _PRIVATE_METADATA:
+            node.metadata_props.pop(key, None)
+    model.graph.metadata_props.clear()  # torch's signature of the whole program: wrong for a half
+    paths = {path: type(m).__name__ for path, m in module.named_modules() if path}
+    return _source(model, origin, (1, *input_shape[1:]), paths)
+
+
+def from_file(path: Path, input_shape: tuple[int, ...] | None = None) -> Source:
+    """Read and check an ONNX file; external data beside it is found.
+
+    input_shape: (1, C, H, W), needed only if the file leaves the image size open; must agree with it otherwise.
+    Raises UsageError (no such file, not ONNX, size missing or in conflict), UnsupportedModel (invalid model).
+    """
+    if not path.is_file():
+        raise UsageError(f"{path}: no such ONNX file")
+    try:
+        # The checker wants the path: it looks for the external data, and takes files over 2 GB.
+        onnx.checker.check_model(str(path))
+        model = ir.load(path)
+    except onnx.checker.ValidationError as e:
+        text = _line(e)
+        if "parse" in text.lower() or "ir_version" in text:
+            raise UsageError(f"{path}: not an ONNX file ({text})") from e
+        raise UnsupportedModel(f"{path}: not a valid ONNX model: {text}") from e
+    except Exception as e:  # protobuf, onnx and onnx_ir raise a dozen kinds for a damaged file
+        raise UsageError(f"{path}: not an ONNX file ({_line(e)})") from e
+    size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+    if size > MAX_MODEL_BYTES:
+        raise UnsupportedModel(f"{path}: {size / 1e9:.1f} GB of weights; splitwire takes up to 2 GB")
+    ir.external_data.load_to_model(model)
+    return _source(model, "onnx", input_shape, {})
+
+
+def _source(model: ir.Model, origin: str, wanted: tuple[int, ...] | None, modules: Mapping[str, str]) -> Source:
+    """Normalise the graph (functions inlined, sorted, typed) and read off its input."""
+    for normalise in (InlinePass(), RemoveInitializersFromInputsPass(), TopologicalSortPass()):
+        model = normalise(model).model
+    graph = model.graph
+    if len(graph.inputs) != 1 or graph.inputs[0].dtype != ir.DataType.FLOAT or graph.inputs[0].shape is None:
+        has = ", ".join(f"{v.name} ({v.dtype})" for v in graph.inputs) or "none"
+        raise UnsupportedModel(f"the network must have one float32 input; it has: {has}")
+    notes = []
+    entry = graph.inputs[0]
+    dims = list(entry.shape or ())
+    if len(dims) < 2:
+        raise UnsupportedModel(f"the input {entry.name!r} has no batch axis: its shape is {entry.shape}")
+    sizes = tuple(d if isinstance(d, int) else None for d in dims[1:])
+    if wanted is not None and not _fits(sizes, wanted[1:]):
+        raise UsageError(f"the network takes inputs of shape {_shape_text(dims)}, not {wanted}")
+    if None in sizes:
+        if wanted is None:
+            raise UsageError(
+                f"the network takes inputs of any size, {_shape_text(dims)}; say which: --image-size or input_shape="
+            )
+        entry.shape = ir.Shape([dims[0], *wanted[1:]])
+        for node in graph:  # what was inferred from the open size is stale
+            for value in node.outputs:
+                value.shape = None
+        sizes = wanted[1:]
+    batch = dims[0] if isinstance(dims[0], int) else None
+    if batch is not None:
+        notes.append(
+            f"the batch is fixed at {batch} in this graph: frames of another batch are refused;"
+            " export it with a dynamic batch to serve several requests at once"
+        )
+    if origin == "legacy":
+        notes.append("torch's new exporter could not take the network; its TorchScript exporter was used")
+    _infer_missing_types(model)
+    return Source(
+        model=model,
+        origin=origin,
+        input_shape=(1, *(int(s) for s in sizes if s is not None)),
+        batch=batch,
+        modules=modules,
+        notes=tuple(notes),
+    )
+
+
+def _export(module: torch.nn.Module, example: torch.Tensor) -> tuple[ir.Model, str]:
+    """The dynamo exporter, and the TorchScript exporter for what that cannot take."""
+    try:
+        program = torch.onnx.export(
+            module,
+            (example,),
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            input_names=["input"],
+            opset_version=OPSET,
+            verbose=False,
+        )
+        if program is not None:
+            return program.model, "dynamo"
+        first: Exception = RuntimeError("torch.onnx.export returned nothing")
+    except Exception as e:  # torch.export raises dozens of kinds, few of them public
+        first = e
+    try:
+        buffer = io.BytesIO()
+        torch.onnx.export(
+            module,
+            (example,),
+            buffer,  # type: ignore[arg-type]  # the TorchScript exporter takes a file object
+            dynamo=False,
+            dynamic_axes={"input": {0: "batch"}},
+            input_names=["input"],
+            opset_version=OPSET,
+            verbose=False,
+        )
+        return ir.from_proto(onnx.load_from_string(buffer.getvalue())), "legacy"
+    except Exception as e:
+        raise UnsupportedModel(
+            f"torch cannot export this network to ONNX: {_line(first)}; its TorchScript exporter: {_line(e)}"
+        ) from first
+
+
+def _name_outputs(model: ir.Model, result: Any) -> None:
+    """Give the graph's outputs names that stay: torch's own (`linear`, `add_561`) change from export to export."""
+    outputs = list(model.graph.outputs)
+    leaves = [(path, leaf) for path, leaf in pytree.tree_flatten_with_path(result)[0] if isinstance(leaf, torch.Tensor)]
+    if len(leaves) != len(outputs):
+        return
+    taken = {v.name for v in ir.convenience.create_value_mapping(model.graph).values()}
+    for (path, _), value in zip(leaves, outputs, strict=True):
+        name = "_".join(["output", *(str(getattr(k, "key", getattr(k, "idx", k))) for k in path)])
+        if isinstance(result, dict) and len(path) == 1:
+            name = str(getattr(path[0], "key", name))
+        if name not in taken and outputs.count(value) == 1 and value.producer() is not None:
+            value.name = name
+
+
+def _infer_missing_types(model: ir.Model) -> None:
+    """Fill in the types and shapes that are missing; what the exporter wrote, its symbols too, stays."""
+    missing = [v for n in model.graph for v in n.outputs if v.name and (v.shape is None or v.dtype is None)]
+    if not missing:
+        return
+    copy = model.clone()
+    with _quiet():
+        copy = ShapeInferencePass(strict_mode=False)(copy).model
+    inferred = ir.convenience.create_value_mapping(copy.graph, include_subgraphs=False)
+    for value in missing:
+        known = inferred.get(value.name or "")
+        if known is not None:
+            value.shape = known.shape if value.shape is None else value.shape
+            if value.dtype is None and known.dtype is not None:
+                value.dtype = known.dtype
+
+
+@contextmanager
+def evaluating(module: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; every submodule's own flag back afterwards."""
+    flags = [(m, m.training) for m in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for m, training in flags:
+            m.training = training
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporters' warnings and log lines from the user: they are about torch's insides."""
+    loggers = [logging.getLogger(name) for name in ("torch", "torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _line(error: BaseException) -> str:
+    """The first telling line of a foreign error, at most 200 characters."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:200]
+
+
+def _fits(sizes: tuple[int | None, ...], wanted: tuple[int, ...]) -> bool:
+    return len(sizes) == len(wanted) and all(s in (None, w) for s, w in zip(sizes, wanted, strict=True))
+
+
+def _shape_text(dims: list[Any]) -> str:
+    return "(" + ", ".join(str(d if isinstance(d, int) else (d.value or "?")) for d in dims) + ")"

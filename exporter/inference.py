@@ -1,0 +1,81 @@
+"""ONNX Runtime as the exporter uses it: a graph in memory, one input, float arrays out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from splitwire.codec.errors import UnsupportedModel
+
+Array = NDArray[np.generic]
+Float32Array = NDArray[np.float32]
+
+
+class Graph:
+    """A graph in ONNX Runtime on the CPU. `batch` is None if the batch is dynamic, else the only size it takes."""
+
+    def __init__(self, data: bytes, *, what: str, exact: bool = False) -> None:
+        """data: the serialised model. what: its name in messages ("front half").
+
+        exact: optimise up to EXTENDED only. Above it ONNX Runtime changes the memory layout of convolutions, which
+        moves results by up to 1e-6; the halves are compared with the whole without that (docs/exporter.md).
+        Raises UnsupportedModel if ONNX Runtime does not take the graph.
+        """
+        level = ort.GraphOptimizationLevel
+        options = ort.SessionOptions()
+        options.graph_optimization_level = level.ORT_ENABLE_EXTENDED if exact else level.ORT_ENABLE_ALL
+        options.log_severity_level = 4
+        try:
+            self._session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        except Exception as e:  # ONNX Runtime raises its own kinds, derived from Exception alone
+            raise UnsupportedModel(f"ONNX Runtime does not take the {what}: {_line(e)}") from e
+        self._what = what
+        entry = self._session.get_inputs()[0]
+        self._input = entry.name
+        self.batch = entry.shape[0] if isinstance(entry.shape[0], int) else None
+        self.outputs = tuple(o.name for o in self._session.get_outputs())
+
+    @classmethod
+    def of(cls, model: ir.Model, *, what: str, exact: bool = False) -> Graph:
+        """A graph from an onnx_ir model."""
+        return cls(serialise(model), what=what, exact=exact)
+
+    def run(self, x: Array) -> list[Array]:
+        """All outputs for one batch. Raises UnsupportedModel if ONNX Runtime fails on it."""
+        try:
+            return list(self._session.run(None, {self._input: x}))
+        except Exception as e:
+            raise UnsupportedModel(f"ONNX Runtime failed in the {self._what} at batch {len(x)}: {_line(e)}") from e
+
+
+def serialise(model: ir.Model) -> bytes:
+    """The bytes of the model, the same for the same model: what the files hold and the profile's hashes cover."""
+    data: bytes = ir.to_proto(model).SerializeToString(deterministic=True)
+    return data
+
+
+def largest_difference(ours: Sequence[Array], reference: Sequence[Array]) -> float:
+    """Largest |ours − reference| / max(1, |reference|) over all outputs; infinite where the shapes differ.
+
+    NaN against NaN, and infinity against the same infinity, count as equal: what is not finite is reported elsewhere.
+    """
+    worst = 0.0
+    for a, b in zip(ours, reference, strict=True):
+        if a.shape != b.shape:
+            return float("inf")
+        x, y = a.astype(np.float64), b.astype(np.float64)
+        same = (x == y) | (np.isnan(x) & np.isnan(y))
+        with np.errstate(invalid="ignore"):
+            ratio = np.abs(x - y) / np.maximum(1.0, np.abs(y))
+        ratio[same] = 0.0
+        if ratio.size:
+            worst = max(worst, float(np.nan_to_num(ratio, nan=np.inf).max()))
+    return worst
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
