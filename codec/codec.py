@@ -75,9 +75,7 @@ class FeatureCodec:
         index = self.profile.point_index(op)
         batch = self._check(tensors)
         chunks = [coder.encode(x, i) for i, (coder, x) in enumerate(zip(self._coders(index), tensors, strict=True))]
-        return build_frame(
-            Frame(op=index, fingerprint=self.fingerprint, frame_id=frame_id, batch=batch, chunks=chunks)
-        )
+        return build_frame(Frame(op=index, fingerprint=self.fingerprint, frame_id=frame_id, batch=batch, chunks=chunks))
 
     def decode(self, data: bytes | memoryview) -> DecodedFrame:
         """Frame → tensors.
@@ -113,7 +111,8 @@ class FeatureCodec:
         """Batch size, the same for all. Raises ShapeMismatch."""
         specs = self.profile.tensors
         if len(tensors) != len(specs):
-            raise ShapeMismatch(f"expected {len(specs)} tensors ({', '.join(s.name for s in specs)}), got {len(tensors)}")
+            names = ", ".join(s.name for s in specs)
+            raise ShapeMismatch(f"expected {len(specs)} tensors ({names}), got {len(tensors)}")
         for spec, x in zip(specs, tensors, strict=True):
             if x.dtype != np.float32 or x.shape[1:] != spec.shape or x.shape[0] != tensors[0].shape[0]:
                 raise ShapeMismatch(
@@ -131,7 +130,9 @@ class FeatureCodec:
         current = 0
         for i, chunk in enumerate(frame.chunks):
             if chunk.coder != CODER_ID:
-                raise UnsupportedVersion(f"chunk {i} uses coder {chunk.coder}, this build has {CODER_ID}; update splitwire")
+                raise UnsupportedVersion(
+                    f"chunk {i} uses coder {chunk.coder}, this build has {CODER_ID}; update splitwire"
+                )
             if chunk.tensor < current or chunk.tensor >= len(planes) or chunk.lanes > MAX_LANES:
                 raise Corrupt(f"chunk {i} is invalid: tensor {chunk.tensor} of {len(planes)}, {chunk.lanes} lanes")
             current = chunk.tensor

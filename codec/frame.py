@@ -21,7 +21,7 @@ CHECKSUM = struct.Struct("<I")
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What a decoder is ready to accept. frame_bytes: length of a frame. elements: decoded float32, over all tensors."""
+    """What a decoder is ready to accept. frame_bytes: length of a frame. elements: decoded, over all tensors."""
 
     frame_bytes: int = 64 << 20
     elements: int = 1 << 26
@@ -116,5 +116,3 @@ def parse_frame(data: bytes | memoryview, limits: Limits | None = None) -> Frame
             raise Corrupt(f"chunk {i} is damaged: its checksum does not match")
         chunks.append(Chunk(tensor=tensor, coder=coder, lanes=lanes, planes=planes, payload=payload))
     return Frame(op=op, fingerprint=fingerprint, frame_id=frame_id, batch=batch, chunks=chunks)
-
-

@@ -34,7 +34,7 @@ Dim = Annotated[int, Meta(ge=1, le=1 << 26)]
 
 
 class Preprocessing(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How an image becomes the network's input, in torchvision's order: resize, centre crop, scale to [0, 1], normalise.
+    """How an image becomes the network's input, as in torchvision: resize, centre crop, scale, normalise.
 
     resize: length of the shorter side after resizing, pixels; None leaves the image as it is.
     crop: (height, width) of the centre crop, pixels.
@@ -80,7 +80,7 @@ class Quantizer(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     @classmethod
     def uniform(cls, c_min: float, c_max: float, n: int) -> Quantizer:
-        """Uniform quantizer with pinned ends: Δ = (c_max − c_min)/(N − 1), ŷ_q = c_min + qΔ. Source: Cohen 2021 §III."""
+        """Uniform quantizer with pinned ends: Δ = (c_max − c_min)/(N − 1), ŷ_q = c_min + qΔ. Source: Cohen 2021."""
         if not 2 <= n <= MAX_LEVELS or not c_min < c_max:
             raise ValueError(f"need 2..{MAX_LEVELS} levels and c_min < c_max; got n={n}, range [{c_min}, {c_max}]")
         levels = np.linspace(c_min, c_max, n).astype(np.float32)
@@ -147,7 +147,7 @@ class ContextTables(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         if len(self.context_map) != channels * side * side:
             raise ValueError(f"context map must have {channels * side * side} entries, has {len(self.context_map)}")
         if not self.frequencies or len(self.frequencies) % row or len(self.frequencies) // row > MAX_TABLES:
-            raise ValueError(f"frequencies must be 1..{MAX_TABLES} rows of {row} bytes, are {len(self.frequencies)} bytes")
+            raise ValueError(f"frequencies must be 1..{MAX_TABLES} rows of {row} bytes, are {len(self.frequencies)}")
         rows = self.frequency_rows(symbols).astype(np.int64)
         if max(self.context_map) >= rows.shape[0]:
             raise ValueError(f"context map names table {max(self.context_map)} of {rows.shape[0]}")
@@ -170,7 +170,7 @@ class OperatingPoint(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     bits_per_element: expected rate, from the calibration images (side information not counted).
     """
 
-    name: Annotated[str, Meta(min_length=1, max_length=32)]
+    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,32}$")]
     tensors: tuple[TensorPoint, ...]
     bits_per_element: float
 
@@ -227,7 +227,8 @@ class CodecProfile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             raise ValueError(f"operating points {names} must be distinct and hold the default {self.default_op!r}")
         for point in self.operating_points:
             if len(point.tensors) != len(self.tensors):
-                raise ValueError(f"operating point {point.name!r} has {len(point.tensors)} tensors, not {len(self.tensors)}")
+                counts = f"{len(point.tensors)} tensors, not {len(self.tensors)}"
+                raise ValueError(f"operating point {point.name!r} has {counts}")
             for spec, tensor in zip(self.tensors, point.tensors, strict=True):
                 tensor.tables.check(len(tensor.quantizer.levels), spec.planes[0])
 

@@ -44,9 +44,7 @@ class BlockPacker:
     Planes that are not whole blocks are padded with level `padding`; the padding is dropped after decoding.
     """
 
-    def __init__(
-        self, quantizer: Quantizer, block: tuple[int, int], padding: int, height: int, width: int
-    ) -> None:
+    def __init__(self, quantizer: Quantizer, block: tuple[int, int], padding: int, height: int, width: int) -> None:
         self.levels = len(quantizer.levels)
         self.block = block
         self.padding = padding

@@ -1,6 +1,6 @@
 """The `splitwire` command: one function per subcommand, one line per error.
 
-Exit status: 0 done; 2 the command was used wrongly; 1 anything else. `--debug` (or SPLITWIRE_DEBUG=1) shows the traceback.
+Exit status: 0 done; 2 the command was used wrongly; 1 anything else. `--debug` shows the traceback.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 ProgressFn = Callable[[str, int, int | None], None]
-"""progress(stage, done, total): called by long work; `total` None while unknown. The rooms take it, the face shows it."""
+"""progress(stage, done, total): called by long work; `total` None while unknown. The rooms call it."""
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)

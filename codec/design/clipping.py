@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import numpy as np
 from scipy.optimize import minimize, minimize_scalar
 
-from ..profile import Quantizer
+from splitwire.codec.profile import Quantizer
+
 from .density import FeatureDensity
 from .statistics import Histogram
 
@@ -19,11 +21,11 @@ def uniform_cells(c_min: float, c_max: float, n: int) -> tuple[list[float], list
     """Levels and thresholds of the uniform quantizer with pinned ends, in float64."""
     step = (c_max - c_min) / (n - 1)
     levels = [c_min + q * step for q in range(n)]
-    return levels, [(a + b) / 2 for a, b in zip(levels[:-1], levels[1:], strict=True)]
+    return levels, [(a + b) / 2 for a, b in pairwise(levels)]
 
 
 def best_c_max(error: Error, n: int, upper: float, c_min: float = 0.0) -> float:
-    """argmin over c_max of the total error, c_min fixed. upper: a value that c_max will not exceed."""
+    """The c_max with the least total error, c_min fixed. upper: a value that c_max will not exceed."""
 
     def cost(c_max: float) -> float:
         return error(*uniform_cells(c_min, c_max, n))
@@ -37,7 +39,7 @@ def best_c_max(error: Error, n: int, upper: float, c_min: float = 0.0) -> float:
 
 
 def best_range(error: Error, n: int, lower: float, upper: float) -> tuple[float, float]:
-    """argmin over (c_min, c_max) jointly, started from the best c_max at c_min = 0 or `lower`, whichever is better."""
+    """The (c_min, c_max) with the least total error, started from the better of c_min = 0 and a little below."""
 
     def cost(c: np.ndarray) -> float:
         return error(*uniform_cells(float(c[0]), float(c[1]), n)) if c[0] < c[1] else np.inf

@@ -118,7 +118,10 @@ class FeatureDensity:
         """P(Y ≤ y)."""
         pieces = self.pieces
         return np.array(
-            [sum(p.moment(-math.inf, v, 0.0)[0] for p in pieces) + (self.zero_mass if v >= 0 else 0.0) for v in y.tolist()]
+            [
+                sum(p.moment(-math.inf, v, 0.0)[0] for p in pieces) + (self.zero_mass if v >= 0 else 0.0)
+                for v in y.tolist()
+            ]
         )
 
     def quantization_error(self, levels: Sequence[float], thresholds: Sequence[float]) -> float:
@@ -139,7 +142,7 @@ def fit_density(mean: float, variance: float, slope: float, kappa: float = KAPPA
     """The (λ, μ) whose Y has this mean and variance, or None if there is none.
 
     Only λμ shapes Y, λ scales it, so mean/√variance is a function of t = λμ alone: one bracketed root, then λ from the
-    mean. Source: Cohen et al. 2021 §III-B, solved there numerically for s = 0.1 and s = 0.
+    variance. Source: Cohen et al. 2021 §III-B, solved there numerically for s = 0.1 and s = 0.
     """
     if not (variance > 0 and math.isfinite(mean)):
         return None
@@ -153,6 +156,6 @@ def fit_density(mean: float, variance: float, slope: float, kappa: float = KAPPA
     if ratio(low) * ratio(high) > 0:
         return None
     t = float(brentq(ratio, low, high, xtol=1e-14, rtol=1e-14))
-    m, v = FeatureDensity(rate=1.0, location=t, slope=slope, kappa=kappa).moments()
+    _, v = FeatureDensity(rate=1.0, location=t, slope=slope, kappa=kappa).moments()
     lam = math.sqrt(v / variance)
     return FeatureDensity(rate=lam, location=t / lam, slope=slope, kappa=kappa)

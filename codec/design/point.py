@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..errors import ExportError
-from ..profile import Clipping, TensorPoint
+from splitwire.codec.errors import ExportError
+from splitwire.codec.profile import Clipping, TensorPoint
+
 from .clipping import best_c_max, best_range, density_error, float32_quantizer, histogram_error, uniform_cells
 from .density import FeatureDensity, fit_density
 from .statistics import FeatureStatistics, Histogram
@@ -28,7 +29,8 @@ def design_operating_point(
     histogram = statistics.histogram
     if histogram.minimum == histogram.maximum:
         raise ExportError(
-            f"every feature at this cut is {histogram.minimum}; there is nothing to send, cut elsewhere or check the data"
+            f"every feature at this cut is {histogram.minimum}: there is nothing to send; "
+            "cut elsewhere or check the data"
         )
     if slope is None and histogram.minimum >= 0 and histogram.zero_mass > 0:
         slope = 0.0
@@ -58,7 +60,7 @@ def choose_range(
     by_density = (0.0, best_c_max(density_error(density), levels, 2 * upper))
     excess = measured(*uniform_cells(*by_density, levels)) / measured(*uniform_cells(*by_histogram, levels)) - 1
     if excess > MAX_EXCESS:
-        reason = f"the fitted density's range [0, {by_density[1]:.4g}] has {excess:.0%} more error on the measured features"
+        reason = f"the fitted density's range [0, {by_density[1]:.4g}] has {excess:.0%} more error on the features"
         return by_histogram, Clipping(method="histogram", ks_distance=distance, reason=reason)
     method = "relu_model" if slope == 0 else "leaky_relu_model"
     return by_density, Clipping(method=method, ks_distance=distance, rate=density.rate, location=density.location)

@@ -1,4 +1,4 @@
-"""What one streaming pass over the calibration features keeps: moments, a histogram, and a bounded sample. """
+"""What one streaming pass over the calibration features keeps: moments, a histogram, and a bounded sample."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import NonFiniteFeatures
-from ..kernels import statistics as kernels
+from splitwire.codec.errors import NonFiniteFeatures
+from splitwire.codec.kernels import statistics as kernels
 
 BINS = 8192
 SAMPLE_BYTES = 256 << 20

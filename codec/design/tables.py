@@ -13,10 +13,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ..entropy.rans import neighbour_context
-from ..kernels import statistics as kernels
-from ..profile import TABLE_SIZE, ContextTables, Quantizer
-from ..quantizer import BlockPacker, quantize
+from splitwire.codec.entropy.rans import neighbour_context
+from splitwire.codec.kernels import statistics as kernels
+from splitwire.codec.profile import TABLE_SIZE, ContextTables, Quantizer
+from splitwire.codec.quantizer import BlockPacker, quantize
 
 TABLES = 16
 """Tables per tensor and operating point: 16 × 4096 decoding slots stay in a 256 KB cache; 32 save 0.4 % of the rate

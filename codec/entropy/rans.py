@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import Corrupt, Truncated
-from ..kernels import rans as kernels
-from ..profile import TABLE_SIZE, ContextTables
+from splitwire.codec.errors import Corrupt, Truncated
+from splitwire.codec.kernels import rans as kernels
+from splitwire.codec.profile import TABLE_SIZE, ContextTables
 
 CODER_ID = 1
 MAX_LANES = 8
@@ -54,7 +54,7 @@ class ContextRans:
             self._slots[t * TABLE_SIZE : (t + 1) * TABLE_SIZE] = np.repeat(symbol, row) | offset << 20
 
     def encode(self, symbols: NDArray[np.uint8], rows: int, cols: int, channel: int = 0) -> tuple[bytes, int]:
-        """Code (P·rows·cols,) block symbols, the first plane being of `channel`; returns the bytes and the lanes used."""
+        """Code (P·rows·cols,) block symbols, the first plane being of `channel`; returns bytes and lanes."""
         planes = symbols.size // (rows * cols)
         lanes = choose_lanes(symbols.size, planes)
         words = np.empty(2 * symbols.size + 2 * lanes, np.uint16)
@@ -83,7 +83,7 @@ class ContextRans:
         if status == kernels.BAD_SYMBOL:
             raise Corrupt(f"rANS payload holds an escaped symbol that is not below {self.symbols}")
         if status == kernels.BAD_END:
-            raise Corrupt("rANS payload does not end in the state it must start from; it was damaged or is not of this profile")
+            raise Corrupt("rANS payload does not end in the initial state; it was damaged or is not of this profile")
         return symbols
 
     def _contexts(self, planes: int, channel: int) -> NDArray[np.uint64]:
@@ -91,7 +91,7 @@ class ContextRans:
 
 
 def neighbour_context(activity: bytes, *, outside: int, scale: int) -> NDArray[np.uint64]:
-    """(512,) context contribution of a neighbouring symbol; the second half stands for a neighbour outside the plane."""
+    """(512,) context contribution of a neighbouring symbol; the second half is for one outside the plane."""
     out = np.full(512, outside * scale, np.uint64)
     out[: len(activity)] = np.frombuffer(activity, np.uint8).astype(np.uint64) * np.uint64(scale)
     return out

@@ -1,4 +1,4 @@
-"""Clip + quantize, pack to block symbols, and back. Decisions are float32 comparisons: no rounding, no casts of floats."""
+"""Clip + quantize, pack to block symbols, and back. Decisions are float32 comparisons: no rounding, no casts."""
 
 from __future__ import annotations
 

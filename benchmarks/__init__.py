@@ -1,0 +1,7 @@
+"""Benchmarks are code: fixed seeds, warm-up apart, medians, every figure beside a peer measured in the same run.
+
+    python -m benchmarks.run            everything below, into build/bench/
+    python -m benchmarks.codec          the codec beside bit-pack + zstd
+
+Figures are per core and depend on the machine; only the ratios travel.
+"""

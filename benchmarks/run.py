@@ -1,0 +1,14 @@
+"""`make bench`: every benchmark, one after the other."""
+
+from __future__ import annotations
+
+from benchmarks import codec
+
+
+def main() -> None:
+    """Run all; each writes build/bench/<name>.json and prints its table."""
+    codec.main()
+
+
+if __name__ == "__main__":
+    main()

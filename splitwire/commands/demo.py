@@ -1,0 +1,85 @@
+"""`splitwire demo`: the whole pipeline on shipped data, with the accuracy, the bytes and the times in front of you."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from splitwire.codec.errors import UsageError
+from splitwire.console import err, out, print_json, progress_bar
+
+if TYPE_CHECKING:
+    from splitwire.console import ProgressFn
+    from splitwire.demo.photos import PhotosSummary
+
+
+def demo(
+    photos: Annotated[bool, typer.Option("--photos", help="MobileNetV2 on photographs instead.")] = False,
+    output: Annotated[Path, typer.Option("--out", help="Folder for graphs, summary.json and the plot.")] = Path(
+        "build/demo"
+    ),
+    weights: Annotated[str | None, typer.Option(help="Weights of MobileNetV2: a file or a torchvision name.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON instead of the table.")] = False,
+) -> None:
+    """Export a network, serve its back half on this machine, stream images through the split network and measure."""
+    if weights is not None and not photos:
+        raise UsageError("--weights goes with --photos; the other demo ships its own")
+    with progress_bar(not as_json) as progress:
+        if photos:
+            _photos(output / "photos", weights, as_json, progress)
+        else:
+            _fashion(output, as_json, progress)
+
+
+def _fashion(folder: Path, as_json: bool, progress: ProgressFn) -> None:
+    from splitwire.demo import report
+    from splitwire.demo.fashion import run
+
+    summary = run(folder, progress)
+    report.write_json(summary, folder / "summary.json")
+    report.write_plot(summary, folder / "accuracy_vs_rate.png")
+    if as_json:
+        print_json(summary)
+        return
+    out.print(report.table(summary))
+    seconds = ", ".join(f"{part} {s:.0f} s" for part, s in summary.seconds.items())
+    files = "front.onnx, back.onnx, summary.json and accuracy_vs_rate.png"
+    err.print(f"Wrote {files} to {folder} ({seconds}).", markup=False)
+
+
+def _photos(folder: Path, weights: str | None, as_json: bool, progress: ProgressFn) -> None:
+    from splitwire.demo.photos import run
+    from splitwire.demo.report import write_json
+
+    summary = run(folder, weights, progress)
+    write_json(summary, folder / "summary.json")
+    if as_json:
+        print_json(summary)
+        return
+    _print_photos(summary)
+    err.print(f"Wrote front.onnx, back.onnx and summary.json to {folder}.", markup=False)
+
+
+def _print_photos(summary: PhotosSummary) -> None:
+    from rich.table import Table
+
+    shape = "×".join(map(str, summary.feature_shape))
+    table = Table(
+        title=f"{summary.model} ({summary.weights}), cut after {summary.cut}, operating point {summary.op}",
+        title_justify="left",
+        caption=f"Features {shape}. Bytes include the HTTP head; JPEG is the network's view of the picture, quality 90.",
+        caption_justify="left",
+    )
+    for name in ("picture", "whole network", "split network"):
+        table.add_column(name)
+    for name in ("bits/el", "bytes", "packed+zstd", "JPEG"):
+        table.add_column(name, justify="right")
+    for photo in summary.photos:
+        whole, split = ("\n".join(f"{label} {p:.0%}" for label, p in side) for side in (photo.whole, photo.split))
+        table.add_row(
+            photo.name, whole, split, f"{photo.bits_per_element:.3f}", f"{photo.bytes_sent:,}",
+            f"{photo.packed_zstd_bytes:,}", f"{photo.jpeg_bytes:,}", end_section=True,
+        )  # fmt: skip
+    out.print(table)

@@ -1,0 +1,194 @@
+"""The demo: SqueezeNet on Fashion-MNIST, split over HTTP, 1,000 labelled images at every operating point."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+from PIL import Image
+
+from splitwire.codec import preprocessing
+from splitwire.console import ProgressFn
+from splitwire.demo.baselines import jpeg, packed_zstd_bytes
+from splitwire.demo.server import cloud_process
+from splitwire.exporter.export import export_pair
+from splitwire.models import demo as catalogue
+from splitwire.models.inference import scores
+from splitwire.runtime_edge.session import EdgeSession
+from splitwire.runtime_edge.transport import HttpTransport
+
+STAGES = ("front", "encode", "network", "decode", "back")
+BATCH = 100
+"""Images at once where no network is involved. Over HTTP they go one by one, as a camera would send them."""
+
+Inputs = NDArray[np.float32]
+Labels = NDArray[np.uint8]
+
+
+class Point(Struct, frozen=True, kw_only=True):
+    """One operating point, measured over all images.
+
+    accuracy: share of right answers. bytes_per_image: what crossed the socket upwards, HTTP heads included;
+    bits_per_element is the same over the elements of the feature tensor. frame_bytes_per_image: the frames alone, with
+    their headers. packed_zstd_bytes_per_image: the same symbols bit-packed + zstd 3, without any header. ms: medians.
+    """
+
+    op: str
+    levels: int
+    accuracy: float
+    bits_per_element: float
+    bytes_per_image: float
+    frame_bytes_per_image: float
+    packed_zstd_bytes_per_image: float
+    clipping: str
+    ms: dict[str, float]
+
+
+class Whole(Struct, frozen=True, kw_only=True):
+    """The whole network in one process. ms: median per image, PyTorch at batch 1."""
+
+    accuracy: float
+    ms: float
+
+
+class Baselines(Struct, frozen=True, kw_only=True):
+    """Bytes per image of the alternatives. jpeg_accuracy: of the whole network on the decoded JPEG images."""
+
+    float32_bytes: float
+    jpeg_bytes: float
+    jpeg_accuracy: float
+
+
+class Summary(Struct, frozen=True, kw_only=True):
+    """What `build/demo/summary.json` holds.
+
+    float_agreement: images on which back(front(x)), codec off, gives the class of the whole network. ms: of the default
+    operating point. seconds: wall time of each part.
+    """
+
+    model: str
+    cut: str
+    feature_shape: tuple[int, ...]
+    images: int
+    whole: Whole
+    float_agreement: int
+    default_op: str
+    points: list[Point]
+    ms: dict[str, float]
+    baselines: Baselines
+    seconds: dict[str, float]
+
+
+def run(out: Path, progress: ProgressFn) -> Summary:
+    """Export, serve, stream, measure. Leaves front.onnx and back.onnx in `out`."""
+    started = time.perf_counter()
+    network = catalogue.load_network()
+    images, labels = catalogue.test_set()
+    calibration = to_inputs(catalogue.calibration_set())
+    result = export_pair(
+        network,
+        cut=catalogue.CUT,
+        calibration=calibration,
+        out=out,
+        preprocessing=catalogue.PREPROCESSING,
+        labels=catalogue.CLASSES,
+        name=catalogue.NAME,
+        progress=progress,
+    )
+    exported = time.perf_counter()
+
+    inputs = to_inputs(images)
+    jpegs = [jpeg(Image.fromarray(image)) for image in images]
+    decoded = to_inputs(np.stack([np.asarray(Image.open(io.BytesIO(data))) for data in jpegs]))
+    whole = classes([scores(network, x) for x in batches(inputs)])
+    from_jpeg = classes([scores(network, x) for x in batches(decoded)])
+    whole_ms = median_ms(lambda x: scores(network, x), inputs[:100])
+
+    profile = result.profile
+    with cloud_process(out) as url, EdgeSession(result.front, transport=HttpTransport(url)) as session:
+        session.warm_up()
+        features = [session.run_front(x[None])[0] for x in inputs]
+        float_classes = back_alone(result.back, features)
+        points = [stream(session, p.name, inputs, labels, features, progress) for p in profile.operating_points]
+    spec = profile.tensors[0]
+    default = next(p for p in points if p.op == profile.default_op)
+    return Summary(
+        model=profile.model,
+        cut=profile.cut,
+        feature_shape=spec.shape,
+        images=len(images),
+        whole=Whole(accuracy=float((whole == labels).mean()), ms=whole_ms),
+        float_agreement=int((float_classes == whole).sum()),
+        default_op=profile.default_op,
+        points=points,
+        ms=default.ms,
+        baselines=Baselines(
+            float32_bytes=4.0 * spec.elements,
+            jpeg_bytes=float(np.mean([len(data) for data in jpegs])),
+            jpeg_accuracy=float((from_jpeg == labels).mean()),
+        ),
+        seconds={"export": exported - started, "measure": time.perf_counter() - exported},
+    )
+
+
+def stream(
+    session: EdgeSession, op: str, inputs: Inputs, labels: Labels, features: Sequence[Inputs], progress: ProgressFn
+) -> Point:
+    """Send every image through the split network at one operating point."""
+    results = []
+    for i, x in enumerate(inputs):
+        results.append(session.infer(x[None], op=op))
+        progress(f"Stream {op}", i + 1, len(inputs))
+    answers = classes([next(iter(r.outputs.values())) for r in results])
+    point = session.profile.operating_points[session.profile.point_index(op)].tensors[0]
+    sent = np.array([r.bytes_sent for r in results])
+    return Point(
+        op=op,
+        levels=len(point.quantizer.levels),
+        accuracy=float((answers == labels).mean()),
+        bits_per_element=float(8 * sent.sum() / sum(f.size for f in features)),
+        bytes_per_image=float(sent.mean()),
+        frame_bytes_per_image=float(np.mean([r.frame_bytes for r in results])),
+        packed_zstd_bytes_per_image=float(np.mean([packed_zstd_bytes(f, point.quantizer) for f in features])),
+        clipping=point.clipping.method,
+        ms={stage: float(np.median([getattr(r.timings, stage) for r in results])) for stage in STAGES},
+    )
+
+
+def back_alone(back: Path, features: Sequence[Inputs]) -> NDArray[np.intp]:
+    """Classes of the back on float32 features that no codec has touched."""
+    import onnxruntime as ort
+
+    graph = ort.InferenceSession(back, providers=["CPUExecutionProvider"])
+    name = graph.get_inputs()[0].name
+    return classes([graph.run(None, {name: x})[0] for x in batches(np.concatenate(features))])
+
+
+def to_inputs(images: NDArray[np.uint8]) -> Inputs:
+    """(n, 28, 28) grey → (n, 3, H, W) network inputs, by the preprocessing that is baked into the pair."""
+    return np.stack([preprocessing.apply(Image.fromarray(image), catalogue.PREPROCESSING) for image in images])
+
+
+def batches(x: Inputs) -> list[Inputs]:
+    """Cut into pieces of BATCH."""
+    return [x[i : i + BATCH] for i in range(0, len(x), BATCH)]
+
+
+def classes(scores: Sequence[NDArray[np.float32]]) -> NDArray[np.intp]:
+    """Index of the highest score of each image."""
+    return np.concatenate(list(scores)).argmax(axis=1)
+
+
+def median_ms(call: Callable[[Inputs], object], inputs: Inputs) -> float:
+    """Median time of `call` on one image, ms, the first call left out."""
+    times = []
+    for x in inputs:
+        start = time.perf_counter()
+        call(x[None])
+        times.append(1e3 * (time.perf_counter() - start))
+    return float(np.median(times[1:]))

@@ -1,0 +1,157 @@
+"""`splitwire demo --photos`: MobileNetV2 with ImageNet weights on the photographs of scikit-image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+from PIL import Image
+
+from splitwire.codec import preprocessing
+from splitwire.codec.profile import Preprocessing
+from splitwire.commands.edge import top_classes
+from splitwire.console import ProgressFn
+from splitwire.demo.baselines import jpeg, packed_zstd_bytes
+from splitwire.demo.fashion import STAGES, Inputs
+from splitwire.demo.server import cloud_process
+from splitwire.exporter.export import export_pair
+from splitwire.models.catalogue import load
+from splitwire.models.inference import scores
+from splitwire.runtime_edge.session import EdgeSession
+from splitwire.runtime_edge.transport import HttpTransport
+
+MODEL = "mobilenet_v2"
+CUT = "features.14.conv.0"
+"""The expanded ReLU6 tensor of block 14, 576×14×14: it has no skip around it, so one tensor is the whole cut."""
+TOP = 3
+
+
+class Source(NamedTuple):
+    """A photograph that scikit-image ships, and a name to show for it."""
+
+    name: str
+    file: str
+
+
+TEST = (
+    Source("cat", "chelsea.png"),
+    Source("coffee", "coffee.png"),
+    Source("rocket", "rocket.jpg"),
+    Source("astronaut", "astronaut.png"),
+    Source("motorcycle", "motorcycle_left.png"),
+)
+CALIBRATION = ("hubble_deep_field.jpg", "ihc.png", "retina.jpg", "grass.png", "gravel.png", "brick.png", "coins.png")
+"""Other pictures than those shown: the ranges and tables have never seen the test photographs."""
+CROPS = 16
+"""Random crops of each calibration picture."""
+
+
+class Photo(Struct, frozen=True, kw_only=True):
+    """One photograph. whole, split: the three likeliest labels with their probabilities. Bytes include HTTP heads."""
+
+    name: str
+    whole: list[tuple[str, float]]
+    split: list[tuple[str, float]]
+    bytes_sent: int
+    bits_per_element: float
+    packed_zstd_bytes: int
+    jpeg_bytes: int
+    ms: dict[str, float]
+
+
+class PhotosSummary(Struct, frozen=True, kw_only=True):
+    """What `build/demo/photos/summary.json` holds."""
+
+    model: str
+    weights: str
+    cut: str
+    feature_shape: tuple[int, ...]
+    op: str
+    photos: list[Photo]
+
+
+def run(out: Path, weights: str | None, progress: ProgressFn) -> PhotosSummary:
+    """Export, serve, send each photograph once the kernels are warm."""
+    loaded = load(MODEL, weights or "DEFAULT")
+    how = loaded.preprocessing
+    result = export_pair(
+        loaded.module,
+        cut=CUT,
+        calibration=calibration_inputs(how),
+        out=out,
+        preprocessing=how,
+        input_shape=loaded.input_shape,
+        name=loaded.name,
+        labels=loaded.labels,
+        progress=progress,
+    )
+    photos = []
+    with cloud_process(out) as url, EdgeSession(result.front, transport=HttpTransport(url)) as session:
+        session.warm_up()
+        point = session.profile.operating_points[session.profile.point_index()]
+        for i, source in enumerate(TEST):
+            image = open_photo(source.file)
+            x = preprocessing.apply(image, how)[None]
+            session.infer(x)  # the first frame pays for connecting
+            answer = session.infer(x)
+            features = session.run_front(x)[0]
+            photos.append(
+                Photo(
+                    name=source.name,
+                    whole=guesses({"scores": scores(loaded.module, x)}, loaded.labels),
+                    split=guesses(answer.outputs, loaded.labels),
+                    bytes_sent=answer.bytes_sent,
+                    bits_per_element=answer.bits_per_element,
+                    packed_zstd_bytes=packed_zstd_bytes(features, point.tensors[0].quantizer),
+                    jpeg_bytes=len(jpeg(network_view(image, how))),
+                    ms={stage: getattr(answer.timings, stage) for stage in STAGES},
+                )
+            )
+            progress("Photographs", i + 1, len(TEST))
+    spec = result.profile.tensors[0]
+    return PhotosSummary(
+        model=loaded.name,
+        weights=loaded.weights,
+        cut=CUT,
+        feature_shape=spec.shape,
+        op=point.name,
+        photos=photos,
+    )
+
+
+def guesses(outputs: dict[str, NDArray[np.float32]], labels: Sequence[str] | None) -> list[tuple[str, float]]:
+    """The likeliest labels with their probabilities."""
+    return [(g.label, g.probability) for g in top_classes(outputs, labels, TOP)]
+
+
+def open_photo(file: str) -> Image.Image:
+    """A picture out of scikit-image's own data folder, RGB."""
+    import skimage
+
+    return Image.open(Path(skimage.__file__).parent / "data" / file).convert("RGB")
+
+
+def calibration_inputs(how: Preprocessing) -> Inputs:
+    """(n, 3, H, W): seeded random crops of the calibration pictures, a third to the whole of their shorter side."""
+    rng = np.random.default_rng(0)
+    inputs = []
+    for file in CALIBRATION:
+        image = open_photo(file)
+        for _ in range(CROPS):
+            side = int(rng.uniform(0.35, 1.0) * min(image.size))
+            x, y = (int(rng.integers(0, length - side + 1)) for length in image.size)
+            inputs.append(preprocessing.apply(image.crop((x, y, x + side, y + side)), how))
+    return np.stack(inputs)
+
+
+def network_view(image: Image.Image, how: Preprocessing) -> Image.Image:
+    """The pixels that the network sees: resized and cropped as the preprocessing says, not normalised."""
+    plain = Preprocessing(
+        crop=how.crop, resize=how.resize, interpolation=how.interpolation, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)
+    )
+    pixels = preprocessing.apply(image, plain).transpose(1, 2, 0)
+    return Image.fromarray(np.rint(pixels * 255).astype(np.uint8))

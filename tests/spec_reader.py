@@ -1,0 +1,102 @@
+"""A decoder written from docs/bitstream.md alone, in plain Python: no numpy, no Numba, nothing of splitwire.
+
+It is the slow oracle of the tests, and the proof that the page is enough. Do not make it share code with `codec/`.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import struct
+import zlib
+
+
+def read_frame(frame: bytes, profile_text: str):
+    """(operating point index, frame id, batch, [level indices per tensor: list of planes, each a list of rows])."""
+    profile = json.loads(profile_text)
+    magic, major, _, flags, op, fingerprint, frame_id, batch, n_chunks = struct.unpack_from("<4sBBBB8sIHH", frame)
+    assert magic == b"SPLW" and major == 1 and flags == 0 and batch >= 1 and n_chunks >= 1
+    assert fingerprint == fingerprint_of(profile_text)
+    end = 24 + 16 * n_chunks
+    assert zlib.crc32(frame[:end]) == struct.unpack_from("<I", frame, end)[0]
+    position = end + 4
+    planes = [[] for _ in profile["tensors"]]
+    for k in range(n_chunks):
+        tensor, coder, lanes, reserved, count, length, crc = struct.unpack_from("<BBBBIII", frame, 24 + 16 * k)
+        assert coder == 1 and 1 <= lanes <= 8 and reserved == 0
+        payload = frame[position : position + length]
+        position += length
+        assert len(payload) == length and zlib.crc32(payload) == crc
+        point = profile["operating_points"][op]["tensors"][tensor]
+        shape = ([1, 1] + profile["tensors"][tensor]["shape"])[-3:]
+        planes[tensor] += read_chunk(payload, point, shape, lanes, count, len(planes[tensor]))
+    assert position == len(frame)
+    for t, spec in enumerate(profile["tensors"]):
+        assert len(planes[t]) == batch * ([1, 1] + spec["shape"])[-3]
+    return op, frame_id, batch, planes
+
+
+def fingerprint_of(profile_text: str) -> bytes:
+    first = json.loads(profile_text)["operating_points"][0]["name"]
+    neutral = re.sub(r'"default_op":"[^"]*"', f'"default_op":"{first}"', profile_text, count=1)
+    return hashlib.sha256(neutral.encode()).digest()[:8]
+
+
+def read_chunk(payload: bytes, point, shape, lanes: int, count: int, first: int):
+    channels, height, width = shape
+    n = len(point["quantizer"]["levels"])
+    tables = point["tables"]
+    bh, bw = tables["block"]
+    side = tables["activities"] + 1
+    left_activity, top_activity, context_map = (
+        base64.b64decode(tables[name]) for name in ("left_activity", "top_activity", "context_map")
+    )
+    k = n ** (bh * bw)
+    raw = base64.b64decode(tables["frequencies"])
+    rows_of_tables = [struct.unpack_from(f"<{k + 1}H", raw, i) for i in range(0, len(raw), 2 * (k + 1))]
+    entries = []  # per table: slot -> (symbol or None for the escape, frequency, cumulative)
+    for row in rows_of_tables:
+        slots, cumulative = [], 0
+        for s, f in enumerate(row):
+            slots += [(s if s < k else None, f, cumulative)] * f
+            cumulative += f
+        entries.append(slots)
+    assert len(payload) % 2 == 0
+    words = iter(struct.unpack(f"<{len(payload) // 2}H", payload))
+    x = [(next(words) << 16) + next(words) for _ in range(lanes)]
+    rows, cols = -(-height // bh), -(-width // bw)
+    out = []
+    for start in range(0, count, lanes):
+        group = range(min(lanes, count - start))
+        symbols = [[[0] * cols for _ in range(rows)] for _ in group]
+        for r in range(rows):
+            for c in range(cols):
+                for lane in group:
+                    done = symbols[lane]
+                    top = top_activity[done[r - 1][c]] if r else side - 1
+                    left = left_activity[done[r][c - 1]] if c else side - 1
+                    channel = (first + start + lane) % channels
+                    slots = entries[context_map[channel * side * side + top * side + left]]
+                    symbol, f, cumulative = slots[x[lane] % 4096]
+                    x[lane] = f * (x[lane] // 4096) + x[lane] % 4096 - cumulative
+                    if x[lane] < 2**15:
+                        x[lane] = x[lane] * 2**16 + next(words)
+                    if symbol is None:
+                        slot = x[lane] % 4096
+                        symbol = slot // 16
+                        assert symbol < k
+                        x[lane] = 16 * (x[lane] // 4096) + slot % 16
+                        if x[lane] < 2**15:
+                            x[lane] = x[lane] * 2**16 + next(words)
+                    done[r][c] = symbol
+        for lane in group:
+            plane = [[0] * width for _ in range(height)]
+            for y in range(height):
+                for z in range(width):
+                    s = symbols[lane][y // bh][z // bw]
+                    plane[y][z] = s // n ** (y % bh * bw + z % bw) % n
+            out.append(plane)
+    assert next(words, None) is None and all(state == 2**15 for state in x)
+    return out

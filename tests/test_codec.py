@@ -1,0 +1,266 @@
+"""FeatureCodec: round trips, the independent decoder, shapes, errors."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import msgspec
+import numpy as np
+import pytest
+from codec_helpers import expected, make_profile, relu_features
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from spec_reader import read_frame
+
+from splitwire.codec.codec import FeatureCodec
+from splitwire.codec.errors import (
+    BitstreamError,
+    Corrupt,
+    FingerprintMismatch,
+    LimitExceeded,
+    NonFiniteFeatures,
+    ProfileError,
+    ShapeMismatch,
+    Truncated,
+    UnsupportedVersion,
+)
+from splitwire.codec.frame import Limits, side_information
+from splitwire.codec.profile import CodecProfile, Quantizer
+
+SHAPES = [(16, 14, 14), (5, 7, 3), (1, 1, 1), (3, 1, 9), (9, 2, 2), (64,), (6, 10), (1, 33, 17)]
+
+
+@pytest.fixture(scope="module")
+def codec() -> FeatureCodec:
+    return FeatureCodec(make_profile(((12, 7, 9),), (2, 3, 4, 6, 8, 16)))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("levels", [2, 3, 4, 5, 8, 16])
+def test_decodes_to_the_quantized_features(shape: tuple[int, ...], levels: int) -> None:
+    codec = FeatureCodec(make_profile((shape,), (levels,)))
+    for batch in (1, 3):
+        x = relu_features((batch, *shape), seed=7)
+        frame = codec.encode([x], frame_id=batch)
+        decoded = codec.decode(frame)
+        assert (decoded.op, decoded.frame_id, decoded.batch) == (f"n{levels}", batch, batch)
+        np.testing.assert_array_equal(decoded.tensors[0], expected(codec, f"n{levels}", 0, x))
+
+
+@pytest.mark.parametrize("levels", [32, 256])
+def test_many_levels_are_coded_without_blocks(levels: int) -> None:
+    codec = FeatureCodec(make_profile(((4, 6, 6),), (levels,)))
+    assert codec.profile.operating_points[0].tensors[0].tables.block == (1, 1)
+    x = relu_features((2, 4, 6, 6), seed=3)
+    np.testing.assert_array_equal(codec.decode(codec.encode([x])).tensors[0], expected(codec, f"n{levels}", 0, x))
+
+
+def test_several_tensors_and_signed_features_share_a_frame() -> None:
+    codec = FeatureCodec(make_profile(((8, 6, 6), (4, 3, 3)), (3, 4), signed=True))
+    xs = [relu_features((2, 8, 6, 6), 1) - np.float32(0.8), relu_features((2, 4, 3, 3), 2) - np.float32(0.8)]
+    decoded = codec.decode(codec.encode(xs, op="n3"))
+    assert decoded.op == "n3"
+    for i, x in enumerate(xs):
+        np.testing.assert_array_equal(decoded.tensors[i], expected(codec, "n3", i, x))
+
+
+@pytest.mark.parametrize(("shape", "batch", "lanes"), [((5, 5, 3), 2, 1), ((32, 24, 24), 3, 8), ((3, 64, 64), 1, 2)])
+def test_independent_decoder_written_from_the_spec_agrees(shape: tuple[int, ...], batch: int, lanes: int) -> None:
+    codec = FeatureCodec(make_profile((shape,), (3, 4)))
+    x = relu_features((batch, *shape), seed=5)
+    # values far outside the calibration make rare symbols, so that escapes are exercised too
+    x[:, :, ::3] *= np.float32(9)
+    for op in ("n3", "n4"):
+        frame = codec.encode([x], op=op, frame_id=99)
+        assert frame[26] == lanes
+        index, frame_id, b, planes = read_frame(frame, codec.profile.to_json())
+        assert (codec.profile.operating_points[index].name, frame_id, b) == (op, 99, batch)
+        levels = codec.profile.operating_points[index].tensors[0].quantizer.levels
+        values = np.array(levels, np.float32)[np.array(planes[0])].reshape(x.shape)
+        np.testing.assert_array_equal(values, codec.decode(frame).tensors[0])
+        np.testing.assert_array_equal(values, expected(codec, op, 0, x))
+
+
+def test_interpreted_kernels_give_the_same_bytes() -> None:
+    """NUMBA_DISABLE_JIT=1 in a child process: the same frame, byte for byte."""
+    program = (
+        "import sys; sys.path.insert(0, 'tests')\n"
+        "from codec_helpers import make_profile, relu_features\n"
+        "from splitwire.codec.codec import FeatureCodec\n"
+        "c = FeatureCodec(make_profile(((6, 7, 5),), (2, 3, 4, 8)))\n"
+        "x = relu_features((2, 6, 7, 5), 11)\n"
+        "fs = [c.encode([x], op=o) for o in ('n2', 'n3', 'n4', 'n8')]\n"
+        "assert [c.decode(f).op for f in fs] == ['n2', 'n3', 'n4', 'n8']\n"
+        "print(b''.join(fs).hex())\n"
+    )
+    outputs = [
+        subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", program], env={**os.environ, "NUMBA_DISABLE_JIT": flag},
+            capture_output=True, text=True, check=True, timeout=300,
+        ).stdout
+        for flag in ("0", "1")
+    ]  # fmt: skip
+    assert outputs[0] == outputs[1] and len(outputs[0]) > 200
+
+
+def test_coded_size_is_near_the_ideal_of_its_tables() -> None:
+    shape = (64, 28, 28)
+    codec = FeatureCodec(make_profile((shape,), (4,)))
+    x = relu_features((8, *shape), seed=0)  # the calibration features themselves
+    size = len(codec.encode([x]))
+    ideal = codec.profile.operating_points[0].bits_per_element * x.size / 8
+    assert ideal * 0.999 < size < ideal * 1.01 + side_information(1)
+
+
+def test_side_information_is_at_most_48_bytes() -> None:
+    assert side_information(1) == 44
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_non_finite_features_are_refused(codec: FeatureCodec, bad: float) -> None:
+    x = relu_features((1, 12, 7, 9))
+    x[0, 3, 2, 1] = bad
+    with pytest.raises(NonFiniteFeatures, match=r"1 of 756 are NaN or infinite, the first at index \(0, 3, 2, 1\)"):
+        codec.encode([x])
+
+
+def test_wrong_shape_dtype_count_and_operating_point(codec: FeatureCodec) -> None:
+    with pytest.raises(ShapeMismatch, match=r"\(batch, 12, 7, 9\), got float32 of shape \(1, 12, 9, 7\)"):
+        codec.encode([relu_features((1, 12, 9, 7))])
+    with pytest.raises(ShapeMismatch, match="got float64"):
+        codec.encode([np.zeros((1, 12, 7, 9))])  # type: ignore[list-item]
+    with pytest.raises(ShapeMismatch, match="expected 1 tensors"):
+        codec.encode([])
+    with pytest.raises(ShapeMismatch, match="batch must be"):
+        codec.encode([relu_features((0, 12, 7, 9))])
+    with pytest.raises(ProfileError, match="'n7' is not in this profile; it has n2, n3"):
+        codec.encode([relu_features((1, 12, 7, 9))], op="n7")
+
+
+def test_non_contiguous_features_are_accepted(codec: FeatureCodec) -> None:
+    x = relu_features((2, 9, 7, 12)).transpose(0, 3, 2, 1)
+    np.testing.assert_array_equal(codec.decode(codec.encode([x])).tensors[0], expected(codec, "n16", 0, x))
+
+
+# ---- hostile frames -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def frame(codec: FeatureCodec) -> bytes:
+    return codec.encode([relu_features((2, 12, 7, 9), 21)], op="n4", frame_id=5)
+
+
+def test_every_truncation_is_refused(codec: FeatureCodec, frame: bytes) -> None:
+    for n in range(len(frame)):
+        with pytest.raises(BitstreamError):
+            codec.decode(frame[:n])
+    with pytest.raises(Truncated):
+        codec.decode(frame[:-1])
+
+
+def test_trailing_bytes_are_refused(codec: FeatureCodec, frame: bytes) -> None:
+    with pytest.raises(Corrupt, match="1 too many"):
+        codec.decode(frame + b"\0")
+
+
+def test_every_bit_flip_is_refused_or_harmless(codec: FeatureCodec, frame: bytes) -> None:
+    """The minor version is the one byte that a decoder ignores, and even that is under the checksum."""
+    for i in range(len(frame) * 8):
+        damaged = bytearray(frame)
+        damaged[i // 8] ^= 1 << i % 8
+        with pytest.raises((BitstreamError, FingerprintMismatch)):
+            codec.decode(bytes(damaged))
+
+
+def test_newer_major_version_says_so(codec: FeatureCodec, frame: bytes) -> None:
+    with pytest.raises(UnsupportedVersion, match=r"version 2\.0, this build reads 1\.x"):
+        codec.decode(frame[:4] + b"\2" + frame[5:])
+
+
+def test_another_pair_names_both_fingerprints(frame: bytes) -> None:
+    other = FeatureCodec(make_profile(((12, 7, 9),), (2, 4), seed=5))
+    with pytest.raises(FingerprintMismatch) as caught:
+        other.decode(frame)
+    assert frame[8:16].hex() in str(caught.value) and other.fingerprint.hex() in str(caught.value)
+
+
+def test_a_length_of_two_gigabytes_is_a_limit_not_an_allocation(codec: FeatureCodec, frame: bytes) -> None:
+    lying = frame[:32] + (2 << 30).to_bytes(4, "little") + frame[36:]
+    with pytest.raises(LimitExceeded, match="announces 21474836"):
+        codec.decode(lying)
+
+
+def test_limits_are_checked_before_decoding(codec: FeatureCodec, frame: bytes) -> None:
+    with pytest.raises(LimitExceeded, match="frame of"):
+        FeatureCodec(codec.profile, Limits(frame_bytes=100)).decode(frame)
+    with pytest.raises(LimitExceeded, match="decodes to 1512 elements, over the limit of 1000"):
+        FeatureCodec(codec.profile, Limits(elements=1000)).decode(frame)
+
+
+@given(data=st.binary(max_size=4096))
+def test_parser_is_total(codec: FeatureCodec, data: bytes) -> None:
+    for candidate in (data, b"SPLW\1\0\0\0" + data):
+        with pytest.raises((BitstreamError, FingerprintMismatch)):
+            codec.decode(candidate)
+
+
+@settings(max_examples=300)
+@given(data=st.data())
+def test_payload_decoder_is_total(codec: FeatureCodec, frame: bytes, data: st.DataObject) -> None:
+    """Damage behind valid checksums: the coder itself refuses it or returns symbols in range, and never crashes."""
+    coder = codec._coders(codec.profile.point_index("n4"))[0]
+    payload = bytearray(frame[side_information(1) :])
+    lanes = data.draw(st.integers(1, 8))
+    for _ in range(data.draw(st.integers(1, 6))):
+        payload[data.draw(st.integers(0, len(payload) - 1))] = data.draw(st.integers(0, 255))
+    damaged = bytes(payload[: data.draw(st.integers(0, len(payload)))])
+    try:
+        symbols = coder.rans.decode(damaged, 24, coder.packer.rows, coder.packer.cols, lanes)
+    except BitstreamError:
+        return
+    assert symbols.max() < coder.rans.symbols
+
+
+# ---- profile ------------------------------------------------------------------------------------------------------
+
+
+def test_profile_round_trips_and_the_default_is_not_in_the_fingerprint(codec: FeatureCodec) -> None:
+    again = CodecProfile.from_json(codec.profile.to_json())
+    assert again == codec.profile and again.fingerprint == codec.fingerprint
+    other = msgspec.structs.replace(codec.profile, default_op="n2")
+    assert other.fingerprint == codec.fingerprint
+    assert msgspec.structs.replace(codec.profile, cut="elsewhere").fingerprint != codec.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"format":1', '"format":2'),
+        ('"default_op":"n16"', '"default_op":"n9"'),
+        ('"model":"test"', '"model":"test","surprise":1'),
+        ('"padding":0', '"padding":77'),
+        ('"activities":6', '"activities":5'),
+        ('"shape":[12,7,9]', '"shape":[12,7,0]'),
+        ('"shape":[12,7,9]', '"shape":[13,7,9]'),
+        ('"shape":[12,7,9]', '"shape":[12,70000,70000]'),
+        ("{", "["),
+    ],
+)
+def test_damaged_profile_is_one_clear_line(codec: FeatureCodec, old: str, new: str) -> None:
+    text = codec.profile.to_json()
+    assert old in text
+    with pytest.raises(ProfileError, match=r"damaged: .*export the model again") as caught:
+        CodecProfile.from_json(text.replace(old, new, 1))
+    assert "\n" not in str(caught.value)
+
+
+def test_metadata_without_a_profile() -> None:
+    with pytest.raises(ProfileError, match=r"resnet\.onnx carries no splitwire profile"):
+        CodecProfile.from_metadata({}, "resnet.onnx")
+
+
+def test_uniform_quantizer_has_pinned_ends() -> None:
+    q = Quantizer.uniform(0.0, 9.0, 4)
+    assert q.levels == (0.0, 3.0, 6.0, 9.0) and q.thresholds == (1.5, 4.5, 7.5) and q.clipping_range == (0.0, 9.0)
