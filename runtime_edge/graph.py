@@ -37,7 +37,8 @@ class FrontGraph:
         Raises ShapeMismatch for another shape or dtype.
         """
         self._check(x)
-        return self.session.run([t.name for t in self.profile.tensors], {self.input_name: x})
+        features: list[Float32Array] = self.session.run([t.name for t in self.profile.tensors], {self.input_name: x})
+        return features
 
     def zeros(self) -> Float32Array:
         """An input of one image, all zero, free axes 1: what a warm-up runs on."""

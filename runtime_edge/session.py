@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
 
 from splitwire.codec.codec import FeatureCodec
 from splitwire.codec.errors import BadResponse, UsageError
@@ -165,8 +167,8 @@ class EdgeSession:
         how = self.profile.preprocessing
         if how is None:
             raise UsageError(f"model {self.profile.model!r} was exported without preprocessing; give infer() an array")
-        x: Any = preprocessing.load(image, how) if isinstance(image, str | Path) else preprocessing.apply(image, how)
-        return x[None] if x.ndim == 3 else x
+        x = preprocessing.load(image, how) if isinstance(image, str | Path) else preprocessing.apply(image, how)
+        return x[np.newaxis]
 
     def run_front(self, x: Float32Array) -> list[Float32Array]:
         """Stage 1. (B, C, H, W) float32 → one (B, *shape) float32 per tensor at the cut. Raises ShapeMismatch."""

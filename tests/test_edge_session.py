@@ -13,6 +13,7 @@ import onnxruntime as ort
 import pytest
 from onnx import helper
 from PIL import Image
+from runtime_helpers import CLASSES, Pair, images, make_pair
 
 from splitwire.codec.codec import FeatureCodec
 from splitwire.codec.errors import (
@@ -28,7 +29,6 @@ from splitwire.codec.profile import METADATA_KEY
 from splitwire.runtime_cloud.session import CloudSession
 from splitwire.runtime_edge.session import EdgeSession, State
 from splitwire.runtime_edge.transport import LoopbackTransport, Reply
-from tests.runtime_helpers import CLASSES, Pair, images, make_pair
 
 
 @pytest.fixture(scope="module")
@@ -155,11 +155,11 @@ def test_warm_up_sends_nothing(pair: Pair):
 def test_states(pair: Pair):
     recorder = Recorder()
     session = EdgeSession(pair.front, transport=recorder)
-    assert session.state is State.NEW
+    seen = [session.state]
     with session:
-        assert session.state is State.OPEN
+        seen.append(session.state)
         session.infer(images())
-    assert session.state is State.CLOSED
+    assert [*seen, session.state] == [State.NEW, State.OPEN, State.CLOSED]
     session.close()
     session.close()
     assert recorder.closed == 1

@@ -15,6 +15,7 @@ import httpcore
 import msgspec
 import numpy as np
 import pytest
+from runtime_helpers import canned, good_answer, http_answer
 
 from splitwire.codec import errors
 from splitwire.codec.errors import (
@@ -31,7 +32,6 @@ from splitwire.codec.reply import printable
 from splitwire.runtime_edge import transport as transport_module
 from splitwire.runtime_edge.answers import parse_retry_after
 from splitwire.runtime_edge.transport import HttpTransport, LoopbackTransport, Timeouts
-from tests.runtime_helpers import canned, good_answer, http_answer
 
 FRAME = b"frame" * 100
 REPLY = "application/vnd.splitwire.reply"
@@ -154,7 +154,7 @@ def test_addresses_that_are_none(url: str):
 def test_options_out_of_range():
     for options in ({"retries": -1}, {"token": "a b"}, {"token": "a\r\nX: y"}, {"token": ""}, {"max_connections": 0}):
         with pytest.raises(UsageError):
-            HttpTransport("http://127.0.0.1:1", **options)  # type: ignore[arg-type]
+            HttpTransport("http://127.0.0.1:1", **options)
 
 
 def test_loopback_passes_bytes_and_errors_through():
@@ -430,5 +430,5 @@ def test_a_servers_sentence_cannot_write_to_the_terminal():
 
 def test_plain_address_of_a_tls_server_and_back(naps: list[float]):
     with canned(good_answer()) as server, pytest.raises(ConnectTimeout):
-        options = {"retries": 0, "timeouts": Timeouts(connect=0.5)}
-        post(server.url.replace("http", "https"), **options, verify=ssl.create_default_context())
+        tls = server.url.replace("http", "https")
+        post(tls, retries=0, timeouts=Timeouts(connect=0.5), verify=ssl.create_default_context())

@@ -1,0 +1,90 @@
+"""back.onnx as a plain function: feature tensors at the cut → the network's outputs.
+
+`runtime_edge/graph.py` opens its half in the same way. The two are apart on purpose: the runtimes do not import each
+other, and the room they share, the codec, must not need ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from splitwire.codec.errors import DeviceError, ProfileError, UsageError
+from splitwire.codec.profile import CodecProfile
+from splitwire.codec.reply import Outputs
+
+Float32Array = NDArray[np.float32]
+
+DEFAULT_PROVIDERS = ("CPUExecutionProvider",)
+OUTPUT_TYPES = frozenset(
+    f"tensor({t})" for t in ("bool", "uint8", "int8", "int32", "int64", "float16", "float", "double")
+)
+"""ONNX Runtime's names for the element types that a reply can carry (codec/reply.py)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackGraph:
+    """The back half, opened. outputs: names, in graph order."""
+
+    session: ort.InferenceSession
+    profile: CodecProfile
+    outputs: tuple[str, ...]
+
+    def run(self, tensors: Sequence[Float32Array]) -> Outputs:
+        """One (B, *shape) float32 array per tensor of the profile, in its order → outputs by name."""
+        feeds = {spec.name: t for spec, t in zip(self.profile.tensors, tensors, strict=True)}
+        return dict(zip(self.outputs, self.session.run(list(self.outputs), feeds), strict=True))
+
+
+def open_back(path: str | Path, *, threads: int | None = None, providers: Sequence[str] | None = None) -> BackGraph:
+    """Load back.onnx.
+
+    threads: of one inference; None lets ONNX Runtime choose. providers: execution providers, in order of preference;
+    None means the CPU. Raises UsageError (no such file, front half given), ProfileError (not one of our graphs, or
+    damaged), DeviceError (a provider this machine does not have).
+    """
+    session = _open(Path(path), threads, providers)
+    profile = CodecProfile.from_metadata(session.get_modelmeta().custom_metadata_map, str(path))
+    inputs = {i.name for i in session.get_inputs()}
+    wanted = {t.name for t in profile.tensors}
+    if inputs != wanted:
+        if wanted <= {o.name for o in session.get_outputs()}:
+            raise UsageError(f"{path} is the front half, for `splitwire edge run`; the cloud runs its back.onnx")
+        raise ProfileError(
+            f"{path} takes {', '.join(sorted(inputs))}, its own profile makes {', '.join(sorted(wanted))}; "
+            "export the model again"
+        )
+    for output in session.get_outputs():
+        if output.type not in OUTPUT_TYPES:
+            raise ProfileError(f"{path}: output {output.name!r} is {output.type}, which no reply can carry")
+    return BackGraph(session=session, profile=profile, outputs=tuple(o.name for o in session.get_outputs()))
+
+
+def _open(path: Path, threads: int | None, providers: Sequence[str] | None) -> ort.InferenceSession:
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file; make it with `splitwire export`")
+    wanted = list(DEFAULT_PROVIDERS if providers is None else providers)
+    available = ort.get_available_providers()
+    for name in wanted:
+        if name not in available:
+            raise DeviceError(f"execution provider {name!r} is not here; this ONNX Runtime has {', '.join(available)}")
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads must be 1 or more, is {threads}")
+    options = ort.SessionOptions()
+    options.log_severity_level = 3  # errors only, and those come back as exceptions too
+    options.intra_op_num_threads = threads or 0
+    # Spin inside a run, for speed; stop when it ends, so that an idle server leaves its cores to the others.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    try:
+        session = ort.InferenceSession(str(path), options, providers=wanted)
+    except Exception as e:  # ONNX Runtime's exceptions share no base class below this
+        raise ProfileError(f"{path} is not a graph that ONNX Runtime can open: {str(e).splitlines()[0]}") from e
+    # A provider whose libraries fail to load is dropped by ONNX Runtime with a log line only.
+    if wanted and wanted[0] not in session.get_providers():
+        raise DeviceError(f"execution provider {wanted[0]!r} did not start; see ONNX Runtime's log for the reason")
+    return session

@@ -1,0 +1,82 @@
+"""The models of a directory, by the fingerprint of their pair."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from splitwire.codec.errors import FingerprintMismatch, UsageError
+
+from .session import CloudSession
+
+BACK = "back.onnx"
+
+
+class Models:
+    """What a server serves. Raises UsageError for two models of one pair, or for none at all."""
+
+    def __init__(self, sessions: Sequence[CloudSession]) -> None:
+        self._by_fingerprint: dict[bytes, CloudSession] = {}
+        for session in sessions:
+            twin = self._by_fingerprint.setdefault(session.fingerprint, session)
+            if twin is not session:
+                raise UsageError(f"{twin.path} and {session.path} are the same pair {session.fingerprint.hex()}")
+        if not sessions:
+            raise UsageError("no model to serve")
+
+    def __len__(self) -> int:
+        return len(self._by_fingerprint)
+
+    def __iter__(self) -> Iterator[CloudSession]:
+        return iter(self._by_fingerprint.values())
+
+    def find(self, fingerprint: bytes) -> CloudSession | None:
+        """The session of a pair, or None."""
+        return self._by_fingerprint.get(fingerprint)
+
+    def of_frame(self, fingerprint: bytes) -> CloudSession:
+        """The session that a frame's header asks for. Raises FingerprintMismatch, with every fingerprint in hex."""
+        session = self.find(fingerprint)
+        if session is None:
+            here = ", ".join(f"{s.fingerprint.hex()} ({s.profile.model})" for s in list(self)[:8])
+            raise FingerprintMismatch(
+                f"the frame is of pair {fingerprint.hex()}, served here: {here}; use the front.onnx exported with "
+                "the back.onnx that is served"
+            )
+        return session
+
+
+def describe(session: CloudSession) -> dict[str, Any]:
+    """What a client may want to know of a model, for JSON."""
+    profile = session.profile
+    return {
+        "name": profile.model,
+        "cut": profile.cut,
+        "fingerprint": session.fingerprint.hex(),
+        "default_op": profile.default_op,
+        "operating_points": [
+            {
+                "name": point.name,
+                "levels": [len(t.quantizer.levels) for t in point.tensors],
+                "bits_per_element": point.bits_per_element,
+            }
+            for point in profile.operating_points
+        ],
+        "tensors": [{"name": t.name, "shape": list(t.shape), "dtype": "float32"} for t in profile.tensors],
+        "outputs": list(session.outputs),
+    }
+
+
+def load_models(directory: str | Path, *, threads: int | None = None, providers: Sequence[str] | None = None) -> Models:
+    """Load DIR/back.onnx and DIR/*/back.onnx.
+
+    Raises UsageError (no such directory, no back.onnx in it, one pair twice) and what CloudSession raises.
+    """
+    root = Path(directory)
+    if not root.is_dir():
+        raise UsageError(f"{root}: no such directory; give the one that `splitwire export --out` wrote")
+    paths = [p for p in (root / BACK, *sorted(root.glob(f"*/{BACK}"))) if p.is_file()]
+    if not paths:
+        raise UsageError(f"{root} holds no {BACK}, nor does a folder in it; make one with `splitwire export`")
+    return Models([CloudSession(p, threads=threads, providers=providers) for p in paths])

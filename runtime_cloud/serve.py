@@ -1,0 +1,142 @@
+"""The process: one socket, one event loop, signals, log lines on stderr."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import uvicorn
+from starlette.applications import Starlette
+
+from splitwire.codec.errors import DeviceError, SplitwireError, UsageError
+
+from .admission import Limits
+from .loading import Models
+from .server import Api, create_app
+
+log = logging.getLogger("splitwire.cloud")
+
+KEEPALIVE_S = 75
+"""An idle connection is closed after this. Longer than the edge keeps one (60 s), so that the edge closes first."""
+MAX_HEAD_BYTES = 16 << 10
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A bound socket; port 0 lets the system choose. Raises UsageError if host and port cannot be had."""
+    if not 0 <= port <= 65535:  # getaddrinfo takes it modulo 2**16
+        raise UsageError(f"cannot listen on port {port}: ports are 0 to 65535")
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        sock = socket.socket(family, kind, proto)
+    except (OSError, UnicodeError) as e:
+        raise UsageError(f"cannot listen on {host}:{port}: {e}") from e
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+    except OSError as e:
+        sock.close()
+        hint = "; choose another with --port" if e.errno == errno.EADDRINUSE else ""
+        raise UsageError(f"cannot listen on {host}:{port}: {e.strerror or e}{hint}") from e
+    return sock
+
+
+def url_of(sock: socket.socket) -> str:
+    """http://host:port of a bound socket."""
+    host, port = sock.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def make_server(app: Starlette, *, grace_s: int) -> uvicorn.Server:
+    """The uvicorn server for an application of ours: few response headers, no access log, bounded shutdown."""
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            date_header=False,
+            timeout_keep_alive=KEEPALIVE_S,
+            timeout_graceful_shutdown=grace_s,
+            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+        )
+    )
+
+
+def serve(
+    models: Models,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8500,
+    limits: Limits | None = None,
+    grace_s: int = 30,
+    on_ready: Callable[[str], None] | None = None,
+) -> int:
+    """Serve until SIGTERM or SIGINT; then take no more, finish what runs (at most grace_s seconds), and return.
+
+    on_ready: called with the URL once every model is warm. Returns how many inferences were still running when the
+    grace was over: 0 is a clean end. Raises UsageError (host, port), DeviceError (a model fails to warm up).
+    """
+    sock = bind(host, port)
+    url = url_of(sock)
+    failure: list[Exception] = []
+
+    def ready() -> None:
+        log.info("ready: %s", url)
+        if on_ready is not None:
+            on_ready(url)
+
+    def failed(e: Exception) -> None:
+        failure.append(e)
+        server.should_exit = True
+
+    app = create_app(models, limits, on_ready=ready, on_failure=failed)
+    server = make_server(app, grace_s=grace_s)
+    log.info("listening: %s, warming up %d model%s", url, len(models), "" if len(models) == 1 else "s")
+    with _stop_on_signals(server):
+        server.run(sockets=[sock])
+    if failure:
+        e = failure[0]
+        raise e if isinstance(e, SplitwireError) else DeviceError(f"a model fails to run: {e}") from e
+    log.info("stopped")
+    api: Api = app.state.api
+    return api.gate.running
+
+
+def log_to_stderr(level: int = logging.INFO) -> None:
+    """One concise line per event on stderr. For a process of its own; an application sets up its own logging."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(message)s", datefmt="%H:%M:%S"))
+    for name, threshold in (("splitwire", level), ("uvicorn", logging.WARNING)):
+        logger = logging.getLogger(name)
+        logger.handlers[:] = [handler]
+        logger.propagate = False
+        logger.setLevel(threshold)
+
+
+@contextmanager
+def _stop_on_signals(server: uvicorn.Server) -> Iterator[None]:
+    """Make SIGTERM and SIGINT stop `server`, and nothing else, for as long as the block runs.
+
+    uvicorn takes these signals while it serves, and when it is done it raises them once more for whoever had them
+    before. That would end the process by the signal (status 143), not with 0; with its own handler installed as the
+    previous one, the second time is without effect. It also covers the moments before uvicorn takes over.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {s: signal.signal(s, server.handle_exit) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)

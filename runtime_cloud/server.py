@@ -1,0 +1,177 @@
+"""The routes. `create_app` makes an ASGI application; `serve.py` runs it.
+
+    GET  /healthz                   the process answers
+    GET  /readyz                    the models are loaded and warm
+    GET  /v1/models                 what is served
+    GET  /v1/models/{fingerprint}   one of them
+    POST /v1/infer                  a frame in, a reply out; the frame's header says which model
+
+/v2 is left free for the Open Inference Protocol.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from typing import Any, cast
+
+import anyio
+import anyio.to_thread
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from splitwire.codec import frame as wire_frame
+from splitwire.codec.errors import ServerBusy, SplitwireError
+from splitwire.codec.reply import FRAME_MEDIA_TYPE, REPLY_MEDIA_TYPE
+
+from .admission import Gate, Limits
+from .loading import Models, describe
+from .statuses import code_of_status, error_response, refusal
+
+log = logging.getLogger("splitwire.cloud")
+
+BODY_TYPES = ("", FRAME_MEDIA_TYPE, "application/octet-stream")
+
+
+class Api:
+    """The endpoints of one server. ready: False until every model has run once."""
+
+    def __init__(self, models: Models, limits: Limits) -> None:
+        self.models = models
+        self.gate = Gate(limits)
+        self.ready = False
+
+    async def warm_up(self) -> None:
+        """Compile the kernels and run every model once, off the event loop."""
+        for session in self.models:
+            await anyio.to_thread.run_sync(session.warm_up, abandon_on_cancel=True)
+        self.ready = True
+
+    def require_ready(self) -> None:
+        """Raise ServerBusy while the models warm up."""
+        if not self.ready:
+            raise ServerBusy("the models are warming up; come back in a moment", self.gate.limits.retry_after)
+
+    async def healthz(self, request: Request) -> Response:
+        return _json({"status": "live"})
+
+    async def readyz(self, request: Request) -> Response:
+        self.require_ready()
+        return _json({"status": "ready", "models": len(self.models)})
+
+    async def list_models(self, request: Request) -> Response:
+        return _json({"models": [describe(s) for s in self.models]})
+
+    async def one_model(self, request: Request) -> Response:
+        text = request.path_params["fingerprint"]
+        try:
+            session = self.models.find(bytes.fromhex(text))
+        except ValueError:
+            session = None
+        if session is None:
+            raise HTTPException(404, f"no model has the fingerprint {text[:64]!r}; GET /v1/models lists them")
+        return _json(describe(session))
+
+    async def infer(self, request: Request) -> Response:
+        self.require_ready()
+        self.gate.check()
+        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if media_type not in BODY_TYPES:
+            raise HTTPException(415, f"the body is declared as {media_type[:64]!r}; send {FRAME_MEDIA_TYPE}")
+        async with self.gate.body(request) as frame:
+            session = self.models.of_frame(wire_frame.peek_fingerprint(frame))
+            return Response(await self.gate.run(session.handle, frame), media_type=REPLY_MEDIA_TYPE)
+
+
+def create_app(
+    models: Models,
+    limits: Limits | None = None,
+    *,
+    on_ready: Callable[[], None] | None = None,
+    on_failure: Callable[[Exception], None] | None = None,
+) -> Starlette:
+    """The server as an ASGI application; `app.state.api` is its Api.
+
+    The models are warmed up in the background once the application starts: it is live at once, ready later. on_ready,
+    on_failure: called in the event loop when that is done, or has failed.
+    """
+    api = Api(models, limits or Limits())
+
+    async def prepare() -> None:
+        try:
+            await api.warm_up()
+        except Exception as e:
+            log.error("warm-up failed: %s", e)
+            if on_failure is None:
+                raise
+            on_failure(e)
+            return
+        if on_ready is not None:
+            on_ready()
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(prepare)
+            yield
+            tasks.cancel_scope.cancel()
+
+    app = Starlette(
+        routes=[
+            Route("/v1/infer", api.infer, methods=["POST"]),
+            Route("/v1/models", api.list_models, methods=["GET"]),
+            Route("/v1/models/{fingerprint}", api.one_model, methods=["GET"]),
+            Route("/healthz", api.healthz, methods=["GET"]),
+            Route("/readyz", api.readyz, methods=["GET"]),
+        ],
+        exception_handlers={
+            SplitwireError: _refused,
+            HTTPException: _http_error,
+            ClientDisconnect: _gone,
+            Exception: _bug,
+        },
+        lifespan=lifespan,
+    )
+    app.router.redirect_slashes = False  # a redirected POST would send its frame twice
+    app.state.api = api
+    return app
+
+
+def _json(value: Any) -> Response:
+    return Response(msgspec.json.encode(value), media_type="application/json")
+
+
+def _close_header(request: Request) -> dict[str, str]:
+    """`Connection: close` where the rest of the body is not going to be read (see Gate.body)."""
+    return {"Connection": "close"} if getattr(request.state, "close", False) else {}
+
+
+async def _refused(request: Request, e: Exception) -> Response:
+    error = cast("SplitwireError", e)  # Starlette's type for a handler is wider than what it is registered for
+    log.info("%s %s: %s: %s", request.method, request.url.path, error.code, error)
+    return refusal(error, _close_header(request))
+
+
+async def _http_error(request: Request, e: Exception) -> Response:
+    error = cast("HTTPException", e)
+    text = error.detail
+    if text == HTTPStatus(error.status_code).phrase:  # raised by the router, which says no more
+        text = f"{request.method} {request.url.path[:64]}: {text.lower()}"
+    return error_response(error.status_code, code_of_status(error.status_code), text, error.headers)
+
+
+async def _gone(request: Request, e: Exception) -> Response:
+    """The client hung up while it sent; nobody reads this."""
+    log.info("%s %s: the client hung up", request.method, request.url.path)
+    return Response(status_code=400)
+
+
+async def _bug(request: Request, e: Exception) -> Response:
+    """Starlette raises the exception again after this answer, and the server logs its traceback."""
+    return error_response(500, "internal", "the server failed on this request; its log says how")

@@ -1,0 +1,59 @@
+"""`splitwire cloud serve`: the back halves of a directory, over HTTP."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from splitwire.console import err, out
+
+
+def serve(
+    directory: Annotated[Path, typer.Argument(help="Folder with back.onnx, or with folders that each hold one.")],
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for every network.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 lets the system choose.")] = 8500,
+    max_body: Annotated[float, typer.Option(help="Largest frame that is accepted, MiB.")] = 16.0,
+    concurrency: Annotated[int, typer.Option(help="Inferences at once.")] = 2,
+    queue: Annotated[int, typer.Option(help="Frames that may wait; who comes later is told to come back.")] = 32,
+    threads: Annotated[int | None, typer.Option(help="Threads of one inference.")] = None,
+    grace: Annotated[int, typer.Option(help="Seconds that running requests get to finish at shutdown.")] = 30,
+    as_json: Annotated[
+        bool, typer.Option("--json", help='Print one line {"url": …, "pid": …} when ready, and nothing else.')
+    ] = False,
+) -> None:
+    """Serve the back halves of exported models until SIGTERM or Ctrl-C."""
+    import msgspec
+
+    from splitwire.runtime_cloud.admission import Limits
+    from splitwire.runtime_cloud.loading import load_models
+    from splitwire.runtime_cloud.serve import log_to_stderr
+    from splitwire.runtime_cloud.serve import serve as run_server
+
+    body = int(max_body * (1 << 20))
+    limits = Limits(max_body=body, max_buffered=max(Limits.max_buffered, body), concurrency=concurrency, queue=queue)
+    models = load_models(directory, threads=threads)
+    log_to_stderr()
+
+    def ready(url: str) -> None:
+        if as_json:
+            # One line, flushed: a parent process reads it to learn that, and where, the server is ready.
+            sys.stdout.write(msgspec.json.encode({"url": url, "pid": os.getpid()}).decode() + "\n")
+            sys.stdout.flush()
+            return
+        for session in models:
+            profile = session.profile
+            points = ", ".join(p.name for p in profile.operating_points)
+            line = f"{profile.model} after {profile.cut}, pair {session.fingerprint.hex()}, operating points {points}"
+            out.print(line, markup=False, soft_wrap=True)
+        out.print(f"Serving at {url} (Ctrl-C stops)", markup=False, soft_wrap=True)
+
+    unfinished = run_server(models, host=host, port=port, limits=limits, grace_s=grace, on_ready=ready)
+    if unfinished:
+        err.print(f"{unfinished} inferences did not finish within {grace} s and were cut off")
+        # Their threads cannot be stopped, and the interpreter would wait for them without bound.
+        sys.stdout.flush()
+        os._exit(1)

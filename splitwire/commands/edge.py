@@ -1,0 +1,171 @@
+"""`splitwire edge run`: pictures through the front here and the back over there."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from splitwire.codec.errors import UsageError
+from splitwire.console import err, out, print_json, progress_bar
+
+if TYPE_CHECKING:
+    from splitwire.runtime_edge.session import EdgeSession, SplitResult
+
+IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+STAGES = ("front", "encode", "network", "decode", "back", "total")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guess:
+    """One class of the top k. probability: in [0, 1]."""
+
+    label: str
+    index: int
+    probability: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One picture's line. bytes_sent: of one request, head included. ms: per stage, the median over the repeats."""
+
+    image: str
+    top: list[Guess]
+    op: str
+    bytes_sent: int
+    frame_bytes: int
+    bits_per_element: float
+    ms: dict[str, float]
+
+
+def run(
+    images: Annotated[list[Path], typer.Argument(help="Pictures, or folders of them.")],
+    front: Annotated[Path, typer.Option(help="The front.onnx that `splitwire export` wrote.")],
+    url: Annotated[str, typer.Option(help="Where `splitwire cloud serve` listens, http://host:port.")],
+    op: Annotated[str | None, typer.Option(help="Operating point, e.g. n4; the model's default otherwise.")] = None,
+    top: Annotated[int, typer.Option(min=1, help="Labels to show per picture.")] = 3,
+    repeat: Annotated[int, typer.Option(min=1, help="Run each picture so often, and show the median times.")] = 1,
+    threads: Annotated[int | None, typer.Option(help="Threads of the front.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of the table.")] = False,
+) -> None:
+    """Run pictures through a network split between this machine and a server."""
+    from splitwire.runtime_edge.session import EdgeSession
+    from splitwire.runtime_edge.transport import HttpTransport
+
+    paths = find_images(images)
+    rows: list[Row] = []
+    skipped: list[dict[str, str]] = []
+    with EdgeSession(front, transport=HttpTransport(url), op=op, threads=threads) as session:
+        if session.profile.preprocessing is None:
+            raise UsageError(f"{front} was exported without preprocessing, so it takes arrays only, not pictures")
+        session.warm_up()
+        with progress_bar(not as_json) as progress:
+            for done, path in enumerate(paths):
+                progress("Images", done, len(paths))
+                try:
+                    x = session.preprocess(path)
+                except UsageError as e:
+                    skipped.append({"image": str(path), "reason": str(e)})
+                    continue
+                rows.append(_row(path, [session.infer(x) for _ in range(repeat)], session, top))
+    for entry in skipped:
+        err.print(f"skipped: {entry['reason']}", markup=False, soft_wrap=True)
+    if not rows:
+        raise UsageError(f"none of the {len(paths)} files can be read as a picture")
+    summary = _summary(rows, len(skipped))
+    if as_json:
+        print_json({"images": [asdict(r) for r in rows], "skipped": skipped, "summary": summary})
+    else:
+        _print_table(rows, summary)
+
+
+def find_images(paths: Sequence[Path]) -> list[Path]:
+    """The files named, and the picture files in and under the folders named, in order. Raises UsageError for none."""
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            found += sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+        else:
+            found.append(path)  # unreadable or missing: reported with its reason when its turn comes
+    if not found:
+        raise UsageError(f"no pictures in {', '.join(map(str, paths))}; expected {', '.join(sorted(IMAGE_SUFFIXES))}")
+    return found
+
+
+def top_classes(outputs: dict[str, Any], labels: Sequence[str] | None, k: int) -> list[Guess]:
+    """The k likeliest classes of the first (1, K) output; none if the network is no classifier.
+
+    Softmax is taken where the values are not probabilities already.
+    """
+    import numpy as np
+
+    scores = next((a for a in outputs.values() if a.ndim == 2 and a.shape[1] > 1 and a.dtype.kind == "f"), None)
+    if scores is None:
+        return []
+    p = scores[0].astype(np.float64)
+    if p.min() < 0 or abs(p.sum() - 1) > 1e-3:
+        p = np.exp(p - p.max())
+        p /= p.sum()
+    named = labels if labels is not None and len(labels) == p.size else None
+    order = np.argsort(-p, kind="stable")[:k]
+    return [
+        Guess(label=named[i] if named else f"class {i}", index=int(i), probability=float(p[i])) for i in order.tolist()
+    ]
+
+
+def _row(path: Path, results: Sequence[SplitResult], session: EdgeSession, top: int) -> Row:
+    last = results[-1]
+    return Row(
+        image=str(path),
+        top=top_classes(last.outputs, session.profile.labels, top),
+        op=last.op,
+        bytes_sent=last.bytes_sent,
+        frame_bytes=last.frame_bytes,
+        bits_per_element=last.bits_per_element,
+        ms={stage: statistics.median(getattr(r.timings, stage) for r in results) for stage in STAGES},
+    )
+
+
+def _summary(rows: Sequence[Row], skipped: int) -> dict[str, Any]:
+    """Means of the bytes, medians of the times, over the pictures."""
+    return {
+        "images": len(rows),
+        "skipped": skipped,
+        "op": rows[0].op,
+        "bytes_sent": statistics.fmean(r.bytes_sent for r in rows),
+        "bits_per_element": statistics.fmean(r.bits_per_element for r in rows),
+        "ms": {stage: statistics.median(r.ms[stage] for r in rows) for stage in STAGES},
+    }
+
+
+def _print_table(rows: Sequence[Row], summary: dict[str, Any]) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(caption="ms per stage; bytes as sent, HTTP head included", caption_justify="left")
+    table.add_column("image", overflow="fold")
+    table.add_column("labels", overflow="fold")
+    for name in ("bytes", "bits/el", *STAGES):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        labels = "\n".join(f"{g.label} {g.probability:.1%}" for g in row.top)
+        table.add_row(
+            escape(Path(row.image).name),
+            escape(labels) or "no classes",
+            f"{row.bytes_sent:,}",
+            f"{row.bits_per_element:.3f}",
+            *(f"{row.ms[stage]:.2f}" for stage in STAGES),
+        )
+    out.print(table)
+    images = f"{summary['images']} image{'' if summary['images'] == 1 else 's'}"
+    skipped = f", {summary['skipped']} skipped" if summary["skipped"] else ""
+    out.print(
+        f"{images}{skipped} at operating point {summary['op']}: {summary['bytes_sent']:,.0f} bytes and "
+        f"{summary['bits_per_element']:.3f} bits per element sent, {summary['ms']['total']:.2f} ms (median)",
+        markup=False,
+        soft_wrap=True,
+    )
