@@ -62,8 +62,12 @@ def choose_range(
     if excess > MAX_EXCESS:
         reason = f"the fitted density's range [0, {by_density[1]:.4g}] has {excess:.0%} more error on the features"
         return by_histogram, Clipping(method="histogram", ks_distance=distance, reason=reason)
-    method = "relu_model" if slope == 0 else "leaky_relu_model"
-    return by_density, Clipping(method=method, ks_distance=distance, rate=density.rate, location=density.location)
+    return by_density, Clipping(
+        method="relu_model" if slope == 0 else "leaky_relu_model",
+        ks_distance=distance,
+        rate=density.rate,
+        location=density.location,
+    )
 
 
 def kolmogorov_smirnov(density: FeatureDensity, histogram: Histogram) -> float:

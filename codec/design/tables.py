@@ -107,7 +107,7 @@ def _activities(levels: int, block: tuple[int, int], padding: int, weights: NDAr
     middle = (np.cumsum(share) - share / 2) / max(share.sum(), 1.0)
     klass = 1 + np.minimum((middle * (ACTIVITIES - 1)).astype(int), ACTIVITIES - 2)
     klass[0] = 0
-    return klass[magnitude].astype(np.uint8).tobytes()
+    return bytes(klass[magnitude].astype(np.uint8))
 
 
 def _cluster(counts: Counts, pairs: int, tables: int, iterations: int) -> tuple[NDArray[np.intp], NDArray[np.int64]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar, cast
 
 import numba
@@ -16,8 +17,8 @@ def kernel(fn: F) -> F:
     The compiled code is cached on disk; where no cache folder is writable the kernel still works and is compiled anew
     in each process.
     """
-    options = {"nogil": True, "fastmath": False, "error_model": "numpy", "boundscheck": False}
+    compiler = partial(numba.njit, nogil=True, fastmath=False, error_model="numpy", boundscheck=False)
     try:
-        return cast(F, numba.njit(cache=True, **options)(fn))
+        return cast(F, compiler(cache=True)(fn))
     except RuntimeError:  # numba finds no writable place for its cache
-        return cast(F, numba.njit(**options)(fn))
+        return cast(F, compiler()(fn))

@@ -69,7 +69,7 @@ def _print_photos(summary: PhotosSummary) -> None:
     table = Table(
         title=f"{summary.model} ({summary.weights}), cut after {summary.cut}, operating point {summary.op}",
         title_justify="left",
-        caption=f"Features {shape}. Bytes include the HTTP head; JPEG is the network's view of the picture, quality 90.",
+        caption=f"Features {shape}. Bytes with the HTTP head; JPEG: the network's view of the picture, quality 90.",
         caption_justify="left",
     )
     for name in ("picture", "whole network", "split network"):

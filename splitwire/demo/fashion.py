@@ -181,7 +181,8 @@ def batches(x: Inputs) -> list[Inputs]:
 
 def classes(scores: Sequence[NDArray[np.float32]]) -> NDArray[np.intp]:
     """Index of the highest score of each image."""
-    return np.concatenate(list(scores)).argmax(axis=1)
+    answers: NDArray[np.intp] = np.concatenate(list(scores)).argmax(axis=1)
+    return answers
 
 
 def median_ms(call: Callable[[Inputs], object], inputs: Inputs) -> float:
