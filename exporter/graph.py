@@ -82,14 +82,21 @@ def from_module(module: torch.nn.Module, input_shape: tuple[int, ...]) -> Source
     if odd:
         raise UnsupportedModel(f"the module holds {', '.join(map(str, odd))} weights; call module.float() first")
     device = parameters[0].device if parameters else torch.device("cpu")
-    # batch 2: torch.export treats sizes 0 and 1 as special and would fix the batch
-    example = torch.randn(2, *input_shape[1:], generator=torch.Generator().manual_seed(0)).to(device)
     with evaluating(module), _quiet(), torch.no_grad():
-        try:
-            result = module(example)
-        except (RuntimeError, ValueError, TypeError, IndexError) as e:
-            raise UsageError(f"the network does not take an input of shape {(1, *input_shape[1:])}: {_line(e)}") from e
-        model, origin = _export(module, example)
+        # Batch 2 first: torch.export treats 0 and 1 as special. Batch 1 is for networks that fix the batch.
+        for batch in (2, 1):
+            noise = torch.randn(batch, *input_shape[1:], generator=torch.Generator().manual_seed(0))
+            example = noise.to(device)
+            try:
+                result = module(example)
+            except (RuntimeError, ValueError, TypeError, IndexError) as e:
+                if batch == 1:
+                    shape = (1, *input_shape[1:])
+                    raise UsageError(f"the network does not take an input of shape {shape}: {_line(e)}") from e
+                continue
+            model, origin = _export(module, example, dynamic=batch > 1)
+            if not _is_fixed(model):
+                break
     _name_outputs(model, result)
     for node in model.graph.all_nodes():
         for key in _PRIVATE_METADATA:
@@ -154,8 +161,8 @@ def _source(model: ir.Model, origin: str, wanted: tuple[int, ...] | None, module
     batch = dims[0] if isinstance(dims[0], int) else None
     if batch is not None:
         notes.append(
-            f"the batch is fixed at {batch} in this graph: frames of another batch are refused;"
-            " export it with a dynamic batch to serve several requests at once"
+            f"the batch is fixed at {batch} in this network: the server cannot run several requests at once, and frames"
+            " of another batch are refused"
         )
     if origin == "legacy":
         notes.append("torch's new exporter could not take the network; its TorchScript exporter was used")
@@ -170,14 +177,20 @@ def _source(model: ir.Model, origin: str, wanted: tuple[int, ...] | None, module
     )
 
 
-def _export(module: torch.nn.Module, example: torch.Tensor) -> tuple[ir.Model, str]:
+def _is_fixed(model: ir.Model) -> bool:
+    """Whether the exporter found that the network takes one batch size only."""
+    shape = model.graph.inputs[0].shape
+    return shape is not None and isinstance(shape[0], int)
+
+
+def _export(module: torch.nn.Module, example: torch.Tensor, *, dynamic: bool) -> tuple[ir.Model, str]:
     """The dynamo exporter, and the TorchScript exporter for what that cannot take."""
     try:
         program = torch.onnx.export(
             module,
             (example,),
             dynamo=True,
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamic_shapes=({0: torch.export.Dim("batch")},) if dynamic else None,
             input_names=["input"],
             opset_version=OPSET,
             verbose=False,
@@ -194,7 +207,7 @@ def _export(module: torch.nn.Module, example: torch.Tensor) -> tuple[ir.Model, s
             (example,),
             buffer,  # type: ignore[arg-type]  # the TorchScript exporter takes a file object
             dynamo=False,
-            dynamic_axes={"input": {0: "batch"}},
+            dynamic_axes={"input": {0: "batch"}} if dynamic else None,
             input_names=["input"],
             opset_version=OPSET,
             verbose=False,

@@ -53,11 +53,19 @@ def split(model: ir.Model, tensor: str) -> Halves:
     front = ir.convenience.extract(graph, graph.inputs, [cut, *early])
     _make_sizes_again(graph, cut, parts.after)
     back = ir.convenience.extract(graph, [cut], late)
+    for half in (front, back):
+        _order_initialisers(half, list(graph.initializers))
     halves = Halves(
         front=_model(model, front), back=_model(model, back), early=tuple(v.name for v in early if v.name is not None)
     )
     _ensure(halves, tensor)
     return halves
+
+
+def _order_initialisers(half: ir.Graph, order: list[str]) -> None:
+    """Initialisers in the whole's order: extraction leaves a set's, and the same export would give other bytes."""
+    values = {name: half.initializers.pop(name) for name in order if name in half.initializers}
+    half.initializers.update(values)
 
 
 def _make_sizes_again(graph: ir.Graph, cut: ir.Value, after: tuple[ir.Node, ...]) -> None:
