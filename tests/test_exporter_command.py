@@ -1,0 +1,137 @@
+"""`splitwire export` and `splitwire.export`: the face of the exporter."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import typer
+from exporter_helpers import SHAPE, inputs, network, write_images
+from typer.testing import CliRunner
+
+import splitwire
+from splitwire.codec.errors import UsageError
+from splitwire.codec.profile import Preprocessing
+from splitwire.commands.export import export as command
+from splitwire.exporter import graph
+from splitwire.exporter.inference import serialise
+
+app = typer.Typer(pretty_exceptions_enable=False)
+app.command()(command)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "net.onnx"
+    path.write_bytes(serialise(graph.from_module(network(), (1, *SHAPE)).model))
+    return path
+
+
+@pytest.fixture
+def catalogue(monkeypatch):
+    """A catalogue with one small network, in place of torchvision's."""
+
+    @dataclass(frozen=True)
+    class LoadedModel:
+        module: object
+        name: str
+        preprocessing: Preprocessing | None
+        input_shape: tuple[int, ...]
+        labels: tuple[str, ...] | None
+        weights: str | None
+        warning: str | None
+
+    def load(name, weights=None):
+        if name != "small":
+            raise UsageError(f"unknown network {name!r}; nearest: small")
+        return LoadedModel(
+            module=network(), name="small", preprocessing=Preprocessing(crop=(24, 24), resize=28),
+            input_shape=(1, 3, 24, 24), labels=("a",) * 10, weights=weights, warning="random weights",
+        )  # fmt: skip
+
+    fake = types.ModuleType("splitwire.models.catalogue")
+    fake.load = load
+    monkeypatch.setitem(sys.modules, "splitwire.models.catalogue", fake)
+
+
+def invoke(*arguments: object):
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def test_table(model, tmp_path):
+    files = write_images(tmp_path / "images", 8)
+    files[2].write_text("no image")
+    out = tmp_path / "out"
+    result = invoke(model, "--cut", "layer1", "--data", tmp_path / "images", "--out", out, "--levels", "2,4")
+    assert result.exit_code == 0, result.output
+    assert "net cut after layer1: 8×8×8 features, 2,048 bytes as float32" in result.stdout
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert [line[:2] for line in lines if line and line[0] in ("n2", "n4")] == [["n2", "2"], ["n4", "4"]]
+    assert sum("default" in line for line in lines) == 1
+    assert "calibrated on 7 images" in result.stdout
+    assert f"skipped: {files[2]}: not an image file" in result.stderr
+    assert "note: no preprocessing given" in result.stderr
+    for name in ("front.onnx", "back.onnx"):
+        assert str(out / name) in result.stdout
+        assert (out / name).is_file()
+
+
+def test_json(model, tmp_path):
+    write_images(tmp_path / "images", 8)
+    result = invoke(
+        model, "--cut", "layer1", "--data", tmp_path / "images", "--out", tmp_path / "out", "--images", 6, "--json"
+    )
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert result.stderr == ""
+    assert document["calibration_images"] == 6
+    assert document["tensor"]["shape"] == [8, 8, 8]
+    assert [p["op"] for p in document["points"]] == ["n2", "n3", "n4", "n6", "n8"]
+    assert document["default_op"] in {p["op"] for p in document["points"]}
+    assert Path(document["front"]).is_file()
+    assert len(document["fingerprint"]) == 16
+
+
+def test_errors_pass_through(model, tmp_path):
+    write_images(tmp_path / "images", 2)
+    for arguments, message in (
+        (("--cut", "layer7"), "nearest: layer2, layer1"),
+        (("--cut", "layer1", "--levels", "2;4"), "--levels takes numbers"),
+        (("--cut", "layer1", "--image-size", "99"), r"not \(1, 3, 99, 99\)"),
+    ):
+        result = invoke(model, "--data", tmp_path / "images", "--out", tmp_path / "out", *arguments)
+        with pytest.raises(UsageError, match=message):
+            raise result.exception
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_name_from_the_catalogue(catalogue, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_images(tmp_path / "images", 4)
+    result = splitwire.export("small", cut="layer1.0", calibration="images", levels=(4,))
+    assert result.front == Path("small-layer1.0") / "front.onnx"
+    assert result.profile.model == "small"
+    assert result.profile.labels == ("a",) * 10
+    assert result.profile.preprocessing == Preprocessing(crop=(24, 24), resize=28)
+    assert result.profile.tensors[0].shape == (8, 12, 12)
+    assert "random weights" in result.notes
+    smaller = splitwire.export("small", cut="layer1", calibration="images", levels=(4,), input_shape=(1, 3, 12, 12))
+    assert smaller.profile.preprocessing == Preprocessing(crop=(12, 12), resize=14)
+    with pytest.raises(UsageError, match="nearest: small"):
+        splitwire.export("smaal", cut="layer1", calibration="images")
+
+
+def test_weights_go_with_a_name(model):
+    with pytest.raises(UsageError, match="weights go with a network's name"):
+        splitwire.export(model, cut="layer1", calibration=inputs(2), weights="w.pth")
+
+
+def test_a_path_is_not_a_name(tmp_path):
+    with pytest.raises(UsageError, match="no such ONNX file"):
+        splitwire.export(str(tmp_path / "net"), cut="layer1", calibration=inputs(2))
+    with pytest.raises(UsageError, match="no such ONNX file"):
+        splitwire.export("resnet18.onnx", cut="layer1", calibration=inputs(2))
