@@ -78,8 +78,8 @@ def _open(path: Path, threads: int | None, providers: Sequence[str] | None) -> o
     options = ort.SessionOptions()
     options.log_severity_level = 3  # errors only, and those come back as exceptions too
     options.intra_op_num_threads = threads or 0
-    # Spin inside a run, for speed; stop when it ends, so that an idle server leaves its cores to the others.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
+    # Threads that wait must not spin: the models, and the decoders beside them, share the cores.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         session = ort.InferenceSession(str(path), options, providers=wanted)
     except Exception as e:  # ONNX Runtime's exceptions share no base class below this

@@ -28,7 +28,7 @@ from starlette.routing import Route
 
 from splitwire.codec import frame as wire_frame
 from splitwire.codec.errors import ServerBusy, SplitwireError
-from splitwire.codec.reply import FRAME_MEDIA_TYPE, REPLY_MEDIA_TYPE
+from splitwire.codec.reply import FRAME_MEDIA_TYPE, REPLY_MEDIA_TYPE, printable
 
 from .admission import Gate, Limits
 from .loading import Models, describe
@@ -147,6 +147,11 @@ def _json(value: Any) -> Response:
     return Response(msgspec.json.encode(value), media_type="application/json")
 
 
+def _line(request: Request) -> str:
+    """Method and path, safe to log: a path may hold line ends."""
+    return printable(f"{request.method} {request.scope['path'][:64]}")
+
+
 def _close_header(request: Request) -> dict[str, str]:
     """`Connection: close` where the rest of the body is not going to be read (see Gate.body)."""
     return {"Connection": "close"} if getattr(request.state, "close", False) else {}
@@ -154,7 +159,7 @@ def _close_header(request: Request) -> dict[str, str]:
 
 async def _refused(request: Request, e: Exception) -> Response:
     error = cast("SplitwireError", e)  # Starlette's type for a handler is wider than what it is registered for
-    log.info("%s %s: %s: %s", request.method, request.url.path, error.code, error)
+    log.info("%s: %s: %s", _line(request), error.code, printable(str(error)))
     return refusal(error, _close_header(request))
 
 
@@ -162,13 +167,13 @@ async def _http_error(request: Request, e: Exception) -> Response:
     error = cast("HTTPException", e)
     text = error.detail
     if text == HTTPStatus(error.status_code).phrase:  # raised by the router, which says no more
-        text = f"{request.method} {request.url.path[:64]}: {text.lower()}"
+        text = f"{_line(request)}: {text.lower()}"
     return error_response(error.status_code, code_of_status(error.status_code), text, error.headers)
 
 
 async def _gone(request: Request, e: Exception) -> Response:
     """The client hung up while it sent; nobody reads this."""
-    log.info("%s %s: the client hung up", request.method, request.url.path)
+    log.info("%s: the client hung up", _line(request))
     return Response(status_code=400)
 
 

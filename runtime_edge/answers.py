@@ -57,10 +57,10 @@ def _refusal(answer: Answer, server: str) -> SplitwireError:
     if answer.status in (401, 403):
         reason = f": {told.message}" if told else ""
         return AuthRefused(f"{server} refused the credentials (status {answer.status}){reason}; check the token")
-    if answer.status == 503:
+    if answer.status in (429, 503):
         after = parse_retry_after(answer.retry_after)
         hint = "" if after is None else f"; it asks to come back in {after:g} s"
-        return ServerBusy(f"{server} is busy: {told.message if told else 'status 503'}{hint}", after)
+        return ServerBusy(f"{server} is busy: {told.message if told else f'status {answer.status}'}{hint}", after)
     if told:
         return _error_class(told.code)(f"{server} answered {answer.status}: {told.message}")
     if 300 <= answer.status < 400:

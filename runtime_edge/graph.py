@@ -91,8 +91,8 @@ def _open(path: Path, threads: int | None, providers: Sequence[str] | None) -> o
     options = ort.SessionOptions()
     options.log_severity_level = 3  # errors only, and those come back as exceptions too
     options.intra_op_num_threads = threads or 0
-    # Spin inside a run, for speed; stop when it ends: waiting for the next frame must not cost the battery.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
+    # Threads that wait must not spin: it costs the battery, and the other programs of the device their cores.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         session = ort.InferenceSession(str(path), options, providers=wanted)
     except Exception as e:  # ONNX Runtime's exceptions share no base class below this

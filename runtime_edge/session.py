@@ -127,17 +127,18 @@ class EdgeSession:
         Raises ShapeMismatch, NonFiniteFeatures (the front made NaN or Inf of x), ProfileError (no such operating
         point), TransportError, or the error that the cloud named.
         """
+        name = self._op_name(op)  # before any work is done for it
         start = time.perf_counter()
         features = self.run_front(x)
         fronted = time.perf_counter()
         frame_id = next(self._ids) & FRAME_ID_MASK
-        frame = self.encode(features, op=op, frame_id=frame_id)
+        frame = self.encode(features, op=name, frame_id=frame_id)
         encoded = time.perf_counter()
         reply = self.send(frame, frame_id=frame_id)
         waited_ms = (time.perf_counter() - encoded) * 1e3
         return SplitResult(
             outputs=reply.outputs,
-            op=self._op_name(op),
+            op=name,
             bytes_sent=reply.bytes_sent,
             frame_bytes=len(frame),
             bits_per_element=8 * reply.bytes_sent / (x.shape[0] * self._elements),

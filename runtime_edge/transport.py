@@ -105,9 +105,10 @@ class HttpTransport:
         connection; a kept connection that was closed before the answer began; a 503 that says when to come back.
     retry_reads: also repeat after a read timeout (the server may then do the work twice).
     token: sent as `Authorization: Bearer …`.
+    lean: leave out Content-Type and User-Agent, 70 bytes of every frame. Our server needs neither; a proxy may.
     verify: as httpx: True, False, or an ssl.SSLContext.
 
-    A request carries five header lines and no more, because each is paid for with every frame (docs/runtime.md).
+    The head of a request has five lines and no more, because it is paid for with every frame (docs/runtime.md).
     Proxies and credentials of the environment are not used.
     """
 
@@ -119,13 +120,14 @@ class HttpTransport:
         retries: int = 2,
         retry_reads: bool = False,
         token: str | None = None,
+        lean: bool = False,
         max_connections: int = 8,
         max_reply_bytes: int = MAX_REPLY_BYTES,
         verify: bool | ssl.SSLContext = True,
     ) -> None:
         self._url = _infer_url(url)
         self._server = f"{self._url.host}:{self._url.port or (443 if self._url.scheme == 'https' else 80)}"
-        self._headers = [("Content-Type", FRAME_MEDIA_TYPE), ("User-Agent", "splitwire")]
+        self._headers = [] if lean else [("Content-Type", FRAME_MEDIA_TYPE), ("User-Agent", "splitwire")]
         if token is not None:
             if not token or not all("!" <= c <= "~" for c in token):
                 raise UsageError("a token must be printable ASCII without spaces")
@@ -246,6 +248,10 @@ def _explain(e: Exception, server: str, tally: Tally, attempts: int) -> Transpor
     match e:
         case httpcore.ConnectTimeout():
             return ConnectTimeout(f"{server} did not accept a connection in time{tries}; check the address")
+        case httpcore.ConnectError() if isinstance(_root(e), ssl.SSLError):
+            return ConnectTimeout(
+                f"{server}: no TLS connection{tries}: {_reason(e)}; check https:// and the certificate"
+            )
         case httpcore.ConnectError() | UnicodeError():
             return ConnectTimeout(f"{server}: {_reason(e)}{tries}; is `splitwire cloud serve` running there?")
         case httpcore.PoolTimeout():
@@ -256,13 +262,20 @@ def _explain(e: Exception, server: str, tally: Tally, attempts: int) -> Transpor
             return RequestTimeout(f"{server} did not take the frame in time; raise the write timeout, or send less")
         case httpcore.ProtocolError() if tally.attempt_received:
             return BadResponse(f"{server} does not answer in HTTP as `splitwire cloud serve` does: {_reason(e)}")
-    return TransportError(f"{server} closed the connection before it answered{tries}: {_reason(e)}")
+    when = "in the middle of its answer" if tally.attempt_received else "before it answered"
+    return TransportError(f"{server} closed the connection {when}{tries}: {_reason(e)}")
+
+
+def _root(e: Exception) -> Exception:
+    """What a failure began with: httpcore keeps the cause as its argument."""
+    while e.args and isinstance(e.args[0], Exception):
+        e = e.args[0]
+    return e
 
 
 def _reason(e: Exception) -> str:
     """The bottom of the chain of causes: the operating system's own words, where it has any."""
-    while e.args and isinstance(e.args[0], Exception):  # httpcore keeps the cause as its argument
-        e = e.args[0]
+    e = _root(e)
     text = (e.strerror if isinstance(e, OSError) else None) or str(e) or type(e).__name__
     return text[:1].lower() + text[1:]
 

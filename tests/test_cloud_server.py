@@ -194,6 +194,7 @@ def test_other_paths_and_methods(served: Served):
     cases = {
         ("GET", "/"): (404, "not_found", "GET /: not found"),
         ("POST", "/v1/infer/"): (404, "not_found", "POST /v1/infer/: not found"),
+        ("GET", "/%0Aforged%1b%5b31m"): (404, "not_found", "GET / forged [31m: not found"),
         ("GET", "/v2/models"): (404, "not_found", "GET /v2/models: not found"),
         ("GET", "/v1/infer"): (405, "method_not_allowed", "GET /v1/infer: method not allowed"),
         ("DELETE", "/v1/models"): (405, "method_not_allowed", "DELETE /v1/models: method not allowed"),

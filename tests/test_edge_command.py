@@ -40,11 +40,6 @@ def pictures(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture
-def wide(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(console.out, "width", 200)
-
-
 def test_json(served: Served, pair: Pair, pictures: Path, capsys: pytest.CaptureFixture[str]):
     edge.run([pictures], front=pair.front, url=served.url, op="n2", top=2, repeat=3, as_json=True)
     said = capsys.readouterr()
@@ -67,12 +62,15 @@ def test_json(served: Served, pair: Pair, pictures: Path, capsys: pytest.Capture
     assert (summary["images"], summary["skipped"], summary["op"]) == (3, 1, "n2")
 
 
-@pytest.mark.usefixtures("wide")
-def test_table(served: Served, pair: Pair, pictures: Path, capsys: pytest.CaptureFixture[str]):
+def test_table_fits_a_terminal(
+    served: Served, pair: Pair, pictures: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(console.out, "width", 80)
     edge.run([pictures / "a.png", pictures / "[bold]b.jpg"], front=pair.front, url=served.url)
     said = capsys.readouterr()
     assert said.err == ""
-    for words in ("a.png", "[bold]b.jpg", "label", "front", "network", "bits/el", "%"):
+    assert all(len(line.rstrip()) <= 80 for line in said.out.splitlines()[:-1])
+    for words in ("a.png", "[bold]b.jpg", "label", "front", "net", "b/el", "%"):
         assert words in said.out
     last = said.out.splitlines()[-1]
     assert last.startswith("2 images at operating point n4: ")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
+import struct
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import formatdate
+from pathlib import Path
 from types import SimpleNamespace
 
 import httpcore
@@ -75,6 +77,22 @@ def test_a_request_is_one_small_head_and_the_frame():
     assert reply.frame_id == 0
     assert (reply.decode_ms, reply.back_ms, reply.attempts) == (0.1, 0.2, 1)
     np.testing.assert_array_equal(reply.outputs["logits"], np.zeros((1, 5), np.float32))
+
+
+def test_lean_head():
+    with canned(good_answer()) as server:
+        assert post(server.url, lean=True).bytes_sent == server.received
+        host = server.url.removeprefix("http://").encode()
+    assert server.heads == [b"POST /v1/infer HTTP/1.1\r\nHost: " + host + b"\r\nContent-Length: 500\r\n\r\n"]
+
+
+def test_the_page_says_how_long_a_head_is():
+    with canned(good_answer()) as server:
+        lean, full = (post(server.url, lean=lean).bytes_sent - len(FRAME) for lean in (True, False))
+        longer = len(server.url.removeprefix("http://")) - len("127.0.0.1:8500")
+    page = (Path(__file__).parent.parent / "docs" / "runtime.md").read_text(encoding="utf-8")
+    assert f"{full - longer} bytes to `127.0.0.1:8500`" in page
+    assert f"`lean=True` leaves {lean - longer}" in page
 
 
 @pytest.mark.parametrize("size", [1, 60_000, 65_536, 3_000_000])
@@ -289,6 +307,13 @@ def test_busy_is_waited_out(naps: list[float]):
     assert 3 <= naps[1] <= 3.2
 
 
+@pytest.mark.parametrize("status", [429, 503])
+def test_busy_proxy(naps: list[float], status: int):
+    answer = http_answer(status, b"<html>", "text/html", "Retry-After: 1")
+    with canned(answer, good_answer()) as server:
+        assert post(server.url).attempts == 2
+
+
 def test_busy_for_good(naps: list[float]):
     with canned(error_answer(503, "server_busy", "2 inferences run", "Retry-After: 3")) as server:
         with pytest.raises(ServerBusy, match=r"is busy: 2 inferences run; it asks to come back in 3 s") as caught:
@@ -426,6 +451,41 @@ def test_a_servers_sentence_cannot_write_to_the_terminal():
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 500
     assert printable("plain ünïcode") == "plain ünïcode"
+
+
+def test_tls_address_of_a_plain_server():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def greet() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+                connection.recv(65536)
+
+        thread = threading.Thread(target=greet)
+        thread.start()
+        with pytest.raises(ConnectTimeout, match=r"no TLS connection: .*; check https:// and the certificate"):
+            post(f"https://127.0.0.1:{listener.getsockname()[1]}", retries=0)
+        thread.join(10)
+
+
+def test_answer_that_breaks_off():
+    """A reset in the middle, as when a server is killed."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def break_off() -> None:
+            connection, _ = listener.accept()
+            connection.recv(65536)
+            connection.sendall(good_answer()[:-10])
+            time.sleep(0.1)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.close()
+
+        thread = threading.Thread(target=break_off)
+        thread.start()
+        with pytest.raises(TransportError, match="closed the connection in the middle of its answer"):
+            post(f"http://127.0.0.1:{listener.getsockname()[1]}")
+        thread.join(10)
 
 
 def test_plain_address_of_a_tls_server_and_back(naps: list[float]):

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from splitwire.runtime_edge.session import EdgeSession, SplitResult
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-STAGES = ("front", "encode", "network", "decode", "back", "total")
+STAGES = {"front": "front", "encode": "enc", "network": "net", "decode": "dec", "back": "back", "total": "total"}
+"""Stage → head of its column; short, so that the table fits 80 columns with room for the labels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,13 +144,15 @@ def _summary(rows: Sequence[Row], skipped: int) -> dict[str, Any]:
 
 
 def _print_table(rows: Sequence[Row], summary: dict[str, Any]) -> None:
+    from rich import box
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(caption="ms per stage; bytes as sent, HTTP head included", caption_justify="left")
+    caption = "bytes: as sent, HTTP head included · b/el: bits per element · front … total: ms"
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=caption, caption_justify="left")
     table.add_column("image", overflow="fold")
     table.add_column("labels", overflow="fold")
-    for name in ("bytes", "bits/el", *STAGES):
+    for name in ("bytes", "b/el", *STAGES.values()):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         labels = "\n".join(f"{g.label} {g.probability:.1%}" for g in row.top)
@@ -158,7 +161,7 @@ def _print_table(rows: Sequence[Row], summary: dict[str, Any]) -> None:
             escape(labels) or "no classes",
             f"{row.bytes_sent:,}",
             f"{row.bits_per_element:.3f}",
-            *(f"{row.ms[stage]:.2f}" for stage in STAGES),
+            *(f"{ms:.2f}" if (ms := row.ms[stage]) < 100 else f"{ms:.0f}" for stage in STAGES),
         )
     out.print(table)
     images = f"{summary['images']} image{'' if summary['images'] == 1 else 's'}"
