@@ -45,7 +45,7 @@ def _fashion(folder: Path, as_json: bool, progress: ProgressFn) -> None:
         return
     out.print(report.table(summary))
     seconds = ", ".join(f"{part} {s:.0f} s" for part, s in summary.seconds.items())
-    files = "front.onnx, back.onnx, summary.json and accuracy_vs_rate.png"
+    files = "front.onnx, back.onnx, summary.json, accuracy_vs_rate.png and some of the images"
     err.print(f"Wrote {files} to {folder} ({seconds}).", markup=False)
 
 
@@ -67,19 +67,20 @@ def _print_photos(summary: PhotosSummary) -> None:
 
     shape = "×".join(map(str, summary.feature_shape))
     table = Table(
-        title=f"{summary.model} ({summary.weights}), cut after {summary.cut}, operating point {summary.op}",
+        title=f"{summary.model}, {summary.weights}",
         title_justify="left",
-        caption=f"Features {shape}. Bytes with the HTTP head; JPEG: the network's view of the picture, quality 90.",
+        caption=(
+            f"Cut after {summary.cut} ({shape}), operating point {summary.op}. Bytes: as sent, HTTP head included, and "
+            "bits per element of the features. JPEG: the network's view of the picture, quality 90."
+        ),
         caption_justify="left",
     )
     for name in ("picture", "whole network", "split network"):
         table.add_column(name)
-    for name in ("bits/el", "bytes", "packed+zstd", "JPEG"):
-        table.add_column(name, justify="right")
+    for name in ("bytes", "bits/el", "JPEG bytes"):
+        table.add_column(name, justify="right", no_wrap=True)
     for photo in summary.photos:
         whole, split = ("\n".join(f"{label} {p:.0%}" for label, p in side) for side in (photo.whole, photo.split))
-        table.add_row(
-            photo.name, whole, split, f"{photo.bits_per_element:.3f}", f"{photo.bytes_sent:,}",
-            f"{photo.packed_zstd_bytes:,}", f"{photo.jpeg_bytes:,}", end_section=True,
-        )  # fmt: skip
+        sizes = (f"{photo.bytes_sent:,}", f"{photo.bits_per_element:.2f}", f"{photo.jpeg_bytes:,}")
+        table.add_row(photo.name, whole, split, *sizes, end_section=True)
     out.print(table)

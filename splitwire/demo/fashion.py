@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,6 +26,8 @@ from splitwire.runtime_edge.transport import HttpTransport
 STAGES = ("front", "encode", "network", "decode", "back")
 BATCH = 100
 """Images at once where no network is involved. Over HTTP they go one by one, as a camera would send them."""
+PICTURES = 32
+"""How many of the images are left as PNG files."""
 
 Inputs = NDArray[np.float32]
 Labels = NDArray[np.uint8]
@@ -85,7 +88,7 @@ class Summary(Struct, frozen=True, kw_only=True):
 
 
 def run(out: Path, progress: ProgressFn) -> Summary:
-    """Export, serve, stream, measure. Leaves front.onnx and back.onnx in `out`."""
+    """Export, serve, stream, measure. Leaves front.onnx, back.onnx and a few of the images in `out`."""
     started = time.perf_counter()
     network = catalogue.load_network()
     images, labels = catalogue.test_set()
@@ -100,6 +103,7 @@ def run(out: Path, progress: ProgressFn) -> Summary:
         name=catalogue.NAME,
         progress=progress,
     )
+    write_pictures(out / "images", images, labels)
     exported = time.perf_counter()
 
     inputs = to_inputs(images)
@@ -167,6 +171,14 @@ def back_alone(back: Path, features: Sequence[Inputs]) -> NDArray[np.intp]:
     graph = ort.InferenceSession(back, providers=["CPUExecutionProvider"])
     name = graph.get_inputs()[0].name
     return classes([graph.run(None, {name: x})[0] for x in batches(np.concatenate(features))])
+
+
+def write_pictures(folder: Path, images: NDArray[np.uint8], labels: Labels) -> None:
+    """The first PICTURES images as PNG, to try `splitwire edge run` on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, (image, label) in enumerate(zip(images[:PICTURES], labels, strict=False)):
+        name = re.sub(r"\W+", "-", catalogue.CLASSES[label].lower())
+        Image.fromarray(image).save(folder / f"{i:02}-{name}.png")
 
 
 def to_inputs(images: NDArray[np.uint8]) -> Inputs:

@@ -25,8 +25,8 @@ from splitwire.runtime_edge.session import EdgeSession
 from splitwire.runtime_edge.transport import HttpTransport
 
 MODEL = "mobilenet_v2"
-CUT = "features.14.conv.0"
-"""The expanded ReLU6 tensor of block 14, 576×14×14: it has no skip around it, so one tensor is the whole cut."""
+CUT = "features.14"
+"""The linear output of block 14, 160×7×7: the smallest tensor with most of the network still behind it."""
 TOP = 3
 
 
