@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from splitwire.codec.errors import DeviceError, ProfileError, UsageError
+from splitwire.codec.errors import DeviceError, ProfileError, ShapeMismatch, UsageError
 from splitwire.codec.profile import CodecProfile
 from splitwire.codec.reply import Outputs
 
@@ -29,14 +29,23 @@ OUTPUT_TYPES = frozenset(
 
 @dataclass(frozen=True, kw_only=True)
 class BackGraph:
-    """The back half, opened. outputs: names, in graph order."""
+    """The back half, opened. outputs: names, in graph order. batch: the only size it takes; None if it takes any."""
 
     session: ort.InferenceSession
     profile: CodecProfile
     outputs: tuple[str, ...]
+    batch: int | None
 
     def run(self, tensors: Sequence[Float32Array]) -> Outputs:
-        """One (B, *shape) float32 array per tensor of the profile, in its order → outputs by name."""
+        """One (B, *shape) float32 array per tensor of the profile, in its order → outputs by name.
+
+        Raises ShapeMismatch for a batch that the graph does not take.
+        """
+        if self.batch is not None and tensors[0].shape[0] != self.batch:
+            raise ShapeMismatch(
+                f"model {self.profile.model!r} takes a batch of {self.batch} and no other; the frame holds "
+                f"{tensors[0].shape[0]}"
+            )
         feeds = {spec.name: t for spec, t in zip(self.profile.tensors, tensors, strict=True)}
         return dict(zip(self.outputs, self.session.run(list(self.outputs), feeds), strict=True))
 
@@ -50,9 +59,9 @@ def open_back(path: str | Path, *, threads: int | None = None, providers: Sequen
     """
     session = _open(Path(path), threads, providers)
     profile = CodecProfile.from_metadata(session.get_modelmeta().custom_metadata_map, str(path))
-    inputs = {i.name for i in session.get_inputs()}
+    inputs = {i.name: i.shape for i in session.get_inputs()}
     wanted = {t.name for t in profile.tensors}
-    if inputs != wanted:
+    if inputs.keys() != wanted:
         if wanted <= {o.name for o in session.get_outputs()}:
             raise UsageError(f"{path} is the front half, for `splitwire edge run`; the cloud runs its back.onnx")
         raise ProfileError(
@@ -62,7 +71,13 @@ def open_back(path: str | Path, *, threads: int | None = None, providers: Sequen
     for output in session.get_outputs():
         if output.type not in OUTPUT_TYPES:
             raise ProfileError(f"{path}: output {output.name!r} is {output.type}, which no reply can carry")
-    return BackGraph(session=session, profile=profile, outputs=tuple(o.name for o in session.get_outputs()))
+    batch = inputs[profile.tensors[0].name][0]
+    return BackGraph(
+        session=session,
+        profile=profile,
+        outputs=tuple(o.name for o in session.get_outputs()),
+        batch=batch if isinstance(batch, int) else None,
+    )
 
 
 def _open(path: Path, threads: int | None, providers: Sequence[str] | None) -> ort.InferenceSession:

@@ -51,7 +51,11 @@ class CloudSession:
         return self._graph.outputs
 
     def infer(self, frame: bytes) -> CloudResult:
-        """Frame → outputs. Raises BitstreamError, or FingerprintMismatch with both fingerprints in hex."""
+        """Frame → outputs.
+
+        Raises BitstreamError, FingerprintMismatch with both fingerprints in hex, or ShapeMismatch where the network
+        takes one batch size only and this is another.
+        """
         start = time.perf_counter()
         decoded = self.decode(frame)
         between = time.perf_counter()
@@ -78,11 +82,12 @@ class CloudSession:
         return self._codec.decode(frame)
 
     def run_back(self, tensors: Sequence[Float32Array]) -> Outputs:
-        """Stage 2. One (B, *shape) float32 array per tensor of the profile → outputs by name."""
+        """Stage 2. One (B, *shape) float32 array per tensor of the profile → outputs by name. Raises ShapeMismatch."""
         return self._graph.run(tensors)
 
     def warm_up(self) -> None:
         """Decode and run one frame of zeros at each operating point, so that no frame pays for compiling kernels."""
-        zeros = [np.zeros((1, *t.shape), dtype=np.float32) for t in self.profile.tensors]
+        batch = self._graph.batch or 1
+        zeros = [np.zeros((batch, *t.shape), dtype=np.float32) for t in self.profile.tensors]
         for point in self.profile.operating_points:
             self.infer(self._codec.encode(zeros, op=point.name))

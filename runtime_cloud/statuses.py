@@ -34,7 +34,11 @@ TABLE = (
     Row(code="profile", status=409, when="the frame names what its profile does not hold"),
     Row(code="limit_exceeded", status=413, when="the body, or a size in the frame, is over the limit"),
     Row(code="unsupported_media_type", status=415, when="the body is declared as something else than a frame"),
-    Row(code="features", status=422, when="the decoded tensors do not fit the model"),
+    Row(
+        code="features",
+        status=422,
+        when="the frame's tensors do not fit the model: its batch is not the one that the network takes",
+    ),
     Row(code="error", status=500, when="any other error of ours"),
     Row(code="internal", status=500, when="a bug; the traceback is in the server's log only"),
     Row(code="unsupported_version", status=501, when="the frame is of a newer version, or of a coder not built in"),

@@ -24,7 +24,7 @@ DEFAULT_PROVIDERS = ("CPUExecutionProvider",)
 
 @dataclass(frozen=True, kw_only=True)
 class FrontGraph:
-    """The front half, opened. input_shape: as in the graph; None where an axis is free, as the batch is."""
+    """The front half, opened. input_shape: as in the graph; None where an axis is free, as the batch mostly is."""
 
     session: ort.InferenceSession
     profile: CodecProfile
@@ -41,8 +41,8 @@ class FrontGraph:
         return features
 
     def zeros(self) -> Float32Array:
-        """An input of one image, all zero, free axes 1: what a warm-up runs on."""
-        return np.zeros((1, *(1 if n is None else n for n in self.input_shape[1:])), dtype=np.float32)
+        """The smallest input there is, all zero: what a warm-up runs on."""
+        return np.zeros([1 if n is None else n for n in self.input_shape], dtype=np.float32)
 
     def _check(self, x: Float32Array) -> None:
         shown = "(" + ", ".join("B" if n is None else str(n) for n in self.input_shape) + ")"

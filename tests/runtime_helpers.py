@@ -80,11 +80,12 @@ def make_point(levels: int, specs: Sequence[TensorSpec]) -> OperatingPoint:
 
 
 def make_pair(
-    folder: Path, *, seed: int = 0, two_tensors: bool = False, labels: bool = True, pictures: bool = True
+    folder: Path, *, seed: int = 0, two_tensors: bool = False, pictures: bool = True, batch: int | str = "batch"
 ) -> Pair:
     """Conv + ReLU | flatten + gemm (→ logits) and argmax (→ best), with the profile in both files.
 
-    two_tensors: a second tensor, (6,), crosses the cut too. seed: other weights, hence another fingerprint.
+    two_tensors: a second tensor, (6,), crosses the cut too. seed: other weights, hence another fingerprint. batch: a
+    number for a network that takes this batch only.
     """
     rng = np.random.default_rng(seed)
     specs = [TensorSpec(name="feature", shape=(4, 8, 8))]
@@ -106,8 +107,9 @@ def make_pair(
         helper.make_node("MatMul", [joined, "g"], ["logits"]),
         helper.make_node("ArgMax", ["logits"], ["best"], axis=1, keepdims=0),
     ]
-    front = _model(nodes, weights, {"x": INPUT}, {s.name: s.shape for s in specs})
-    back = _model(back_nodes, back_weights, {s.name: s.shape for s in specs}, {"logits": (CLASSES,)}, {"best": ()})
+    cut = {s.name: s.shape for s in specs}
+    front = _model(nodes, weights, batch, {"x": INPUT}, cut)
+    back = _model(back_nodes, back_weights, batch, cut, {"logits": (CLASSES,)}, {"best": ()})
     profile = CodecProfile(
         model=f"tiny-{seed}",
         cut="relu",
@@ -117,7 +119,7 @@ def make_pair(
         front_sha256=f"{zlib.crc32(front.SerializeToString()):064x}",
         back_sha256=f"{zlib.crc32(back.SerializeToString()):064x}",
         preprocessing=Preprocessing(crop=INPUT[1:], resize=8) if pictures else None,
-        labels=tuple(f"label {i}" for i in range(CLASSES)) if labels else None,
+        labels=tuple(f"label {i}" for i in range(CLASSES)),
     )
     folder.mkdir(parents=True, exist_ok=True)
     for model, name in ((front, "front.onnx"), (back, "back.onnx")):
@@ -127,19 +129,19 @@ def make_pair(
     return Pair(front=folder / "front.onnx", back=folder / "back.onnx", profile=profile)
 
 
-def _model(nodes, weights, inputs, outputs, integer_outputs=None) -> onnx.ModelProto:
+def _model(nodes, weights, batch, inputs, outputs, integer_outputs=None) -> onnx.ModelProto:
     graph = helper.make_graph(
         nodes,
         "half",
-        _values(inputs, TensorProto.FLOAT),
-        _values(outputs, TensorProto.FLOAT) + _values(integer_outputs or {}, TensorProto.INT64),
+        _values(inputs, batch, TensorProto.FLOAT),
+        _values(outputs, batch, TensorProto.FLOAT) + _values(integer_outputs or {}, batch, TensorProto.INT64),
         [numpy_helper.from_array(np.asarray(a, dtype=np.float32), n) for n, a in weights.items()],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
 
 
-def _values(shapes, kind) -> list[onnx.ValueInfoProto]:
-    return [helper.make_tensor_value_info(name, kind, ("batch", *shape)) for name, shape in shapes.items()]
+def _values(shapes, batch, kind) -> list[onnx.ValueInfoProto]:
+    return [helper.make_tensor_value_info(name, kind, (batch, *shape)) for name, shape in shapes.items()]
 
 
 def images(batch: int = 1, seed: int = 0) -> np.ndarray:

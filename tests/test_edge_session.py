@@ -143,6 +143,21 @@ def test_pictures_go_through_the_profiles_preprocessing(pair: Pair, tmp_path: Pa
             session.infer_image(tmp_path / "b.png")
 
 
+def test_networks_that_fix_the_batch(tmp_path: Path):
+    pair = make_pair(tmp_path, batch=2)
+    cloud = CloudSession(pair.back)
+    cloud.warm_up()
+    with EdgeSession(pair.front, transport=LoopbackTransport(cloud.handle)) as session:
+        session.warm_up()
+        assert session.input_shape == (2, 3, 8, 8)
+        assert session.infer(images(2)).outputs["logits"].shape == (2, CLASSES)
+        with pytest.raises(ShapeMismatch, match=r"takes a \(2, 3, 8, 8\) float32 array; got \(1, 3, 8, 8\)"):
+            session.infer(images(1))
+    frame = FeatureCodec(pair.profile).encode([np.zeros((3, 4, 8, 8), np.float32)])
+    with pytest.raises(ShapeMismatch, match="'tiny-0' takes a batch of 2 and no other; the frame holds 3"):
+        cloud.infer(frame)
+
+
 def test_warm_up_sends_nothing(pair: Pair):
     recorder = Recorder()
     EdgeSession(pair.front, transport=recorder).warm_up()
