@@ -10,18 +10,20 @@ import sys
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from splitwire import __version__
 from splitwire.codec.errors import SplitwireError
 from splitwire.commands import cloud, demo, edge, export
 from splitwire.console import err
 
-EXTRAS = {
-    "torch": "export", "torchvision": "export", "onnx": "export", "onnx_ir": "export", "onnxscript": "export",
-    "scipy": "export", "safetensors": "export", "onnxruntime": "edge", "httpx": "edge", "PIL": "edge",
-    "starlette": "cloud", "uvicorn": "cloud", "matplotlib": "demo", "zstandard": "demo", "skimage": "demo",
-}  # fmt: skip
-"""Which extra of the distribution brings an import that may be missing."""
+MODULES = {
+    "edge": ("onnxruntime", "httpx", "httpcore", "PIL"),
+    "cloud": ("starlette", "uvicorn", "anyio"),
+    "export": ("torch", "torchvision", "onnx", "onnx_ir", "onnxscript", "scipy", "safetensors"),
+    "demo": ("matplotlib", "zstandard", "skimage"),
+}
+"""Extra of the distribution → the modules that it brings and a command may miss."""
 
 app = typer.Typer(
     name="splitwire",
@@ -67,10 +69,11 @@ def main() -> None:
     except SplitwireError as e:
         _fail(str(e), e.exit_status)
     except ModuleNotFoundError as e:
-        extra = EXTRAS.get((e.name or "").partition(".")[0])
+        missing = (e.name or "").partition(".")[0]
+        extra = next((extra for extra, modules in MODULES.items() if missing in modules), None)
         if extra is None:
             raise
-        _fail(f"this command needs {e.name}, which is not installed; run: pip install 'splitwire[{extra}]'", 2)
+        _fail(f"this command needs {missing}, which is not installed; run: pip install 'splitwire[{extra}]'", 2)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
 
@@ -78,7 +81,8 @@ def main() -> None:
 def _fail(message: str, status: int) -> None:
     if os.environ.get("SPLITWIRE_DEBUG", "0") not in ("", "0"):
         raise  # noqa: PLE0704 - always called from an except block
-    err.print(f"[bold red]error:[/] {message}", markup=True, soft_wrap=True)
+    # escaped: a path or the words of a server may hold what rich takes for markup
+    err.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
     sys.exit(status)
 
 

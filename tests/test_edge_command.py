@@ -14,6 +14,7 @@ from runtime_helpers import Pair, Served, make_pair, serving
 from splitwire import console
 from splitwire.codec.errors import ConnectTimeout, UsageError
 from splitwire.commands import edge
+from splitwire.runtime_edge.classes import top_classes
 
 
 @pytest.fixture(scope="module")
@@ -114,12 +115,12 @@ def test_front_without_preprocessing(tmp_path: Path, pictures: Path):
 
 def test_top_classes():
     logits = np.array([[1.0, 3.0, 2.0], [9.0, 0.0, 0.0]], np.float32)
-    first, second = edge.top_classes({"y": logits}, ("a", "b", "c"), 2)
+    first, second = top_classes({"y": logits}, ("a", "b", "c"), 2)
     assert (first.label, first.index, second.label) == ("b", 1, "c")
     assert first.probability == pytest.approx(np.exp(3) / np.exp([1, 2, 3]).sum())
     probabilities = np.array([[0.25, 0.75]], np.float32)
-    assert [g.probability for g in edge.top_classes({"y": probabilities}, None, 5)] == [0.75, 0.25]
-    assert edge.top_classes({"y": probabilities}, ("one", "two", "three"), 1)[0].label == "class 1"
-    assert edge.top_classes({"boxes": np.zeros((1, 5, 4), np.float32)}, None, 3) == []
+    assert [g.probability for g in top_classes({"y": probabilities}, None, 5)] == [0.75, 0.25]
+    assert top_classes({"y": probabilities}, ("one", "two", "three"), 1)[0].label == "class 1"
+    assert top_classes({"boxes": np.zeros((1, 5, 4), np.float32)}, None, 3) == []
     both = {"best": np.array([1]), "y": logits}
-    assert edge.top_classes(both, None, 1)[0].index == 1
+    assert top_classes(both, None, 1)[0].index == 1

@@ -14,20 +14,12 @@ from splitwire.codec.errors import UsageError
 from splitwire.console import err, out, print_json, progress_bar
 
 if TYPE_CHECKING:
+    from splitwire.runtime_edge.classes import Guess
     from splitwire.runtime_edge.session import EdgeSession, SplitResult
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 STAGES = {"front": "front", "encode": "enc", "network": "net", "decode": "dec", "back": "back", "total": "total"}
 """Stage → head of its column; short, so that the table fits 80 columns with room for the labels."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Guess:
-    """One class of the top k. probability: in [0, 1]."""
-
-    label: str
-    index: int
-    probability: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,28 +89,9 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     return found
 
 
-def top_classes(outputs: dict[str, Any], labels: Sequence[str] | None, k: int) -> list[Guess]:
-    """The k likeliest classes of the first (1, K) output; none if the network is no classifier.
-
-    Softmax is taken where the values are not probabilities already.
-    """
-    import numpy as np
-
-    scores = next((a for a in outputs.values() if a.ndim == 2 and a.shape[1] > 1 and a.dtype.kind == "f"), None)
-    if scores is None:
-        return []
-    p = scores[0].astype(np.float64)
-    if p.min() < 0 or abs(p.sum() - 1) > 1e-3:
-        p = np.exp(p - p.max())
-        p /= p.sum()
-    named = labels if labels is not None and len(labels) == p.size else None
-    order = np.argsort(-p, kind="stable")[:k]
-    return [
-        Guess(label=named[i] if named else f"class {i}", index=int(i), probability=float(p[i])) for i in order.tolist()
-    ]
-
-
 def _row(path: Path, results: Sequence[SplitResult], session: EdgeSession, top: int) -> Row:
+    from splitwire.runtime_edge.classes import top_classes
+
     last = results[-1]
     return Row(
         image=str(path),

@@ -114,7 +114,7 @@ def run(out: Path, progress: ProgressFn) -> Summary:
     whole_ms = median_ms(lambda x: scores(network, x), inputs[:100])
 
     profile = result.profile
-    with cloud_process(out) as url, EdgeSession(result.front, transport=HttpTransport(url)) as session:
+    with cloud_process(out) as url, EdgeSession(result.front, transport=HttpTransport(url, lean=True)) as session:
         session.warm_up()
         features = [session.run_front(x[None])[0] for x in inputs]
         float_classes = back_alone(result.back, features)

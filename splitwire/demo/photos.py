@@ -13,7 +13,6 @@ from PIL import Image
 
 from splitwire.codec import preprocessing
 from splitwire.codec.profile import Preprocessing
-from splitwire.commands.edge import top_classes
 from splitwire.console import ProgressFn
 from splitwire.demo.baselines import jpeg, packed_zstd_bytes
 from splitwire.demo.fashion import STAGES, Inputs
@@ -21,6 +20,7 @@ from splitwire.demo.server import cloud_process
 from splitwire.exporter.export import export_pair
 from splitwire.models.catalogue import load
 from splitwire.models.inference import scores
+from splitwire.runtime_edge.classes import top_classes
 from splitwire.runtime_edge.session import EdgeSession
 from splitwire.runtime_edge.transport import HttpTransport
 
@@ -90,7 +90,7 @@ def run(out: Path, weights: str | None, progress: ProgressFn) -> PhotosSummary:
         progress=progress,
     )
     photos = []
-    with cloud_process(out) as url, EdgeSession(result.front, transport=HttpTransport(url)) as session:
+    with cloud_process(out) as url, EdgeSession(result.front, transport=HttpTransport(url, lean=True)) as session:
         session.warm_up()
         point = session.profile.operating_points[session.profile.point_index()]
         for i, source in enumerate(TEST):
