@@ -53,6 +53,7 @@ def calibrate(front: Graph, inputs: CalibrationInputs, spec: TensorSpec, progres
                 sample.add(x)
             done += len(chunk)
             progress("Calibrate", done, inputs.total)
+    progress("Calibrate", done, done)  # fewer than foretold, if images were skipped
     return Calibrated(statistics=statistics, kept=sample.kept)
 
 

@@ -204,7 +204,10 @@ def _remarks(
 ) -> list[str]:
     remarks = []
     if halves.early:
-        remarks.append(f"known before the cut, so the front half gives it: {', '.join(halves.early)}")
+        remarks.append(
+            f"known before the cut, so made by front.onnx and not sent: {', '.join(halves.early)}; an edge session"
+            " returns the outputs of back.onnx only"
+        )
     if skipped:
         used = profile.calibration_images
         remarks.append(f"{len(skipped)} calibration image(s) could not be read and were skipped; {used} were used")

@@ -97,6 +97,7 @@ def from_module(module: torch.nn.Module, input_shape: tuple[int, ...]) -> Source
             model, origin = _export(module, example, dynamic=batch > 1)
             if not _is_fixed(model):
                 break
+    _check_size(model)
     _name_outputs(model, result)
     for node in model.graph.all_nodes():
         for key in _PRIVATE_METADATA:
@@ -125,11 +126,15 @@ def from_file(path: Path, input_shape: tuple[int, ...] | None = None) -> Source:
         raise UnsupportedModel(f"{path}: not a valid ONNX model: {text}") from e
     except Exception as e:  # protobuf, onnx and onnx_ir raise a dozen kinds for a damaged file
         raise UsageError(f"{path}: not an ONNX file ({_line(e)})") from e
-    size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
-    if size > MAX_MODEL_BYTES:
-        raise UnsupportedModel(f"{path}: {size / 1e9:.1f} GB of weights; splitwire takes up to 2 GB")
+    _check_size(model)
     ir.external_data.load_to_model(model)
     return _source(model, "onnx", input_shape, {})
+
+
+def _check_size(model: ir.Model) -> None:
+    size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+    if size > MAX_MODEL_BYTES:
+        raise UnsupportedModel(f"the network has {size / 1e9:.1f} GB of weights; splitwire takes up to 2 GB")
 
 
 def _source(model: ir.Model, origin: str, wanted: tuple[int, ...] | None, modules: Mapping[str, str]) -> Source:

@@ -223,3 +223,26 @@ def test_torchscript_scopes(tmp_path):
     whole = Graph.of(source.model, what="whole", exact=True)
     assert verify.check_halves(whole, split(source.model, value.name), inputs(3)) < 1e-6
     assert verify.check_torch(network(Net), whole, inputs(3)) < 1e-4
+
+
+def test_fallback_to_the_torchscript_exporter(monkeypatch):
+    real = torch.onnx.export
+
+    def export(*args, dynamo, **options):
+        if dynamo:
+            raise RuntimeError("data-dependent shape")
+        return real(*args, dynamo=dynamo, **options)
+
+    monkeypatch.setattr(torch.onnx, "export", export)
+    source = graph.from_module(network(), (1, *SHAPE))
+    assert source.origin == "legacy"
+    assert "TorchScript" in source.notes[0]
+    names = Names(source.graph, source.modules)
+    halves = split(source.model, find(source, names, "layer1.0")[0].name)
+    assert verify.check_halves(Graph.of(source.model, what="whole", exact=True), halves, inputs(3)) < 1e-6
+    with pytest.raises(UsageError, match=r"'bn' \(BatchNorm2d\) leaves no trace"):
+        find(source, names, "bn")
+
+    monkeypatch.setattr(torch.onnx, "export", lambda *args, **options: 1 / 0)
+    with pytest.raises(UnsupportedModel, match="torch cannot export this network to ONNX: division by zero"):
+        graph.from_module(network(), (1, *SHAPE))

@@ -18,7 +18,7 @@ from splitwire.codec.errors import CutNotBounded, ExportError, NonFiniteFeatures
 from splitwire.codec.profile import METADATA_KEY, CodecProfile, OperatingPoint, Preprocessing
 from splitwire.exporter import bake, graph, measure, verify
 from splitwire.exporter.export import export_pair
-from splitwire.exporter.inference import Graph, serialise
+from splitwire.exporter.inference import Graph, largest_difference, serialise
 from splitwire.exporter.inputs import open_inputs
 
 PREPROCESSING = Preprocessing(crop=SHAPE[1:], resize=18)
@@ -400,6 +400,23 @@ def test_a_wrong_split_is_caught(model):
     weight.const_value = ir.tensor(weight.const_value.numpy() + np.float32(0.01), name=weight.name)
     with pytest.raises(ExportError, match=r"do not give what the whole network gives: they differ by 0\.0"):
         verify.check_halves(Graph.of(source.model, what="whole", exact=True), halves, inputs(3))
+
+
+def test_differences():
+    nan, inf = np.nan, np.inf
+    for a, b, elementwise, by_output in (
+        ([1.0, 100.0], [1.5, 100.0], 0.5 / 1.5, 0.005),
+        ([0.25], [0.0], 0.25, 0.25),
+        ([200.0], [100.0], 1.0, 1.0),
+        ([nan, inf, -inf], [nan, inf, -inf], 0.0, 0.0),
+        ([nan], [1.0], inf, inf),
+        ([1.0], [inf], inf, inf),
+        ([], [], 0.0, 0.0),
+        ([1.0, 2.0], [1.0], inf, inf),
+    ):
+        x, y = np.array(a, np.float32), np.array(b, np.float32)
+        assert largest_difference([x], [y]) == pytest.approx(elementwise)
+        assert largest_difference([x], [y], by_output=True) == pytest.approx(by_output)
 
 
 def points(*rates: float) -> list[OperatingPoint]:
