@@ -13,7 +13,7 @@ PINS := pyproject.toml constraints.txt
 .DELETE_ON_ERROR:
 # Two installs into one environment at a time would damage it, so -j is ignored.
 .NOTPARALLEL:
-.PHONY: help demo photos test lint format bench clean
+.PHONY: help demo photos test lint format bench readme clean
 
 help: ## list the targets
 	@awk -F ': .*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -36,6 +36,9 @@ format: $(VENV)/.dev ## rewrite the sources the way ruff wants them
 
 bench: $(VENV)/.dev ## benchmarks beside their peers, as tables and JSON
 	$(RUN) -m benchmarks.run $(ARGS)
+
+readme: $(VENV)/.dev ## put the figures of `make demo` and `make bench` into README.md
+	$(RUN) -m benchmarks.readme
 
 clean: ## remove what was built; .venv stays (rm -r .venv)
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

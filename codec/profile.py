@@ -168,11 +168,13 @@ class OperatingPoint(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     name: short and stable, e.g. "n4". tensors: one entry per tensor at the cut, in the profile's order.
     bits_per_element: expected rate, from the calibration images (side information not counted).
+    agreement: share of calibration images with the whole network's Top-1 class; None for other tasks.
     """
 
     name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,32}$")]
     tensors: tuple[TensorPoint, ...]
     bits_per_element: float
+    agreement: float | None = None
 
 
 class TensorSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import torch
 
 from splitwire.codec.design import design_operating_point
@@ -131,7 +132,9 @@ def export_pair(
         model=name or _name(model),
         cut=cut,
         tensors=(spec,),
-        operating_points=tuple(designed),
+        operating_points=tuple(
+            msgspec.structs.replace(p, agreement=m.agreement) for p, m in zip(designed, measures, strict=True)
+        ),
         default_op=default_op or choose_default(designed, measures),
         front_sha256=bake.digest(halves.front),
         back_sha256=bake.digest(halves.back),

@@ -1,0 +1,63 @@
+"""`make readme`: put the measured figures between the markers of README.md, and the demo's plot under docs/results/.
+
+Reads what `make demo` and `make bench` wrote; nothing in those parts of the README is typed by hand.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import shutil
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.codec import Row, table
+from splitwire.demo import report
+from splitwire.demo.fashion import Summary
+
+README = Path("README.md")
+PLOT = Path("docs/results/demo.png")
+WIDTH = 118
+
+
+def as_text(grid: Table) -> str:
+    """What the command prints, as a code block."""
+    console = Console(file=io.StringIO(), width=WIDTH)
+    console.print(grid)
+    assert isinstance(console.file, io.StringIO)
+    lines = (line.rstrip() for line in console.file.getvalue().splitlines())
+    return "```text\n" + "\n".join(lines) + "\n```"
+
+
+def fill(text: str, marker: str, content: str) -> str:
+    """Replace what stands between `<!-- marker: … -->` and `<!-- /marker -->`."""
+    pattern = re.compile(rf"(<!-- {marker}:[^>]*-->\n).*?(<!-- /{marker} -->)", re.DOTALL)
+    if not pattern.search(text):
+        raise SystemExit(f"{README} has no part marked {marker!r}")
+    return pattern.sub(lambda m: f"{m[1]}{content}\n{m[2]}", text)
+
+
+class Bench(msgspec.Struct):
+    """build/bench/codec.json."""
+
+    machine: dict[str, str]
+    rows: list[Row]
+
+
+def main() -> None:
+    """Fill both parts."""
+    summary = msgspec.json.decode(Path("build/demo/summary.json").read_bytes(), type=Summary)
+    bench = msgspec.json.decode(Path("build/bench/codec.json").read_bytes(), type=Bench)
+    text = README.read_text(encoding="utf-8")
+    text = fill(text, "demo", as_text(report.table(summary)))
+    text = fill(text, "bench", as_text(table([r for r in bench.rows if r.levels in {2, 4, 8}])))
+    README.write_text(text, encoding="utf-8")
+    PLOT.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile("build/demo/accuracy_vs_rate.png", PLOT)
+
+
+if __name__ == "__main__":
+    main()
