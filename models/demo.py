@@ -1,0 +1,71 @@
+"""The demo network and its data: SqueezeNet 1.1 on Fashion-MNIST, in the package, so that nothing is downloaded.
+
+Only `load_network` needs torch; the images are plain numpy, for an edge install.
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from splitwire.codec.errors import UsageError
+from splitwire.codec.profile import Preprocessing
+from splitwire.models.fashion import CLASSES, UInt8Array
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["CLASSES", "CUT", "NAME", "PREPROCESSING", "calibration_set", "load_network", "test_set"]
+
+NAME = "fashion_squeezenet1_1"
+CUT = "features.7"
+"""The layer the demo cuts at: the second of the two 256-channel fire modules, 256×6×6 after its ReLUs."""
+
+PREPROCESSING = Preprocessing(
+    resize=56, crop=(56, 56), interpolation="bilinear", mean=(0.286, 0.286, 0.286), std=(0.353, 0.353, 0.353)
+)
+"""Grey → RGB with three equal channels → 56×56 → normalised with the training set's mean and deviation."""
+
+DATA = Path(__file__).parent / "data"
+WEIGHTS = DATA / f"{NAME}.safetensors"
+SAMPLES = DATA / "fashion_mnist_samples.npz"
+RESULTS = DATA / f"{NAME}.json"
+
+
+def load_network(path: Path = WEIGHTS) -> nn.Module:
+    """The trained network, in eval mode, float32: (n, 3, 56, 56) in, (n, 10) class scores ≥ 0 out.
+
+    Raises UsageError if the file is missing, damaged, or not of this network.
+    """
+    import torch
+
+    from splitwire.models.training import build
+    from splitwire.models.weights import load_state, read_state
+
+    with torch.device("meta"):  # initialised by the file alone
+        network = build()
+    load_state(network, read_state(path), str(path))
+    return network.eval()
+
+
+def test_set() -> tuple[UInt8Array, UInt8Array]:
+    """The first 1,000 Fashion-MNIST test images: (1000, 28, 28) uint8, and their labels: (1000,) uint8 in 0…9."""
+    return _sample("test_images"), _sample("test_labels")
+
+
+def calibration_set() -> UInt8Array:
+    """256 Fashion-MNIST training images, (256, 28, 28) uint8, without labels: to calibrate on, never to measure on."""
+    return _sample("calibration_images")
+
+
+def _sample(name: str) -> UInt8Array:
+    try:
+        with SAMPLES.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            array: UInt8Array = archive[name]
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as e:
+        raise UsageError(f"{SAMPLES} is missing or damaged ({e}); reinstall splitwire") from e
+    return array
