@@ -201,6 +201,7 @@ def follow(markdown: str, folder: Path) -> list[Block]:
     return done
 
 
+@pytest.mark.slow  # the demo is one of the blocks
 def test_every_block_of_the_readme_runs(tmp_path: Path):
     copy = tmp_path / "splitwire"
     unwanted = shutil.ignore_patterns(".git", ".venv", "build", "dist", "*.egg-info", ".*_cache", "__pycache__")
