@@ -20,7 +20,7 @@ from splitwire.demo.fashion import Summary
 
 README = Path("README.md")
 PLOT = Path("docs/results/demo.png")
-WIDTH = 118
+WIDTH = 110
 
 
 def as_text(grid: Table) -> str:

@@ -28,23 +28,24 @@ ESCAPE_BELOW = 0.4 / TABLE_SIZE
 """A symbol rarer than this is cheaper as an escape than as a frequency of 1."""
 ITERATIONS = 12
 BLOCK_TOLERANCE = 0.01
-"""A larger block, which codes faster, may cost this much more rate than the best one."""
+"""A shape with fewer blocks, which codes faster, may cost this much more rate than the best one."""
 
 Counts = NDArray[np.float32]
 
 
 def candidate_blocks(levels: int, height: int, width: int) -> Sequence[tuple[int, int]]:
-    """Block shapes worth trying: at most 256 symbols, not larger than the plane, the most elements first."""
-    area = 1
-    while levels ** (area + 1) <= 256:
-        area += 1
+    """Block shapes worth trying, of at most 256 symbols: the fewest blocks per plane first, none with twice as many."""
     shapes = [
         (h, w)
-        for h in (1, 2, 4)
+        for h in range(1, min(height, 4) + 1)
         for w in (1, 2, 3, 4, 5, 8)
-        if area // 2 < h * w <= area and h <= max(height, 1) and w <= max(width, 1)
+        if levels ** (h * w) <= 256 and w <= max(width, 1)
     ]
-    return sorted(shapes, key=lambda s: (-s[0] * s[1], abs(s[0] - s[1]))) or [(1, 1)]
+    blocks = {(h, w): -(-height // h) * -(-width // w) for h, w in shapes}
+    fewest = min(blocks.values())
+    shapes = [s for s in shapes if blocks[s] < 2 * fewest]
+    # among equals the squarer one, whose elements know more of each other
+    return sorted(shapes, key=lambda s: (blocks[s], s[0] * s[1], abs(s[0] - s[1])))
 
 
 def estimate_tables(sample: NDArray[np.float32], quantizer: Quantizer) -> tuple[ContextTables, float]:
@@ -58,7 +59,7 @@ def estimate_tables(sample: NDArray[np.float32], quantizer: Quantizer) -> tuple[
     part = q[: max(1, min(n, (1 << 21) // (channels * height * width)))]
     blocks = candidate_blocks(levels, height, width)
     costs = [_estimate(part, quantizer, block, tables=4, iterations=3)[1] for block in blocks]
-    # The larger the block the faster the coder: take the first (largest) that is as good as the best, or nearly.
+    # The fewer the blocks the faster the coder: take the first that is as good as the best, or nearly.
     block = next(b for b, cost in zip(blocks, costs, strict=True) if cost <= (1 + BLOCK_TOLERANCE) * min(costs))
     return _estimate(q, quantizer, block, tables=TABLES, iterations=ITERATIONS)
 

@@ -60,16 +60,20 @@ def pack(q, cols, levels, block_height, block_width, row, out):
     q: (rows·bh·cols·bw,) uint8, level indices. row: scratch, (q.size // bw,) uint8. out: (rows·cols,) uint8.
     Sums stay below 256, so the arithmetic modulo 256 of uint8 is exact.
     """
+    # First along the rows, then down the columns, each in long passes. The strides are spelled out because only
+    # constant ones vectorise; 5 is the widest odd block that 256 symbols allow (3^5).
     n = np.uint8(levels)
-    # First along the rows, then down the columns: two passes with constant strides, which vectorise.
+    n2 = np.uint8(n * n)
+    n3 = np.uint8(n2 * n)
     if block_width == 1:
         row[:] = q
     elif block_width == 2:
         for i in range(row.size):
             row[i] = q[2 * i] + q[2 * i + 1] * n
+    elif block_width == 3:
+        for i in range(row.size):
+            row[i] = q[3 * i] + q[3 * i + 1] * n + q[3 * i + 2] * n2
     elif block_width == 4:
-        n2 = np.uint8(n * n)
-        n3 = np.uint8(n2 * n)
         for i in range(row.size):
             row[i] = q[4 * i] + q[4 * i + 1] * n + q[4 * i + 2] * n2 + q[4 * i + 3] * n3
     else:
@@ -78,6 +82,9 @@ def pack(q, cols, levels, block_height, block_width, row, out):
             for k in range(block_width - 1, -1, -1):
                 s = np.uint8(s * n + q[i * block_width + k])
             row[i] = s
+    if block_height == 1:
+        out[:] = row
+        return
     weight = np.uint8(1)
     for _ in range(block_width):
         weight = np.uint8(weight * n)
@@ -102,6 +109,9 @@ def unpack(symbols, cols, block_height, units, values, out):
     symbols: (rows·cols,) uint8. values: (K·bh·units,) words. out: (rows·bh·cols·units,) words.
     """
     size = np.uint64(block_height * units)
+    if block_height == 1:
+        cols = symbols.size  # rows of one block each follow each other without a gap: one long row
+    one, two = np.uint64(1), np.uint64(2)
     for r in range(symbols.size // cols):
         b = r * cols
         for dy in range(block_height):
@@ -110,6 +120,17 @@ def unpack(symbols, cols, block_height, units, values, out):
             if units == 1:
                 for c in range(cols):
                     out[a + c] = values[np.uint64(symbols[b + c]) * size + first]
+            elif units == 2:
+                for c in range(cols):
+                    v = np.uint64(symbols[b + c]) * size + first
+                    out[a + 2 * c] = values[v]
+                    out[a + 2 * c + 1] = values[v + one]
+            elif units == 3:
+                for c in range(cols):
+                    v = np.uint64(symbols[b + c]) * size + first
+                    out[a + 3 * c] = values[v]
+                    out[a + 3 * c + 1] = values[v + one]
+                    out[a + 3 * c + 2] = values[v + two]
             else:
                 for c in range(cols):
                     v = np.uint64(symbols[b + c]) * size + first

@@ -60,9 +60,13 @@ class Whole(Struct, frozen=True, kw_only=True):
 
 
 class Baselines(Struct, frozen=True, kw_only=True):
-    """Bytes per image of the alternatives. jpeg_accuracy: of the whole network on the decoded JPEG images."""
+    """Bytes per image of the alternatives. jpeg_accuracy: of the whole network on the decoded JPEG images.
+
+    float32_bytes, float32_accuracy: the features as they are, the codec off.
+    """
 
     float32_bytes: float
+    float32_accuracy: float
     jpeg_bytes: float
     jpeg_accuracy: float
 
@@ -133,6 +137,7 @@ def run(out: Path, progress: ProgressFn) -> Summary:
         ms=default.ms,
         baselines=Baselines(
             float32_bytes=4.0 * spec.elements,
+            float32_accuracy=float((float_classes == labels).mean()),
             jpeg_bytes=float(np.mean([len(data) for data in jpegs])),
             jpeg_accuracy=float((from_jpeg == labels).mean()),
         ),
