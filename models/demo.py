@@ -23,7 +23,7 @@ __all__ = ["CLASSES", "CUT", "NAME", "PREPROCESSING", "calibration_set", "load_n
 
 NAME = "fashion_squeezenet1_1"
 CUT = "features.10"
-"""The layer the demo cuts at: a fire module late in the network, 384×3×3 after its ReLUs, few bytes and nothing lost."""
+"""The layer the demo cuts at: a late fire module, 384×3×3 after its ReLUs; few bytes, nothing lost."""
 
 PREPROCESSING = Preprocessing(
     resize=56, crop=(56, 56), interpolation="bilinear", mean=(0.286, 0.286, 0.286), std=(0.353, 0.353, 0.353)

@@ -47,9 +47,9 @@ def caption(summary: Summary) -> str:
     return (
         f"* the default operating point. Features {shape}; bytes per image as they crossed the socket, HTTP and frame "
         "headers included, and the same in bits per element. zstd: the same symbols bit-packed, then zstd 3, without "
-        "any header. JPEG: the picture itself at quality 90, the whole network in the cloud. float32: the split network "
-        f"with the codec off; {summary.float_agreement:,} of {summary.images:,} answers are those of the whole network. "
-        "The last five columns are milliseconds per stage, medians."
+        "any header. JPEG: the picture itself at quality 90, the whole network in the cloud. float32: the split "
+        f"network with the codec off; {summary.float_agreement:,} of {summary.images:,} answers are those of the "
+        "whole network. The last five columns are milliseconds per stage, medians."
     )
 
 
