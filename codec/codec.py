@@ -13,7 +13,7 @@ from .entropy.rans import CODER_ID, MAX_LANES, ContextRans
 from .errors import Corrupt, FingerprintMismatch, LimitExceeded, ShapeMismatch, UnsupportedVersion
 from .frame import Chunk, Frame, Limits, build_frame, parse_frame
 from .profile import CodecProfile, TensorPoint, TensorSpec
-from .quantizer import BlockPacker, quantize
+from .quantizer import BlockPacker
 
 Float32Array = NDArray[np.float32]
 MAX_BATCH = 65535
@@ -34,13 +34,12 @@ class TensorCoder:
 
     def __init__(self, spec: TensorSpec, point: TensorPoint) -> None:
         self.channels, height, width = spec.planes
-        self.quantizer = point.quantizer
         self.packer = BlockPacker(point.quantizer, point.tables.block, point.tables.padding, height, width)
         self.rans = ContextRans(point.tables, len(point.quantizer.levels), self.channels)
 
     def encode(self, x: Float32Array, tensor: int) -> Chunk:
         """All planes of `x` as one chunk. Raises NonFiniteFeatures."""
-        symbols = self.packer.pack(quantize(x, self.quantizer))
+        symbols = self.packer.quantize(x)
         payload, lanes = self.rans.encode(symbols, self.packer.rows, self.packer.cols)
         planes = x.shape[0] * self.channels
         return Chunk(tensor=tensor, coder=CODER_ID, lanes=lanes, planes=planes, payload=payload)

@@ -92,12 +92,12 @@ def pack(q, cols, levels, block_height, block_width, row, out):
         a = r * block_height * cols
         b = r * cols
         for c in range(cols):
-            out[b + c] = row[a + c]
-        w = weight
-        for _ in range(1, block_height):
-            a += cols
+            out[b + c] = row[a + c] + row[a + cols + c] * weight
+        w = np.uint8(weight * weight)
+        for _ in range(2, block_height):
             for c in range(cols):
-                out[b + c] += row[a + c] * w
+                out[b + c] += row[a + 2 * cols + c] * w
+            a += cols
             w = np.uint8(w * weight)
 
 
@@ -112,6 +112,14 @@ def unpack(symbols, cols, block_height, units, values, out):
     if block_height == 1:
         cols = symbols.size  # rows of one block each follow each other without a gap: one long row
     one, two = np.uint64(1), np.uint64(2)
+    if block_height == 2 and units == 1:  # 2×2, the usual block of 4 levels: both rows in one pass
+        for r in range(symbols.size // cols):
+            a = 2 * r * cols
+            for c in range(cols):
+                v = np.uint64(symbols[r * cols + c]) << one
+                out[a + c] = values[v]
+                out[a + cols + c] = values[v | one]
+        return
     for r in range(symbols.size // cols):
         b = r * cols
         for dy in range(block_height):
