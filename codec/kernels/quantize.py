@@ -62,7 +62,7 @@ def pack(q, cols, levels, block_height, block_width, row, out):
     """
     # First along the rows, then down the columns, each in long passes. The strides are spelled out because only
     # constant ones vectorise; 5 is the widest odd block that 256 symbols allow (3^5).
-    n = np.uint8(levels)
+    n = np.uint8(levels & 255)  # 256 levels come with blocks of one element, and then no power of n is used
     n2 = np.uint8(n * n)
     n3 = np.uint8(n2 * n)
     if block_width == 1:
