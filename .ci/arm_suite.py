@@ -1,0 +1,67 @@
+"""What `make arm` runs on both machines, in one process: `arm_suite.py FOLDER_OF_TESTS`.
+
+Encodes and decodes every golden vector and compares it with the bytes that lie there, and prints one line with a digest
+for each; then for streams made here from a seed, larger and of more kinds than are worth storing. Needs only what the
+wheel requires. Anything that is not as it should be is an exception.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from pathlib import Path
+
+sys.path.insert(0, sys.argv[1])
+
+import make_vectors
+import vectors
+
+import splitwire
+from splitwire.codec.codec import FeatureCodec
+from splitwire.codec.profile import CodecProfile
+
+BLOCKS = {2: (2, 4), 3: (1, 5), 4: (2, 2), 5: (1, 3), 6: (3, 1), 8: (1, 2), 16: (2, 1), 100: (1, 1), 256: (1, 1)}
+SHAPES = ((9, 13, 11), (1, 5, 7), (7, 50), (61,))
+
+
+def digest(*parts: bytes) -> str:
+    """Of all the bytes."""
+    return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def golden(name: str) -> str:
+    """Its line; the bytes and the features are those that lie there."""
+    v = vectors.load(name)
+    codec = FeatureCodec(CodecProfile.from_json(v.profile))
+    frame = codec.encode(v.features, op=v.op, frame_id=v.frame_id)
+    if v.encoded and frame != v.frame:
+        raise SystemExit(f"{name}: the encoder gives other bytes")
+    if [vectors.digest(x) for x in codec.decode(v.frame).tensors] != v.decoded:
+        raise SystemExit(f"{name}: the decoder gives other features")
+    return f"vector {name} {digest(frame)}"
+
+
+def seeded(shape: tuple[int, ...], levels: int) -> str:
+    """Its line: digest of profile, features, frame and what is decoded."""
+    recipe = make_vectors.Recipe(
+        about="", tensors=[(shape, levels, BLOCKS[levels])], batch=3, activities=1 + levels % 8, tables=1 + levels % 11,
+        signed=levels % 2 == 0, uniform=levels % 3 == 0,
+    )  # fmt: skip
+    make_vectors.RECIPES["seeded"] = recipe
+    files, _ = make_vectors.make("seeded")  # compares the encoder with the oracle in plain integers
+    decoded = FeatureCodec(CodecProfile.from_json(files["profile"])).decode(files["frame"])
+    features = decoded.tensors[0].astype("<f4").tobytes()
+    return f"seeded {levels} {shape} {len(files['frame'])} {digest(files['profile'], files['frame'], features)}"
+
+
+def main() -> None:
+    """Print all lines; the last is a digest of the others and the same for every machine."""
+    if Path(splitwire.__file__).is_relative_to(Path(__file__).parent.parent / "splitwire"):
+        raise SystemExit("this is to test the built wheel, not the sources")
+    lines = [golden(name) for name in vectors.names()]
+    lines += [seeded(shape, levels) for levels in BLOCKS for shape in SHAPES]
+    print(*lines, f"{len(lines)} streams {digest(*(line.encode() for line in lines))}", sep="\n")
+
+
+if __name__ == "__main__":
+    main()

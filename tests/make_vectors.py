@@ -1,0 +1,225 @@
+"""Make the golden vectors under tests/vectors/; by hand only: `python tests/make_vectors.py --write [NAME …]`.
+
+Vectors that exist are what older versions wrote: they are not made anew without --force, which is for a format that was
+never released. Without --write nothing is written: the vectors are made in memory and compared with those that lie
+there. Profiles are made here, not by codec/design, so that they show all the format allows and stay what they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import itertools
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from spec_writer import to_blocks, write_frame
+from vectors import FOLDER, MANIFEST, SUFFIXES, digest
+
+from splitwire.codec.codec import FeatureCodec
+from splitwire.codec.profile import (
+    TABLE_SIZE,
+    Clipping,
+    CodecProfile,
+    ContextTables,
+    OperatingPoint,
+    Quantizer,
+    TensorPoint,
+    TensorSpec,
+)
+
+Float32Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What one vector is made of; `tensors`: (shape, levels, block) each. chunks: (tensor, lanes, planes) for a frame
+    that the encoder would not make.
+    """
+
+    about: str
+    tensors: Sequence[tuple[tuple[int, ...], int, tuple[int, int]]]
+    batch: int = 1
+    activities: int = 6
+    tables: int = 3
+    signed: bool = False
+    uniform: bool = True
+    extremes: bool = True
+    chunks: Sequence[tuple[int, int, int]] = field(default=())
+
+
+RECIPES = {
+    "one-n2": Recipe(about="one element, in a block that reaches far over it", tensors=[((1, 1, 1), 2, (8, 1))]),
+    "odd-n3": Recipe(about="odd sides, blocks five wide", tensors=[((5, 7, 3), 3, (1, 5))], batch=2),
+    "vector-n4": Recipe(about="one axis, a batch", tensors=[((33,), 4, (1, 4))], batch=3),
+    "tokens-n6": Recipe(about="two axes, blocks three wide", tensors=[((6, 10), 6, (1, 3))], uniform=False),
+    "signed-n8": Recipe(about="signed, levels unevenly spaced", tensors=[((3, 9, 5), 8, (2, 1))], signed=True,
+                        uniform=False),
+    "lanes2-n16": Recipe(about="two lanes", tensors=[((3, 32, 43), 16, (1, 2))], tables=8),
+    "lanes4-n256": Recipe(about="256 levels, four lanes", tensors=[((5, 30, 29), 256, (1, 1))], tables=2),
+    "lanes8-n8": Recipe(about="eight lanes, the last group of one plane", tensors=[((9, 32, 29), 8, (1, 1))],
+                        activities=8),
+    "tensors": Recipe(about="three tensors of three kinds", batch=2,
+                      tensors=[((8, 6, 6), 3, (2, 2)), ((4, 3, 3), 4, (1, 2)), ((10,), 2, (1, 8))]),
+    "batch-n2": Recipe(about="a batch of seven, one table, one activity class", tensors=[((3, 5, 4), 2, (2, 4))],
+                       batch=7, activities=1, tables=1),
+    "tables64-n2": Recipe(about="as many tables and activity classes as there may be", tensors=[((4, 8, 9), 2, (4, 1))],
+                          activities=8, tables=64),
+    "rest-n4": Recipe(about="every feature is zero", tensors=[((8, 6, 6), 4, (2, 2))], signed=True, extremes=False),
+    "chunks-n3": Recipe(about="three chunks of one tensor, of three, seven and eight lanes", batch=3, uniform=False,
+                        tensors=[((4, 6, 5), 3, (1, 3))], chunks=[(0, 3, 5), (0, 7, 1), (0, 8, 6)]),
+    "chunks-two-tensors": Recipe(about="chunks of two tensors, more lanes than planes", batch=2, signed=True,
+                                 tensors=[((3, 4, 4), 4, (2, 1)), ((5, 2), 16, (1, 2))],
+                                 chunks=[(0, 1, 2), (0, 5, 4), (1, 6, 1), (1, 2, 1)]),
+}  # fmt: skip
+
+
+def make(name: str) -> tuple[dict[str, bytes], dict[str, object]]:
+    """The files of a vector by part, and its entry in the manifest."""
+    recipe = RECIPES[name]
+    rng = np.random.default_rng(list(name.encode()))
+    points, features = [], []
+    for shape, levels, block in recipe.tensors:
+        quantizer = make_quantizer(rng, levels, recipe)
+        x = make_features(rng, (recipe.batch, *shape), quantizer, recipe)
+        features.append(x)
+        tables = make_tables(rng, x, quantizer, block, recipe)
+        points.append(TensorPoint(quantizer=quantizer, clipping=Clipping(method="histogram"), tables=tables))
+    # The one that is used stands second, so that its index is not zero.
+    spare = tuple(make_spare(1 if len(shape) < 3 else shape[0]) for shape, *_ in recipe.tensors)
+    ops = tuple(
+        OperatingPoint(name=op, tensors=t, bits_per_element=1.0)
+        for op, t in (("spare", spare), ("used", tuple(points)))
+    )
+    profile = CodecProfile(
+        model=f"golden vector {name}", cut="none", front_sha256="0" * 64, back_sha256="1" * 64, default_op="used",
+        tensors=tuple(TensorSpec(name=f"t{i}", shape=t[0]) for i, t in enumerate(recipe.tensors)),
+        operating_points=ops,
+    )  # fmt: skip
+    codec = FeatureCodec(profile)
+    frame_id = int(rng.integers(0, 1 << 32))
+    if recipe.chunks:
+        chunks = list(recipe.chunks)
+    else:
+        frame = codec.encode(features, frame_id=frame_id)
+        # lanes and planes of each chunk, from its entry in the table (docs/bitstream.md §2)
+        entries = [frame[24 + 16 * i : 40 + 16 * i] for i in range(int.from_bytes(frame[22:24], "little"))]
+        chunks = [(e[0], e[2], int.from_bytes(e[4:8], "little")) for e in entries]
+    flat = [x.reshape(-1).tolist() for x in features]
+    oracle, escapes = write_frame(profile.to_json(), 1, frame_id, recipe.batch, flat, chunks)
+    if not recipe.chunks and oracle != frame:
+        raise SystemExit(f"{name}: the encoder and the oracle disagree; nothing to make a golden vector of")
+    archive = io.BytesIO()
+    np.savez_compressed(archive, allow_pickle=False, **{f"t{i}": x for i, x in enumerate(features)})
+    files = {"profile": profile.to_json().encode(), "features": archive.getvalue(), "frame": oracle}
+    entry = {
+        "about": recipe.about, "op": "used", "frame_id": frame_id, "encoded": not recipe.chunks, "escapes": escapes,
+        "lanes": [c[1] for c in chunks], "levels": [t[1] for t in recipe.tensors],
+        "files": {part: hashlib.sha256(data).hexdigest() for part, data in files.items()},
+        "decoded": [
+            digest(np.array(p.quantizer.levels, np.float32)[np.searchsorted(p.quantizer.thresholds, x, side="right")])
+            for p, x in zip(points, features, strict=True)
+        ],
+    }  # fmt: skip
+    return files, entry
+
+
+def make_quantizer(rng: np.random.Generator, levels: int, recipe: Recipe) -> Quantizer:
+    c_min = -1.5 if recipe.signed else 0.0
+    if recipe.uniform:
+        return Quantizer.uniform(c_min, 3.3, levels)
+    values = np.sort(rng.uniform(c_min, 3.3, 2 * levels - 1)).astype(np.float32)
+    thresholds = values[1::2].tolist()
+    if len(thresholds) > 2:
+        thresholds[2] = thresholds[1]  # a level that is never used is allowed
+    return Quantizer(levels=tuple(values[::2].tolist()), thresholds=tuple(thresholds))
+
+
+def make_spare(channels: int) -> TensorPoint:
+    """The smallest operating point there is."""
+    tables = ContextTables(
+        block=(1, 1), padding=0, activities=1, left_activity=bytes(2), top_activity=bytes(2),
+        context_map=bytes(channels * 4), frequencies=np.array([2000, 2000, 96], "<u2").tobytes(),
+    )  # fmt: skip
+    return TensorPoint(
+        quantizer=Quantizer.uniform(0.0, 1.0, 2), clipping=Clipping(method="histogram"), tables=tables
+    )  # fmt: skip
+
+
+def make_features(
+    rng: np.random.Generator, shape: tuple[int, ...], quantizer: Quantizer, recipe: Recipe
+) -> Float32Array:
+    """Correlated, mostly at rest, in steps of 1/16 (so that they compress); with the values that decide something."""
+    if not recipe.extremes:
+        return np.zeros(shape, np.float32)
+    x = rng.laplace(-0.6, 1.0, shape)
+    x = x + 0.7 * np.roll(x, 1, -1)
+    x = (np.round((x if recipe.signed else np.maximum(x, 0)) * 16) / 16).astype(np.float32)
+    t = np.array(quantizer.thresholds, np.float32)
+    edges = [t, np.nextafter(t, np.float32(-np.inf)), np.nextafter(t, np.float32(np.inf))]
+    special = np.concatenate([*edges, np.array([-0.0, 1e-45, -1e-45, 3.4e38, -3.4e38], np.float32)])
+    count = min(x.size // 4, special.size)
+    x.reshape(-1)[rng.choice(x.size, count, replace=False)] = rng.permutation(special)[:count]
+    return x
+
+
+def make_tables(
+    rng: np.random.Generator, x: Float32Array, quantizer: Quantizer, block: tuple[int, int], recipe: Recipe
+) -> ContextTables:
+    """Tables near the features' own statistics, each a little different, without room for the rare and a few more."""
+    levels = len(quantizer.levels)
+    k = levels ** (block[0] * block[1])
+    channels, height, width = (1, 1, *x.shape[1:])[-3:]
+    padding = int(rng.integers(levels))
+    q = np.searchsorted(quantizer.thresholds, x, side="right").reshape(-1, height, width).tolist()
+    symbols = itertools.chain.from_iterable(itertools.chain(*to_blocks(p, *block, levels, padding)) for p in q)
+    counts = np.bincount(list(symbols), minlength=k) + 0.05
+    rows = np.zeros((recipe.tables, k + 1), np.int64)
+    for row in rows:
+        weights = counts * rng.uniform(0.3, 1.0, k) ** 2
+        weights *= (weights > 0.002 * weights.sum()) & (rng.random(k) < 0.9)
+        weights[counts.argmax()] += 1.0
+        row[:k] = weights / weights.sum() * (TABLE_SIZE - 100)
+        row[k] = 1 + rng.integers(60)
+        row[int(row[:k].argmax())] += TABLE_SIZE - row.sum()
+    side = recipe.activities + 1
+    activity = [rng.integers(0, recipe.activities, k, dtype=np.uint8).tobytes() for _ in range(2)]
+    return ContextTables(
+        block=block, padding=padding, activities=recipe.activities, left_activity=activity[0], top_activity=activity[1],
+        context_map=rng.integers(0, recipe.tables, channels * side * side, dtype=np.uint8).tobytes(),
+        frequencies=rows.astype("<u2").tobytes(),
+    )  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="which (default: all)")
+    parser.add_argument("--write", action="store_true", help="write them; without it they are only compared")
+    parser.add_argument("--force", action="store_true", help="write over vectors that exist")
+    arguments = parser.parse_args()
+    manifest = json.loads(MANIFEST.read_text()) if MANIFEST.exists() else {}
+    different = 0
+    for name in arguments.names or RECIPES:
+        files, entry = make(name)
+        paths = {part: FOLDER / (name + suffix) for part, suffix in SUFFIXES.items()}
+        same = manifest.get(name) == entry and all(p.exists() and p.read_bytes() == files[k] for k, p in paths.items())
+        different += not same
+        sizes = " + ".join(f"{len(data)} {part}" for part, data in files.items())
+        print(f"{name:20} {sizes} bytes, lanes {entry['lanes']}, escapes {entry['escapes']}{'' if same else '  NEW'}")
+        if arguments.write and not same:
+            if any(p.exists() for p in paths.values()) and not arguments.force:
+                raise SystemExit(f"{name} exists and would change: that is another format (CONTRIBUTING.md, How to)")
+            for part, path in paths.items():
+                path.write_bytes(files[part])
+            manifest[name] = entry
+            MANIFEST.write_text(json.dumps(manifest, indent=1) + "\n")
+    return 0 if arguments.write or not different else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

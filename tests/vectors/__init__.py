@@ -1,0 +1,70 @@
+"""Golden vectors: what every later version decodes to the same features. `make_vectors.py` makes new ones.
+
+A vector is four things: NAME.profile.json, NAME.features.npz (t0, t1, …: float32 with the batch), NAME.frame, and its
+entry in manifest.json with the SHA-256 of the other three and of each decoded tensor (float32, little-endian, C order).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+FOLDER = Path(__file__).parent
+MANIFEST = FOLDER / "manifest.json"
+SUFFIXES = {"profile": ".profile.json", "features": ".features.npz", "frame": ".frame"}
+
+Float32Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vector:
+    """about: what it is there for. encoded: the encoder makes these bytes; otherwise they only have to be decoded.
+    escapes: how many symbols its tables have no room for. decoded: SHA-256 of each tensor that decoding gives.
+    """
+
+    name: str
+    about: str
+    op: str
+    frame_id: int
+    encoded: bool
+    escapes: int
+    profile: str
+    features: list[Float32Array]
+    frame: bytes
+    decoded: list[str]
+
+
+def names() -> list[str]:
+    """In the manifest's order. No manifest is an error."""
+    return list(_manifest())
+
+
+def load(name: str) -> Vector:
+    """Read a vector; a file that is missing or not the one in the manifest is an error."""
+    entry = _manifest()[name]
+    files = {part: (FOLDER / (name + suffix)).read_bytes() for part, suffix in SUFFIXES.items()}
+    for part, data in files.items():
+        if hashlib.sha256(data).hexdigest() != entry["files"][part]:
+            raise ValueError(f"golden vector {name}{SUFFIXES[part]} is not the file that the manifest names")
+    with np.load(FOLDER / (name + SUFFIXES["features"]), allow_pickle=False) as archive:
+        features = [archive[f"t{i}"] for i in range(len(archive.files))]
+    known = {key: entry[key] for key in ("about", "op", "frame_id", "encoded", "escapes", "decoded")}
+    return Vector(
+        name=name, profile=files["profile"].decode(), features=features, frame=files["frame"], **known
+    )  # fmt: skip
+
+
+def digest(x: Float32Array) -> str:
+    """SHA-256 of a tensor's float32 bytes, little-endian, in C order."""
+    return hashlib.sha256(np.ascontiguousarray(x, "<f4").tobytes()).hexdigest()
+
+
+def _manifest() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(MANIFEST.read_text())
+    return found
