@@ -1,39 +1,36 @@
-"""The codec beside bit-pack + zstd, on the demo network's features: bytes, throughput, cost of a call.
+"""The codec beside what a user would put together: bytes, throughput, cost of a call (`make bench`).
 
 Writes build/bench/codec.json (machine, rows) and prints the same as a table. One core; whole paths: encode is
-float32 → frame, decode is frame → float32, checks and checksums included. The peer gets our own quantizer, bit-packer
-and table look-up, compiled, so that only the entropy coders differ.
+float32 → bytes, decode is bytes → float32, checks and checksums included. The bit-pack peers get our own quantizer,
+bit-packer and table look-up, compiled, so that only the entropy coders differ.
 """
 
 from __future__ import annotations
 
 import math
-import os
+import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
+import constriction
 import numpy as np
 import zstandard
 from msgspec import Struct
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.features import Floats, Tensor, tensors, without_tables
 from benchmarks.measure import machine, medians
 from splitwire.codec.codec import FeatureCodec
 from splitwire.codec.kernels import quantize as kernels
-from splitwire.codec.profile import CodecProfile, Quantizer
+from splitwire.codec.profile import Quantizer
 from splitwire.codec.quantizer import dequantize, quantize
-from splitwire.demo.fashion import to_inputs
 from splitwire.demo.report import write_json
-from splitwire.exporter.export import export_pair
-from splitwire.models import demo
-from splitwire.runtime_edge.graph import open_front
 
 OUT = Path("build/bench")
-BATCH = 64
-ZSTD_LEVELS = (1, 3, 19)
-Floats = NDArray[np.float32]
+OURS = "splitwire"
+CALL_REPEATS = 301
 
 
 class Row(Struct, frozen=True, kw_only=True):
@@ -54,6 +51,26 @@ class Row(Struct, frozen=True, kw_only=True):
     decode_call_us: float | None = None
 
 
+class Contender(Protocol):
+    """float32 features ↔ bytes, by the same quantizer."""
+
+    def encode(self, x: Floats) -> bytes: ...
+    def decode(self, data: bytes) -> Floats: ...
+
+
+class Splitwire:
+    """FeatureCodec: with tables the context rANS, without them the paper's adaptive binary coder."""
+
+    def __init__(self, codec: FeatureCodec, op: str) -> None:
+        self._codec, self._op = codec, op
+
+    def encode(self, x: Floats) -> bytes:
+        return self._codec.encode([x], op=self._op)
+
+    def decode(self, data: bytes) -> Floats:
+        return self._codec.decode(data).tensors[0].reshape(-1)
+
+
 class BitPackZstd:
     """What a careful user would do: level indices, ⌈log2 N⌉ bits rounded up to a divisor of 8 each, zstd."""
 
@@ -62,20 +79,17 @@ class BitPackZstd:
         self._per_byte = 8 // (1 << math.ceil(math.log2(math.ceil(math.log2(len(quantizer.levels))))))
         self._compress = zstandard.ZstdCompressor(level=level).compress
         self._decompress = zstandard.ZstdDecompressor().decompress
-        base = 1 << 8 // self._per_byte
-        digits = np.arange(256)[:, None] // base ** np.arange(self._per_byte) % base
-        self._base = base
+        self._base = 1 << 8 // self._per_byte
+        digits = np.arange(256)[:, None] // self._base ** np.arange(self._per_byte) % self._base
         self._values = dequantize(np.minimum(digits, len(quantizer.levels) - 1).astype(np.uint8), quantizer)
 
     def encode(self, x: Floats) -> bytes:
-        """float32 → bytes."""
         q = quantize(x, self._quantizer).reshape(-1)
         packed = np.empty(q.size // self._per_byte, np.uint8)
         kernels.pack(q, packed.size, self._base, 1, self._per_byte, np.empty_like(packed), packed)
         return self._compress(packed)
 
     def decode(self, data: bytes) -> Floats:
-        """Bytes → float32."""
         packed = np.frombuffer(self._decompress(data), np.uint8)
         out = np.empty(packed.size * self._per_byte, np.float32)
         word = np.dtype(np.uint64 if self._per_byte % 2 == 0 else np.uint32)
@@ -84,54 +98,85 @@ class BitPackZstd:
         return out
 
 
-def demo_features() -> tuple[CodecProfile, Floats]:
-    """The demo pair's profile and (BATCH, C, H, W) features of test images; exported once into build/bench."""
-    folder = OUT / "demo"
-    if not (folder / "front.onnx").is_file():
-        export_pair(
-            demo.load_network(), cut=demo.CUT, calibration=to_inputs(demo.calibration_set()), out=folder,
-            preprocessing=demo.PREPROCESSING, name=demo.NAME,
-        )  # fmt: skip
-    front = open_front(folder / "front.onnx")
-    return front.profile, front.run(to_inputs(demo.test_set()[0][:BATCH]))[0]
+class Zlib:
+    """One byte per element, zlib level 6: what comes to mind first."""
+
+    def __init__(self, quantizer: Quantizer) -> None:
+        self._quantizer = quantizer
+
+    def encode(self, x: Floats) -> bytes:
+        return zlib.compress(quantize(x, self._quantizer))
+
+    def decode(self, data: bytes) -> Floats:
+        return dequantize(np.frombuffer(zlib.decompress(data), np.uint8), self._quantizer)
 
 
-def rows_for(profile: CodecProfile, tensor: str, x: Floats) -> list[Row]:
-    """Every coder at every operating point of a profile with one tensor."""
-    codec = FeatureCodec(profile)
-    rows = []
-    for point in profile.operating_points:
-        quantizer = point.tensors[0].quantizer
-        encoders: dict[str, Callable[[Floats], bytes]] = {"splitwire": lambda a, p=point: codec.encode([a], op=p.name)}
-        decoders: dict[str, Callable[[bytes], object]] = {"splitwire": codec.decode}
-        for level in ZSTD_LEVELS:
-            peer = BitPackZstd(quantizer, level)
-            encoders[f"bit-pack + zstd {level}"], decoders[f"bit-pack + zstd {level}"] = peer.encode, peer.decode
-        data = {name: encode(x) for name, encode in encoders.items()}
-        single = {name: encode(x[:1]) for name, encode in encoders.items()}
-        whole = codec.decode(data["splitwire"]).tensors[0].reshape(-1)
-        for name, decode in decoders.items():
-            if name != "splitwire" and not np.array_equal(decode(data[name]), whole):
+class ConstrictionAns:
+    """The per-symbol ANS coder of `constriction` with the tensor's own histogram as its model (sent beforehand)."""
+
+    def __init__(self, quantizer: Quantizer, x: Floats) -> None:
+        self._quantizer, self._size = quantizer, x.size
+        share = np.bincount(quantize(x, quantizer).reshape(-1), minlength=len(quantizer.levels)) / x.size
+        self._model = constriction.stream.model.Categorical(np.maximum(share, 1e-6), perfect=False)
+
+    def encode(self, x: Floats) -> bytes:
+        coder = constriction.stream.stack.AnsCoder()
+        coder.encode_reverse(quantize(x, self._quantizer).reshape(-1).astype(np.int32), self._model)
+        return coder.get_compressed().tobytes()
+
+    def decode(self, data: bytes) -> Floats:
+        coder = constriction.stream.stack.AnsCoder(np.frombuffer(data, np.uint32))
+        return dequantize(coder.decode(self._model, self._size).astype(np.uint8), self._quantizer)
+
+
+def contenders(tensor: Tensor, op: str) -> dict[str, Contender]:
+    """Everyone, ours first."""
+    quantizer = tensor.profile.operating_points[tensor.profile.point_index(op)].tensors[0].quantizer
+    return {
+        OURS: Splitwire(FeatureCodec(tensor.profile), op),
+        "splitwire, CABAC": Splitwire(FeatureCodec(without_tables(tensor.profile)), op),
+        **{f"bit-pack + zstd {level}": BitPackZstd(quantizer, level) for level in (1, 3, 19)},
+        "uint8 + zlib 6": Zlib(quantizer),
+        "constriction ANS": ConstrictionAns(quantizer, tensor.features),
+    }
+
+
+def rows_for(tensor: Tensor) -> list[Row]:
+    """Every coder at every operating point."""
+    x, rows = tensor.features, []
+    for point in tensor.profile.operating_points:
+        everyone = contenders(tensor, point.name)
+        data = {name: c.encode(x) for name, c in everyone.items()}
+        expected = dequantize(quantize(x, point.tensors[0].quantizer), point.tensors[0].quantizer).reshape(-1)
+        for name, c in everyone.items():
+            if not np.array_equal(c.decode(data[name]), expected):
                 raise AssertionError(f"{name} does not decode to the same features")
-        t_encode = medians({n: lambda f=f: f(x) for n, f in encoders.items()})
-        t_decode = medians({n: lambda f=f, d=data[n]: f(d) for n, f in decoders.items()})
-        one_encode = medians({n: lambda f=f: f(x[:1]) for n, f in encoders.items()}, 501)
-        one_decode = medians({n: lambda f=f, d=single[n]: f(d) for n, f in decoders.items()}, 501)
+        encode = medians({n: bind(c.encode, x) for n, c in everyone.items()})
+        decode = medians({n: bind(c.decode, data[n]) for n, c in everyone.items()})
+        alone = {n: c for n, c in everyone.items() if n != "constriction ANS"}  # its model is of the whole batch
+        first = {n: c.encode(x[:1]) for n, c in alone.items()}
+        encode_one = medians({n: bind(c.encode, x[:1]) for n, c in alone.items()}, CALL_REPEATS)
+        decode_one = medians({n: bind(c.decode, first[n]) for n, c in alone.items()}, CALL_REPEATS)
         rows += [
             Row(
-                tensor=tensor,
+                tensor=tensor.name,
                 elements=x.size,
-                levels=len(quantizer.levels),
+                levels=len(point.tensors[0].quantizer.levels),
                 coder=name,
                 bytes=len(data[name]),
-                encode_melem_s=x.size / t_encode[name] / 1e6,
-                decode_melem_s=x.size / t_decode[name] / 1e6,
-                encode_call_us=1e6 * (one_encode[name] - t_encode[name] / len(x)),
-                decode_call_us=1e6 * (one_decode[name] - t_decode[name] / len(x)),
+                encode_melem_s=x.size / encode[name] / 1e6,
+                decode_melem_s=x.size / decode[name] / 1e6,
+                encode_call_us=1e6 * (encode_one[name] - encode[name] / len(x)) if name in alone else None,
+                decode_call_us=1e6 * (decode_one[name] - decode[name] / len(x)) if name in alone else None,
             )
-            for name in encoders
+            for name in everyone
         ]
     return rows
+
+
+def bind(call: Callable, argument: object) -> Callable[[], object]:
+    """A call without arguments."""
+    return lambda: call(argument)
 
 
 def table(rows: list[Row]) -> Table:
@@ -143,9 +188,9 @@ def table(rows: list[Row]) -> Table:
         out.add_column(name)
     for name in ("bytes", "bits/el", "× ours", "encode Mel/s", "decode Mel/s", "encode call µs", "decode call µs"):
         out.add_column(name, justify="right")
-    ours = {(r.tensor, r.levels): r.bytes for r in rows if r.coder == "splitwire"}
+    ours = {(r.tensor, r.levels): r.bytes for r in rows if r.coder == OURS}
     for r in rows:
-        best = r.coder == "splitwire"
+        best = r.coder == OURS
         calls = ("" if c is None else f"{c:.0f}" for c in (r.encode_call_us, r.decode_call_us))
         out.add_row(
             r.tensor, str(r.levels), r.coder, f"{r.bytes:,}", f"{8 * r.bytes / r.elements:.3f}",
@@ -157,11 +202,12 @@ def table(rows: list[Row]) -> Table:
 
 def main() -> None:
     """Measure, print, write build/bench/codec.json."""
-    os.environ.setdefault("NUMBA_NUM_THREADS", "1")
     OUT.mkdir(parents=True, exist_ok=True)
-    profile, features = demo_features()
-    rows = rows_for(profile, f"demo {profile.cut}", features)
-    write_json({"machine": machine(), "rows": rows}, OUT / "codec.json")
+    rows = []
+    for tensor in tensors():
+        print(f"{tensor.name}: {tensor.features.size:,} elements")
+        rows += rows_for(tensor)
+        write_json({"machine": machine(), "rows": rows}, OUT / "codec.json")
     Console(width=140).print(table(rows))
 
 

@@ -1,0 +1,107 @@
+"""The tensors that the codec benchmark runs on, with a profile designed for each on other images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from splitwire.codec import preprocessing
+from splitwire.codec.design import FeatureStatistics, design_operating_point
+from splitwire.codec.profile import CodecProfile, OperatingPoint, TensorSpec
+from splitwire.demo import photos
+from splitwire.demo.fashion import to_inputs
+from splitwire.models import demo
+from splitwire.models.catalogue import load
+
+Floats = NDArray[np.float32]
+
+LEVELS = (2, 3, 4, 8)
+CROPS = 12
+"""Random crops per photograph; every other one calibrates, the rest is coded."""
+CUTS = {
+    "expanded ReLU6, 576×14×14": "features.14.conv.0",
+    "linear bottleneck, 96×14×14": "features.13",
+    "early layer, 24×56×56": "features.2",
+}
+"""Of MobileNetV2 with ImageNet weights."""
+
+
+class Tensor(NamedTuple):
+    """name, its profile (operating points n2, n3, n4, n8), and (B, C, H, W) float32 features to code."""
+
+    name: str
+    profile: CodecProfile
+    features: Floats
+
+
+def tensors() -> Iterator[Tensor]:
+    """The demo network's features, then MobileNetV2's."""
+    network = demo.load_network()
+    calibration = activations(network, to_inputs(demo.calibration_set()), [demo.CUT])[0]
+    features = activations(network, to_inputs(demo.test_set()[0][:64]), [demo.CUT])[0]
+    yield Tensor("demo, 384×3×3", design(demo.CUT, calibration), features)
+    loaded = load(photos.MODEL, "DEFAULT")
+    inputs = crops([*photos.CALIBRATION, *(s.file for s in photos.TEST)], loaded.preprocessing)
+    calibrated = activations(loaded.module, inputs[0::2], list(CUTS.values()))
+    coded = activations(loaded.module, inputs[1::4], list(CUTS.values()))
+    for (name, cut), calibration, features in zip(CUTS.items(), calibrated, coded, strict=True):
+        yield Tensor(name, design(cut, calibration), features)
+
+
+def crops(files: Sequence[str | Path], how: preprocessing.Preprocessing) -> Floats:
+    """(n, 3, H, W): seeded random crops, a third to the whole of the shorter side."""
+    rng = np.random.default_rng(0)
+    out = []
+    for file in files:
+        image = photos.open_photo(str(file))
+        for _ in range(CROPS):
+            side = int(rng.uniform(0.35, 1.0) * min(image.size))
+            x, y = (int(rng.integers(0, length - side + 1)) for length in image.size)
+            out.append(preprocessing.apply(image.crop((x, y, x + side, y + side)), how))
+    return np.stack(out)
+
+
+def activations(network: torch.nn.Module, inputs: Floats, layers: Sequence[str]) -> list[Floats]:
+    """(n, C, H, W) outputs of the named layers, one array each."""
+    kept: dict[str, list[Floats]] = {layer: [] for layer in layers}
+    hooks = [
+        network.get_submodule(layer).register_forward_hook(
+            lambda _m, _i, output, into=kept[layer]: into.append(output.detach().clone().numpy())
+        )
+        for layer in layers
+    ]
+    with torch.inference_mode():
+        for i in range(0, len(inputs), 32):
+            network(torch.from_numpy(inputs[i : i + 32]))
+    for hook in hooks:
+        hook.remove()
+    return [np.concatenate(parts) for parts in kept.values()]
+
+
+def design(cut: str, calibration: Floats) -> CodecProfile:
+    """A profile for one tensor, with an operating point for each of LEVELS."""
+    statistics = FeatureStatistics(channels=calibration.shape[1])
+    statistics.add(calibration)
+    points = []
+    for n in LEVELS:
+        point, bits = design_operating_point(levels=n, statistics=statistics)
+        points.append(OperatingPoint(name=f"n{n}", tensors=(point,), bits_per_element=bits))
+    return CodecProfile(
+        model="benchmark", cut=cut, tensors=(TensorSpec(name=cut, shape=calibration.shape[1:]),),
+        operating_points=tuple(points), default_op="n4", front_sha256="", back_sha256="",
+    )  # fmt: skip
+
+
+def without_tables(profile: CodecProfile) -> CodecProfile:
+    """The same quantizers, coded by the paper's adaptive binary coder."""
+    points = tuple(
+        msgspec.structs.replace(p, tensors=tuple(msgspec.structs.replace(t, tables=None) for t in p.tensors))
+        for p in profile.operating_points
+    )
+    return msgspec.structs.replace(profile, operating_points=points)
