@@ -58,9 +58,9 @@ def pack(q, cols, levels, block_height, block_width, row, out):
     """Block symbols s = Σ q_k·N^k, k in raster order inside the block, of planes that are whole blocks.
 
     q: (rows·bh·cols·bw,) uint8, level indices. row: scratch, (q.size // bw,) uint8. out: (rows·cols,) uint8.
-    Sums stay below 256, so the arithmetic modulo 256 of uint8 is exact.
+    Sums stay below 256, so the arithmetic modulo 256 of uint8 is exact; weights are reduced before they are cast.
     """
-    n = np.uint8(levels)
+    n = np.uint8(levels & 255)
     # First along the rows, then down the columns: two passes with constant strides, which vectorise.
     if block_width == 1:
         row[:] = q
@@ -78,9 +78,9 @@ def pack(q, cols, levels, block_height, block_width, row, out):
             for k in range(block_width - 1, -1, -1):
                 s = np.uint8(s * n + q[i * block_width + k])
             row[i] = s
-    weight = np.uint8(1)
+    weight = 1
     for _ in range(block_width):
-        weight = np.uint8(weight * n)
+        weight = (weight * levels) & 255
     for r in range(out.size // cols):
         a = r * block_height * cols
         b = r * cols
@@ -89,9 +89,10 @@ def pack(q, cols, levels, block_height, block_width, row, out):
         w = weight
         for _ in range(1, block_height):
             a += cols
+            w8 = np.uint8(w)
             for c in range(cols):
-                out[b + c] += row[a + c] * w
-            w = np.uint8(w * weight)
+                out[b + c] += row[a + c] * w8
+            w = (w * weight) & 255
 
 
 @kernel
