@@ -14,6 +14,7 @@ from splitwire.codec.quantizer import quantize
 
 from .clipping import best_c_max, best_range, density_error, float32_quantizer, histogram_error, uniform_cells
 from .density import FeatureDensity, fit_density
+from .ecsq import design_ecsq
 from .statistics import FeatureStatistics, Histogram
 from .tables import estimate_tables
 
@@ -26,12 +27,15 @@ def design_operating_point(
     levels: int,
     statistics: FeatureStatistics,
     slope: float | None = None,
+    rate_weight: float | None = None,
     coder: Literal["rans", "cabac"] = "rans",
 ) -> tuple[TensorPoint, float]:
     """Quantizer, tables and expected rate for N = `levels`.
 
     slope: of the (leaky) ReLU whose output the tensor is; None reads it off the features (no negative value and exact
     zeros: 0; anything else: unknown, the histogram decides).
+    rate_weight: λ_R of the entropy-constrained quantizer (ecsq.py), squared feature units per bit, at which levels may
+        go; None leaves the quantizer uniform.
     coder: the context rANS, with tables made here, or the paper's adaptive binary coder, which needs none.
     Returns the point and its rate on the sample, bits per element.
     Raises ExportError if the features are constant.
@@ -46,11 +50,12 @@ def design_operating_point(
         slope = 0.0
     (c_min, c_max), clipping = choose_range(levels, statistics, slope)
     quantizer = float32_quantizer(c_min, c_max, levels)
+    if rate_weight is not None:
+        quantizer = design_ecsq(histogram, quantizer, rate_weight=rate_weight).quantizer
     if coder == "cabac":
-        return TensorPoint(quantizer=quantizer, clipping=clipping, tables=None), adaptive_rate(
-            statistics.sample, quantizer
-        )
-    tables, bits = estimate_tables(statistics.sample, quantizer)
+        tables, bits = None, adaptive_rate(statistics.sample, quantizer)
+    else:
+        tables, bits = estimate_tables(statistics.sample, quantizer)
     return TensorPoint(quantizer=quantizer, clipping=clipping, tables=tables), bits
 
 
