@@ -130,6 +130,18 @@ def test_fit_recovers_the_parameters(slope: float, location: float) -> None:
     assert (found.rate, found.location) == pytest.approx((1.7, location), rel=1e-6, abs=1e-6)
 
 
+def test_fit_recovers_random_parameters() -> None:
+    rng = np.random.default_rng(2)
+    for _ in range(300):
+        rate = float(10 ** rng.uniform(-2, 2))
+        slope, kappa = float(rng.choice([0.0, rng.uniform()])), float(rng.uniform(0.2, 3))
+        truth = FeatureDensity(rate=rate, location=float(rng.uniform(-4, 4)) / rate, slope=slope, kappa=kappa)
+        found = fit_density(*truth.moments(), slope, kappa)
+        assert found is not None
+        assert found.rate == pytest.approx(rate, rel=1e-6)
+        assert found.location == pytest.approx(truth.location, rel=1e-6, abs=1e-6 / rate)
+
+
 def test_fit_says_when_there_is_none() -> None:
     assert fit_density(10.0, 1e-6, 0.0) is None
     assert fit_density(0.5, 0.0, 0.0) is None
