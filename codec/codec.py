@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from .entropy.rans import CODER_ID, MAX_LANES, ContextRans
+from .entropy import CODERS, SymbolCoder
 from .errors import Corrupt, FingerprintMismatch, LimitExceeded, ShapeMismatch, UnsupportedVersion
 from .frame import Chunk, Frame, Limits, build_frame, parse_frame
 from .profile import CodecProfile, TensorPoint, TensorSpec
@@ -30,23 +30,29 @@ class DecodedFrame:
 
 
 class TensorCoder:
-    """One tensor at one operating point: (B, C, H, W) float32 ↔ chunk payload."""
+    """One tensor at one operating point through one entropy coder: (B, C, H, W) float32 ↔ chunk payload."""
 
-    def __init__(self, spec: TensorSpec, point: TensorPoint) -> None:
+    def __init__(self, spec: TensorSpec, point: TensorPoint, entropy: SymbolCoder) -> None:
         self.channels, height, width = spec.planes
-        self.packer = BlockPacker(point.quantizer, point.tables.block, point.tables.padding, height, width)
-        self.rans = ContextRans(point.tables, len(point.quantizer.levels), self.channels)
+        self.packer = BlockPacker(point.quantizer, entropy.block, entropy.padding, height, width)
+        self.entropy = entropy
+
+    @classmethod
+    def all_of(cls, spec: TensorSpec, point: TensorPoint) -> dict[int, TensorCoder]:
+        """By wire id, every coder that the point has what it needs for; the first is the one that encodes."""
+        found = (kind.of(point, spec.planes[0]) for kind in CODERS)
+        return {entropy.coder_id: cls(spec, point, entropy) for entropy in found if entropy is not None}
 
     def encode(self, x: Float32Array, tensor: int) -> Chunk:
         """All planes of `x` as one chunk. Raises NonFiniteFeatures."""
         symbols = self.packer.quantize(x)
-        payload, lanes = self.rans.encode(symbols, self.packer.rows, self.packer.cols)
+        payload, lanes = self.entropy.encode(symbols, self.packer.rows, self.packer.cols)
         planes = x.shape[0] * self.channels
-        return Chunk(tensor=tensor, coder=CODER_ID, lanes=lanes, planes=planes, payload=payload)
+        return Chunk(tensor=tensor, coder=self.entropy.coder_id, lanes=lanes, planes=planes, payload=payload)
 
     def decode(self, chunk: Chunk, first_plane: int, out: Float32Array) -> None:
         """Decode the chunk's planes into `out`, (planes·H·W,) float32. Raises Truncated or Corrupt."""
-        symbols = self.rans.decode(
+        symbols = self.entropy.decode(
             chunk.payload, chunk.planes, self.packer.rows, self.packer.cols, chunk.lanes, first_plane % self.channels
         )
         self.packer.unpack(symbols, out)
@@ -61,9 +67,9 @@ class FeatureCodec:
         self.fingerprint = profile.fingerprint
         self._coders = lru_cache(maxsize=None)(self._build_coders)
 
-    def _build_coders(self, op: int) -> list[TensorCoder]:
+    def _build_coders(self, op: int) -> list[dict[int, TensorCoder]]:
         points = self.profile.operating_points[op].tensors
-        return [TensorCoder(s, p) for s, p in zip(self.profile.tensors, points, strict=True)]
+        return [TensorCoder.all_of(s, p) for s, p in zip(self.profile.tensors, points, strict=True)]
 
     def encode(self, tensors: Sequence[Float32Array], *, op: str | None = None, frame_id: int = 0) -> bytes:
         """One (B, *shape) float32 array per tensor of the profile → one frame (docs/bitstream.md).
@@ -73,7 +79,8 @@ class FeatureCodec:
         """
         index = self.profile.point_index(op)
         batch = self._check(tensors)
-        chunks = [coder.encode(x, i) for i, (coder, x) in enumerate(zip(self._coders(index), tensors, strict=True))]
+        encoders = [next(iter(coders.values())) for coders in self._coders(index)]
+        chunks = [coder.encode(x, i) for i, (coder, x) in enumerate(zip(encoders, tensors, strict=True))]
         return build_frame(Frame(op=index, fingerprint=self.fingerprint, frame_id=frame_id, batch=batch, chunks=chunks))
 
     def decode(self, data: bytes | memoryview) -> DecodedFrame:
@@ -95,12 +102,12 @@ class FeatureCodec:
             raise LimitExceeded(f"frame decodes to {elements} elements, over the limit of {self.limits.elements}")
         self._check_chunks(frame)
         tensors: list[Float32Array] = []
-        for i, (spec, coder) in enumerate(zip(self.profile.tensors, self._coders(frame.op), strict=True)):
+        for i, (spec, coders) in enumerate(zip(self.profile.tensors, self._coders(frame.op), strict=True)):
             out = np.empty((frame.batch, *spec.shape), np.float32)
             flat, size, plane = out.reshape(-1), spec.elements // spec.planes[0], 0
             for chunk in frame.chunks:
                 if chunk.tensor == i:
-                    coder.decode(chunk, plane, flat[plane * size : (plane + chunk.planes) * size])
+                    coders[chunk.coder].decode(chunk, plane, flat[plane * size : (plane + chunk.planes) * size])
                     plane += chunk.planes
             tensors.append(out)
         op = self.profile.operating_points[frame.op].name
@@ -125,15 +132,21 @@ class FeatureCodec:
 
     def _check_chunks(self, frame: Frame) -> None:
         """Every plane of every tensor once, in order, by a coder and lanes we have."""
-        planes = [0] * len(self.profile.tensors)
+        known = {kind.coder_id: kind for kind in CODERS}
+        coders = self._coders(frame.op)
+        planes = [0] * len(coders)
         current = 0
         for i, chunk in enumerate(frame.chunks):
-            if chunk.coder != CODER_ID:
+            kind = known.get(chunk.coder)
+            if kind is None:
                 raise UnsupportedVersion(
-                    f"chunk {i} uses coder {chunk.coder}, this build has {CODER_ID}; update splitwire"
+                    f"chunk {i} uses coder {chunk.coder}, this build has {', '.join(map(str, known))}; update splitwire"
                 )
-            if chunk.tensor < current or chunk.tensor >= len(planes) or chunk.lanes > MAX_LANES:
+            if chunk.tensor < current or chunk.tensor >= len(planes) or chunk.lanes > kind.max_lanes:
                 raise Corrupt(f"chunk {i} is invalid: tensor {chunk.tensor} of {len(planes)}, {chunk.lanes} lanes")
+            if chunk.coder not in coders[chunk.tensor]:
+                name = self.profile.operating_points[frame.op].name
+                raise Corrupt(f"chunk {i} uses coder {chunk.coder}, for which operating point {name!r} has no tables")
             current = chunk.tensor
             planes[current] += chunk.planes
         expected = [frame.batch * t.planes[0] for t in self.profile.tensors]

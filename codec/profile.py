@@ -156,11 +156,14 @@ class ContextTables(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class TensorPoint(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One tensor at one operating point: its quantizer and its tables."""
+    """One tensor at one operating point: its quantizer, and what its entropy coder needs.
+
+    tables: of the context rANS coder; None is coded by the adaptive binary coder, which needs nothing.
+    """
 
     quantizer: Quantizer
     clipping: Clipping
-    tables: ContextTables
+    tables: ContextTables | None
 
 
 class OperatingPoint(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -232,7 +235,8 @@ class CodecProfile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
                 counts = f"{len(point.tensors)} tensors, not {len(self.tensors)}"
                 raise ValueError(f"operating point {point.name!r} has {counts}")
             for spec, tensor in zip(self.tensors, point.tensors, strict=True):
-                tensor.tables.check(len(tensor.quantizer.levels), spec.planes[0])
+                if tensor.tables is not None:
+                    tensor.tables.check(len(tensor.quantizer.levels), spec.planes[0])
 
     @property
     def fingerprint(self) -> bytes:

@@ -25,13 +25,13 @@ def read_frame(frame: bytes, profile_text: str):
     planes = [[] for _ in profile["tensors"]]
     for k in range(n_chunks):
         tensor, coder, lanes, reserved, count, length, crc = struct.unpack_from("<BBBBIII", frame, 24 + 16 * k)
-        assert coder == 1 and 1 <= lanes <= 8 and reserved == 0
+        assert reserved == 0
         payload = frame[position : position + length]
         position += length
         assert len(payload) == length and zlib.crc32(payload) == crc
         point = profile["operating_points"][op]["tensors"][tensor]
         shape = ([1, 1] + profile["tensors"][tensor]["shape"])[-3:]
-        planes[tensor] += read_chunk(payload, point, shape, lanes, count, len(planes[tensor]))
+        planes[tensor] += DECODERS[coder](payload, point, shape, lanes, count, len(planes[tensor]))
     assert position == len(frame)
     for t, spec in enumerate(profile["tensors"]):
         assert len(planes[t]) == batch * ([1, 1] + spec["shape"])[-3]
@@ -44,18 +44,24 @@ def fingerprint_of(profile_text: str) -> bytes:
     return hashlib.sha256(neutral.encode()).digest()[:8]
 
 
-def read_chunk(payload: bytes, point, shape, lanes: int, count: int, first: int):
-    channels, height, width = shape
+def read_tables(point):
+    """Everything that coder 1 looks up: block, side of the context map, activities, map, and per table its row."""
     n = len(point["quantizer"]["levels"])
     tables = point["tables"]
     bh, bw = tables["block"]
-    side = tables["activities"] + 1
     left_activity, top_activity, context_map = (
         base64.b64decode(tables[name]) for name in ("left_activity", "top_activity", "context_map")
     )
     k = n ** (bh * bw)
     raw = base64.b64decode(tables["frequencies"])
     rows_of_tables = [struct.unpack_from(f"<{k + 1}H", raw, i) for i in range(0, len(raw), 2 * (k + 1))]
+    return n, k, bh, bw, tables["activities"] + 1, left_activity, top_activity, context_map, rows_of_tables
+
+
+def read_rans(payload: bytes, point, shape, lanes: int, count: int, first: int):
+    """Coder 1: `count` planes, the first of which is plane `first` of the tensor."""
+    channels, height, width = shape
+    n, k, bh, bw, side, left_activity, top_activity, context_map, rows_of_tables = read_tables(point)
     entries = []  # per table: slot -> (symbol or None for the escape, frequency, cumulative)
     for row in rows_of_tables:
         slots, cumulative = [], 0
@@ -63,7 +69,7 @@ def read_chunk(payload: bytes, point, shape, lanes: int, count: int, first: int)
             slots += [(s if s < k else None, f, cumulative)] * f
             cumulative += f
         entries.append(slots)
-    assert len(payload) % 2 == 0
+    assert len(payload) % 2 == 0 and 1 <= lanes <= 8
     words = iter(struct.unpack(f"<{len(payload) // 2}H", payload))
     x = [(next(words) << 16) + next(words) for _ in range(lanes)]
     rows, cols = -(-height // bh), -(-width // bw)
@@ -100,3 +106,39 @@ def read_chunk(payload: bytes, point, shape, lanes: int, count: int, first: int)
             out.append(plane)
     assert next(words, None) is None and all(state == 2**15 for state in x)
     return out
+
+
+def read_binary(payload: bytes, point, shape, lanes: int, count: int, first: int):
+    """Coder 2."""
+    _, height, width = shape
+    n = len(point["quantizer"]["levels"])
+    assert lanes == 1
+    data = iter(payload + bytes(3))
+    r, v = 2**32, 0
+    for _ in range(4):
+        v = 2**8 * v + next(data)
+    a, b = [2**15] * (n - 1), [2**15] * (n - 1)
+    levels = []
+    for _ in range(count * height * width):
+        k, one = 0, True
+        while one and k < n - 1:
+            bound = r * ((a[k] + b[k]) // 2) // 2**16
+            one = v < bound
+            if one:
+                r = bound
+                a[k] += (2**16 - a[k]) // 2**3
+                b[k] += (2**16 - b[k]) // 2**6
+                k += 1
+            else:
+                v, r = v - bound, r - bound
+                a[k] -= a[k] // 2**3
+                b[k] -= b[k] // 2**6
+            while r < 2**24:
+                r, v = 2**8 * r, 2**8 * v + next(data)
+        levels.append(k)
+    assert next(data, None) is None and v < 2**24
+    rows = [levels[i : i + width] for i in range(0, len(levels), width)]
+    return [rows[i : i + height] for i in range(0, len(rows), height)]
+
+
+DECODERS = {1: read_rans, 2: read_binary}

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
+from splitwire.codec.entropy.cabac import AdaptiveBinary
 from splitwire.codec.errors import ExportError
-from splitwire.codec.profile import Clipping, TensorPoint
+from splitwire.codec.profile import Clipping, Quantizer, TensorPoint
+from splitwire.codec.quantizer import quantize
 
 from .clipping import best_c_max, best_range, density_error, float32_quantizer, histogram_error, uniform_cells
 from .density import FeatureDensity, fit_density
+from .ecsq import design_ecsq
 from .statistics import FeatureStatistics, Histogram
 from .tables import estimate_tables
 
@@ -17,13 +23,21 @@ MAX_EXCESS = 0.10
 
 
 def design_operating_point(
-    *, levels: int, statistics: FeatureStatistics, slope: float | None = None
+    *,
+    levels: int,
+    statistics: FeatureStatistics,
+    slope: float | None = None,
+    rate_weight: float | None = None,
+    coder: Literal["rans", "cabac"] = "rans",
 ) -> tuple[TensorPoint, float]:
     """Quantizer, tables and expected rate for N = `levels`.
 
     slope: of the (leaky) ReLU whose output the tensor is; None reads it off the features (no negative value and exact
     zeros: 0; anything else: unknown, the histogram decides).
-    Returns the point and the ideal code length on the sample, bits per element.
+    rate_weight: λ_R of the entropy-constrained quantizer (ecsq.py), squared feature units per bit, at which levels may
+        go; None leaves the quantizer uniform.
+    coder: the context rANS, with tables made here, or the paper's adaptive binary coder, which needs none.
+    Returns the point and its rate on the sample, bits per element.
     Raises ExportError if the features are constant.
     """
     histogram = statistics.histogram
@@ -36,8 +50,20 @@ def design_operating_point(
         slope = 0.0
     (c_min, c_max), clipping = choose_range(levels, statistics, slope)
     quantizer = float32_quantizer(c_min, c_max, levels)
-    tables, bits = estimate_tables(statistics.sample, quantizer)
+    if rate_weight is not None:
+        quantizer = design_ecsq(histogram, quantizer, rate_weight=rate_weight).quantizer
+    if coder == "cabac":
+        tables, bits = None, adaptive_rate(statistics.sample, quantizer)
+    else:
+        tables, bits = estimate_tables(statistics.sample, quantizer)
     return TensorPoint(quantizer=quantizer, clipping=clipping, tables=tables), bits
+
+
+def adaptive_rate(sample: NDArray[np.float32], quantizer: Quantizer) -> float:
+    """Bits per element of the adaptive binary coder on (n, C, H, W) features, each image coded on its own."""
+    q = quantize(sample, quantizer)
+    entropy = AdaptiveBinary(len(quantizer.levels))
+    return sum(8 * len(entropy.encode(image.reshape(-1), *image.shape[1:])[0]) for image in q) / q.size
 
 
 def choose_range(

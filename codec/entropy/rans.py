@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import ClassVar, Self
+
 import numpy as np
 from numpy.typing import NDArray
 
 from splitwire.codec.errors import Corrupt, Truncated
 from splitwire.codec.kernels import rans as kernels
-from splitwire.codec.profile import TABLE_SIZE, ContextTables
+from splitwire.codec.profile import TABLE_SIZE, ContextTables, TensorPoint
 
 CODER_ID = 1
 MAX_LANES = 8
@@ -31,8 +33,13 @@ class ContextRans:
     Block symbols of P planes of rows × cols blocks ↔ bytes. Immutable after construction, so free to share.
     """
 
+    coder_id: ClassVar[int] = CODER_ID
+    max_lanes: ClassVar[int] = MAX_LANES
+
     def __init__(self, tables: ContextTables, levels: int, channels: int) -> None:
         tables.check(levels, channels)
+        self.block = tables.block
+        self.padding = tables.padding
         self.symbols = levels ** (tables.block[0] * tables.block[1])
         side = tables.activities + 1
         self._context_map = np.frombuffer(tables.context_map, np.uint8)
@@ -52,6 +59,11 @@ class ContextRans:
             symbol = np.append(np.arange(self.symbols), 0) | np.append(row[:-1], 0) << 8
             offset = np.arange(TABLE_SIZE) - np.repeat(starts, row)
             self._slots[t * TABLE_SIZE : (t + 1) * TABLE_SIZE] = np.repeat(symbol, row) | offset << 20
+
+    @classmethod
+    def of(cls, point: TensorPoint, channels: int) -> Self | None:
+        """The coder of `point`, or None if it has no tables."""
+        return None if point.tables is None else cls(point.tables, len(point.quantizer.levels), channels)
 
     def encode(self, symbols: NDArray[np.uint8], rows: int, cols: int, channel: int = 0) -> tuple[bytes, int]:
         """Code (P·rows·cols,) block symbols, the first plane being of `channel`; returns bytes and lanes."""

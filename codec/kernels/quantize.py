@@ -58,13 +58,13 @@ def pack(q, cols, levels, block_height, block_width, row, out):
     """Block symbols s = Σ q_k·N^k, k in raster order inside the block, of planes that are whole blocks.
 
     q: (rows·bh·cols·bw,) uint8, level indices. row: scratch, (q.size // bw,) uint8. out: (rows·cols,) uint8.
-    Sums stay below 256, so the arithmetic modulo 256 of uint8 is exact.
+    Sums stay below 256, so the arithmetic modulo 256 of uint8 is exact; weights are reduced before they are cast.
     """
     # First along the rows, then down the columns, each in long passes. The strides are spelled out because only
     # constant ones vectorise; 5 is the widest odd block that 256 symbols allow (3^5).
-    n = np.uint8(levels & 255)  # 256 levels come with blocks of one element, and then no power of n is used
-    n2 = np.uint8(n * n)
-    n3 = np.uint8(n2 * n)
+    n = np.uint8(levels & 255)
+    n2 = np.uint8((levels * levels) & 255)
+    n3 = np.uint8((levels * levels * levels) & 255)
     if block_width == 1:
         row[:] = q
     elif block_width == 2:
@@ -85,20 +85,21 @@ def pack(q, cols, levels, block_height, block_width, row, out):
     if block_height == 1:
         out[:] = row
         return
-    weight = np.uint8(1)
+    weight = 1
     for _ in range(block_width):
-        weight = np.uint8(weight * n)
+        weight = (weight * levels) & 255
     for r in range(out.size // cols):
         a = r * block_height * cols
         b = r * cols
         for c in range(cols):
-            out[b + c] = row[a + c] + row[a + cols + c] * weight
-        w = np.uint8(weight * weight)
+            out[b + c] = row[a + c] + row[a + cols + c] * np.uint8(weight)
+        w = (weight * weight) & 255
         for _ in range(2, block_height):
+            w8 = np.uint8(w)
             for c in range(cols):
-                out[b + c] += row[a + 2 * cols + c] * w
+                out[b + c] += row[a + 2 * cols + c] * w8
             a += cols
-            w = np.uint8(w * weight)
+            w = (w * weight) & 255
 
 
 @kernel

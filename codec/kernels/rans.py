@@ -68,15 +68,15 @@ def encode(symbols, rows, cols, lanes, plane_context, top, left, context_map, co
             for c in range(cols - 1, -1, -1):
                 l_edge = EDGE if c == 0 else ZERO
                 l_back = ZERO if c == 0 else ONE
-                i = (first + active - ONE) * size + np.uint64(r * cols + c)
+                i = (first + active) * size + np.uint64(r * cols + c)
                 lane = active
                 while lane > ZERO:
                     lane -= ONE
+                    i -= size
                     s = np.uint64(symbols[i])
                     above = top[t_edge | np.uint64(symbols[i - t_back])]
                     before = left[l_edge | np.uint64(symbols[i - l_back])]
                     t = np.uint64(context_map[plane_context[first + lane] + above + before])
-                    i -= size
                     k = (t << SYMBOL_BITS) | s
                     fc = code[k, ONE]
                     f = fc >> WORD
@@ -163,7 +163,7 @@ def decode(words, count, rows, cols, lanes, plane_context, top, left, context_ma
                     else:
                         x = f * (x >> TABLE_BITS) + (e >> BIAS_SHIFT)
                     refill = np.uint64(x < LOW)
-                    state[lane] = (x << (refill << FOUR)) | (np.uint64(words[p]) & (ZERO - refill))
+                    state[lane] = (x << (refill << FOUR)) | (np.uint64(words[p]) * refill)
                     p += refill
                     above[column + lane] = top[s] + plane_context[first + lane]
                     before[lane] = left[s]

@@ -1,0 +1,62 @@
+"""Coder id 2: truncated unary, one adaptive context per bin, binary arithmetic coder (docs/bitstream.md §5).
+
+The coder of Cohen et al. 2021, kept as the reference that the others are compared with, and for whoever wants
+profiles without tables. Its time grows with the level: an element of level q takes q + 1 steps.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from splitwire.codec.errors import Corrupt, Truncated
+from splitwire.codec.kernels import cabac as kernels
+from splitwire.codec.profile import TensorPoint
+
+CODER_ID = 2
+
+
+class AdaptiveBinary:
+    """Level indices ↔ bytes. Symbols are single levels: no blocks. Immutable after construction, so free to share."""
+
+    coder_id: ClassVar[int] = CODER_ID
+    max_lanes: ClassVar[int] = 1
+    block = (1, 1)
+    padding = 0
+
+    def __init__(self, levels: int) -> None:
+        self.symbols = levels
+
+    @classmethod
+    def of(cls, point: TensorPoint, channels: int) -> Self:
+        """The coder of `point`: any point will do."""
+        return cls(len(point.quantizer.levels))
+
+    def encode(self, symbols: NDArray[np.uint8], rows: int, cols: int, channel: int = 0) -> tuple[bytes, int]:
+        """Code (n,) level indices; returns bytes and lanes (1). The planes they form make no difference."""
+        room = symbols.size + 16
+        while True:
+            out = np.empty(room, np.uint8)
+            size = kernels.encode(symbols, self.symbols - 1, out)
+            if size != kernels.FULL:
+                return out[:size].tobytes(), 1
+            # more than a byte per element: many levels at random. A bin takes 11 bits at the worst, so this ends.
+            room *= 2
+
+    def decode(
+        self, payload: bytes | memoryview, planes: int, rows: int, cols: int, lanes: int, channel: int = 0
+    ) -> NDArray[np.uint8]:
+        """The inverse of `encode`: (planes·rows·cols,) uint8. Raises Truncated or Corrupt."""
+        data = np.zeros(len(payload) + kernels.TAIL, np.uint8)
+        data[: len(payload)] = np.frombuffer(payload, np.uint8)
+        symbols = np.empty(planes * rows * cols, np.uint8)
+        status = kernels.decode(data, self.symbols - 1, symbols)
+        if status == kernels.OVERRUN:
+            raise Truncated(
+                f"binary payload of {len(payload)} bytes ends before all {symbols.size} elements are decoded"
+            )
+        if status == kernels.BAD_END:
+            raise Corrupt("binary payload does not end where its elements do; it was damaged or is not of this profile")
+        return symbols

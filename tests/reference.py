@@ -1,0 +1,99 @@
+"""Encoders written from docs/bitstream.md alone, in plain Python integers: the slow oracle that the kernels must equal.
+
+`write_frame` is the inverse of `spec_reader.read_frame`. Nothing here knows numpy, Numba or `codec/`.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+
+from spec_reader import fingerprint_of, read_tables
+
+
+def write_frame(profile_text: str, op: int, frame_id: int, batch: int, planes) -> bytes:
+    """planes: per tensor the list of its planes, each a list of rows of level indices. One chunk per tensor."""
+    profile = json.loads(profile_text)
+    table, payloads = b"", b""
+    for t, tensor in enumerate(planes):
+        point = profile["operating_points"][op]["tensors"][t]
+        coder = 2 if point["tables"] is None else 1
+        channels = ([1, 1] + profile["tensors"][t]["shape"])[-3]
+        payload, lanes = ENCODERS[coder](tensor, point, channels)
+        table += struct.pack("<BBBBIII", t, coder, lanes, 0, len(tensor), len(payload), zlib.crc32(payload))
+        payloads += payload
+    head = struct.pack("<4sBBBB8sIHH", b"SPLW", 1, 0, 0, op, fingerprint_of(profile_text), frame_id, batch, len(planes))
+    head += table
+    return head + struct.pack("<I", zlib.crc32(head)) + payloads
+
+
+def write_rans(planes, point, channels: int, first: int = 0) -> tuple[bytes, int]:
+    """Coder 1. planes: the first of them is plane `first` of the tensor. Returns payload and lanes."""
+    n, _, bh, bw, side, left_activity, top_activity, context_map, frequencies = read_tables(point)
+    rows, cols = -(-len(planes[0]) // bh), -(-len(planes[0][0]) // bw)
+    padding = point["tables"]["padding"]
+
+    def symbol(plane, r: int, c: int) -> int:
+        s = 0
+        for k in range(bh * bw):
+            y, x = r * bh + k // bw, c * bw + k % bw
+            inside = y < len(plane) and x < len(plane[0])
+            s += (plane[y][x] if inside else padding) * n**k
+        return s
+
+    lanes = 1
+    while lanes < 8 and 2 * lanes <= len(planes) and len(planes) * rows * cols >= 1024 * 2 * lanes:
+        lanes *= 2
+    # What is decoded, in the order of decoding: (lane, frequency, cumulative); coded from the last to the first.
+    steps = []
+    for start in range(0, len(planes), lanes):
+        group = [
+            [[symbol(plane, r, c) for c in range(cols)] for r in range(rows)] for plane in planes[start : start + lanes]
+        ]
+        for r in range(rows):
+            for c in range(cols):
+                for lane, done in enumerate(group):
+                    top = top_activity[done[r - 1][c]] if r else side - 1
+                    left = left_activity[done[r][c - 1]] if c else side - 1
+                    channel = (first + start + lane) % channels
+                    row = frequencies[context_map[channel * side * side + top * side + left]]
+                    s = done[r][c]
+                    if row[s]:
+                        steps.append((lane, row[s], sum(row[:s])))
+                    else:
+                        steps += [(lane, row[-1], 4096 - row[-1]), (lane, 16, 16 * s)]
+    x = [2**15] * lanes
+    words = []
+    for lane, f, c in reversed(steps):
+        if x[lane] >= f * 2**19:
+            words.append(x[lane] % 2**16)
+            x[lane] //= 2**16
+        x[lane] = x[lane] // f * 4096 + c + x[lane] % f
+    for state in reversed(x):
+        words += [state % 2**16, state // 2**16]
+    return struct.pack(f"<{len(words)}H", *reversed(words)), lanes
+
+
+def write_binary(planes, point, channels: int, first: int = 0) -> tuple[bytes, int]:
+    """Coder 2. Returns payload and lanes (1)."""
+    n = len(point["quantizer"]["levels"])
+    low, r, passes = 0, 2**32, 0
+    a, b = [2**15] * (n - 1), [2**15] * (n - 1)
+    for q in (q for plane in planes for row in plane for q in row):
+        for k in range(min(q + 1, n - 1)):
+            bound = r * ((a[k] + b[k]) // 2) // 2**16
+            if k < q:
+                r = bound
+                a[k] += (2**16 - a[k]) // 2**3
+                b[k] += (2**16 - b[k]) // 2**6
+            else:
+                low, r = low + bound, r - bound
+                a[k] -= a[k] // 2**3
+                b[k] -= b[k] // 2**6
+            while r < 2**24:
+                low, r, passes = 2**8 * low, 2**8 * r, passes + 1
+    return (-(-low // 2**24)).to_bytes(passes + 1, "big"), 1
+
+
+ENCODERS = {1: write_rans, 2: write_binary}
