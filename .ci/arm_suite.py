@@ -41,17 +41,18 @@ def golden(name: str) -> str:
     return f"vector {name} {digest(frame)}"
 
 
-def seeded(shape: tuple[int, ...], levels: int) -> str:
+def seeded(shape: tuple[int, ...], levels: int, coder: int) -> str:
     """Its line: digest of profile, features, frame and what is decoded."""
+    block = BLOCKS[levels] if coder == 1 else None
     recipe = make_vectors.Recipe(
-        about="", tensors=[(shape, levels, BLOCKS[levels])], batch=3, activities=1 + levels % 8, tables=1 + levels % 11,
+        about="", tensors=[(shape, levels, block)], batch=3, activities=1 + levels % 8, tables=1 + levels % 11,
         signed=levels % 2 == 0, uniform=levels % 3 == 0,
     )  # fmt: skip
     make_vectors.RECIPES["seeded"] = recipe
     files, _ = make_vectors.make("seeded")  # compares the encoder with the oracle in plain integers
     decoded = FeatureCodec(CodecProfile.from_json(files["profile"])).decode(files["frame"])
     features = decoded.tensors[0].astype("<f4").tobytes()
-    return f"seeded {levels} {shape} {len(files['frame'])} {digest(files['profile'], files['frame'], features)}"
+    return f"seeded {coder} {levels} {shape} {len(files['frame'])} {digest(files['profile'], files['frame'], features)}"
 
 
 def main() -> None:
@@ -59,7 +60,7 @@ def main() -> None:
     if Path(splitwire.__file__).is_relative_to(Path(__file__).parent.parent / "splitwire"):
         raise SystemExit("this is to test the built wheel, not the sources")
     lines = [golden(name) for name in vectors.names()]
-    lines += [seeded(shape, levels) for levels in BLOCKS for shape in SHAPES]
+    lines += [seeded(shape, levels, coder) for coder in (1, 2) for levels in BLOCKS for shape in SHAPES]
     print(*lines, f"{len(lines)} streams {digest(*(line.encode() for line in lines))}", sep="\n")
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import io
-import itertools
 import json
 import sys
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from spec_writer import to_blocks, write_frame
+from reference import write_frame
 from vectors import FOLDER, MANIFEST, SUFFIXES, digest
 
 from splitwire.codec.codec import FeatureCodec
@@ -38,19 +37,19 @@ Float32Array = NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What one vector is made of; `tensors`: (shape, levels, block) each. chunks: (tensor, lanes, planes) for a frame
-    that the encoder would not make.
+    """What one vector is made of. tensors: (shape, levels, block) each; without block there are no tables, and it is
+    coded by coder 2. chunks: (tensor, coder, lanes, planes) of each, for a frame that the encoder would not make.
     """
 
     about: str
-    tensors: Sequence[tuple[tuple[int, ...], int, tuple[int, int]]]
+    tensors: Sequence[tuple[tuple[int, ...], int, tuple[int, int] | None]]
     batch: int = 1
     activities: int = 6
     tables: int = 3
     signed: bool = False
     uniform: bool = True
     extremes: bool = True
-    chunks: Sequence[tuple[int, int, int]] = field(default=())
+    chunks: Sequence[tuple[int, int, int, int]] = field(default=())
 
 
 RECIPES = {
@@ -72,10 +71,17 @@ RECIPES = {
                           activities=8, tables=64),
     "rest-n4": Recipe(about="every feature is zero", tensors=[((8, 6, 6), 4, (2, 2))], signed=True, extremes=False),
     "chunks-n3": Recipe(about="three chunks of one tensor, of three, seven and eight lanes", batch=3, uniform=False,
-                        tensors=[((4, 6, 5), 3, (1, 3))], chunks=[(0, 3, 5), (0, 7, 1), (0, 8, 6)]),
+                        tensors=[((4, 6, 5), 3, (1, 3))], chunks=[(0, 1, 3, 5), (0, 1, 7, 1), (0, 1, 8, 6)]),
     "chunks-two-tensors": Recipe(about="chunks of two tensors, more lanes than planes", batch=2, signed=True,
                                  tensors=[((3, 4, 4), 4, (2, 1)), ((5, 2), 16, (1, 2))],
-                                 chunks=[(0, 1, 2), (0, 5, 4), (1, 6, 1), (1, 2, 1)]),
+                                 chunks=[(0, 1, 1, 2), (0, 1, 5, 4), (1, 1, 6, 1), (1, 1, 2, 1)]),
+    "binary-n4": Recipe(about="coder 2", tensors=[((5, 7, 6), 4, None)], batch=2),
+    "binary-n2": Recipe(about="coder 2, one axis", tensors=[((77,), 2, None)], signed=True),
+    "binary-n256": Recipe(about="coder 2, 256 levels", tensors=[((3, 6, 5), 256, None)], uniform=False),
+    "binary-rest-n3": Recipe(about="coder 2, every feature is zero", tensors=[((2, 9, 9), 3, None)], extremes=False),
+    "both-coders": Recipe(about="coder 1 and coder 2 in one frame, and in one tensor", batch=2, signed=True,
+                          tensors=[((3, 4, 5), 3, (2, 2)), ((4, 7), 6, None)],
+                          chunks=[(0, 2, 1, 1), (0, 1, 2, 4), (0, 2, 1, 1), (1, 2, 1, 2)]),
 }  # fmt: skip
 
 
@@ -88,7 +94,7 @@ def make(name: str) -> tuple[dict[str, bytes], dict[str, object]]:
         quantizer = make_quantizer(rng, levels, recipe)
         x = make_features(rng, (recipe.batch, *shape), quantizer, recipe)
         features.append(x)
-        tables = make_tables(rng, x, quantizer, block, recipe)
+        tables = None if block is None else make_tables(rng, x, quantizer, block, recipe)
         points.append(TensorPoint(quantizer=quantizer, clipping=Clipping(method="histogram"), tables=tables))
     # The one that is used stands second, so that its index is not zero.
     spare = tuple(make_spare(1 if len(shape) < 3 else shape[0]) for shape, *_ in recipe.tensors)
@@ -106,20 +112,19 @@ def make(name: str) -> tuple[dict[str, bytes], dict[str, object]]:
     if recipe.chunks:
         chunks = list(recipe.chunks)
     else:
-        frame = codec.encode(features, frame_id=frame_id)
-        # lanes and planes of each chunk, from its entry in the table (docs/bitstream.md §2)
-        entries = [frame[24 + 16 * i : 40 + 16 * i] for i in range(int.from_bytes(frame[22:24], "little"))]
-        chunks = [(e[0], e[2], int.from_bytes(e[4:8], "little")) for e in entries]
-    flat = [x.reshape(-1).tolist() for x in features]
-    oracle, escapes = write_frame(profile.to_json(), 1, frame_id, recipe.batch, flat, chunks)
-    if not recipe.chunks and oracle != frame:
+        encoded = codec.encode(features, frame_id=frame_id)
+        chunks = chunk_table(encoded)
+    planes = [level_planes(x, p.quantizer) for x, p in zip(features, points, strict=True)]
+    frame = write_frame(profile.to_json(), 1, frame_id, recipe.batch, planes, chunks)
+    if not recipe.chunks and frame != encoded:
         raise SystemExit(f"{name}: the encoder and the oracle disagree; nothing to make a golden vector of")
     archive = io.BytesIO()
     np.savez_compressed(archive, allow_pickle=False, **{f"t{i}": x for i, x in enumerate(features)})
-    files = {"profile": profile.to_json().encode(), "features": archive.getvalue(), "frame": oracle}
+    files = {"profile": profile.to_json().encode(), "features": archive.getvalue(), "frame": frame}
     entry = {
-        "about": recipe.about, "op": "used", "frame_id": frame_id, "encoded": not recipe.chunks, "escapes": escapes,
-        "lanes": [c[1] for c in chunks], "levels": [t[1] for t in recipe.tensors],
+        "about": recipe.about, "op": "used", "frame_id": frame_id, "encoded": not recipe.chunks,
+        "levels": [t[1] for t in recipe.tensors], "coders": [c[1] for c in chunks], "lanes": [c[2] for c in chunks],
+        "escapes": sum(count_escapes(x, p) for x, p in zip(features, points, strict=True)),
         "files": {part: hashlib.sha256(data).hexdigest() for part, data in files.items()},
         "decoded": [
             digest(np.array(p.quantizer.levels, np.float32)[np.searchsorted(p.quantizer.thresholds, x, side="right")])
@@ -127,6 +132,39 @@ def make(name: str) -> tuple[dict[str, bytes], dict[str, object]]:
         ],
     }  # fmt: skip
     return files, entry
+
+
+def chunk_table(frame: bytes) -> list[tuple[int, int, int, int]]:
+    """(tensor, coder, lanes, planes) of each chunk (docs/bitstream.md §2)."""
+    entries = [frame[24 + 16 * i : 40 + 16 * i] for i in range(int.from_bytes(frame[22:24], "little"))]
+    return [(e[0], e[1], e[2], int.from_bytes(e[4:8], "little")) for e in entries]
+
+
+def level_planes(x: Float32Array, quantizer: Quantizer) -> list[list[list[int]]]:
+    """Planes of rows of level indices, by the definition: how many thresholds are not above the feature."""
+    thresholds = quantizer.thresholds
+    height, width = (1, *x.shape[1:])[-2:]
+    planes = x.reshape(-1, height, width).tolist()
+    return [[[sum(t <= y for t in thresholds) for y in row] for row in plane] for plane in planes]
+
+
+def block_symbols(x: Float32Array, quantizer: Quantizer, block: tuple[int, int], padding: int) -> NDArray[np.int64]:
+    """All symbols, flat (docs/bitstream.md §4)."""
+    q = np.array(level_planes(x, quantizer))
+    (bh, bw), (n, h, w) = block, q.shape
+    q = np.pad(q, ((0, 0), (0, -h % bh), (0, -w % bw)), constant_values=padding)
+    q = q.reshape(n, -(-h // bh), bh, -(-w // bw), bw).transpose(0, 1, 3, 2, 4).reshape(-1, bh * bw)
+    return q @ len(quantizer.levels) ** np.arange(bh * bw)
+
+
+def count_escapes(x: Float32Array, point: TensorPoint) -> int:
+    """Symbols that no table has room for: at least so many are escaped."""
+    tables = point.tables
+    if tables is None:
+        return 0
+    symbols = block_symbols(x, point.quantizer, tables.block, tables.padding)
+    k = len(point.quantizer.levels) ** (tables.block[0] * tables.block[1])
+    return int((tables.frequency_rows(k)[:, symbols] == 0).all(axis=0).sum())
 
 
 def make_quantizer(rng: np.random.Generator, levels: int, recipe: Recipe) -> Quantizer:
@@ -174,11 +212,9 @@ def make_tables(
     """Tables near the features' own statistics, each a little different, without room for the rare and a few more."""
     levels = len(quantizer.levels)
     k = levels ** (block[0] * block[1])
-    channels, height, width = (1, 1, *x.shape[1:])[-3:]
+    channels = (1, 1, *x.shape[1:])[-3]
     padding = int(rng.integers(levels))
-    q = np.searchsorted(quantizer.thresholds, x, side="right").reshape(-1, height, width).tolist()
-    symbols = itertools.chain.from_iterable(itertools.chain(*to_blocks(p, *block, levels, padding)) for p in q)
-    counts = np.bincount(list(symbols), minlength=k) + 0.05
+    counts = np.bincount(block_symbols(x, quantizer, block, padding), minlength=k) + 0.05
     rows = np.zeros((recipe.tables, k + 1), np.int64)
     for row in rows:
         weights = counts * rng.uniform(0.3, 1.0, k) ** 2
@@ -210,7 +246,8 @@ def main() -> int:
         same = manifest.get(name) == entry and all(p.exists() and p.read_bytes() == files[k] for k, p in paths.items())
         different += not same
         sizes = " + ".join(f"{len(data)} {part}" for part, data in files.items())
-        print(f"{name:20} {sizes} bytes, lanes {entry['lanes']}, escapes {entry['escapes']}{'' if same else '  NEW'}")
+        kinds = f"coders {entry['coders']}, lanes {entry['lanes']}, escapes {entry['escapes']}"
+        print(f"{name:20} {sizes} bytes, {kinds}{'' if same else '  NEW'}")
         if arguments.write and not same:
             if any(p.exists() for p in paths.values()) and not arguments.force:
                 raise SystemExit(f"{name} exists and would change: that is another format (CONTRIBUTING.md, How to)")

@@ -12,24 +12,30 @@ import zlib
 from spec_reader import fingerprint_of, read_tables
 
 
-def write_frame(profile_text: str, op: int, frame_id: int, batch: int, planes) -> bytes:
-    """planes: per tensor the list of its planes, each a list of rows of level indices. One chunk per tensor."""
+def write_frame(profile_text: str, op: int, frame_id: int, batch: int, planes, chunks=None) -> bytes:
+    """planes: per tensor the list of its planes, each a list of rows of level indices.
+
+    chunks: (tensor, coder, lanes, number of planes) of each; by default what our encoder makes, one chunk per tensor.
+    """
     profile = json.loads(profile_text)
-    table, payloads = b"", b""
-    for t, tensor in enumerate(planes):
-        point = profile["operating_points"][op]["tensors"][t]
-        coder = 2 if point["tables"] is None else 1
+    points = profile["operating_points"][op]["tensors"]
+    if chunks is None:
+        chunks = [(t, 2 if points[t]["tables"] is None else 1, None, len(tensor)) for t, tensor in enumerate(planes)]
+    table, payloads, done = b"", b"", [0] * len(planes)
+    for t, coder, wanted, count in chunks:
+        first = done[t]
+        done[t] += count
         channels = ([1, 1] + profile["tensors"][t]["shape"])[-3]
-        payload, lanes = ENCODERS[coder](tensor, point, channels)
-        table += struct.pack("<BBBBIII", t, coder, lanes, 0, len(tensor), len(payload), zlib.crc32(payload))
+        payload, lanes = ENCODERS[coder](planes[t][first : done[t]], points[t], channels, first, wanted)
+        table += struct.pack("<BBBBIII", t, coder, lanes, 0, count, len(payload), zlib.crc32(payload))
         payloads += payload
-    head = struct.pack("<4sBBBB8sIHH", b"SPLW", 1, 0, 0, op, fingerprint_of(profile_text), frame_id, batch, len(planes))
+    head = struct.pack("<4sBBBB8sIHH", b"SPLW", 1, 0, 0, op, fingerprint_of(profile_text), frame_id, batch, len(chunks))
     head += table
     return head + struct.pack("<I", zlib.crc32(head)) + payloads
 
 
-def write_rans(planes, point, channels: int, first: int = 0) -> tuple[bytes, int]:
-    """Coder 1. planes: the first of them is plane `first` of the tensor. Returns payload and lanes."""
+def write_rans(planes, point, channels: int, first: int = 0, lanes: int | None = None) -> tuple[bytes, int]:
+    """Coder 1. planes: the first of them is plane `first` of the tensor. Returns payload and lanes, ours by default."""
     n, _, bh, bw, side, left_activity, top_activity, context_map, frequencies = read_tables(point)
     rows, cols = -(-len(planes[0]) // bh), -(-len(planes[0][0]) // bw)
     padding = point["tables"]["padding"]
@@ -42,9 +48,10 @@ def write_rans(planes, point, channels: int, first: int = 0) -> tuple[bytes, int
             s += (plane[y][x] if inside else padding) * n**k
         return s
 
-    lanes = 1
-    while lanes < 8 and 2 * lanes <= len(planes) and len(planes) * rows * cols >= 1024 * 2 * lanes:
-        lanes *= 2
+    if lanes is None:
+        lanes = 1
+        while lanes < 8 and 2 * lanes <= len(planes) and len(planes) * rows * cols >= 1024 * 2 * lanes:
+            lanes *= 2
     # What is decoded, in the order of decoding: (lane, frequency, cumulative); coded from the last to the first.
     steps = []
     for start in range(0, len(planes), lanes):
@@ -75,7 +82,7 @@ def write_rans(planes, point, channels: int, first: int = 0) -> tuple[bytes, int
     return struct.pack(f"<{len(words)}H", *reversed(words)), lanes
 
 
-def write_binary(planes, point, channels: int, first: int = 0) -> tuple[bytes, int]:
+def write_binary(planes, point, channels: int, first: int = 0, lanes: int | None = None) -> tuple[bytes, int]:
     """Coder 2. Returns payload and lanes (1)."""
     n = len(point["quantizer"]["levels"])
     low, r, passes = 0, 2**32, 0

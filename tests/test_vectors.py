@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import vectors
+from make_vectors import chunk_table, level_planes
+from reference import write_frame
 from spec_reader import read_frame
-from spec_writer import write_frame
 from vectors import Vector
 
 from splitwire.codec.codec import FeatureCodec
+from splitwire.codec.entropy import CODERS
 from splitwire.codec.profile import CodecProfile
 
 TESTS = Path(__file__).parent
@@ -32,12 +34,6 @@ def codec(vector: Vector) -> FeatureCodec:
     return FeatureCodec(CodecProfile.from_json(vector.profile))
 
 
-def chunk_table(frame: bytes) -> list[tuple[int, int, int]]:
-    """(tensor, lanes, planes) of each chunk."""
-    entries = [frame[24 + 16 * i : 40 + 16 * i] for i in range(int.from_bytes(frame[22:24], "little"))]
-    return [(e[0], e[2], int.from_bytes(e[4:8], "little")) for e in entries]
-
-
 def test_every_vector_lies_there_and_nothing_else() -> None:
     there = {p.name for p in vectors.FOLDER.iterdir() if p.name != "__pycache__"}
     assert there == {n + s for n in NAMES for s in vectors.SUFFIXES.values()} | {"manifest.json", "__init__.py"}
@@ -45,15 +41,17 @@ def test_every_vector_lies_there_and_nothing_else() -> None:
 
 
 def test_the_vectors_show_all_levels_lanes_and_escapes() -> None:
-    levels, lanes, escapes = set(), set(), 0
+    levels, coders, lanes, escapes = set(), set(), set(), 0
     for name in NAMES:
         v = vectors.load(name)
         profile = CodecProfile.from_json(v.profile)
         points = profile.operating_points[profile.point_index(v.op)].tensors
         levels |= {len(p.quantizer.levels) for p in points}
-        lanes |= {lane for _, lane, _ in chunk_table(v.frame)}
+        coders |= {chunk[1] for chunk in chunk_table(v.frame)}
+        lanes |= {chunk[2] for chunk in chunk_table(v.frame)}
         escapes += v.escapes
     assert levels >= {2, 3, 4, 6, 8, 16, 256} and lanes == set(range(1, 9)) and escapes > 100
+    assert coders == {kind.coder_id for kind in CODERS}, "a coder without a golden vector"
 
 
 def test_decoder_gives_exactly_these_features(vector: Vector, codec: FeatureCodec) -> None:
@@ -81,12 +79,12 @@ def test_reader_written_from_the_page_agrees(vector: Vector) -> None:
 
 
 def test_writer_written_from_the_page_agrees(vector: Vector) -> None:
-    index = CodecProfile.from_json(vector.profile).point_index(vector.op)
-    flat = [x.reshape(-1).tolist() for x in vector.features]
-    frame, escapes = write_frame(
-        vector.profile, index, vector.frame_id, len(vector.features[0]), flat, chunk_table(vector.frame)
-    )
-    assert frame == vector.frame and escapes == vector.escapes
+    profile = CodecProfile.from_json(vector.profile)
+    index = profile.point_index(vector.op)
+    points = profile.operating_points[index].tensors
+    planes = [level_planes(x, p.quantizer) for x, p in zip(vector.features, points, strict=True)]
+    batch, chunks = len(vector.features[0]), chunk_table(vector.frame)
+    assert write_frame(vector.profile, index, vector.frame_id, batch, planes, chunks) == vector.frame
 
 
 def test_profile_is_written_back_as_it_was_read(vector: Vector) -> None:
@@ -125,7 +123,7 @@ def test_vectors_are_not_made_anew_by_accident(tmp_path: Path) -> None:
     """`make_vectors.py --write` on a vector that would change refuses, and leaves it."""
     copy = tmp_path / "tests"
     copy.mkdir()
-    for source in ("make_vectors.py", "spec_writer.py", "spec_reader.py"):
+    for source in ("make_vectors.py", "reference.py", "spec_reader.py"):
         (copy / source).write_bytes((TESTS / source).read_bytes())
     (copy / "vectors").mkdir()
     for path in vectors.FOLDER.glob("*.*"):
