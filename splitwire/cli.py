@@ -14,7 +14,7 @@ from rich.markup import escape
 
 from splitwire import __version__
 from splitwire.codec.errors import SplitwireError
-from splitwire.commands import cloud, demo, edge, export
+from splitwire.commands import cloud, demo, edge, export, warmup
 from splitwire.console import err
 
 MODULES = {
@@ -40,6 +40,7 @@ app.add_typer(cloud_app, name="cloud")
 
 app.command()(export.export)
 app.command()(demo.demo)
+app.command()(warmup.warmup)
 edge_app.command()(edge.run)
 cloud_app.command()(cloud.serve)
 

@@ -1,0 +1,157 @@
+"""Where compiled kernels are kept between processes: one checked file per kernel and signature.
+
+Why not Numba's own cache: it looks for its folder while modules are imported; it keeps one index per function, which
+two processes that compile different signatures at the same time can leave naming each other's code; it does not notice
+that a constant or a called kernel in another file has changed; and a damaged file, which an edge device that loses its
+power will see one day, ends the first call with an exception. Here nothing is touched before a kernel is first called,
+a file's name says all that its content depends on, and a file that is not whole is compiled anew.
+
+Whoever may write the folder decides what code its readers run, as it is with every cache of code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import sys
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from splitwire.codec.errors import DeviceError
+
+log = logging.getLogger("splitwire.codec")
+
+VARIABLE = "SPLITWIRE_CACHE_DIR"
+CHECKSUM_BYTES = 32  # SHA-256 of what follows, at the start of each file
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A kernel made ready in this process. milliseconds: to compile it, or to load it where `cached`."""
+
+    kernel: str
+    signature: str
+    milliseconds: float
+    cached: bool
+    path: str
+    """The file it came from or went to; "" where there is none."""
+
+
+def user_folder(environment: Mapping[str, str], platform: str = sys.platform) -> Path:
+    """The place that the system gives each user for caches. Raises RuntimeError for a user without a home folder."""
+    if platform == "win32":
+        local = environment.get("LOCALAPPDATA", "")
+        base = Path(local) if local else Path.home() / "AppData" / "Local"
+    elif platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        xdg = environment.get("XDG_CACHE_HOME", "")
+        # a relative path is to be ignored (XDG Base Directory Specification)
+        base = Path(xdg) if xdg.startswith("/") else Path.home() / ".cache"
+    return base / "splitwire"
+
+
+class KernelStore:
+    """Files of compiled kernels in the folder that is chosen when the first is needed.
+
+    loaded: what was made ready in this process, in order.
+    """
+
+    def __init__(self, compiler: str, compiler_folder: str = "") -> None:
+        """compiler: name and version, part of the folder's name. compiler_folder: its own setting, or ""."""
+        self._compiler = compiler
+        self._compiler_folder = compiler_folder
+        self._chosen: Path | None = None
+        self._strict = False
+        self._warned = False
+        self.loaded: list[Loaded] = []
+
+    def require(self, root: Path | None = None) -> Path:
+        """From here on keep kernels below `root` (None: as usual), and raise DeviceError where that is impossible.
+
+        Returns the folder, which exists and can be written.
+        """
+        if root is not None:
+            self._chosen = self._below(root)
+        self._strict = True
+        try:
+            folder = self.folder()
+            self._replace(folder / "probe", b"")
+            (folder / "probe").unlink(missing_ok=True)
+        except (OSError, RuntimeError) as e:
+            raise self._unusable(e) from e
+        return folder
+
+    def folder(self) -> Path:
+        """The folder of the files. Raises OSError or RuntimeError if there is none to choose."""
+        if self._chosen is None:
+            named = os.environ.get(VARIABLE, "") or self._compiler_folder
+            self._chosen = self._below(Path(named).expanduser() if named else user_folder(os.environ))
+        return self._chosen
+
+    def read(self, name: str) -> bytes | None:
+        """What `write` was given under this name, or None if there is no such file or it is damaged."""
+        try:
+            data = (self.folder() / name).read_bytes()
+        except (OSError, RuntimeError):
+            return None
+        body = data[CHECKSUM_BYTES:]
+        return body if hashlib.sha256(body).digest() == data[:CHECKSUM_BYTES] else None
+
+    def write(self, name: str, body: bytes) -> str:
+        """Keep `body` under this name; returns the path. Where that fails: one warning per process, and ""."""
+        try:
+            path = self.folder() / name
+            self._replace(path, hashlib.sha256(body).digest() + body)
+        except (OSError, RuntimeError) as e:
+            self.complain(e)
+            return ""
+        return str(path)
+
+    def complain(self, reason: Exception) -> None:
+        """Say once that kernels are not kept, and why. Raises DeviceError after `require`."""
+        if self._strict:
+            raise self._unusable(reason)
+        if not self._warned:
+            self._warned = True
+            log.warning(
+                "%s; until then each process compiles its kernels anew, which takes seconds", self._words(reason)
+            )
+
+    def _words(self, reason: Exception) -> str:
+        why = (reason.strerror if isinstance(reason, OSError) else None) or str(reason) or type(reason).__name__
+        where = f" in {self._chosen}" if self._chosen else ""
+        return f"compiled kernels cannot be kept{where} ({why}); set {VARIABLE} to a folder that can be written"
+
+    def _unusable(self, reason: Exception) -> DeviceError:
+        return DeviceError(self._words(reason))
+
+    def _below(self, root: Path) -> Path:
+        """Versions of splitwire, Python or the compiler keep apart; equal sources share, wherever installed."""
+        sources = sorted(Path(__file__).parent.glob("*.py"))
+        if not sources:  # a zip file, a frozen application: no telling whether the kernels are the same
+            raise RuntimeError("the sources of the kernels are not there to compare with")
+        digest = hashlib.sha256()
+        for source in sources:
+            content = source.read_bytes()
+            digest.update(f"{source.name} {len(content)} ".encode())
+            digest.update(content)
+        return root.absolute() / f"{self._compiler}-{sys.implementation.cache_tag}-{digest.hexdigest()[:12]}"
+
+    @staticmethod
+    def _replace(path: Path, data: bytes) -> None:
+        """Write the file so that others see the old one or the new one, never a part. Raises OSError."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Not tempfile: its files are for their owner alone, and an image's cache is made by root and read by others.
+        new = path.with_name(f"{path.name}.{uuid.uuid4().hex[:16]}.tmp")
+        try:
+            new.write_bytes(data)
+            new.replace(path)
+        except OSError:
+            new.unlink(missing_ok=True)
+            # Windows does not replace a file that another process is reading just now; it holds the same
+            if os.name != "nt" or not path.is_file():
+                raise

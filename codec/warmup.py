@@ -1,0 +1,140 @@
+"""Make every kernel ready and keep it: what the first frame of a new process would otherwise pay for.
+
+Kernels are compiled for the types that they are called with, so small tensors are really encoded and decoded, through
+the same layers as any other.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from .codec import FeatureCodec
+from .entropy.rans import neighbour_context
+from .errors import DeviceError
+from .kernels import statistics
+from .kernels.cache import Loaded
+from .kernels.policy import INTERPRETED, STORE
+from .profile import (
+    TABLE_SIZE,
+    Clipping,
+    CodecProfile,
+    ContextTables,
+    OperatingPoint,
+    Quantizer,
+    TensorPoint,
+    TensorSpec,
+)
+
+CHANNELS, HEIGHT, WIDTH = 2, 4, 4
+LEVELS = 4
+
+ProgressFn = Callable[[str, int, int | None], None]
+
+
+class WarmUp(Struct, frozen=True, kw_only=True):
+    """What was done. folder: of the files; bytes: of those used, together; seconds: of everything."""
+
+    folder: str
+    kernels: tuple[Loaded, ...]
+    bytes: int
+    seconds: float
+
+
+def warm_up(root: Path | None = None, progress: ProgressFn | None = None) -> WarmUp:
+    """Compile every kernel that is not in the cache folder yet, and load the others. For a process of its own: what
+    this one has compiled before is neither compiled again nor written.
+
+    root: the cache folder; None is the usual one (kernels/cache.py). progress(stage, done, total): called as it goes.
+    Raises DeviceError if the folder cannot be written, or nothing is compiled here (NUMBA_DISABLE_JIT).
+    """
+    if INTERPRETED:
+        raise DeviceError("NUMBA_DISABLE_JIT is set: kernels are interpreted, there is nothing to compile; unset it")
+    start = time.perf_counter()
+    folder = STORE.require(root)
+    steps = list(_steps())
+    for done, (stage, call) in enumerate(steps):
+        if progress is not None:
+            progress(stage, done, len(steps))
+        call()
+    if progress is not None:
+        progress(steps[-1][0], len(steps), len(steps))
+    lost = [one.kernel for one in STORE.loaded if not Path(one.path).is_relative_to(folder)]
+    if lost:
+        raise DeviceError(
+            f"this process had compiled {', '.join(lost)} before, so they are not in {folder}; warm up in a new process"
+        )
+    return WarmUp(
+        folder=str(folder),
+        kernels=tuple(STORE.loaded),
+        bytes=sum(Path(one.path).stat().st_size for one in STORE.loaded),
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _steps() -> Iterator[tuple[str, Callable[[], object]]]:
+    """(what, call): together they use every kernel with every set of types that the layers above use it with.
+
+    A new kernel joins through the coder that uses it: one more operating point below. tests/test_startup.py fails for a
+    kernel that is left out.
+    """
+    codec = FeatureCodec(_profile())
+    x = np.linspace(-1, 2, CHANNELS * HEIGHT * WIDTH, dtype=np.float32).reshape(1, CHANNELS, HEIGHT, WIDTH)
+    fixed = x.copy()
+    fixed.flags.writeable = False  # views of bytes and of other libraries' tensors come like this, as another type
+
+    def both(features: NDArray[np.float32], op: str) -> None:
+        codec.decode(codec.encode([features], op=op))
+
+    for point in codec.profile.operating_points:
+        yield f"Coding, {point.name}", partial(both, x, point.name)
+    yield "Coding, read-only", partial(both, fixed, codec.profile.default_op)
+    yield "Counting for the exporter", lambda: statistics.histogram(x.reshape(-1), 2.0, np.zeros(8, np.int64))
+    yield "Counting for the exporter", _count_contexts
+
+
+def _profile() -> CodecProfile:
+    """An operating point for each way through the codec."""
+    points = {
+        "whole-blocks": _tables((2, 2)),  # two floats a machine word
+        "padded-blocks": _tables((1, 3)),  # one float a machine word; planes that are not whole blocks
+        "no-tables": None,  # the adaptive binary coder
+    }
+    quantizer = Quantizer.uniform(0.0, 1.0, LEVELS)
+    clipping = Clipping(method="histogram")
+    return CodecProfile(
+        model="warm-up", cut="none", front_sha256="", back_sha256="", default_op="whole-blocks",
+        tensors=(TensorSpec(name="x", shape=(CHANNELS, HEIGHT, WIDTH)),),
+        operating_points=tuple(
+            OperatingPoint(
+                name=name,
+                tensors=(TensorPoint(quantizer=quantizer, clipping=clipping, tables=tables),),
+                bits_per_element=0.0,
+            )
+            for name, tables in points.items()
+        ),
+    )  # fmt: skip
+
+
+def _tables(block: tuple[int, int]) -> ContextTables:
+    """One table for all contexts, in which every symbol is as likely as another."""
+    symbols = LEVELS ** (block[0] * block[1])
+    frequencies = np.full(symbols + 1, (TABLE_SIZE - 1) // symbols, "<u2")
+    frequencies[-1] = TABLE_SIZE - int(frequencies[:-1].sum(dtype=np.int64))
+    return ContextTables(
+        block=block, padding=0, activities=1, left_activity=bytes(symbols), top_activity=bytes(symbols),
+        context_map=bytes(CHANNELS * 4), frequencies=frequencies.tobytes(),
+    )  # fmt: skip
+
+
+def _count_contexts() -> None:
+    symbols = np.zeros(CHANNELS * HEIGHT * WIDTH, np.uint8)
+    outside = neighbour_context(bytes(LEVELS), outside=1, scale=1)
+    counts = np.zeros((8, LEVELS), np.int64)
+    statistics.count_contexts(symbols, HEIGHT, WIDTH, np.zeros(CHANNELS, np.uint64), outside, outside, counts)

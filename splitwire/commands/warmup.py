@@ -1,0 +1,55 @@
+"""`splitwire warmup`: compile the kernels once, so that no process after it has to."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+from splitwire.console import err, out, print_json, progress_bar
+
+if TYPE_CHECKING:
+    from splitwire.codec.warmup import WarmUp
+
+
+def warmup(
+    cache_dir: Annotated[
+        Path | None,
+        typer.Option(help="Cache folder [default: SPLITWIRE_CACHE_DIR, NUMBA_CACHE_DIR, or the user's]."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON instead of a table.")] = False,
+) -> None:
+    """Compile every kernel that is not in the cache folder yet, so that later processes start at once."""
+    with progress_bar(not as_json) as progress:
+        from splitwire.codec.warmup import warm_up
+
+        done = warm_up(cache_dir, progress)
+    if as_json:
+        print_json(done)
+        return
+    _print(done)
+
+
+def _print(done: WarmUp) -> None:
+    from rich.table import Table
+
+    table = Table()
+    table.add_column("kernel", no_wrap=True)
+    table.add_column("argument types")
+    table.add_column("ms", justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for one in done.kernels:
+        # array(uint8, 1d, C) → uint8[:]; all arrays of the kernels have layout C
+        types = re.sub(r"array\((\w+), (\d)d, C\)", lambda m: f"{m[1]}[{', '.join(':' * int(m[2]))}]", one.signature)
+        table.add_row(one.kernel, escape(types), f"{one.milliseconds:,.0f}", "cached" if one.cached else "compiled")
+    out.print(table)
+    compiled = sum(not one.cached for one in done.kernels)
+    err.print(
+        f"{compiled} compiled, {len(done.kernels) - compiled} cached already, in {done.seconds:.1f} s; "
+        f"{done.bytes / 1e6:.1f} MB in {done.folder}",
+        markup=False,
+        soft_wrap=True,
+    )
