@@ -93,7 +93,7 @@ def design(cut: str, calibration: Floats) -> CodecProfile:
         point, bits = design_operating_point(levels=n, statistics=statistics)
         points.append(OperatingPoint(name=f"n{n}", tensors=(point,), bits_per_element=bits))
     return CodecProfile(
-        model="benchmark", cut=cut, tensors=(TensorSpec(name=cut, shape=calibration.shape[1:]),),
+        model="benchmark", cut=cut, tensors=(TensorSpec(name=cut, shape=calibration.shape[1:], mean=statistics.mean),),
         operating_points=tuple(points), default_op="n4", front_sha256="", back_sha256="",
     )  # fmt: skip
 

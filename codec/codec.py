@@ -2,31 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .entropy import CODERS, SymbolCoder
-from .errors import Corrupt, FingerprintMismatch, LimitExceeded, ShapeMismatch, UnsupportedVersion
+from .entropy.rans import MAX_LANES
+from .errors import (
+    Corrupt,
+    FingerprintMismatch,
+    LimitExceeded,
+    NonFiniteFeatures,
+    ShapeMismatch,
+    UnsupportedVersion,
+)
 from .frame import Chunk, Frame, Limits, build_frame, parse_frame
 from .profile import CodecProfile, TensorPoint, TensorSpec
-from .quantizer import BlockPacker
+from .quantizer import BlockPacker, non_finite
 
+T = TypeVar("T")
 Float32Array = NDArray[np.float32]
 MAX_BATCH = 65535
 
 
+CHUNK_ELEMENTS = 1 << 20
+"""About how many elements a chunk holds. It decides bytes, so it must not depend on the machine."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class DecodedFrame:
-    """tensors: one (B, *shape) float32 array per tensor of the profile. op: name of the operating point."""
+    """tensors: one (B, *shape) float32 array per tensor of the profile. op: name of the operating point.
+
+    concealed: indices of the damaged chunks whose planes hold the calibration mean; always empty unless asked for.
+    """
 
     tensors: list[Float32Array]
     op: str
     frame_id: int
     batch: int
+    concealed: tuple[int, ...] = ()
 
 
 class TensorCoder:
@@ -43,12 +62,12 @@ class TensorCoder:
         found = (kind.of(point, spec.planes[0]) for kind in CODERS)
         return {entropy.coder_id: cls(spec, point, entropy) for entropy in found if entropy is not None}
 
-    def encode(self, x: Float32Array, tensor: int) -> Chunk:
-        """All planes of `x` as one chunk. Raises NonFiniteFeatures."""
+    def encode(self, x: Float32Array, tensor: int, first_plane: int) -> Chunk:
+        """(planes, H, W) float32, the planes from `first_plane` on, as one chunk. Raises NonFiniteFeatures."""
         symbols = self.packer.quantize(x)
-        payload, lanes = self.entropy.encode(symbols, self.packer.rows, self.packer.cols)
-        planes = x.shape[0] * self.channels
-        return Chunk(tensor=tensor, coder=self.entropy.coder_id, lanes=lanes, planes=planes, payload=payload)
+        channel = first_plane % self.channels
+        payload, lanes = self.entropy.encode(symbols, self.packer.rows, self.packer.cols, channel)
+        return Chunk(tensor=tensor, coder=self.entropy.coder_id, lanes=lanes, planes=len(x), payload=payload)
 
     def decode(self, chunk: Chunk, first_plane: int, out: Float32Array) -> None:
         """Decode the chunk's planes into `out`, (planes·H·W,) float32. Raises Truncated or Corrupt."""
@@ -59,11 +78,16 @@ class TensorCoder:
 
 
 class FeatureCodec:
-    """Encode feature tensors to a frame and back, as the profile says. Safe to share between threads."""
+    """Encode feature tensors to a frame and back, as the profile says. Safe to share between threads.
 
-    def __init__(self, profile: CodecProfile, limits: Limits | None = None) -> None:
+    limits: what a frame may ask for (decoding). threads: how many chunks are coded at once, here and in the kernels,
+    which release the GIL; the bytes are the same for any number.
+    """
+
+    def __init__(self, profile: CodecProfile, limits: Limits | None = None, *, threads: int = 1) -> None:
         self.profile = profile
         self.limits = limits or Limits()
+        self._pool = ThreadPoolExecutor(threads, "splitwire-codec") if threads > 1 else None
         self.fingerprint = profile.fingerprint
         self._coders = lru_cache(maxsize=None)(self._build_coders)
 
@@ -79,17 +103,30 @@ class FeatureCodec:
         """
         index = self.profile.point_index(op)
         batch = self._check(tensors)
-        encoders = [next(iter(coders.values())) for coders in self._coders(index)]
-        chunks = [coder.encode(x, i) for i, (coder, x) in enumerate(zip(encoders, tensors, strict=True))]
+        jobs: list[Callable[[], Chunk]] = []
+        for i, (spec, coders, x) in enumerate(zip(self.profile.tensors, self._coders(index), tensors, strict=True)):
+            coder = next(iter(coders.values()))
+            planes = np.ascontiguousarray(x).reshape(-1, *spec.planes[1:])
+            step = planes_per_chunk(spec)
+            jobs += [
+                partial(coder.encode, planes[first : first + step], i, first) for first in range(0, len(planes), step)
+            ]
+        try:
+            chunks = self._run(jobs)
+        except NonFiniteFeatures:
+            # said again with the place in the tensor rather than in a chunk
+            raise non_finite(next(x for x in tensors if not np.isfinite(x).all())) from None
         return build_frame(Frame(op=index, fingerprint=self.fingerprint, frame_id=frame_id, batch=batch, chunks=chunks))
 
-    def decode(self, data: bytes | memoryview) -> DecodedFrame:
+    def decode(self, data: bytes | memoryview, *, conceal: bool = False) -> DecodedFrame:
         """Frame → tensors.
 
+        conceal: fill the planes of a damaged chunk with the calibration mean, and say so in the result, instead of
+        refusing the frame. A damaged header, or a profile without a mean, is refused all the same.
         Raises BitstreamError (Truncated, Corrupt, UnsupportedVersion, LimitExceeded) or FingerprintMismatch; nothing
         else, whatever the bytes.
         """
-        frame = parse_frame(data, self.limits)
+        frame = parse_frame(data, self.limits, keep_damaged=conceal)
         if frame.fingerprint != self.fingerprint:
             raise FingerprintMismatch(
                 f"frame is of pair {frame.fingerprint.hex()}, this half is of pair {self.fingerprint.hex()} "
@@ -101,17 +138,34 @@ class FeatureCodec:
         if elements > self.limits.elements:
             raise LimitExceeded(f"frame decodes to {elements} elements, over the limit of {self.limits.elements}")
         self._check_chunks(frame)
-        tensors: list[Float32Array] = []
-        for i, (spec, coders) in enumerate(zip(self.profile.tensors, self._coders(frame.op), strict=True)):
-            out = np.empty((frame.batch, *spec.shape), np.float32)
-            flat, size, plane = out.reshape(-1), spec.elements // spec.planes[0], 0
-            for chunk in frame.chunks:
-                if chunk.tensor == i:
-                    coders[chunk.coder].decode(chunk, plane, flat[plane * size : (plane + chunk.planes) * size])
-                    plane += chunk.planes
-            tensors.append(out)
+        tensors = [np.empty((frame.batch, *spec.shape), np.float32) for spec in self.profile.tensors]
+        coders = self._coders(frame.op)
+        jobs: list[Callable[[], None]] = []
+        concealed = []
+        done = [0] * len(tensors)
+        for i, chunk in enumerate(frame.chunks):
+            spec, first = self.profile.tensors[chunk.tensor], done[chunk.tensor]
+            done[chunk.tensor] = first + chunk.planes
+            size = spec.planes[1] * spec.planes[2]
+            out = tensors[chunk.tensor].reshape(-1)[first * size : (first + chunk.planes) * size]
+            if not chunk.damaged:
+                jobs.append(partial(coders[chunk.tensor][chunk.coder].decode, chunk, first, out))
+            elif spec.mean is not None:
+                out[:] = spec.mean
+                concealed.append(i)
+            else:
+                raise Corrupt(f"chunk {i} is damaged, and the profile has no mean to conceal tensor {spec.name!r} with")
+        self._run(jobs)
         op = self.profile.operating_points[frame.op].name
-        return DecodedFrame(tensors=tensors, op=op, frame_id=frame.frame_id, batch=frame.batch)
+        return DecodedFrame(
+            tensors=tensors, op=op, frame_id=frame.frame_id, batch=frame.batch, concealed=tuple(concealed)
+        )
+
+    def _run(self, jobs: Sequence[Callable[[], T]]) -> list[T]:
+        """Results in order; the first error in order is the one that is raised."""
+        if self._pool is None or len(jobs) == 1:
+            return [job() for job in jobs]
+        return [future.result() for future in [self._pool.submit(job) for job in jobs]]
 
     def _check(self, tensors: Sequence[Float32Array]) -> int:
         """Batch size, the same for all. Raises ShapeMismatch."""
@@ -152,3 +206,9 @@ class FeatureCodec:
         expected = [frame.batch * t.planes[0] for t in self.profile.tensors]
         if planes != expected:
             raise Corrupt(f"chunks hold {planes} planes per tensor, a batch of {frame.batch} needs {expected}")
+
+
+def planes_per_chunk(spec: TensorSpec) -> int:
+    """How many planes the encoder puts into a chunk: a multiple of the lanes, about CHUNK_ELEMENTS elements."""
+    _, height, width = spec.planes
+    return max(1, CHUNK_ELEMENTS // (height * width * MAX_LANES)) * MAX_LANES

@@ -29,13 +29,17 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """Consecutive planes of one tensor, decodable on their own. planes: how many (batch × channels in all chunks)."""
+    """Consecutive planes of one tensor, decodable on their own. planes: how many (batch × channels in all chunks).
+
+    damaged: the payload does not match its checksum; only `parse_frame(…, keep_damaged=True)` gives such a chunk.
+    """
 
     tensor: int
     coder: int
     lanes: int
     planes: int
     payload: bytes | memoryview
+    damaged: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +84,11 @@ def peek_fingerprint(data: bytes | memoryview) -> bytes:
     return bytes(data[8:16])
 
 
-def parse_frame(data: bytes | memoryview, limits: Limits | None = None) -> Frame:
-    """Parse and check everything but the entropy-coded content. Raises BitstreamError, whatever the bytes."""
+def parse_frame(data: bytes | memoryview, limits: Limits | None = None, *, keep_damaged: bool = False) -> Frame:
+    """Parse and check everything but the entropy-coded content. Raises BitstreamError, whatever the bytes.
+
+    keep_damaged: mark a chunk whose checksum does not match, instead of refusing the frame. The header must be whole.
+    """
     limits = limits or Limits()
     view = memoryview(data).cast("B")
     if len(view) > limits.frame_bytes:
@@ -112,7 +119,8 @@ def parse_frame(data: bytes | memoryview, limits: Limits | None = None) -> Frame
         start += length
         if reserved or not lanes or not planes:
             raise Corrupt(f"chunk {i} is invalid: reserved {reserved} must be 0, lanes {lanes} and planes {planes} not")
-        if zlib.crc32(payload) != crc:
+        damaged = zlib.crc32(payload) != crc
+        if damaged and not keep_damaged:
             raise Corrupt(f"chunk {i} is damaged: its checksum does not match")
-        chunks.append(Chunk(tensor=tensor, coder=coder, lanes=lanes, planes=planes, payload=payload))
+        chunks.append(Chunk(tensor=tensor, coder=coder, lanes=lanes, planes=planes, payload=payload, damaged=damaged))
     return Frame(op=op, fingerprint=fingerprint, frame_id=frame_id, batch=batch, chunks=chunks)

@@ -181,10 +181,15 @@ class OperatingPoint(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class TensorSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A tensor at the cut. shape: without the batch axis, 1 to 3 dims; (C, H, W), (T, D) or (D,)."""
+    """A tensor at the cut.
+
+    shape: without the batch axis, 1 to 3 dims; (C, H, W), (T, D) or (D,).
+    mean: of the calibration features; what a damaged chunk is concealed with. None: it cannot be.
+    """
 
     name: str
     shape: Annotated[tuple[Dim, ...], Meta(min_length=1, max_length=3)]
+    mean: float | None = None
 
     @property
     def elements(self) -> int:

@@ -26,11 +26,12 @@ def quantize(x: Float32Array, quantizer: Quantizer) -> UInt8Array:
     flat = np.ascontiguousarray(x, np.float32).reshape(-1)
     out = np.empty(flat.size, np.uint8)
     if kernels.quantize(flat, np.array(quantizer.thresholds, np.float32), out):
-        raise _non_finite(x)
+        raise non_finite(x)
     return out.reshape(x.shape)
 
 
-def _non_finite(x: Float32Array) -> NonFiniteFeatures:
+def non_finite(x: Float32Array) -> NonFiniteFeatures:
+    """The error for a tensor that holds NaN or ±Inf: how many, and the first."""
     bad = np.flatnonzero(~np.isfinite(x))
     index = tuple(int(i) for i in np.unravel_index(int(bad[0]), x.shape))
     return NonFiniteFeatures(
@@ -79,7 +80,7 @@ class BlockPacker:
         for start in range(0, flat.size, slab):
             part = flat[start : start + slab]
             if kernels.quantize(part, self._thresholds, q[: part.size]):
-                raise _non_finite(x)
+                raise non_finite(x)
             first = start // plane * blocks
             self._pack(q[: part.size], out[first : first + part.size // plane * blocks])
         return out

@@ -131,7 +131,7 @@ def export_pair(
     profile = CodecProfile(
         model=name or _name(model),
         cut=cut,
-        tensors=(spec,),
+        tensors=(msgspec.structs.replace(spec, mean=calibrated.statistics.mean),),
         operating_points=tuple(
             msgspec.structs.replace(p, agreement=m.agreement) for p, m in zip(designed, measures, strict=True)
         ),

@@ -22,7 +22,7 @@ from splitwire.codec.errors import (
     Truncated,
     UnsupportedVersion,
 )
-from splitwire.codec.frame import Limits, side_information
+from splitwire.codec.frame import Limits, parse_frame, side_information
 from splitwire.codec.profile import CodecProfile, Quantizer
 
 SHAPES = [(16, 14, 14), (5, 7, 3), (1, 1, 1), (3, 1, 9), (9, 2, 2), (64,), (6, 10), (1, 33, 17)]
@@ -195,6 +195,68 @@ def test_payload_decoder_is_total(codec: FeatureCodec, frame: bytes, data: st.Da
     except BitstreamError:
         return
     assert symbols.max() < 256
+
+
+# ---- chunks -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def chunked() -> tuple[FeatureCodec, bytes, np.ndarray]:
+    """Three chunks of 256, 256 and 88 planes: 600 planes of 64×64 are a little over two chunks' worth of elements."""
+    profile = make_profile(((6, 64, 64),), (4,))
+    mean = msgspec.structs.replace(profile.tensors[0], mean=0.25)
+    codec = FeatureCodec(msgspec.structs.replace(profile, tensors=(mean,)))
+    x = np.resize(relu_features((20, 6, 64, 64), 4), (100, 6, 64, 64))
+    return codec, codec.encode([x]), x
+
+
+def test_large_tensors_are_chunks_that_decode_independently(chunked: tuple[FeatureCodec, bytes, np.ndarray]) -> None:
+    codec, frame, x = chunked
+    parsed = parse_frame(frame)
+    assert [c.planes for c in parsed.chunks] == [256, 256, 88]
+    whole = codec.decode(frame).tensors[0]
+    np.testing.assert_array_equal(whole, expected(codec, "n4", 0, x))
+    coder = codec._coders(0)[0][1]
+    out = np.empty(256 * 64 * 64, np.float32)
+    coder.decode(parsed.chunks[1], 256, out)  # a plane that does not begin an image: 256 is no multiple of 6
+    np.testing.assert_array_equal(out, whole.reshape(-1)[256 * 64 * 64 : 512 * 64 * 64])
+
+
+def test_threads_make_no_difference_to_the_bytes(chunked: tuple[FeatureCodec, bytes, np.ndarray]) -> None:
+    codec, frame, x = chunked
+    threaded = FeatureCodec(codec.profile, threads=3)
+    assert threaded.encode([x]) == frame
+    np.testing.assert_array_equal(threaded.decode(frame).tensors[0], codec.decode(frame).tensors[0])
+    x = x.copy()
+    x[70, 2, 5, 6] = np.nan
+    with pytest.raises(NonFiniteFeatures, match=r"first at index \(70, 2, 5, 6\)"):
+        threaded.encode([x])
+
+
+def test_damaged_chunk_is_concealed_only_when_asked(chunked: tuple[FeatureCodec, bytes, np.ndarray]) -> None:
+    codec, frame, _ = chunked
+    whole = codec.decode(frame)
+    assert whole.concealed == ()
+    parsed = parse_frame(frame)
+    damaged = bytearray(frame)
+    damaged[side_information(3) + len(parsed.chunks[0].payload) + 100] ^= 4
+    with pytest.raises(Corrupt, match="chunk 1 is damaged"):
+        codec.decode(bytes(damaged))
+    shown = codec.decode(bytes(damaged), conceal=True)
+    assert shown.concealed == (1,)
+    planes, truth = (d.tensors[0].reshape(600, -1) for d in (shown, whole))
+    assert (planes[256:512] == np.float32(0.25)).all()
+    np.testing.assert_array_equal(planes[:256], truth[:256])
+    np.testing.assert_array_equal(planes[512:], truth[512:])
+    header = bytearray(frame)
+    header[30] ^= 1
+    with pytest.raises(Corrupt, match="header is damaged"):
+        codec.decode(bytes(header), conceal=True)
+
+
+def test_concealment_needs_a_mean_in_the_profile(codec: FeatureCodec, frame: bytes) -> None:
+    with pytest.raises(Corrupt, match="no mean to conceal tensor 't0' with"):
+        codec.decode(frame[:-1] + bytes([frame[-1] ^ 1]), conceal=True)
 
 
 # ---- profile ------------------------------------------------------------------------------------------------------
