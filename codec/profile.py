@@ -8,6 +8,7 @@ recomputed with floating point on the far side: what decides a symbol is compare
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import Annotated, Literal
 
 import msgspec
@@ -68,7 +69,9 @@ class Quantizer(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             )
         levels, thresholds = np.array(self.levels), np.array(self.thresholds)
         for name, a in (("levels", levels), ("thresholds", thresholds)):
-            if not np.isfinite(a).all() or (a.astype(np.float32) != a).any():
+            with np.errstate(over="ignore"):
+                exact = a.astype(np.float32) == a
+            if not (exact & np.isfinite(a)).all():
                 raise ValueError(f"quantizer {name} must be finite float32 values")
         if (np.diff(levels) <= 0).any() or (np.diff(thresholds) < 0).any():
             raise ValueError("quantizer levels must increase and thresholds must not decrease")
@@ -194,7 +197,7 @@ class TensorSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     @property
     def elements(self) -> int:
         """Elements of one image's tensor."""
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)  # of Python integers: nothing overflows
 
     @property
     def planes(self) -> tuple[int, int, int]:
