@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import ClassVar, Self
 
 import numpy as np
@@ -44,6 +45,7 @@ class ContextRans:
         side = tables.activities + 1
         self._context_map = np.frombuffer(tables.context_map, np.uint8)
         self._plane_context = np.arange(channels, dtype=np.uint64) * np.uint64(side * side)
+        self._contexts = lru_cache(maxsize=8)(self._repeat_contexts)
         self._top = neighbour_context(tables.top_activity, outside=tables.activities, scale=side)
         self._left = neighbour_context(tables.left_activity, outside=tables.activities, scale=1)
         rows = tables.frequency_rows(self.symbols).astype(np.int64)
@@ -98,7 +100,8 @@ class ContextRans:
             raise Corrupt("rANS payload does not end in the initial state; it was damaged or is not of this profile")
         return symbols
 
-    def _contexts(self, planes: int, channel: int) -> NDArray[np.uint64]:
+    def _repeat_contexts(self, planes: int, channel: int) -> NDArray[np.uint64]:
+        """Where each plane's channel starts in the context map; a stream has few shapes, so the last ones are kept."""
         return np.resize(np.roll(self._plane_context, -channel), planes)
 
 
