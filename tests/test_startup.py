@@ -1,0 +1,272 @@
+"""Compiled kernels on disk: chosen folder, other users, damage, several processes at once; and `splitwire warmup`.
+
+Everything is run in processes of its own, because what matters is what a new process finds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from splitwire.codec.kernels.cache import KernelStore, user_folder
+
+ROOT = Path(__file__).parent.parent
+ROOMS = ("codec", "exporter", "models", "runtime_cloud", "runtime_edge")
+NOBODY = 65534
+CHOSEN = ("SPLITWIRE_CACHE_DIR", "NUMBA_CACHE_DIR", "XDG_CACHE_HOME", "HOME")
+LAST_KERNEL = "statistics.count_contexts"
+
+ROUND_TRIP = """
+import json
+import numpy as np
+from splitwire.codec import warmup
+from splitwire.codec.codec import FeatureCodec
+from splitwire.codec.kernels import cabac, quantize, rans
+from splitwire.codec.kernels.policy import STORE
+codec = FeatureCodec(warmup._profile())
+x = np.linspace(-1, 2, 32, dtype=np.float32).reshape(1, 2, 4, 4)
+frames = [codec.encode([x], op=p.name) for p in codec.profile.operating_points]
+values = [codec.decode(f).tensors[0].sum().item() for f in frames]
+dispatchers = [k for m in (cabac, quantize, rans) for k in vars(m).values() if hasattr(k, "stats")]
+print(json.dumps({
+    "frames": [f.hex() for f in frames], "values": values,
+    "hits": sum(sum(d.stats.cache_hits.values()) for d in dispatchers),
+    "misses": sum(sum(d.stats.cache_misses.values()) for d in dispatchers),
+    "folder": str(STORE.folder()),
+    "source": warmup.__file__,
+    "loaded": [(one.kernel, one.cached) for one in STORE.loaded],
+}))
+"""
+"""Codes a tensor at every operating point of the warm-up, and says what came and where the kernels came from."""
+
+
+def environment(**chosen: str) -> dict[str, str]:
+    inherited = {k: v for k, v in os.environ.items() if k not in CHOSEN and not k.startswith("NUMBA_")}
+    return {**inherited, **chosen}
+
+
+def python(code: str, *, folder: Path = ROOT, **chosen: str) -> tuple[dict[str, Any], str]:
+    """Run the code; what it printed as JSON, and what it said on stderr."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(**chosen), cwd=folder, capture_output=True, text=True,
+        check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout), done.stderr
+
+
+def command(*arguments: str, **chosen: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "splitwire", *arguments], env=environment(**chosen), capture_output=True, text=True,
+        check=False, timeout=300,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A folder that four processes warmed up at the same time, and what each said."""
+    folder = tmp_path_factory.mktemp("kernels")
+    run = [sys.executable, "-m", "splitwire", "warmup", "--json", "--cache-dir", str(folder)]
+    started = [subprocess.Popen(run, env=environment(), stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    said = [process.communicate(timeout=500)[0] for process in started]
+    assert [process.returncode for process in started] == [0] * 4
+    return folder, {str(i): json.loads(text) for i, text in enumerate(said)}
+
+
+def test_four_processes_warm_up_one_folder(warm: tuple[Path, dict[str, Any]]):
+    folder, said = warm
+    for report in said.values():
+        assert Path(report["folder"]).parent == folder
+        assert any(one["kernel"] == LAST_KERNEL for one in report["kernels"])
+        assert report["bytes"] > 100_000
+    files = sorted(p.name for p in Path(said["0"]["folder"]).iterdir())
+    assert {Path(one["path"]).name for report in said.values() for one in report["kernels"]} == set(files)
+    assert not [name for name in files if name.endswith((".tmp", "probe"))]
+
+
+def test_a_later_process_compiles_nothing(warm: tuple[Path, dict[str, Any]]):
+    """And codes the same bytes as one that has just compiled, and as one that interprets."""
+    folder, _ = warm
+    cached, said = python(ROUND_TRIP, SPLITWIRE_CACHE_DIR=str(folder))
+    assert said == ""
+    assert (cached["misses"], cached["hits"]) == (0, len(cached["loaded"]))
+    assert cached["hits"] >= 10
+    assert Path(cached["folder"]).parent == folder
+    interpreted, _ = python(ROUND_TRIP, NUMBA_DISABLE_JIT="1")
+    assert (interpreted["hits"], interpreted["loaded"]) == (0, [])
+    assert cached["frames"] == interpreted["frames"]
+    assert cached["values"] == interpreted["values"]
+
+
+def test_warm_up_covers_every_kernel(tmp_path: Path):
+    """A kernel that no step of codec/warmup.py uses is named here. In a cold folder, so that inner ones compile too."""
+    code = """
+import importlib, json, pkgutil
+from splitwire.codec import kernels, warmup
+modules = [importlib.import_module(f"{kernels.__name__}.{m.name}") for m in pkgutil.iter_modules(kernels.__path__)]
+warmup.warm_up()
+every = {f"{m.__name__}.{n}": k for m in modules for n, k in vars(m).items() if hasattr(k, "signatures")}
+print(json.dumps({name: len(k.signatures) for name, k in every.items()}))
+"""
+    found, _ = python(code, SPLITWIRE_CACHE_DIR=str(tmp_path))
+    assert len(found) >= 8
+    assert [name for name, signatures in found.items() if not signatures] == []
+
+
+def test_damaged_files_are_compiled_anew(warm: tuple[Path, dict[str, Any]], tmp_path: Path):
+    folder = Path(shutil.copytree(warm[0], tmp_path / "copy"))
+    files = sorted(folder.glob("*/*"))
+    whole = {path: path.read_bytes() for path in files}
+    for i, (path, data) in enumerate(whole.items()):
+        middle = len(data) // 2
+        path.write_bytes([data[:middle], b"", data[:middle] + b"\0\xff" + data[middle + 2 :], data[:20]][i % 4])
+    again, said = python(ROUND_TRIP, SPLITWIRE_CACHE_DIR=str(folder))
+    assert said == ""
+    assert again["hits"] == 0
+    healed, _ = python(ROUND_TRIP, SPLITWIRE_CACHE_DIR=str(folder))
+    assert healed["misses"] == 0
+    assert healed["frames"] == again["frames"]
+
+
+def test_whole_files_of_another_numba_are_compiled_anew(warm: tuple[Path, dict[str, Any]], tmp_path: Path):
+    """The checksum is right, the content is not what this Numba wrote."""
+    folder = Path(shutil.copytree(warm[0], tmp_path / "copy"))
+    code = f"""
+import json
+from pathlib import Path
+from splitwire.codec.kernels.policy import STORE
+for path in Path({str(folder)!r}).glob("*/*"):
+    STORE.write(path.name, b"\\x80\\x04N.")
+print(json.dumps({{}}))
+"""
+    python(code, SPLITWIRE_CACHE_DIR=str(folder))
+    again, said = python(ROUND_TRIP, SPLITWIRE_CACHE_DIR=str(folder))
+    assert (again["hits"], said) == (0, "")
+
+
+def test_importing_touches_nothing(tmp_path: Path):
+    code = "import json, os, splitwire.codec.warmup as w; print(json.dumps({'environment': dict(os.environ)}))"
+    chosen = str(tmp_path / "kernels")
+    after, _ = python(code, SPLITWIRE_CACHE_DIR=chosen, HOME=str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+    assert {k for k in after["environment"] if k.startswith("NUMBA_")} == set()
+
+
+def test_which_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Ours, else Numba's, else the user's; equal code shares a folder below it, another compiler has another."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    monkeypatch.setenv("SPLITWIRE_CACHE_DIR", str(tmp_path / "ours"))
+    assert KernelStore("numba1", "/numba").folder().parent == tmp_path / "ours"
+    monkeypatch.setenv("SPLITWIRE_CACHE_DIR", "")
+    assert KernelStore("numba1", str(tmp_path)).folder().parent == tmp_path
+    if sys.platform == "linux":
+        assert KernelStore("numba1").folder().parent == tmp_path / "user" / "splitwire"
+    assert KernelStore("numba1").folder() == KernelStore("numba1").folder()
+    assert KernelStore("numba1").folder() != KernelStore("numba2").folder()
+
+
+def test_folder_of_each_system(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Path, "home", lambda: Path("/h"))
+    assert user_folder({}, "linux") == Path("/h/.cache/splitwire")
+    assert user_folder({"XDG_CACHE_HOME": "/x"}, "linux") == Path("/x/splitwire")
+    assert user_folder({"XDG_CACHE_HOME": "relative"}, "linux") == Path("/h/.cache/splitwire")
+    assert user_folder({"XDG_CACHE_HOME": "/x"}, "darwin") == Path("/h/Library/Caches/splitwire")
+    assert user_folder({"LOCALAPPDATA": "/l"}, "win32") == Path("/l/splitwire")
+    assert user_folder({}, "win32") == Path("/h/AppData/Local/splitwire")
+
+
+def test_numbas_folder_is_taken_where_only_it_is_set(warm: tuple[Path, dict[str, Any]], tmp_path: Path):
+    folder = Path(shutil.copytree(warm[0], tmp_path / "copy"))
+    found, _ = python(ROUND_TRIP, NUMBA_CACHE_DIR=str(folder), HOME="/nonexistent")
+    assert Path(found["folder"]).parent == folder
+    assert found["misses"] == 0
+
+
+def test_warmup_where_nothing_can_be_written(tmp_path: Path):
+    """The user asked for this and nothing else: one line, status 1."""
+    file = tmp_path / "file"
+    file.write_text("in the way")
+    done = command("warmup", "--cache-dir", str(file))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.count("\n") == 1
+    assert f"error: compiled kernels cannot be kept in {file}" in done.stderr
+    done = command("warmup", NUMBA_DISABLE_JIT="1")
+    assert done.returncode == 1
+    assert "NUMBA_DISABLE_JIT" in done.stderr
+
+
+def test_warmup_prints_a_table(warm: tuple[Path, dict[str, Any]]):
+    done = command("warmup", SPLITWIRE_CACHE_DIR=str(warm[0]), COLUMNS="200")
+    assert done.returncode == 0, done.stderr
+    assert LAST_KERNEL in done.stdout
+    assert "uint64[:, :]" in done.stdout
+    assert "0 compiled" in done.stderr
+    assert str(warm[0]) in done.stderr
+
+
+@pytest.fixture
+def readable_tree() -> Iterator[Path]:
+    """The package as an install would have it, owned by root, read by all, written by none but root.
+
+    Not below pytest's own folder, which is closed to other users.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        tree = Path(name)
+        unwanted = shutil.ignore_patterns("__pycache__", "data")
+        shutil.copytree(ROOT / "splitwire", tree / "splitwire", ignore=unwanted)
+        for room in ROOMS:
+            shutil.copytree(ROOT / room, tree / "splitwire" / room, ignore=unwanted)
+        for path in (tree, *tree.rglob("*")):
+            path.chmod(0o555 if path.is_dir() else 0o444)
+        yield tree
+
+
+def as_nobody(tree: Path, **chosen: str) -> tuple[dict[str, Any], str]:
+    """`ROUND_TRIP` as another user, with the package in `tree`; skips where that cannot be done.
+
+    Python itself may lie where that user cannot read, so the modules, also what Numba imports on its first compilation,
+    are loaded before the change of user. Importing ours touches no cache (test_importing_touches_nothing).
+    """
+    if sys.platform == "win32" or os.geteuid() != 0:
+        pytest.skip("only root can become another user")
+    become = f"""
+import os
+import numba, numpy as np
+import splitwire.codec.warmup
+numba.njit(lambda n: np.full(n, 1.0).reshape(1, -1)[0].sum())(3)
+os.setgroups([]), os.setgid({NOBODY}), os.setuid({NOBODY})
+assert not any(os.access(path, os.W_OK) for path in ({str(tree)!r}, {str(tree / "splitwire/codec/kernels")!r}))
+"""
+    found, said = python(become + ROUND_TRIP, folder=tree, PYTHONPATH=str(tree), **chosen)
+    assert Path(found["source"]).is_relative_to(tree)
+    return found, said
+
+
+def test_user_without_a_place_to_write(readable_tree: Path):
+    """Everything works, compiled in memory, with one line about it."""
+    found, said = as_nobody(readable_tree, HOME="/nonexistent")
+    assert found["hits"] == 0
+    assert {cached for _, cached in found["loaded"]} == {False}
+    assert said.count("\n") == 1, said
+    assert "compiled kernels cannot be kept in /nonexistent/.cache/splitwire" in said
+    assert "SPLITWIRE_CACHE_DIR" in said
+
+
+def test_user_who_can_read_the_cache_that_root_made(readable_tree: Path, warm: tuple[Path, dict[str, Any]]):
+    """A container: warmed up in the image, started as nobody with nothing to write to; no warning."""
+    folder = readable_tree / "kernels"
+    shutil.copytree(warm[0], folder)
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(path.stat().st_mode & ~0o022)  # as root's umask leaves it, less pytest's 0700 of the topmost
+    folder.chmod(0o755)
+    found, said = as_nobody(readable_tree, HOME="/nonexistent", SPLITWIRE_CACHE_DIR=str(folder))
+    assert (found["misses"], said) == (0, "")
