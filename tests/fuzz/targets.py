@@ -1,0 +1,132 @@
+"""The fuzz targets; one process runs one: `targets.py NAME [libFuzzer's arguments]`. `run.py` starts them all.
+
+Each takes any bytes, and may raise what its function promises and nothing else; a result has to be what it should.
+With NUMBA_DISABLE_JIT=1 the kernels are instrumented like the rest, and an index out of range is an exception. Compiled
+ones are opaque to the fuzzer, and about ten times as fast.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+import pkgutil
+import struct
+import sys
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import atheris
+import numpy as np
+
+COMPILED = os.environ.get("NUMBA_DISABLE_JIT") != "1"
+sys.path.insert(0, str(Path(__file__).parent.parent))
+if COMPILED:  # Numba cannot compile instrumented bytecode: these are imported before the rest is instrumented
+    from splitwire.codec import kernels
+
+    for module in pkgutil.iter_modules(kernels.__path__, kernels.__name__ + "."):
+        importlib.import_module(module.name)
+
+with atheris.instrument_imports(include=["splitwire.codec"]):
+    from splitwire.codec.codec import FeatureCodec
+    from splitwire.codec.errors import BadResponse, BitstreamError, FingerprintMismatch, ProfileError
+    from splitwire.codec.frame import Limits, parse_frame, peek_fingerprint
+    from splitwire.codec.profile import CodecProfile
+    from splitwire.codec.reply import decode_reply, encode_reply
+
+import vectors  # noqa: E402 - lies beside this folder
+
+LIMITS = Limits(frame_bytes=1 << 16, elements=1 << 13)
+MOST_ELEMENTS = 4096
+REFUSED = (BitstreamError, FingerprintMismatch)
+CODECS = [FeatureCodec(CodecProfile.from_json(vectors.load(n).profile), LIMITS) for n in vectors.names()]
+
+
+def frame(data: bytes) -> None:
+    """parse_frame, and the fingerprint that a server routes by."""
+    try:
+        parsed = parse_frame(data, LIMITS)
+    except BitstreamError:
+        return
+    assert peek_fingerprint(data) == parsed.fingerprint
+    assert 28 + sum(16 + len(c.payload) for c in parsed.chunks) == len(data)
+
+
+def decode(data: bytes) -> None:
+    """FeatureCodec.decode as it stands; the first byte says of which vector's pair."""
+    if data:
+        check_decoded(CODECS[data[0] % len(CODECS)], data[1:])
+
+
+def forged(data: bytes) -> None:
+    """The same with magic, version, fingerprint and all checksums made right: what is left to look at is the coder."""
+    if len(data) < 29:
+        return
+    codec = CODECS[data[0] % len(CODECS)]
+    made = bytearray(data[1:])
+    made[:6], made[6], made[8:16] = b"SPLW\1\0", 0, codec.fingerprint
+    made[7] %= len(codec.profile.operating_points)
+    count = 1 + int.from_bytes(made[22:24], "little") % 4
+    position = 28 + 16 * count
+    if len(made) < position:
+        return
+    struct.pack_into("<H", made, 22, count)
+    for entry in range(24, 24 + 16 * count, 16):
+        made[entry + 3] = 0
+        length = min(int.from_bytes(made[entry + 8 : entry + 12], "little"), len(made) - position)
+        if entry == 8 + 16 * count:
+            length = len(made) - position
+        struct.pack_into("<II", made, entry + 8, length, zlib.crc32(made[position : position + length]))
+        position += length
+    struct.pack_into("<I", made, 24 + 16 * count, zlib.crc32(made[: 24 + 16 * count]))
+    check_decoded(codec, bytes(made))
+
+
+def check_decoded(codec: FeatureCodec, data: bytes) -> None:
+    """Refused, or of the right shape and with the quantizer's values, and the same when it is coded again."""
+    try:
+        decoded = codec.decode(data, conceal=len(data) % 2 == 0)
+    except REFUSED:
+        return
+    point = codec.profile.operating_points[codec.profile.point_index(decoded.op)]
+    for x, spec, tensor in zip(decoded.tensors, codec.profile.tensors, point.tensors, strict=True):
+        values = [*tensor.quantizer.levels, *([spec.mean] if decoded.concealed else [])]
+        assert x.shape == (decoded.batch, *spec.shape) and np.isin(x, np.array(values, np.float32)).all()
+
+
+def profile(data: bytes) -> None:
+    """CodecProfile.from_json; a profile that is accepted has to work."""
+    try:
+        found = CodecProfile.from_json(data)
+    except ProfileError:
+        return
+    again = CodecProfile.from_json(found.to_json())
+    assert again == found and again.fingerprint == found.fingerprint
+    codec = FeatureCodec(found)
+    if sum(math.prod(t.shape) for t in found.tensors) <= MOST_ELEMENTS:
+        xs = [np.zeros((1, *t.shape), np.float32) for t in found.tensors]
+        assert codec.decode(codec.encode(xs)).batch == 1
+
+
+def reply(data: bytes) -> None:
+    """decode_reply; what it accepts it also writes."""
+    try:
+        decoded = decode_reply(data)
+    except BadResponse:
+        return
+    assert sum(x.nbytes for x in decoded.outputs.values()) <= len(data)
+    encode_reply(decoded.outputs, frame_id=decoded.frame_id, decode_ms=decoded.decode_ms, back_ms=decoded.back_ms)
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {f.__name__: f for f in (frame, decode, forged, profile, reply)}
+
+
+def main() -> None:
+    target = TARGETS[sys.argv[1]]
+    atheris.Setup([sys.argv[0], *sys.argv[2:]], target)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""What can happen to a frame, on the way or by an attacker; each change takes another frame of the same pair along."""
+
+from __future__ import annotations
+
+import itertools
+import struct
+import zlib
+from collections.abc import Callable
+
+import numpy as np
+
+EXTREMES = (0, 1, 2, 7, 8, 9, 127, 128, 255, 256, 32767, 65535, 1 << 16, 1 << 24, (1 << 31) - 1, 1 << 31, (1 << 32) - 1)
+FIELDS = ((4, 1), (5, 1), (6, 1), (7, 1), (16, 4), (20, 2), (22, 2))
+CHUNK_FIELDS = ((0, 1), (1, 1), (2, 1), (3, 1), (4, 4), (8, 4), (12, 4))
+
+Rng = np.random.Generator
+Mutation = Callable[[Rng, bytearray, bytes], bytearray]
+
+
+def chunks_of(frame: bytes | bytearray) -> int:
+    """How many chunks its header says, and its length has room for; 0 if it has none for any."""
+    count = int.from_bytes(frame[22:24], "little") if len(frame) >= 44 else 0
+    return count if len(frame) >= 28 + 16 * count else 0
+
+
+def flip_bits(rng: Rng, frame: bytearray, other: bytes) -> bytearray:
+    for i in rng.integers(0, 8 * len(frame), rng.integers(1, 17)).tolist():
+        frame[i // 8] ^= 1 << i % 8
+    return frame
+
+
+def overwrite(rng: Rng, frame: bytearray, other: bytes) -> bytearray:
+    start = int(rng.integers(len(frame)))
+    size = min(int(rng.integers(1, 33)), len(frame) - start)
+    frame[start : start + size] = bytes(size) if rng.random() < 0.2 else rng.bytes(size)
+    return frame
+
+
+def truncate(rng: Rng, frame: bytearray, other: bytes) -> bytearray:
+    return frame[: rng.integers(len(frame))]
+
+
+def random_tail(rng: Rng, frame: bytearray, other: bytes) -> bytearray:
+    return frame + rng.bytes(int(rng.integers(1, 65)))
+
+
+def shift(rng: Rng, frame: bytearray, other: bytes) -> bytearray:
+    """Some bytes left out, or there twice."""
+    start, size = int(rng.integers(len(frame))), int(rng.integers(1, 9))
+    return frame[:start] + (frame[start + size :] if rng.random() < 0.5 else frame[max(0, start - size) :])
+
+
+def splice(rng: Rng, frame: bytearray, other: bytes) -> bytearray:
+    """The beginning of one frame and the end of another, cut anywhere or at the same place."""
+    cut = int(rng.integers(min(len(frame), len(other))))
+    return frame[:cut] + other[cut if rng.random() < 0.5 else int(rng.integers(len(other))) :]
+
+
+def foreign_payloads(rng: Rng, frame: bytearray, other: bytes) -> bytearray:
+    """One frame's header and chunk table, the other's payloads."""
+    return frame[: 28 + 16 * chunks_of(frame)] + other[28 + 16 * chunks_of(other) :]
+
+
+def swap_chunks(rng: Rng, frame: bytearray, other: bytes) -> bytearray:
+    """Two entries of the chunk table change places, their payloads too or not."""
+    count = chunks_of(frame)
+    if count < 2:
+        return flip_bits(rng, frame, other)
+    entries = [frame[24 + 16 * k : 40 + 16 * k] for k in range(count)]
+    ends = np.cumsum([28 + 16 * count, *(int.from_bytes(e[8:12], "little") for e in entries)])
+    payloads = [frame[a:b] for a, b in itertools.pairwise(ends.tolist())]
+    i, j = rng.choice(count, 2, replace=False)
+    entries[i], entries[j] = entries[j], entries[i]
+    if rng.random() < 0.5:
+        payloads[i], payloads[j] = payloads[j], payloads[i]
+    return frame[:24] + b"".join(entries) + frame[24 + 16 * count : 28 + 16 * count] + b"".join(payloads)
+
+
+def lie(rng: Rng, frame: bytearray, other: bytes) -> bytearray:
+    """Some fields of the header or of the chunk table hold what they should not: lengths, counts, ids, sizes."""
+    for _ in range(rng.integers(1, 4)):
+        start = 24 + 16 * int(rng.integers(max(1, chunks_of(frame)))) if rng.random() < 0.7 else 0
+        offset, size = (CHUNK_FIELDS if start else FIELDS)[int(rng.integers(7))]
+        now = int.from_bytes(frame[start + offset : start + offset + size], "little")
+        value = EXTREMES[int(rng.integers(len(EXTREMES)))] if rng.random() < 0.5 else now + int(rng.integers(-3, 4))
+        frame[start + offset : start + offset + size] = (value % (1 << 8 * size)).to_bytes(size, "little")
+    return frame
+
+
+def inflate(rng: Rng, frame: bytearray, other: bytes) -> bytearray:
+    """A consistent header that promises many times the features that are there, up to and over the limit."""
+    times = int(2 ** rng.uniform(1, 16))
+    struct.pack_into("<H", frame, 20, min(65535, times * int.from_bytes(frame[20:22], "little")))
+    for k in range(chunks_of(frame)):
+        (planes,) = struct.unpack_from("<I", frame, 28 + 16 * k)
+        struct.pack_into("<I", frame, 28 + 16 * k, min((1 << 32) - 1, times * planes))
+    return frame
+
+
+def random_payload(rng: Rng, frame: bytearray, other: bytes) -> bytearray:
+    """A valid header and nothing but noise behind it."""
+    start = 28 + 16 * chunks_of(frame)
+    return frame[:start] + rng.bytes(len(frame) - start)
+
+
+MUTATIONS: tuple[Mutation, ...] = (
+    flip_bits, overwrite, truncate, random_tail, shift, splice, foreign_payloads, swap_chunks, lie, inflate,
+    random_payload,
+)  # fmt: skip
+
+
+def make_checksums_right(rng: Rng, frame: bytearray) -> bytearray:
+    """Every checksum as a sender would have written it; half the time the last length too."""
+    count = chunks_of(frame)
+    if not count:
+        return frame
+    position = 28 + 16 * count
+    adjust = rng.random() < 0.5
+    for k in range(count):
+        entry = 24 + 16 * k
+        (length,) = struct.unpack_from("<I", frame, entry + 8)
+        if k == count - 1 and adjust:
+            length = max(0, len(frame) - position)
+            struct.pack_into("<I", frame, entry + 8, length)
+        struct.pack_into("<I", frame, entry + 12, zlib.crc32(frame[position : position + length]))
+        position += length
+    struct.pack_into("<I", frame, 24 + 16 * count, zlib.crc32(frame[: 24 + 16 * count]))
+    return frame
