@@ -31,6 +31,8 @@ TABLE_SIZE = 1 << TABLE_BITS
 MAX_ELEMENTS = 1 << 26
 """Largest C·H·W of one tensor; the decoder never allocates for more (times the batch, see frame.py)."""
 
+MAX_FLOAT32 = float(np.finfo(np.float32).max)
+
 Dim = Annotated[int, Meta(ge=1, le=1 << 26)]
 
 
@@ -235,6 +237,8 @@ class CodecProfile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         for t in self.tensors:
             if t.elements > MAX_ELEMENTS:
                 raise ValueError(f"tensor {t.name!r} has {t.elements} elements; at most {MAX_ELEMENTS}")
+            if t.mean is not None and not abs(t.mean) <= MAX_FLOAT32:
+                raise ValueError(f"tensor {t.name!r} has a mean of {t.mean}, which is no float32")
         names = [p.name for p in self.operating_points]
         if len(set(names)) != len(names) or self.default_op not in names:
             raise ValueError(f"operating points {names} must be distinct and hold the default {self.default_op!r}")

@@ -201,6 +201,12 @@ def test_a_level_beyond_float32_is_an_error_and_no_warning() -> None:
         CodecProfile.from_json(json.dumps(profile))
 
 
+def test_a_mean_beyond_float32_is_refused() -> None:
+    text = vectors.load("chunks-n3").profile
+    with pytest.raises(ProfileError, match="a mean of 1e\\+300, which is no float32"):
+        CodecProfile.from_json(text.replace('"mean":0.375', '"mean":1e300'))
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", type=int, default=100_000)
