@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from benchmarks import codec
+from benchmarks import codec, startup
 
 
 def main() -> None:
     """Run all; each writes build/bench/<name>.json and prints its table."""
     codec.main()
+    startup.main()
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ def _steps() -> Iterator[tuple[str, Callable[[], object]]]:
     A new kernel joins through the coder that uses it: one more operating point below. tests/test_startup.py fails for a
     kernel that is left out.
     """
-    codec = FeatureCodec(_profile())
+    codec = FeatureCodec(example_profile())
     x = np.linspace(-1, 2, CHANNELS * HEIGHT * WIDTH, dtype=np.float32).reshape(1, CHANNELS, HEIGHT, WIDTH)
     fixed = x.copy()
     fixed.flags.writeable = False  # views of bytes and of other libraries' tensors come like this, as another type
@@ -99,18 +99,21 @@ def _steps() -> Iterator[tuple[str, Callable[[], object]]]:
     yield "Counting for the exporter", _count_contexts
 
 
-def _profile() -> CodecProfile:
-    """An operating point for each way through the codec."""
+def example_profile(shape: tuple[int, int, int] = (CHANNELS, HEIGHT, WIDTH)) -> CodecProfile:
+    """A profile of one (C, H, W) tensor and no model, with an operating point for each way through the codec.
+
+    Its tables compress nothing: in them every symbol is as likely as another.
+    """
     points = {
-        "whole-blocks": _tables((2, 2)),  # two floats a machine word
-        "padded-blocks": _tables((1, 3)),  # one float a machine word; planes that are not whole blocks
+        "whole-blocks": _tables((2, 2), shape[0]),  # two floats a machine word
+        "padded-blocks": _tables((1, 3), shape[0]),  # one float a machine word; planes that are not whole blocks
         "no-tables": None,  # the adaptive binary coder
     }
     quantizer = Quantizer.uniform(0.0, 1.0, LEVELS)
     clipping = Clipping(method="histogram")
     return CodecProfile(
         model="warm-up", cut="none", front_sha256="", back_sha256="", default_op="whole-blocks",
-        tensors=(TensorSpec(name="x", shape=(CHANNELS, HEIGHT, WIDTH)),),
+        tensors=(TensorSpec(name="x", shape=shape),),
         operating_points=tuple(
             OperatingPoint(
                 name=name,
@@ -122,14 +125,14 @@ def _profile() -> CodecProfile:
     )  # fmt: skip
 
 
-def _tables(block: tuple[int, int]) -> ContextTables:
-    """One table for all contexts, in which every symbol is as likely as another."""
+def _tables(block: tuple[int, int], channels: int) -> ContextTables:
+    """One table for all contexts."""
     symbols = LEVELS ** (block[0] * block[1])
     frequencies = np.full(symbols + 1, (TABLE_SIZE - 1) // symbols, "<u2")
     frequencies[-1] = TABLE_SIZE - int(frequencies[:-1].sum(dtype=np.int64))
     return ContextTables(
         block=block, padding=0, activities=1, left_activity=bytes(symbols), top_activity=bytes(symbols),
-        context_map=bytes(CHANNELS * 4), frequencies=frequencies.tobytes(),
+        context_map=bytes(channels * 4), frequencies=frequencies.tobytes(),
     )  # fmt: skip
 
 

@@ -32,7 +32,7 @@ from splitwire.codec import warmup
 from splitwire.codec.codec import FeatureCodec
 from splitwire.codec.kernels import cabac, quantize, rans
 from splitwire.codec.kernels.policy import STORE
-codec = FeatureCodec(warmup._profile())
+codec = FeatureCodec(warmup.example_profile())
 x = np.linspace(-1, 2, 32, dtype=np.float32).reshape(1, 2, 4, 4)
 frames = [codec.encode([x], op=p.name) for p in codec.profile.operating_points]
 values = [codec.decode(f).tensors[0].sum().item() for f in frames]
