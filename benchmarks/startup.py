@@ -6,6 +6,7 @@ a process of its own: the time is that of the whole process up to the first fram
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import statistics
@@ -26,6 +27,7 @@ OUT = Path("build/bench")
 REPEATS = 7
 SHAPE = (64, 28, 28)
 LARGE = (256, 128, 128)  # 64 MB as four images of float32
+OPERATING_POINTS = ("whole-blocks", "padded-blocks", "no-tables")
 TARGET_SECONDS = 1.0
 TARGET_TENSORS = 3.0
 
@@ -67,7 +69,7 @@ if sys.argv[2] == "encode":
     for image in x:
         for plane in image:
             plane[:] = np.maximum(rng.laplace(-0.6, size=plane.shape), 0)
-    frame = codec.encode([x])
+    frame = codec.encode([x], op=sys.argv[4])
 else:
     frame = open(sys.argv[3], "rb").read()
     before = status("VmRSS") - len(frame)
@@ -93,9 +95,12 @@ class FirstEncode(Struct, frozen=True, kw_only=True):
 
 
 class Memory(Struct, frozen=True, kw_only=True):
-    """peak_bytes: what the call added at its highest point, with the float tensor and the frame themselves."""
+    """peak_bytes: what the call added at its highest point, with the float tensor and the frame themselves. op: of
+    codec/warmup.py: whole blocks of 2×2, blocks of 1×3 with planes padded to them, the coder without tables.
+    """
 
     call: str
+    op: str
     tensor_bytes: int
     frame_bytes: int
     peak_bytes: int
@@ -143,10 +148,10 @@ def memory(profile: Path, folder: Path) -> list[Memory]:
     if not Path("/proc/self/clear_refs").exists():
         return []
     rows = []
-    for call in ("encode", "decode"):
-        found = child(PEAK, str(profile), call, str(folder / "frame"), cache=folder / "warm")
+    for op, call in itertools.product(OPERATING_POINTS, ("encode", "decode")):
+        found = child(PEAK, str(profile), call, str(folder / "frame"), op, cache=folder / "warm")
         sizes = {k: int(found[k]) for k in ("tensor_bytes", "frame_bytes", "peak_bytes")}
-        rows.append(Memory(call=call, tensors=sizes["peak_bytes"] / sizes["tensor_bytes"], **sizes))
+        rows.append(Memory(call=call, op=op, tensors=sizes["peak_bytes"] / sizes["tensor_bytes"], **sizes))
     return rows
 
 
@@ -159,11 +164,11 @@ def tables(first: list[FirstEncode], peaks: list[Memory]) -> list[Table]:
         figures = (row.import_s, row.encode_s, row.total_s, row.cpu_s, row.process_s)
         times.add_row(row.cache, *(f"{figure:.2f}" for figure in figures))
     sizes = Table(title="Peak memory of a call, tensor and frame included", title_justify="left")
-    for name in ("call", "tensor MB", "frame MB", "peak MB", "× tensor"):
-        sizes.add_column(name, justify="left" if name == "call" else "right")
+    for name in ("call", "operating point", "tensor MB", "frame MB", "peak MB", "× tensor"):
+        sizes.add_column(name, justify="right" if name.endswith(("MB", "tensor")) else "left")
     for peak in peaks:
         megabytes = (f"{size / 1e6:.1f}" for size in (peak.tensor_bytes, peak.frame_bytes, peak.peak_bytes))
-        sizes.add_row(peak.call, *megabytes, f"{peak.tensors:.2f}")
+        sizes.add_row(peak.call, peak.op, *megabytes, f"{peak.tensors:.2f}")
     return [times, sizes]
 
 

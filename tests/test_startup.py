@@ -270,3 +270,37 @@ def test_user_who_can_read_the_cache_that_root_made(readable_tree: Path, warm: t
     folder.chmod(0o755)
     found, said = as_nobody(readable_tree, HOME="/nonexistent", SPLITWIRE_CACHE_DIR=str(folder))
     assert (found["misses"], said) == (0, "")
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system does not tell a process's peak")
+@pytest.mark.parametrize("op", ["whole-blocks", "padded-blocks", "no-tables"])
+def test_memory_stays_below_three_tensors(warm: tuple[Path, dict[str, Any]], op: str):
+    """The tensor and the frame included; benchmarks/startup.py has the figures for a larger one."""
+    code = f"""
+import json
+from pathlib import Path
+import numpy as np
+from splitwire.codec.codec import FeatureCodec
+from splitwire.codec.warmup import example_profile
+def memory(field):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+small = FeatureCodec(example_profile())
+small.decode(small.encode([np.zeros((1, 2, 4, 4), np.float32)], op={op!r}))
+codec = FeatureCodec(example_profile((64, 128, 128)))
+Path("/proc/self/clear_refs").write_text("5")
+start = memory("VmRSS")
+x = np.empty((4, 64, 128, 128), np.float32)
+x.reshape(-1, 4096)[:] = np.random.default_rng(0).uniform(-1, 2, 4096)
+frame = codec.encode([x], op={op!r})
+encode = memory("VmHWM") - start
+size = x.nbytes
+del x
+Path("/proc/self/clear_refs").write_text("5")
+start = memory("VmRSS") - len(frame)
+codec.decode(frame)
+print(json.dumps({{"encode": encode / size, "decode": (memory("VmHWM") - start) / size}}))
+"""
+    found, _ = python(code, SPLITWIRE_CACHE_DIR=str(warm[0]))
+    assert 1 <= found["encode"] < 3
+    assert 1 <= found["decode"] < 3
