@@ -22,7 +22,6 @@ ROOT = Path(__file__).resolve().parent.parent
 HOME = ROOT / "build" / "arm"
 SYSROOT = HOME / "sysroot"
 CPU = "cortex-a76"
-KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 PACKAGES = ("python3.11-minimal", "libpython3.11-stdlib", "libstdc++6", "libgomp1")
 PLATFORMS = ("manylinux2014_aarch64", "manylinux_2_27_aarch64", "manylinux_2_28_aarch64")
 GUEST_PYTHON = "311"
@@ -30,10 +29,8 @@ GUEST_PYTHON = "311"
 APT = f"""\
 APT {{ Architecture "arm64"; Architectures {{ "arm64"; "amd64"; }}; Install-Recommends "false"; }};
 APT::Sandbox::User "root";
-Dir {{ State "{HOME}/apt"; State::status "{HOME}/apt/status"; Cache "{HOME}/apt";
-      Etc::sourcelist "{HOME}/apt/sources"; Etc::sourceparts "/dev/null"; }};
+Dir {{ State "{HOME}/apt"; State::status "{HOME}/apt/status"; Cache "{HOME}/apt"; }};
 """
-SOURCES = f"deb [signed-by={KEYRING}] http://deb.debian.org/debian bookworm main\n"
 
 # llvmlite and others read the CPU's features here; they must agree with -cpu.
 CPUINFO = """\
@@ -64,13 +61,12 @@ def make_sysroot() -> None:
     """aarch64 Python's files, and qemu."""
     if (HOME / "qemu").exists():
         return
-    if not (shutil.which("apt-get") and Path(KEYRING).exists()):
-        sys.exit(f"make arm needs apt-get and {KEYRING} (package debian-archive-keyring)")
+    if not shutil.which("apt-get"):
+        sys.exit("make arm needs apt-get: the guest's Python comes from this machine's own Debian sources")
     apt = HOME / "apt"
     for folder in ("lists/partial", "archives/partial"):
         (apt / folder).mkdir(parents=True, exist_ok=True)
     (apt / "status").touch()
-    (apt / "sources").write_text(SOURCES)
     (apt / "conf").write_text(APT)
     config = {"APT_CONFIG": str(apt / "conf")}
     run("apt-get", "-qq", "update", **config)
