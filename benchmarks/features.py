@@ -47,7 +47,7 @@ def tensors() -> Iterator[Tensor]:
     features = activations(network, to_inputs(demo.test_set()[0][:64]), [demo.CUT])[0]
     yield Tensor("demo, 384×3×3", design(demo.CUT, calibration), features)
     loaded = load(photos.MODEL, "DEFAULT")
-    inputs = crops([*photos.CALIBRATION, *(s.file for s in photos.TEST)], loaded.preprocessing)
+    inputs = crops([*photos.OTHERS, *(s.file for s in photos.TEST)], loaded.preprocessing)
     calibrated = activations(loaded.module, inputs[0::2], list(CUTS.values()))
     coded = activations(loaded.module, inputs[1::4], list(CUTS.values()))
     for (name, cut), calibration, features in zip(CUTS.items(), calibrated, coded, strict=True):
