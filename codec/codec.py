@@ -57,10 +57,11 @@ class TensorCoder:
         self.entropy = entropy
 
     @classmethod
-    def all_of(cls, spec: TensorSpec, point: TensorPoint) -> dict[int, TensorCoder]:
-        """By wire id, every coder that the point has what it needs for; the first is the one that encodes."""
+    def of(cls, spec: TensorSpec, point: TensorPoint) -> TensorCoder:
+        """With the first coder that the point has what it needs for. Both ends use it, so that a frame cannot ask for
+        a slower one than its pair was made for."""
         found = (kind.of(point, spec.planes[0]) for kind in CODERS)
-        return {entropy.coder_id: cls(spec, point, entropy) for entropy in found if entropy is not None}
+        return cls(spec, point, next(entropy for entropy in found if entropy is not None))
 
     def encode(self, x: Float32Array, tensor: int, first_plane: int) -> Chunk:
         """(planes, H, W) float32, the planes from `first_plane` on, as one chunk. Raises NonFiniteFeatures."""
@@ -91,9 +92,9 @@ class FeatureCodec:
         self.fingerprint = profile.fingerprint
         self._coders = lru_cache(maxsize=None)(self._build_coders)
 
-    def _build_coders(self, op: int) -> list[dict[int, TensorCoder]]:
+    def _build_coders(self, op: int) -> list[TensorCoder]:
         points = self.profile.operating_points[op].tensors
-        return [TensorCoder.all_of(s, p) for s, p in zip(self.profile.tensors, points, strict=True)]
+        return [TensorCoder.of(s, p) for s, p in zip(self.profile.tensors, points, strict=True)]
 
     def encode(self, tensors: Sequence[Float32Array], *, op: str | None = None, frame_id: int = 0) -> bytes:
         """One (B, *shape) float32 array per tensor of the profile → one frame (docs/bitstream.md).
@@ -104,8 +105,7 @@ class FeatureCodec:
         index = self.profile.point_index(op)
         batch = self._check(tensors)
         jobs: list[Callable[[], Chunk]] = []
-        for i, (spec, coders, x) in enumerate(zip(self.profile.tensors, self._coders(index), tensors, strict=True)):
-            coder = next(iter(coders.values()))
+        for i, (spec, coder, x) in enumerate(zip(self.profile.tensors, self._coders(index), tensors, strict=True)):
             planes = np.ascontiguousarray(x).reshape(-1, *spec.planes[1:])
             step = planes_per_chunk(spec)
             jobs += [
@@ -149,7 +149,7 @@ class FeatureCodec:
             size = spec.planes[1] * spec.planes[2]
             out = tensors[chunk.tensor].reshape(-1)[first * size : (first + chunk.planes) * size]
             if not chunk.damaged:
-                jobs.append(partial(coders[chunk.tensor][chunk.coder].decode, chunk, first, out))
+                jobs.append(partial(coders[chunk.tensor].decode, chunk, first, out))
             elif spec.mean is not None:
                 out[:] = spec.mean
                 concealed.append(i)
@@ -198,9 +198,12 @@ class FeatureCodec:
                 )
             if chunk.tensor < current or chunk.tensor >= len(planes) or chunk.lanes > kind.max_lanes:
                 raise Corrupt(f"chunk {i} is invalid: tensor {chunk.tensor} of {len(planes)}, {chunk.lanes} lanes")
-            if chunk.coder not in coders[chunk.tensor]:
+            if chunk.coder != coders[chunk.tensor].entropy.coder_id:
                 name = self.profile.operating_points[frame.op].name
-                raise Corrupt(f"chunk {i} uses coder {chunk.coder}, for which operating point {name!r} has no tables")
+                raise Corrupt(
+                    f"chunk {i} uses coder {chunk.coder}, operating point {name!r} is of coder "
+                    f"{coders[chunk.tensor].entropy.coder_id}"
+                )
             current = chunk.tensor
             planes[current] += chunk.planes
         expected = [frame.batch * t.planes[0] for t in self.profile.tensors]

@@ -184,7 +184,7 @@ def test_parser_is_total(codec: FeatureCodec, data: bytes) -> None:
 @given(data=st.data())
 def test_payload_decoder_is_total(codec: FeatureCodec, frame: bytes, data: st.DataObject) -> None:
     """Damage behind valid checksums: the coder itself refuses it or returns symbols in range, and never crashes."""
-    coder = codec._coders(codec.profile.point_index("n4"))[0][1]
+    coder = codec._coders(codec.profile.point_index("n4"))[0]
     payload = bytearray(frame[side_information(1) :])
     lanes = data.draw(st.integers(1, 8))
     for _ in range(data.draw(st.integers(1, 6))):
@@ -216,7 +216,7 @@ def test_large_tensors_are_chunks_that_decode_independently(chunked: tuple[Featu
     assert [c.planes for c in parsed.chunks] == [256, 256, 88]
     whole = codec.decode(frame).tensors[0]
     np.testing.assert_array_equal(whole, expected(codec, "n4", 0, x))
-    coder = codec._coders(0)[0][1]
+    coder = codec._coders(0)[0]
     out = np.empty(256 * 64 * 64, np.float32)
     coder.decode(parsed.chunks[1], 256, out)  # a plane that does not begin an image: 256 is no multiple of 6
     np.testing.assert_array_equal(out, whole.reshape(-1)[256 * 64 * 64 : 512 * 64 * 64])

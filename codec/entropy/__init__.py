@@ -1,7 +1,7 @@
 """Entropy coders, one per module, each a thin validated layer over its kernels.
 
 A coder has a literal wire id that is never reused. What it needs beyond the quantizer lies in the profile, and that is
-what chooses the encoder; `codec.py` picks the decoder by the id in the chunk table.
+what chooses the coder, on both ends; a chunk table that names another is refused.
 """
 
 from __future__ import annotations
