@@ -79,7 +79,7 @@ RECIPES = {
     "binary-n2": Recipe(about="coder 2, one axis", tensors=[((77,), 2, None)], signed=True),
     "binary-n256": Recipe(about="coder 2, 256 levels", tensors=[((3, 6, 5), 256, None)], uniform=False),
     "binary-rest-n3": Recipe(about="coder 2, every feature is zero", tensors=[((2, 9, 9), 3, None)], extremes=False),
-    "both-coders": Recipe(about="a tensor of each coder in one frame, one of them in several chunks", batch=2, signed=True,
+    "both-coders": Recipe(about="a tensor of each coder, one in several chunks", batch=2, signed=True,
                           tensors=[((3, 4, 5), 3, (2, 2)), ((4, 7), 6, None)],
                           chunks=[(0, 1, 1, 1), (0, 1, 2, 4), (0, 1, 1, 1), (1, 2, 1, 2)]),
 }  # fmt: skip
