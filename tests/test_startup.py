@@ -153,6 +153,22 @@ print(json.dumps({{}}))
     assert (again["hits"], said) == (0, "")
 
 
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give files away")
+def test_files_of_another_user_are_not_loaded(tmp_path: Path):
+    """Loading runs code: a file that somebody else made, or may change, counts as not there."""
+    store = KernelStore("test")
+    store.require(tmp_path)
+    path = Path(store.write("kernel", b"body"))
+    assert store.read("kernel") == b"body"
+    path.chmod(0o646)
+    assert store.read("kernel") is None
+    path.chmod(0o644)
+    os.chown(path, 65534, 65534)
+    assert store.read("kernel") is None
+    os.chown(path, 0, 0)
+    assert store.read("kernel") == b"body"
+
+
 def test_importing_touches_nothing(tmp_path: Path):
     code = "import json, os, splitwire.codec.warmup as w; print(json.dumps({'environment': dict(os.environ)}))"
     chosen = str(tmp_path / "kernels")

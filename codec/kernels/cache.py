@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import stat
 import sys
 import uuid
 from collections.abc import Mapping
@@ -93,9 +94,12 @@ class KernelStore:
         return self._chosen
 
     def read(self, name: str) -> bytes | None:
-        """What `write` was given under this name, or None if there is no such file or it is damaged."""
+        """What `write` was given under this name, or None if there is no such file, or it is damaged or not trusted."""
         try:
-            data = (self.folder() / name).read_bytes()
+            with (self.folder() / name).open("rb") as file:
+                if not _trusted(os.fstat(file.fileno())):  # of the open file: what is checked is what is read
+                    return None
+                data = file.read()
         except (OSError, RuntimeError):
             return None
         body = data[CHECKSUM_BYTES:]
@@ -155,3 +159,13 @@ class KernelStore:
             # Windows does not replace a file that another process is reading just now; it holds the same
             if os.name != "nt" or not path.is_file():
                 raise
+
+
+def _trusted(status: os.stat_result) -> bool:
+    """Whether the file is root's or this user's and nobody else may write it: loading it runs the code in it.
+
+    Windows has no such owner to compare; there the folder's own rights are all there is.
+    """
+    if sys.platform == "win32":
+        return True
+    return status.st_uid in {0, os.geteuid()} and not status.st_mode & stat.S_IWOTH

@@ -72,7 +72,7 @@ class KernelCache:
             body = STORE.read(name)
             if body is None:
                 return None
-            parts = pickle.loads(body)  # noqa: S301 - as in Numba's own cache
+            parts = pickle.loads(body)  # noqa: S301 - a file of ours or root's, machine code in any case (cache.py)
             result = CompileResult._rebuild(target_context, *parts)  # type: ignore[no-untyped-call]
         except Exception:  # whatever it is, compiling does not need it
             return None
