@@ -45,11 +45,12 @@ def caption(summary: Summary) -> str:
     """What the rows and columns mean."""
     shape = "×".join(map(str, summary.feature_shape))
     return (
-        f"* the default operating point. Features {shape}; bytes per image as they crossed the socket, HTTP and frame "
-        "headers included, and the same in bits per element. zstd: the same symbols bit-packed, then zstd 3, without "
-        "any header. JPEG: the picture itself at quality 90, the whole network in the cloud. float32: the split "
-        f"network with the codec off; {summary.float_agreement:,} of {summary.images:,} answers are those of the "
-        "whole network. The last five columns are milliseconds per stage, medians."
+        f"* the default operating point. Features {shape}; bytes per image as they crossed the socket, frame header "
+        "and HTTP head included (a lean one: no User-Agent, no Content-Type), and the same in bits per element. zstd: "
+        "the same symbols bit-packed, then zstd 3, without any header. JPEG: the picture itself at quality 90, the "
+        "whole network in the cloud. float32: the split network with the codec off; "
+        f"{summary.float_agreement:,} of {summary.images:,} answers are those of the whole network. The last five "
+        "columns are milliseconds per stage, medians."
     )
 
 
