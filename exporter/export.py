@@ -14,7 +14,7 @@ from splitwire.codec.design import design_operating_point
 from splitwire.codec.errors import ExportError, UsageError
 from splitwire.codec.profile import MAX_LEVELS, CodecProfile, OperatingPoint, Preprocessing, TensorSpec
 
-from . import bake, verify
+from . import agreement, bake, verify
 from .calibrate import Calibrated, Progress, calibrate
 from .cuts import find_cut
 from .graph import Source, from_file, from_module
@@ -113,12 +113,12 @@ def export_pair(
         source = from_file(Path(model), wanted)
         stream, first = start(source.input_shape[1:])
     names = Names(source.graph, source.modules)
-    value, note = find_cut(source, names, cut)
-    tensor = str(value.name)
+    found, note = find_cut(source, names, cut)
+    (tensor,) = found.tensors
     notes += [*source.notes, *([note] if note else [])]
 
     report("Split and verify", 0, None)
-    halves = split(source.model, tensor)
+    halves = split(source.model, found.tensors)
     difference, torch_difference = _verify(model, source, halves, first)
     front = Graph.of(halves.front, what="front half")
     back = Graph.of(halves.back, what="back half")
@@ -182,7 +182,7 @@ def _check_levels(levels: Sequence[int], default_op: str | None) -> dict[str, in
 def _verify(model: Network, source: Source, halves: Halves, inputs: Float32Array) -> tuple[float, float | None]:
     """(halves against the whole, ONNX against torch)."""
     whole = Graph.of(source.model, what="whole network", exact=True)
-    against_torch = verify.check_torch(model, whole, inputs) if isinstance(model, torch.nn.Module) else None
+    against_torch = agreement.check_torch(model, whole, inputs) if isinstance(model, torch.nn.Module) else None
     return verify.check_halves(whole, halves, inputs), against_torch
 
 

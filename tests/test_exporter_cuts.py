@@ -10,7 +10,7 @@ from exporter_helpers import SHAPE, Net, inputs, network
 from torch import nn
 
 from splitwire.codec.errors import CutNotBounded, UnsupportedModel, UsageError
-from splitwire.exporter import cuts, graph, verify
+from splitwire.exporter import agreement, cuts, graph, verify
 from splitwire.exporter.inference import Graph
 from splitwire.exporter.names import Names
 from splitwire.exporter.split import split
@@ -27,7 +27,10 @@ def names(source):
 
 
 def find(source, names, layer):
-    return cuts.find_cut(source, names, layer)
+    """The one value of the cut, and the note."""
+    cut, note = cuts.find_cut(source, names, layer)
+    (tensor,) = cut.tensors
+    return ir.convenience.create_value_mapping(source.graph)[tensor], note
 
 
 def test_export_is_as_asked(source):
@@ -60,7 +63,7 @@ def test_module_paths(source, names, layer):
     x = torch.from_numpy(inputs(2))
     with torch.no_grad():
         net(x)
-    front = Graph.of(split(source.model, value.name).front, what="front", exact=True)
+    front = Graph.of(split(source.model, [value.name]).front, what="front", exact=True)
     assert abs(front.run(x.numpy())[0] - seen[int(call[:-1] or 0) if call else -1].numpy()).max() < 1e-5
 
 
@@ -103,9 +106,9 @@ def test_a_cut_inside_a_block_names_the_skip(source, names, layer):
 
 
 def test_all_single_tensor_cuts_split_and_verify(source, names):
-    found = cuts.single_tensor_cuts(source.graph, names)
+    found = cuts.find_cuts(source.graph, names)
     values = ir.convenience.create_value_mapping(source.graph)
-    assert [c.label for c in found if names.has_path(values[c.tensor])] == [
+    assert [c.label for c in found if names.has_path(values[c.tensors[0]])] == [
         "bn",
         "act",
         "layer1.0",
@@ -113,17 +116,17 @@ def test_all_single_tensor_cuts_split_and_verify(source, names):
         "layer2",
         "pool",
     ]
-    assert {c.shape for c in found} == {(8, 8, 8), (8, 1, 1), (8,)}
+    assert {c.shapes[0] for c in found} == {(8, 8, 8), (8, 1, 1), (8,)}
     whole = Graph.of(source.model, what="whole", exact=True)
     for cut in found:
-        halves = split(source.model, cut.tensor)
+        halves = split(source.model, cut.tensors)
         assert verify.check_halves(whole, halves, inputs(3)) < 1e-6
         assert not halves.early
 
 
 def test_initialisers_are_divided(source, names):
     before = ir.to_proto(source.model).SerializeToString()
-    halves = split(source.model, find(source, names, "layer1")[0].name)
+    halves = split(source.model, [find(source, names, "layer1")[0].name])
     front, back = (set(h.graph.initializers) for h in (halves.front, halves.back))
     assert front & back == {"shared"}
     assert front | back == set(source.graph.initializers)
@@ -163,7 +166,7 @@ def test_branches_and_early_outputs():
     with pytest.raises(CutNotBounded, match="right also crosses"):
         find(source, names, "left")
     value, _ = find(source, names, "join")
-    halves = split(source.model, value.name)
+    halves = split(source.model, [value.name])
     assert halves.early == ("early",)
     assert [v.name for v in halves.front.graph.outputs] == [value.name, "early"]
     assert [v.name for v in halves.back.graph.outputs] == ["main"]
@@ -189,12 +192,12 @@ def test_sizes_of_the_front_do_not_cross():
     source = graph.from_module(network(Sizes), (1, *SHAPE))
     assert any(n.op_type == "Shape" for n in source.graph)
     names = Names(source.graph, source.modules)
-    found = cuts.single_tensor_cuts(source.graph, names)
+    found = cuts.find_cuts(source.graph, names)
     assert "conv" in [c.label for c in found]
     whole = Graph.of(source.model, what="whole", exact=True)
     for cut in found:
-        halves = split(source.model, cut.tensor)
-        assert [v.name for v in halves.back.graph.inputs] == [cut.tensor]
+        halves = split(source.model, cut.tensors)
+        assert [v.name for v in halves.back.graph.inputs] == list(cut.tensors)
         assert verify.check_halves(whole, halves, inputs(3)) < 1e-6
 
 
@@ -221,8 +224,8 @@ def test_torchscript_scopes(tmp_path):
     assert value is find(source, names, "layer1.1")[0]
     assert cuts.carried_shape(value) == (8, 8, 8)
     whole = Graph.of(source.model, what="whole", exact=True)
-    assert verify.check_halves(whole, split(source.model, value.name), inputs(3)) < 1e-6
-    assert verify.check_torch(network(Net), whole, inputs(3)) < 1e-4
+    assert verify.check_halves(whole, split(source.model, [value.name]), inputs(3)) < 1e-6
+    assert agreement.check_torch(network(Net), whole, inputs(3)) < 1e-4
 
 
 def test_fallback_to_the_torchscript_exporter(monkeypatch):
@@ -238,7 +241,7 @@ def test_fallback_to_the_torchscript_exporter(monkeypatch):
     assert source.origin == "legacy"
     assert "TorchScript" in source.notes[0]
     names = Names(source.graph, source.modules)
-    halves = split(source.model, find(source, names, "layer1.0")[0].name)
+    halves = split(source.model, [find(source, names, "layer1.0")[0].name])
     assert verify.check_halves(Graph.of(source.model, what="whole", exact=True), halves, inputs(3)) < 1e-6
     with pytest.raises(UsageError, match=r"'bn' \(BatchNorm2d\) leaves no trace"):
         find(source, names, "bn")
