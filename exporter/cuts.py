@@ -1,12 +1,13 @@
 """Which tensors separate the network: everything after them follows from them alone.
 
-Single tensors for now. `crossing` decides for one tensor; `single_tensor_cuts` finds all of them in one sweep.
+`separation` decides for given tensors; `find_cuts` finds all cuts in one sweep.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -25,46 +26,48 @@ SUGGESTED_EACH_SIDE = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """A tensor that separates the network.
+    """Tensors that together separate the network.
 
-    tensor: its ONNX name. label: how the user names it. shape: of one image, without the batch axis.
-    position: index of the last node before the cut, in execution order.
+    tensors: their ONNX names, in execution order. label: how the user names the cut, in the form that `--cut` takes.
+    shapes: of one image's tensors, without the batch axis. position: index of the last node before the cut, in
+    execution order.
     """
 
-    tensor: str
+    tensors: tuple[str, ...]
     label: str
-    shape: tuple[int, ...]
+    shapes: tuple[tuple[int, ...], ...]
     position: int
 
     @property
     def elements(self) -> int:
         """Elements that one image sends."""
-        return math.prod(self.shape)
+        return sum(math.prod(shape) for shape in self.shapes)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Separation:
-    """What a tensor separates.
+    """What tensors separate.
 
-    after: nodes that depend on the tensor and are needed for an output, in execution order.
-    crossing: other activations that these nodes read: empty if the tensor is a cut.
+    after: nodes that depend on one of them and are needed for an output, in execution order.
+    crossing: other activations that these nodes read: empty if the tensors are a cut.
     """
 
     after: tuple[ir.Node, ...]
     crossing: tuple[ir.Value, ...]
 
 
-def separation(graph: ir.Graph, cut: ir.Value) -> Separation:
+def separation(graph: ir.Graph, cut: Collection[ir.Value]) -> Separation:
     """What lies after `cut`, and what would have to cross beside it. O(graph)."""
     kinds = classify(graph)
     nodes = list(graph)
-    follows = {cut}
+    members = set(cut)
+    follows = set(cut)
     later: list[ir.Node] = []
     for node in nodes:
-        if cut not in node.outputs and any(v in follows for v in reads(node)):
+        if members.isdisjoint(node.outputs) and any(v in follows for v in reads(node)):
             follows.update(node.outputs)
             later.append(node)
-    needed = {v for v in graph.outputs if v in follows and v is not cut}
+    needed = {v for v in graph.outputs if v in follows and v not in members}
     after: list[ir.Node] = []
     crossing: set[ir.Value] = set()
     for node in reversed(later):
@@ -80,7 +83,7 @@ def separation(graph: ir.Graph, cut: ir.Value) -> Separation:
     return Separation(after=tuple(reversed(after)), crossing=tuple(in_order))
 
 
-def single_tensor_cuts(graph: ir.Graph, names: Names) -> list[Cut]:
+def find_cuts(graph: ir.Graph, names: Names, *, max_tensors: int = 1) -> list[Cut]:
     """Every single-tensor cut that the codec can carry, in execution order.
 
     Sweeps the nodes: where exactly one activation is alive, it is a cut, and there are no others (a tensor separates
@@ -105,7 +108,7 @@ def single_tensor_cuts(graph: ir.Graph, names: Names) -> list[Cut]:
         (value,) = alive
         shape = carried_shape(value)
         if value.producer() is not None and value.name and value.name not in cuts and shape is not None:
-            cuts[value.name] = Cut(tensor=value.name, label=names.label(value), shape=shape, position=t)
+            cuts[value.name] = Cut(tensors=(value.name,), label=names.label(value), shapes=(shape,), position=t)
     return list(cuts.values())
 
 
@@ -129,8 +132,10 @@ def _is_batch(dim: object, value: ir.Value) -> bool:
     return not known or entry is None or entry.shape is None or dim == entry.shape[0]
 
 
-def find_cut(source: Source, names: Names, layer: str) -> tuple[ir.Value, str | None]:
-    """The tensor that leaves `layer`, made sure to be a cut, and a note about the name.
+def find_cut(source: Source, names: Names, layer: str) -> tuple[Cut, str | None]:
+    """The cut at what leaves `layer`, made sure to be one, and a note about the name.
+
+    shapes is () for a tensor whose shape is not known before it is run.
 
     Raises UsageError (unknown layer, nothing before or nothing after it), CutNotBounded (does not separate; the
     message names the tensors that cross and the nearest cuts), UnsupportedModel (the codec cannot carry its shape).
@@ -147,7 +152,7 @@ def find_cut(source: Source, names: Names, layer: str) -> tuple[ir.Value, str | 
     (value,) = resolved.values
     if value.is_graph_input():
         raise UsageError(f"{layer!r} is the input: nothing would run on the edge; {nearest}")
-    parts = separation(graph, value)
+    parts = separation(graph, (value,))
     if not parts.after:
         raise UsageError(f"nothing comes after {layer!r}: no output of the network follows from it; {nearest}")
     if parts.crossing:
@@ -161,7 +166,13 @@ def find_cut(source: Source, names: Names, layer: str) -> tuple[ir.Value, str | 
             f"the tensor after {layer!r} is {value.dtype} of shape {value.shape}; the codec carries float32, batch"
             f" first, 1 to {MAX_DIMS} fixed axes; {nearest}"
         )
-    return value, resolved.note
+    cut = Cut(
+        tensors=(str(value.name),),
+        label=names.label(value),
+        shapes=(carried_shape(value) or (),),
+        position=_position(graph, value),
+    )
+    return cut, resolved.note
 
 
 def _unknown(value: ir.Value) -> bool:
@@ -178,13 +189,13 @@ def _position(graph: ir.Graph, value: ir.Value) -> int:
 
 def _suggest(graph: ir.Graph, names: Names, position: int) -> str:
     """The nearest single-tensor cuts around a node, in words; those with a module path first."""
-    cuts = single_tensor_cuts(graph, names)
+    cuts = find_cuts(graph, names)
     if names.knows_modules:
         values = ir.convenience.create_value_mapping(graph, include_subgraphs=False)
-        cuts = [c for c in cuts if names.has_path(values[c.tensor])] or cuts
+        cuts = [c for c in cuts if names.has_path(values[c.tensors[0]])] or cuts
     before = [c for c in cuts if c.position <= position][-SUGGESTED_EACH_SIDE:]
     after = [c for c in cuts if c.position > position][:SUGGESTED_EACH_SIDE]
     if not before + after:
         return "no single tensor separates this network"
-    listed = ", ".join(f"{c.label} ({'×'.join(map(str, c.shape))})" for c in (*before, *after))
+    listed = ", ".join(f"{c.label} ({'×'.join(map(str, c.shapes[0]))})" for c in (*before, *after))
     return f"nearest cuts: {listed}"

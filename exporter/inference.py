@@ -1,4 +1,4 @@
-"""ONNX Runtime as the exporter uses it: a graph in memory, one input, float arrays out."""
+"""ONNX Runtime as the exporter uses it: a graph in memory, arrays in, arrays out."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Graph:
             raise UnsupportedModel(f"ONNX Runtime does not take the {what}: {_line(e)}") from e
         self._what = what
         entry = self._session.get_inputs()[0]
-        self._input = entry.name
+        self.inputs = tuple(i.name for i in self._session.get_inputs())
         self.batch = entry.shape[0] if isinstance(entry.shape[0], int) else None
         self.outputs = tuple(o.name for o in self._session.get_outputs())
 
@@ -44,12 +44,13 @@ class Graph:
         """A graph from an onnx_ir model."""
         return cls(serialise(model), what=what, exact=exact)
 
-    def run(self, x: Array) -> list[Array]:
-        """All outputs for one batch. Raises UnsupportedModel if ONNX Runtime fails on it."""
+    def run(self, *arrays: Array) -> list[Array]:
+        """All outputs for one batch; `arrays` in the order of `inputs`. Raises UnsupportedModel where it fails."""
         try:
-            return list(self._session.run(None, {self._input: x}))
+            return list(self._session.run(None, dict(zip(self.inputs, arrays, strict=True))))
         except Exception as e:
-            raise UnsupportedModel(f"ONNX Runtime failed in the {self._what} at batch {len(x)}: {_line(e)}") from e
+            batch = len(arrays[0])
+            raise UnsupportedModel(f"ONNX Runtime failed in the {self._what} at batch {batch}: {_line(e)}") from e
 
 
 def serialise(model: ir.Model) -> bytes:

@@ -8,6 +8,7 @@ Names, doc strings, metadata and the dynamic batch stay.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,42 +24,49 @@ from .dataflow import Kind, classify, is_size_op, reads
 
 @dataclass(frozen=True, kw_only=True)
 class Halves:
-    """front: input → cut, then the outputs that are known before the cut. back: cut → the other outputs.
+    """front: input → the cut's tensors, then `sizes`, then `early`. back: the cut's tensors, then `sizes` → the other
+    outputs.
 
-    early: names of the outputs that leave from the front.
+    early: names of the outputs that are known before the cut and leave from the front. sizes: names of int64 vectors
+    that the front makes and the back reads: sizes of the front's tensors that the back can have neither from constants
+    nor from the shapes of the cut's tensors; mostly ().
     """
 
     front: ir.Model
     back: ir.Model
     early: tuple[str, ...]
+    sizes: tuple[str, ...] = ()
 
 
-def split(model: ir.Model, tensor: str) -> Halves:
-    """Split `model`, which is left as it is, at the value named `tensor`.
+def split(model: ir.Model, tensors: Sequence[str]) -> Halves:
+    """Split `model`, which is left as it is, at the values named `tensors`.
 
     Raises UnsupportedModel if the back half needs the size of a tensor of the front that the cut does not show,
     ExportError if a half does not pass the ONNX checker.
     """
     model = model.clone()
     graph = model.graph
-    cut = ir.convenience.create_value_mapping(graph, include_subgraphs=False)[tensor]
+    values = ir.convenience.create_value_mapping(graph, include_subgraphs=False)
+    cut = [values[name] for name in tensors]
     parts = separation(graph, cut)
     if not parts.after or parts.crossing:
-        raise ValueError(f"{tensor} is not a cut; find_cut was not asked")
-    if cut.dtype is None:
-        cut.dtype = ir.DataType.FLOAT  # shape inference gave up; ONNX Runtime refuses the half if this is wrong
+        raise ValueError(f"{', '.join(tensors)}: not a cut; find_cut was not asked")
+    for value in cut:
+        value.dtype = (
+            value.dtype or ir.DataType.FLOAT
+        )  # shape inference gave up; ONNX Runtime refuses the half if this is wrong
     made_after = {v for node in parts.after for v in node.outputs}
     late = [v for v in graph.outputs if v in made_after]
-    early = [v for v in graph.outputs if v not in made_after and v is not cut]
-    front = ir.convenience.extract(graph, graph.inputs, [cut, *early])
+    early = [v for v in graph.outputs if v not in made_after and v not in cut]
+    front = ir.convenience.extract(graph, graph.inputs, [*cut, *early])
     _make_sizes_again(graph, cut, parts.after)
-    back = ir.convenience.extract(graph, [cut], late)
+    back = ir.convenience.extract(graph, cut, late)
     for half in (front, back):
         _order_initialisers(half, list(graph.initializers))
     halves = Halves(
         front=_model(model, front), back=_model(model, back), early=tuple(v.name for v in early if v.name is not None)
     )
-    _ensure(halves, tensor)
+    _ensure(halves, tensors)
     return halves
 
 
@@ -68,7 +76,7 @@ def _order_initialisers(half: ir.Graph, order: list[str]) -> None:
     half.initializers.update(values)
 
 
-def _make_sizes_again(graph: ir.Graph, cut: ir.Value, after: tuple[ir.Node, ...]) -> None:
+def _make_sizes_again(graph: ir.Graph, cut: Sequence[ir.Value], after: tuple[ir.Node, ...]) -> None:
     """Where the back half asks for the size of a tensor of the front, answer from constants and the cut's own size.
 
     (swin and convnext with a dynamic batch: `Shape` of the input decides a Reshape behind the cut.) Changes `graph`.
@@ -111,13 +119,12 @@ def _sizes_from_front(graph: ir.Graph, after: tuple[ir.Node, ...]) -> list[ir.No
     return [node for node in graph if node in found]
 
 
-def _dim(dim: int | ir.SymbolicDim, cut: ir.Value, source: ir.Value) -> list[ir.Node]:
+def _dim(dim: int | ir.SymbolicDim, cut: Sequence[ir.Value], source: ir.Value) -> list[ir.Node]:
     """Nodes whose last gives one dimension of `source` as an int64 vector of length 1, from the cut alone."""
-    if not isinstance(dim, int) and dim.value is not None and cut.shape is not None:
-        for axis, own in enumerate(cut.shape):
-            if own == dim:
-                shape, index = ir.node("Shape", [cut]), _constant(np.array([axis]))
-                return [shape, index, ir.node("Gather", [shape.outputs[0], index.outputs[0]], {"axis": 0})]
+    if not isinstance(dim, int) and dim.value is not None:
+        for value, axis in ((v, i) for v in cut for i, own in enumerate(v.shape or ()) if own == dim):
+            shape, index = ir.node("Shape", [value]), _constant(np.array([axis]))
+            return [shape, index, ir.node("Gather", [shape.outputs[0], index.outputs[0]], {"axis": 0})]
     return [_constant(np.array([_fixed(dim, source)]))]
 
 
@@ -148,11 +155,12 @@ def _model(whole: ir.Model, graph: ir.Graph) -> ir.Model:
     )
 
 
-def _ensure(halves: Halves, tensor: str) -> None:
+def _ensure(halves: Halves, tensors: Sequence[str]) -> None:
     """The postconditions that need no inference; verify.py checks the numbers."""
     front, back = halves.front.graph, halves.back.graph
-    if front.outputs[0].name != tensor or [v.name for v in back.inputs] != [tensor]:
-        raise ExportError(f"internal: the halves do not meet at {tensor!r}; please report this network")
+    meeting = [*tensors, *halves.sizes]
+    if [v.name for v in front.outputs][: len(meeting)] != meeting or [v.name for v in back.inputs] != meeting:
+        raise ExportError(f"internal: the halves do not meet at {', '.join(tensors)}; please report this network")
     for name in set(front.initializers) & set(back.initializers):
         if not all(any(True for _ in g.initializers[name].uses()) for g in (front, back)):
             raise ExportError(f"internal: the weight {name!r} is in both halves; please report this network")

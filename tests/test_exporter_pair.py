@@ -393,7 +393,7 @@ def test_a_wrong_split_is_caught(model):
     source = graph.from_file(model)
     from splitwire.exporter.split import split
 
-    halves = split(source.model, "relu_2" if "relu_2" in serialise(source.model).decode("latin1") else "relu_1")
+    halves = split(source.model, ["relu_2" if "relu_2" in serialise(source.model).decode("latin1") else "relu_1"])
     weight = next(v for v in halves.back.graph.initializers.values() if v.name == "fc.bias")
     import onnx_ir as ir
 
