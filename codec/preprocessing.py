@@ -67,8 +67,9 @@ def load(path: str | Path, p: Preprocessing) -> Float32Array:
         raise UsageError(f"{path}: image cannot be read: {e}") from e
 
 
-def _resize(image: Image.Image, size: int, interpolation: str) -> Image.Image:
-    """Shorter side → `size` pixels; longer side → int(size · long / short), torchvision's rounding."""
+def _resize(image: Image.Image, size: int | tuple[int, int], interpolation: str) -> Image.Image:
+    """Shorter side → `size` pixels, longer side → int(size · long / short), torchvision's rounding; or both sides, to
+    (height, width)."""
     from PIL import Image
 
     modes = {
@@ -77,9 +78,11 @@ def _resize(image: Image.Image, size: int, interpolation: str) -> Image.Image:
         "bicubic": Image.Resampling.BICUBIC,
     }
     w, h = image.size
-    short, long = min(w, h), max(w, h)
-    stretched = int(size * long / short)
-    new_w, new_h = (size, stretched) if w <= h else (stretched, size)
+    if isinstance(size, tuple):
+        new_h, new_w = size
+    else:
+        stretched = int(size * max(w, h) / min(w, h))
+        new_w, new_h = (size, stretched) if w <= h else (stretched, size)
     if (new_w, new_h) == (w, h):
         return image
     _check_pixels(new_w, new_h, f"resized from {w}x{h}")

@@ -33,22 +33,29 @@ MAX_ELEMENTS = 1 << 26
 
 MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
-Dim = Annotated[int, Meta(ge=1, le=1 << 26)]
+MAX_DIM = 1 << 26
+Dim = Annotated[int, Meta(ge=1, le=MAX_DIM)]
 
 
 class Preprocessing(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How an image becomes the network's input, as in torchvision: resize, centre crop, scale, normalise.
 
-    resize: length of the shorter side after resizing, pixels; None leaves the image as it is.
+    resize: length of the shorter side after resizing, pixels; or (height, width), to which the whole image is resized
+        whatever its shape; None leaves the image as it is.
     crop: (height, width) of the centre crop, pixels.
     mean, std: per RGB channel, of values in [0, 1].
     """
 
     crop: tuple[Dim, Dim]
-    resize: Dim | None = None
+    resize: int | tuple[Dim, Dim] | None = None
     interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    def __post_init__(self) -> None:
+        # not by the type Dim: msgspec 0.22 reads past its constraints where a bounded int and a pair are in one union
+        if isinstance(self.resize, int) and not 1 <= self.resize <= MAX_DIM:
+            raise ValueError(f"resize must be 1..{MAX_DIM} pixels, is {self.resize}")
 
 
 class Quantizer(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

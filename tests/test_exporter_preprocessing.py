@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -25,7 +26,8 @@ MODES = {
 def torchvision_apply(image: Image.Image, p: Preprocessing) -> np.ndarray:
     x = image.convert("RGB")
     if p.resize is not None:
-        x = F.resize(x, [p.resize], interpolation=MODES[p.interpolation], antialias=True)
+        size = list(p.resize) if isinstance(p.resize, tuple) else [p.resize]
+        x = F.resize(x, size, interpolation=MODES[p.interpolation], antialias=True)
     x = F.center_crop(x, list(p.crop))
     return F.normalize(F.convert_image_dtype(F.pil_to_tensor(x)), mean=p.mean, std=p.std).numpy()
 
@@ -45,11 +47,14 @@ def noise(width: int, height: int, mode: str = "RGB") -> Image.Image:
         (65, (56, 57), "bicubic"),
         (40, (48, 33), "nearest"),
         (64, (64, 64), "bilinear"),
+        ((53, 37), (53, 37), "bilinear"),
+        ((40, 64), (40, 64), "bicubic"),
+        ((64, 40), (56, 41), "nearest"),
     ],
 )
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_equals_torchvision(
-    size: tuple[int, int], resize: int | None, crop: tuple[int, int], interpolation: str
+    size: tuple[int, int], resize: int | tuple[int, int] | None, crop: tuple[int, int], interpolation: str
 ) -> None:
     p = Preprocessing(resize=resize, crop=crop, interpolation=interpolation)  # type: ignore[arg-type]
     image = noise(*size)
@@ -91,6 +96,24 @@ def test_unreadable_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         preprocessing.load(tmp_path / "whole.png", p)
 
 
-def test_thin_image_does_not_explode() -> None:
+def test_thin_image_does_not_explode(monkeypatch: pytest.MonkeyPatch) -> None:
+    thin = Image.new("RGB", (1, 60000))
     with pytest.raises(UsageError, match="limit"):
-        preprocessing.apply(Image.new("RGB", (1, 60000)), Preprocessing(resize=256, crop=(224, 224)))
+        preprocessing.apply(thin, Preprocessing(resize=256, crop=(224, 224)))
+    both = Preprocessing(resize=(32, 48), crop=(32, 48))
+    assert preprocessing.apply(thin, both).shape == (3, 32, 48)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(UsageError, match="48x32 pixels, over Pillow's limit of 1000"):
+        preprocessing.apply(thin, both)
+
+
+@pytest.mark.parametrize("resize", [None, 64, (48, 64)])
+def test_every_form_of_resize_survives_json(resize: int | tuple[int, int] | None) -> None:
+    p = Preprocessing(resize=resize, crop=(48, 64), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    assert msgspec.json.decode(msgspec.json.encode(p), type=Preprocessing) == p
+
+
+@pytest.mark.parametrize("resize", ["0", "100000000", "[0,64]", "[64]", "[64,64,3]", '"64"', "[64,100000000]"])
+def test_other_forms_of_resize_are_refused(resize: str) -> None:
+    with pytest.raises(msgspec.ValidationError, match="resize"):
+        msgspec.json.decode(f'{{"crop": [48, 64], "resize": {resize}}}', type=Preprocessing)
