@@ -3,7 +3,15 @@
 scipy lives here, and only the exporter (and the benchmarks) import this package: nothing in it runs on both ends.
 """
 
+from .channels import ChannelRange, ChannelReport, design_channel_ranges
 from .point import design_operating_point
 from .statistics import FeatureStatistics, Histogram
 
-__all__ = ["FeatureStatistics", "Histogram", "design_operating_point"]
+__all__ = [
+    "ChannelRange",
+    "ChannelReport",
+    "FeatureStatistics",
+    "Histogram",
+    "design_channel_ranges",
+    "design_operating_point",
+]

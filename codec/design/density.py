@@ -115,14 +115,16 @@ class FeatureDensity:
         return out
 
     def cdf(self, y: NDArray[np.float64]) -> NDArray[np.float64]:
-        """P(Y ≤ y)."""
-        pieces = self.pieces
-        return np.array(
-            [
-                sum(p.moment(-math.inf, v, 0.0)[0] for p in pieces) + (self.zero_mass if v >= 0 else 0.0)
-                for v in y.tolist()
-            ]
-        )
+        """P(Y ≤ y), elementwise."""
+        out = np.where(y >= 0, self.zero_mass, 0.0)
+        for p in self.pieces:
+            end = np.clip(y, p.low, p.high)
+            if math.isfinite(p.low):
+                start = p.value * math.exp(p.rate * (p.low - p.anchor))
+                out += start * np.expm1(p.rate * (end - p.low)) / p.rate
+            else:
+                out += p.value * np.exp(p.rate * (end - p.anchor)) / p.rate
+        return out
 
     def quantization_error(self, levels: Sequence[float], thresholds: Sequence[float]) -> float:
         """E[(Y − Q(Y))²], clipping error of both tails included (they belong to the outer cells).

@@ -15,7 +15,7 @@ from splitwire.codec.quantizer import quantize
 from .clipping import best_c_max, best_range, density_error, float32_quantizer, histogram_error, uniform_cells
 from .density import FeatureDensity, fit_density
 from .ecsq import design_ecsq
-from .statistics import FeatureStatistics, Histogram
+from .statistics import Distribution, FeatureStatistics, Histogram
 from .tables import estimate_tables
 
 MAX_EXCESS = 0.10
@@ -46,9 +46,7 @@ def design_operating_point(
             f"every feature at this cut is {histogram.minimum}: there is nothing to send; "
             "cut elsewhere or check the data"
         )
-    if slope is None and histogram.minimum >= 0 and histogram.zero_mass > 0:
-        slope = 0.0
-    (c_min, c_max), clipping = choose_range(levels, statistics, slope)
+    (c_min, c_max), clipping = choose_range(levels, statistics, known_slope(histogram, slope))
     quantizer = float32_quantizer(c_min, c_max, levels)
     if rate_weight is not None:
         quantizer = design_ecsq(histogram, quantizer, rate_weight=rate_weight).quantizer
@@ -66,11 +64,16 @@ def adaptive_rate(sample: NDArray[np.float32], quantizer: Quantizer) -> float:
     return sum(8 * len(entropy.encode(image.reshape(-1), *image.shape[1:])[0]) for image in q) / q.size
 
 
-def choose_range(
-    levels: int, statistics: FeatureStatistics, slope: float | None
-) -> tuple[tuple[float, float], Clipping]:
+def known_slope(histogram: Histogram, slope: float | None) -> float | None:
+    """The slope as given; else 0 for what looks like a ReLU: no negative value, and exact zeros."""
+    if slope is None and histogram.minimum >= 0 and histogram.zero_mass > 0:
+        return 0.0
+    return slope
+
+
+def choose_range(levels: int, values: Distribution, slope: float | None) -> tuple[tuple[float, float], Clipping]:
     """(c_min, c_max) and how it was found: by the density where it fits, else on the histogram."""
-    histogram = statistics.histogram
+    histogram = values.histogram
     measured = histogram_error(histogram)
     upper = max(abs(histogram.minimum), abs(histogram.maximum))
     if histogram.minimum >= 0:
@@ -79,7 +82,7 @@ def choose_range(
         by_histogram = best_range(measured, levels, histogram.minimum, upper)
     if slope is None:
         return by_histogram, Clipping(method="histogram", reason="the features are not of a ReLU or leaky ReLU")
-    density = fit_density(statistics.mean, statistics.variance, slope)
+    density = fit_density(values.mean, values.variance, slope)
     if density is None:
         return by_histogram, Clipping(method="histogram", reason="no density has this mean and variance")
     distance = kolmogorov_smirnov(density, histogram)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,22 +31,38 @@ class Histogram:
     minimum: float
     maximum: float
 
+    @cached_property
+    def _sums(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(bins,) centres in order, and (3, bins + 1) running sums of w, w·c and w·c² over them."""
+        order = np.argsort(self.centres, kind="stable")
+        c, w = self.centres[order], self.weights[order]
+        sums = np.zeros((3, c.size + 1))
+        np.cumsum([w, w * c, w * c * c], axis=1, out=sums[:, 1:])
+        return c, sums
+
+    def cells(self, thresholds: Sequence[float]) -> tuple[NDArray[np.float64], ...]:
+        """Of each of the N cells: (N,) probability, (N,) ∫y, (N,) ∫y², each bin at its centre."""
+        centres, sums = self._sums
+        edges = np.concatenate([[0], np.searchsorted(centres, np.asarray(thresholds), side="left"), [centres.size]])
+        return tuple(np.diff(sums[:, edges], axis=1))
+
     def quantization_error(self, levels: Sequence[float], thresholds: Sequence[float]) -> float:
-        """Mean squared error of the quantizer on the measured distribution (each bin at its centre)."""
-        value = np.asarray(levels)[np.searchsorted(np.asarray(thresholds), self.centres, side="right")]
-        return float(self.weights @ (self.centres - value) ** 2)
+        """Mean squared error of the quantizer on the measured distribution. Takes a time that grows with N only."""
+        mass, first, second = self.cells(thresholds)
+        y = np.asarray(levels)
+        return max(float((second - 2 * y * first + y * y * mass).sum()), 0.0)
+
+    def entropy(self, thresholds: Sequence[float]) -> float:
+        """Bits per element of the level indices, of order 0."""
+        mass = np.maximum(self.cells(thresholds)[0], 0.0)
+        used = mass[mass > 0]
+        return max(float(-(used * np.log2(used)).sum()), 0.0)
 
 
-class FeatureStatistics:
-    """Constant-memory statistics of one tensor at the cut.
+class Distribution:
+    """Moments and histogram of a stream of values, in constant memory."""
 
-    channels: C. sample_bytes: how many bytes of feature maps are kept (a uniform sample of the images, reservoir
-    algorithm R, Vitter 1985, seeded).
-    """
-
-    def __init__(self, channels: int, *, sample_bytes: int = SAMPLE_BYTES, seed: int = 0) -> None:
-        self.channels = channels
-        self.count = 0
+    def __init__(self) -> None:
         self._elements = 0
         self._sum = 0.0
         self._squares = 0.0
@@ -53,14 +70,10 @@ class FeatureStatistics:
         self._radius = 0.0
         self._bins = np.zeros(BINS, np.int64)
         self._minimum, self._maximum = np.inf, -np.inf
-        self._sample: list[NDArray[np.float32]] = []
-        self._sample_bytes = sample_bytes
-        self._rng = np.random.default_rng(seed)
 
-    def add(self, batch: NDArray[np.float32]) -> None:
-        """Take in (B, C, H, W) float32. Raises NonFiniteFeatures; the statistics are then unchanged."""
-        x = np.ascontiguousarray(batch, np.float32)
-        flat = x.reshape(-1)
+    def add(self, values: NDArray[np.float32]) -> None:
+        """Take in float32 values of any shape. Raises NonFiniteFeatures; the statistics are then unchanged."""
+        flat = np.ascontiguousarray(values, np.float32).reshape(-1)
         low, high = float(flat.min()), float(flat.max())
         if not (np.isfinite(low) and np.isfinite(high)):
             raise NonFiniteFeatures("calibration features must be finite; the front graph gave NaN or infinity")
@@ -70,9 +83,6 @@ class FeatureStatistics:
         self._sum += float(flat.sum(dtype=np.float64))
         self._squares += float(np.square(flat, dtype=np.float64).sum())
         self._elements += flat.size
-        for image in x:
-            self._keep(image)
-            self.count += 1
 
     def _grow(self, reach: float) -> None:
         """Make the histogram reach ±`reach`, by doubling its radius and merging pairs of bins."""
@@ -84,23 +94,14 @@ class FeatureStatistics:
             self._bins[BINS // 4 : BINS // 4 + BINS // 2] = merged
             self._radius *= 2
 
-    def _keep(self, image: NDArray[np.float32]) -> None:
-        room = max(1, self._sample_bytes // image.nbytes)
-        if len(self._sample) < room:
-            self._sample.append(image.copy())
-        else:
-            place = int(self._rng.integers(self.count + 1))
-            if place < room:
-                self._sample[place] = image.copy()
-
     @property
     def mean(self) -> float:
-        """Mean over all elements of all images."""
+        """Mean over all values."""
         return self._sum / self._elements
 
     @property
     def variance(self) -> float:
-        """Variance over all elements of all images."""
+        """Variance over all values."""
         return max(self._squares / self._elements - self.mean**2, 0.0)
 
     @property
@@ -115,7 +116,49 @@ class FeatureStatistics:
             zero_mass=self._zeros / self._elements, minimum=self._minimum, maximum=self._maximum,
         )  # fmt: skip
 
+
+class FeatureStatistics(Distribution):
+    """Constant-memory statistics of one tensor at the cut: the distribution of all its elements, and some whole maps.
+
+    channels: C. sample_bytes: how many bytes of feature maps are kept (a uniform sample of the images, reservoir
+    algorithm R, Vitter 1985, seeded).
+    """
+
+    def __init__(self, channels: int, *, sample_bytes: int = SAMPLE_BYTES, seed: int = 0) -> None:
+        super().__init__()
+        self.channels = channels
+        self.count = 0
+        self._sample: list[NDArray[np.float32]] = []
+        self._sample_bytes = sample_bytes
+        self._rng = np.random.default_rng(seed)
+
+    def add(self, batch: NDArray[np.float32]) -> None:
+        """Take in (B, C, H, W) float32. Raises NonFiniteFeatures; the statistics are then unchanged."""
+        super().add(batch)
+        for image in np.ascontiguousarray(batch, np.float32):
+            self._keep(image)
+            self.count += 1
+
+    def _keep(self, image: NDArray[np.float32]) -> None:
+        room = max(1, self._sample_bytes // image.nbytes)
+        if len(self._sample) < room:
+            self._sample.append(image.copy())
+        else:
+            place = int(self._rng.integers(self.count + 1))
+            if place < room:
+                self._sample[place] = image.copy()
+
     @property
     def sample(self) -> NDArray[np.float32]:
         """(n, C, H, W) float32: the feature maps kept."""
         return np.stack(self._sample)
+
+    def by_channel(self) -> Iterator[Distribution]:
+        """The distribution of each channel, from the feature maps kept; one after the other, so that one is in memory.
+
+        The streaming pass pays nothing for them.
+        """
+        for c in range(self.channels):
+            channel = Distribution()
+            channel.add(np.stack([image[c] for image in self._sample]))
+            yield channel
