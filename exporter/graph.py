@@ -28,6 +28,8 @@ from torch.utils import _pytree as pytree
 
 from splitwire.codec.errors import UnsupportedModel, UsageError
 
+from . import detectors
+
 OPSET = 20
 """Asked of torch: the first with Gelu as one operator; every ONNX Runtime we support (1.20 and later) runs it.
 It is a wish: read `Source.opset` for what came."""
@@ -82,19 +84,21 @@ def from_module(module: torch.nn.Module, input_shape: tuple[int, ...]) -> Source
     if odd:
         raise UnsupportedModel(f"the module holds {', '.join(map(str, odd))} weights; call module.float() first")
     device = parameters[0].device if parameters else torch.device("cpu")
-    with evaluating(module), _quiet(), torch.no_grad():
+    detects = detectors.is_detector(module)
+    network = detectors.as_network(module) if detects else module
+    with evaluating(module), _quiet(), torch.no_grad(), detectors.exportable():
         # Batch 2 first: torch.export treats 0 and 1 as special. Batch 1 is for networks that fix the batch.
         for batch in (2, 1):
             noise = torch.randn(batch, *input_shape[1:], generator=torch.Generator().manual_seed(0))
             example = noise.to(device)
             try:
-                result = module(example)
+                result = network(example)
             except (RuntimeError, ValueError, TypeError, IndexError) as e:
                 if batch == 1:
                     shape = (1, *input_shape[1:])
                     raise UsageError(f"the network does not take an input of shape {shape}: {_line(e)}") from e
                 continue
-            model, origin = _export(module, example, dynamic=batch > 1)
+            model, origin = _export(network, example, dynamic=batch > 1)
             if not _is_fixed(model):
                 break
     _check_size(model)

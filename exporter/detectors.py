@@ -1,0 +1,219 @@
+"""torchvision's detectors as torch.export can take them: one image tensor in, named tensors out.
+
+They take a list of images, select boxes in loops over classes and pyramid levels, and paste masks one by one. Three
+things make them exportable; none changes what is detected:
+
+* `as_network`: the same module seen through a subclass whose forward takes a batch of one. It *is* the root, so that
+  module paths carry no prefix.
+* The post-processing of SSD, RetinaNet and FCOS takes the best candidates first and applies the score threshold once,
+  at the end, instead of in a loop: the same candidates in the same order, in a graph of a sixth of the nodes.
+* `exportable`: functions of torchvision that all of them call are replaced while the exporter runs.
+"""
+
+from __future__ import annotations
+
+import builtins
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, cast
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.models.detection import FCOS, RetinaNet, transform
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from torchvision.models.detection.ssd import SSD
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.ops import boxes as box_ops
+from torchvision.ops import poolers
+
+DETECTORS = (GeneralizedRCNN, SSD, RetinaNet, FCOS)
+
+OUTPUTS = ("boxes", "scores", "labels", "masks")
+"""What a detector gives: (N, 4) float32 corners in pixels of the input, (N,) float32, (N,) int64, and
+(N, 1, 28, 28) float32: probabilities within each box, before they are pasted into the image."""
+
+_LOCK = threading.RLock()
+
+
+def is_detector(module: torch.nn.Module) -> bool:
+    """Whether the module is one of torchvision's detectors."""
+    return isinstance(module, DETECTORS)
+
+
+def as_network(detector: torch.nn.Module) -> torch.nn.Module:
+    """The detector as a module of one tensor, (1, 3, H, W), that returns a dict of OUTPUTS.
+
+    It shares all state with `detector`. Raises ValueError in its forward if the batch is not 1.
+    """
+    kind = type(detector)
+    selection = next((s for base, s in _SELECTIONS.items() if isinstance(detector, base)), None)
+
+    def forward(self: torch.nn.Module, images: Tensor) -> dict[str, Tensor]:
+        if images.shape[0] != 1:
+            raise ValueError(f"a detector is exported for one image, not for {images.shape[0]}")
+        found = kind.forward(self, [images[0]])[0]
+        return {name: found[name] for name in OUTPUTS if name in found}
+
+    own: dict[str, Any] = {"forward": forward}
+    if selection is not None:
+        own["postprocess_detections"] = selection
+    view = object.__new__(type(kind.__name__, (kind,), own))
+    view.__dict__ = detector.__dict__
+    return cast("torch.nn.Module", view)
+
+
+def notes(detector: torch.nn.Module, size: tuple[int, int]) -> list[str]:
+    """What the user should know about this detector at the input size (H, W)."""
+    found = []
+    resized = _resized(detector.transform, size)
+    if resized != size:
+        found.append(
+            f"the detector itself resizes its {size[0]}×{size[1]} input to {resized[0]}×{resized[1]}, in the front"
+            " half; for cuts of the input's size, build it with that as min_size and max_size"
+        )
+    if getattr(getattr(detector, "roi_heads", None), "mask_predictor", None) is not None:
+        found.append(
+            "masks are (N, 1, 28, 28) probabilities within each box;"
+            " torchvision.models.detection.roi_heads.paste_masks_in_image makes image-sized ones of them"
+        )
+    return found
+
+
+def _resized(own: Any, size: tuple[int, int]) -> tuple[int, int]:
+    """(H, W) of the image that the backbone sees, without the padding. own: the detector's transform."""
+    if own.fixed_size is not None:
+        return int(own.fixed_size[1]), int(own.fixed_size[0])
+    scale = min(own.min_size[-1] / min(size), own.max_size / max(size))
+    return int(size[0] * scale), int(size[1] * scale)
+
+
+@contextmanager
+def exportable() -> Iterator[None]:
+    """Inside, this thread's calls of torchvision's functions that torch.export cannot follow go to others that it can.
+
+    Other threads get torchvision's own throughout; two exports at a time wait for each other. Everything is as before
+    afterwards, also after an error.
+    """
+    with _LOCK, ExitStack() as stack:
+        for place, name, ours in _REPLACED:
+            theirs = getattr(place, name, None) or getattr(builtins, name)
+            stack.enter_context(mock.patch.object(place, name, _in_this_thread(ours, theirs), create=True))
+        yield
+
+
+def _in_this_thread(ours: Callable[..., Any], theirs: Callable[..., Any]) -> Callable[..., Any]:
+    owner = threading.get_ident()
+
+    def call(*args: Any, **options: Any) -> Any:
+        return (ours if threading.get_ident() == owner else theirs)(*args, **options)
+
+    return call
+
+
+def batched_nms(boxes: Tensor, scores: Tensor, classes: Tensor, threshold: float) -> Tensor:
+    """Non-maximum suppression within each class: boxes of different classes are moved apart first.
+
+    boxes: (N, 4) float32. scores: (N,) float32. classes: (N,) int64. Returns the indices kept, best score first.
+    torchvision's has a branch on N, and another implementation for N > 1000; both give these indices.
+    """
+    extent = torch.cat([boxes.flatten(), boxes.new_zeros(1)]).max() + 1  # the zero: N may be 0
+    apart = boxes + (classes.to(boxes) * extent)[:, None]
+    return box_ops.nms(apart, scores, threshold)
+
+
+def _length(x: Any) -> Any:
+    """len() of a tensor whose length depends on the data must stay symbolic."""
+    return x.shape[0] if isinstance(x, Tensor) else len(x)
+
+
+def _unpasted(masks: Tensor, boxes: Tensor, shape: Any) -> Tensor:
+    """Masks as they are: pasting them is a loop over detections, for after the back half."""
+    return masks
+
+
+def _resize(self: GeneralizedRCNNTransform, image: Tensor, target: Any = None) -> tuple[Tensor, Any]:
+    """As torchvision's in evaluation, but an image that has the size already is not interpolated."""
+    height, width = int(image.shape[-2]), int(image.shape[-1])
+    size = _resized(self, (height, width))
+    if size == (height, width):
+        return image, target
+    return F.interpolate(image[None], size=size, mode="bilinear", align_corners=False)[0], target
+
+
+def _batch_of_one(self: GeneralizedRCNNTransform, images: list[Tensor], size_divisible: int = 32) -> Tensor:
+    """Torchvision's copies into a tensor of zeros, which becomes a scatter of every pixel."""
+    height, width = images[0].shape[-2:]
+    padding = (0, -width % size_divisible, 0, -height % size_divisible)
+    return F.pad(images[0][None], padding) if any(padding) else images[0][None]
+
+
+_REPLACED: tuple[tuple[Any, str, Callable[..., Any]], ...] = (
+    (box_ops, "batched_nms", batched_nms),
+    (poolers, "len", _length),
+    (transform, "paste_masks_in_image", _unpasted),
+    (GeneralizedRCNNTransform, "resize", _resize),
+    (GeneralizedRCNNTransform, "batch_images", _batch_of_one),
+)
+
+
+# Selection of boxes: methods of the detectors, as torchvision names and calls them.
+
+
+def _select_ssd(
+    self: Any, head: dict[str, Tensor], anchors: list[Tensor], shapes: list[tuple[int, int]]
+) -> list[dict[str, Tensor]]:
+    """SSD: the best candidates of each class."""
+    scores = F.softmax(head["cls_logits"][0], dim=-1)[:, 1:]  # (anchors, classes) without the background
+    boxes = box_ops.clip_boxes_to_image(self.box_coder.decode_single(head["bbox_regression"][0], anchors[0]), shapes[0])
+    best, index = scores.t().topk(min(self.topk_candidates, scores.shape[0]), dim=1)
+    labels = torch.arange(1, scores.shape[1] + 1, device=scores.device)[:, None].expand_as(index)
+    return [_keep_best(self, boxes[index.flatten()], best.flatten(), labels.flatten())]
+
+
+def _select_retinanet(
+    self: Any, head: dict[str, list[Tensor]], anchors: list[list[Tensor]], shapes: list[tuple[int, int]]
+) -> list[dict[str, Tensor]]:
+    """RetinaNet: the best candidates of each pyramid level."""
+    scores = [torch.sigmoid(logits[0]) for logits in head["cls_logits"]]
+    return _select_by_level(self, scores, self.box_coder.decode_single, head, anchors, shapes)
+
+
+def _select_fcos(
+    self: Any, head: dict[str, list[Tensor]], anchors: list[list[Tensor]], shapes: list[tuple[int, int]]
+) -> list[dict[str, Tensor]]:
+    """FCOS: as RetinaNet; the score is the geometric mean of class and centredness."""
+    both = zip(head["cls_logits"], head["bbox_ctrness"], strict=True)
+    scores = [torch.sqrt(torch.sigmoid(logits[0]) * torch.sigmoid(centred[0])) for logits, centred in both]
+    return _select_by_level(self, scores, self.box_coder.decode, head, anchors, shapes)
+
+
+def _select_by_level(
+    self: Any,
+    scores: list[Tensor],
+    decode: Callable[[Tensor, Tensor], Tensor],
+    head: dict[str, list[Tensor]],
+    anchors: list[list[Tensor]],
+    shapes: list[tuple[int, int]],
+) -> list[dict[str, Tensor]]:
+    """scores: (anchors, classes) of each level."""
+    candidates = []
+    for level, deltas, places in zip(scores, head["bbox_regression"], anchors[0], strict=True):
+        best, index = level.flatten().topk(min(self.topk_candidates, level.numel()))
+        anchor = torch.div(index, level.shape[1], rounding_mode="floor")
+        boxes = box_ops.clip_boxes_to_image(decode(deltas[0][anchor], places[anchor]), shapes[0])
+        candidates.append((boxes, best, index % level.shape[1]))
+    return [_keep_best(self, *(torch.cat(parts) for parts in zip(*candidates, strict=True)))]
+
+
+def _keep_best(self: Any, boxes: Tensor, scores: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """The threshold, non-maximum suppression and the limit on the number of detections."""
+    passing = torch.where(scores > self.score_thresh)[0]
+    boxes, scores, labels = boxes[passing], scores[passing], labels[passing]
+    keep = batched_nms(boxes, scores, labels, self.nms_thresh)[: self.detections_per_img]
+    return {"boxes": boxes[keep], "scores": scores[keep], "labels": labels[keep]}
+
+
+_SELECTIONS: dict[type, Callable[..., Any]] = {SSD: _select_ssd, RetinaNet: _select_retinanet, FCOS: _select_fcos}
