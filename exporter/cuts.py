@@ -1,25 +1,29 @@
 """Which tensors separate the network: everything after them follows from them alone.
 
-`separation` decides for given tensors; `find_cuts` finds all cuts in one sweep.
+`separation` (liveness.py) decides for given tensors; `find_cuts` finds all cuts, `find_cut` the one that the user
+names, or says why it is none.
 """
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from splitwire.codec.errors import CutNotBounded, UnsupportedModel, UsageError
 
-from .dataflow import Kind, activations_used_by, classify, is_size_op, reads
+from .dataflow import Flow
 from .graph import Source
-from .names import Names
+from .liveness import Separation, alive_sets, separation, single_cuts
+from .names import Names, Resolved
 
 MAX_DIMS = 3
 """A tensor at the cut has 1 to 3 axes beside the batch (codec.profile.TensorSpec)."""
+
+MAX_CLOSED = 8
+"""An error message shows the tensors that cross, and proposes to cut at all of them, up to so many."""
 
 SUGGESTED_EACH_SIDE = 2
 
@@ -30,13 +34,15 @@ class Cut:
 
     tensors: their ONNX names, in execution order. label: how the user names the cut, in the form that `--cut` takes.
     shapes: of one image's tensors, without the batch axis. position: index of the last node before the cut, in
-    execution order.
+    execution order. extra: indices of the nodes after `position` that the front half runs all the same, because an
+    output needs them that does not follow from the cut (a network with several outputs); mostly ().
     """
 
     tensors: tuple[str, ...]
     label: str
     shapes: tuple[tuple[int, ...], ...]
     position: int
+    extra: tuple[int, ...] = ()
 
     @property
     def elements(self) -> int:
@@ -44,155 +50,150 @@ class Cut:
         return sum(math.prod(shape) for shape in self.shapes)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Separation:
-    """What tensors separate.
-
-    after: nodes that depend on one of them and are needed for an output, in execution order.
-    crossing: other activations that these nodes read: empty if the tensors are a cut.
-    """
-
-    after: tuple[ir.Node, ...]
-    crossing: tuple[ir.Value, ...]
-
-
-def separation(graph: ir.Graph, cut: Collection[ir.Value]) -> Separation:
-    """What lies after `cut`, and what would have to cross beside it. O(graph)."""
-    kinds = classify(graph)
-    nodes = list(graph)
-    members = set(cut)
-    follows = set(cut)
-    later: list[ir.Node] = []
-    for node in nodes:
-        if members.isdisjoint(node.outputs) and any(v in follows for v in reads(node)):
-            follows.update(node.outputs)
-            later.append(node)
-    needed = {v for v in graph.outputs if v in follows and v not in members}
-    after: list[ir.Node] = []
-    crossing: set[ir.Value] = set()
-    for node in reversed(later):
-        if needed.isdisjoint(node.outputs):
-            continue
-        after.append(node)
-        for value in reads(node):
-            if value in follows:
-                needed.add(value)
-            elif kinds.get(value) == Kind.ACTIVATION and not is_size_op(node):
-                crossing.add(value)
-    in_order = [v for v in kinds if v in crossing]
-    return Separation(after=tuple(reversed(after)), crossing=tuple(in_order))
-
-
 def find_cuts(graph: ir.Graph, names: Names, *, max_tensors: int = 1) -> list[Cut]:
-    """Every single-tensor cut that the codec can carry, in execution order.
+    """The cuts that the codec can carry, in execution order.
 
-    Sweeps the nodes: where exactly one activation is alive, it is a cut, and there are no others (a tensor separates
-    the graph exactly if it is alone alive right after it in some, hence in every, topological order). Sizes and
-    constants are not alive: the back makes them again. Outputs made before the cut leave from the front.
+    Complete for single tensors. With max_tensors > 1 also the sets of up to so many tensors that are alive together
+    between two nodes: the pyramids of detectors, skip connections, branches. names: of the same graph.
     """
-    kinds = classify(graph)
-    nodes = list(graph)
-    last_use: dict[ir.Value, int] = {}
-    for t, node in enumerate(nodes):
-        last_use.update(dict.fromkeys(activations_used_by(node, kinds), t))
-    dying: defaultdict[int, list[ir.Value]] = defaultdict(list)
-    for value, t in last_use.items():
-        dying[t].append(value)
-    alive = {v for v in graph.inputs if v in last_use}
-    cuts: dict[str, Cut] = {}
-    for t, node in enumerate(nodes):
-        alive.update(v for v in node.outputs if v in last_use)
-        alive.difference_update(dying[t])
-        if len(alive) != 1:
-            continue
-        (value,) = alive
-        shape = carried_shape(value)
-        if value.producer() is not None and value.name and value.name not in cuts and shape is not None:
-            cuts[value.name] = Cut(tensors=(value.name,), label=names.label(value), shapes=(shape,), position=t)
-    return list(cuts.values())
+    flow = names.flow if names.flow.graph is graph else Flow(graph)
+    cuts: dict[frozenset[ir.Value], Cut] = {}
+    for value, late in single_cuts(flow):
+        if carried_shape(value) is not None:
+            cuts[frozenset([value])] = _cut(flow, names, [value], late)
+    if max_tensors > 1:
+        for values in alive_sets(flow, max_tensors):
+            if len(values) > 1 and all(carried_shape(v) is not None for v in values):
+                cuts.setdefault(frozenset(values), _cut(flow, names, values, None))
+    return sorted(cuts.values(), key=lambda c: (c.position, len(c.tensors)))
+
+
+def _cut(flow: Flow, names: Names, values: Sequence[ir.Value], late: Collection[int] | None) -> Cut:
+    """late: positions of the nodes after the cut, None if they are all that come after the last of `values`."""
+    position = max(flow.made_at(v) for v in values)
+    extra: tuple[int, ...] = ()
+    if late is not None:
+        after = range(position + 1, len(flow.nodes))
+        extra = tuple(t for t in after if flow.used[t] and flow.needed[t] and t not in late)
+    return Cut(
+        tensors=tuple(str(v.name) for v in values),
+        label=names.spec(values),
+        shapes=tuple(carried_shape(v) or () for v in values),
+        position=position,
+        extra=extra,
+    )
 
 
 def carried_shape(value: ir.Value) -> tuple[int, ...] | None:
     """Shape of one image's tensor, or None if the codec cannot carry it: float32, batch first, 1 to 3 fixed axes."""
-    if value.dtype not in (ir.DataType.FLOAT, None) or value.shape is None:
+    if _not_carried(value) is not None or value.shape is None:
+        return None
+    sizes = tuple(d for d in list(value.shape)[1:] if isinstance(d, int))
+    return sizes if len(sizes) == len(value.shape) - 1 else None
+
+
+def _not_carried(value: ir.Value) -> str | None:
+    """Why the codec cannot carry the tensor; None if it can, or if its shape is not known before it is run."""
+    if value.dtype not in (ir.DataType.FLOAT, None):
+        return f"holds {value.dtype.name.lower()}; the codec carries float32"
+    if value.shape is None:
         return None
     dims = list(value.shape)
-    sizes = tuple(d for d in dims[1:] if isinstance(d, int))
-    if not 1 <= len(sizes) <= MAX_DIMS or len(sizes) != len(dims) - 1 or min(sizes) < 1:
-        return None
+    text = f"has the shape {value.shape}; "
+    if not 2 <= len(dims) <= MAX_DIMS + 1:
+        return text + f"the codec carries the batch and 1 to {MAX_DIMS} axes after it"
     if not _is_batch(dims[0], value):
-        return None
-    return sizes
+        return text + "the codec carries tensors with the batch first, one row for each image"
+    if any(isinstance(d, int) and d < 1 for d in dims):
+        return text + "it is empty"
+    loose = [d for d in dims[1:] if not isinstance(d, int) and d.value is not None]
+    return text + f"the size {loose[0]} depends on the data, and the codec carries fixed shapes" if loose else None
 
 
 def _is_batch(dim: object, value: ir.Value) -> bool:
     """Whether `dim` is the batch of the graph's input, or unknown (the TorchScript exporter loses it)."""
     entry = value.graph.inputs[0] if value.graph is not None and value.graph.inputs else None
     known = isinstance(dim, int) or (isinstance(dim, ir.SymbolicDim) and dim.value is not None)
-    return not known or entry is None or entry.shape is None or dim == entry.shape[0]
+    return not known or entry is None or not entry.shape or dim == entry.shape[0]
 
 
 def find_cut(source: Source, names: Names, layer: str) -> tuple[Cut, str | None]:
-    """The cut at what leaves `layer`, made sure to be one, and a note about the name.
+    """The cut that `layer` names, made sure to be one, and a note about the name.
 
-    shapes is () for a tensor whose shape is not known before it is run.
-
-    Raises UsageError (unknown layer, nothing before or nothing after it), CutNotBounded (does not separate; the
-    message names the tensors that cross and the nearest cuts), UnsupportedModel (the codec cannot carry its shape).
+    layer: module path, call of a module, ONNX tensor or node name; or several of these with commas between them. A
+    shape is () where it is not known before the front half is run.
+    Raises UsageError (unknown layer; nothing before or nothing after it; a tensor too many), CutNotBounded (does not
+    separate; the message names the tensors that cross, the cut with them, and the nearest cuts), UnsupportedModel (the
+    codec cannot carry the tensor).
     """
-    resolved = names.resolve(layer)
-    graph = source.graph
-    nearest = _suggest(graph, names, max((_position(graph, v) for v in resolved.values), default=0))
-    if len(resolved.values) != 1:
-        listed = ", ".join(names.label(v) for v in resolved.values) or "none"
-        raise CutNotBounded(
-            f"layer {layer!r} does not separate the network: {len(resolved.values)} tensors leave it ({listed});"
-            f" {nearest}"
-        )
-    (value,) = resolved.values
-    if value.is_graph_input():
+    flow = names.flow
+    resolved = _resolve(names, layer)
+    values = flow.in_order(v for _, r in resolved for v in r.values)
+    what = f"layer {layer!r}" if len(resolved) == 1 else f"the cut {layer!r}"
+    if not values:
+        raise UsageError(f"no data leaves {what}, only sizes or constants; {_nearest(flow, names, 0)}")
+    nearest = _nearest(flow, names, max(flow.made_at(v) for v in values))
+    if any(v.is_graph_input() for v in values):
         raise UsageError(f"{layer!r} is the input: nothing would run on the edge; {nearest}")
-    parts = separation(graph, (value,))
-    if not parts.after:
+    parts = separation(flow, values)
+    if not parts.late:
         raise UsageError(f"nothing comes after {layer!r}: no output of the network follows from it; {nearest}")
     if parts.crossing:
-        listed = ", ".join(names.label(v) for v in parts.crossing)
         verb = "crosses" if len(parts.crossing) == 1 else "cross"
         raise CutNotBounded(
-            f"layer {layer!r} does not separate the network: {listed} also {verb} to the back half; {nearest}"
+            f"{what} does not separate the network: {_listed(names, parts.crossing)} also {verb} to the back half;"
+            f" {_closed(flow, names, values)}{nearest}"
         )
-    if carried_shape(value) is None and not _unknown(value):
-        raise UnsupportedModel(
-            f"the tensor after {layer!r} is {value.dtype} of shape {value.shape}; the codec carries float32, batch"
-            f" first, 1 to {MAX_DIMS} fixed axes; {nearest}"
+    spare = [v for v in values if v not in parts.read]
+    if len(resolved) > 1 and spare:
+        raise UsageError(
+            f"the cut {layer!r} has a tensor too many: the back half does not read {_listed(names, spare)}; without it,"
+            f" cut at {names.spec([v for v in values if v in parts.read])}"
         )
-    cut = Cut(
-        tensors=(str(value.name),),
-        label=names.label(value),
-        shapes=(carried_shape(value) or (),),
-        position=_position(graph, value),
-    )
-    return cut, resolved.note
+    values = [v for v in values if v in parts.read]
+    for value in values:
+        reason = _not_carried(value)
+        if reason is not None:
+            raise UnsupportedModel(f"the tensor {names.label(value)} at {what} {reason}; {nearest}")
+    late = {flow.position[node] for node in parts.after}
+    cut = _cut(flow, names, values, late)
+    notes = [r.note for _, r in resolved if r.note]
+    return cut, "; ".join(notes) or None
 
 
-def _unknown(value: ir.Value) -> bool:
-    """Whether shape inference gave up on the value; then the front half is run to see its shape."""
-    known = value.shape is not None and all(isinstance(d, int) or d.value is not None for d in value.shape)
-    return not known and value.dtype in (ir.DataType.FLOAT, None)
+def _resolve(names: Names, layer: str) -> list[tuple[str, Resolved]]:
+    """Each name in `layer`, and what it means. A tensor's own name may hold commas."""
+    parts = [part.strip() for part in layer.split(",")]
+    if len(parts) == 1 or names.has_tensor(layer):
+        return [(layer, names.resolve(layer))]
+    return [(part, names.resolve(part)) for part in parts if part]
 
 
-def _position(graph: ir.Graph, value: ir.Value) -> int:
-    """Index of the node that makes `value` (−1 for an input)."""
-    producer = value.producer()
-    return -1 if producer is None else next(i for i, node in enumerate(graph) if node is producer)
+def _listed(names: Names, values: Sequence[ir.Value]) -> str:
+    more = [f"{len(values) - MAX_CLOSED} more"] if len(values) > MAX_CLOSED else []
+    return ", ".join([*(names.label(v) for v in values[:MAX_CLOSED]), *more])
 
 
-def _suggest(graph: ir.Graph, names: Names, position: int) -> str:
+def _closed(flow: Flow, names: Names, values: Sequence[ir.Value]) -> str:
+    """The cut that `values` become when what crosses beside them is cut too, in words; empty if there is none."""
+    members, parts = list(values), separation(flow, values)
+    while parts.crossing:
+        members = flow.in_order([*members, *parts.crossing])
+        if len(members) > MAX_CLOSED or any(_not_carried(v) or v.is_graph_input() for v in members):
+            return ""
+        parts = separation(flow, members)
+    return f"together they do: --cut '{names.spec(_read(members, parts))}'; "
+
+
+def _read(members: Sequence[ir.Value], parts: Separation) -> list[ir.Value]:
+    return [v for v in members if v in parts.read]
+
+
+def _nearest(flow: Flow, names: Names, position: int) -> str:
     """The nearest single-tensor cuts around a node, in words; those with a module path first."""
-    cuts = find_cuts(graph, names)
+    cuts = find_cuts(flow.graph, names)
     if names.knows_modules:
-        values = ir.convenience.create_value_mapping(graph, include_subgraphs=False)
-        cuts = [c for c in cuts if names.has_path(values[c.tensors[0]])] or cuts
+        cuts = [c for c in cuts if c.label != c.tensors[0]] or cuts
     before = [c for c in cuts if c.position <= position][-SUGGESTED_EACH_SIDE:]
     after = [c for c in cuts if c.position > position][:SUGGESTED_EACH_SIDE]
     if not before + after:

@@ -11,14 +11,14 @@ import ast
 import difflib
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from splitwire.codec.errors import UsageError
 
-from .dataflow import Kind, classify, is_size_op, reads
+from .dataflow import Flow, Kind, reads
 
 SCOPES_KEY = "pkg.torch.onnx.name_scopes"
 """Node metadata of the dynamo exporter: e.g. "['', 'layer2', 'layer2.3', 'layer2.3.relu', 'relu_21']"."""
@@ -40,13 +40,17 @@ class Names:
 
     def __init__(self, graph: ir.Graph, modules: Mapping[str, str] | None = None) -> None:
         """modules: module path → class name of the torch module, where there is one (layers may leave no node)."""
+        self.flow = Flow(graph)
         self._modules = modules or {}
-        self._kinds = classify(graph)
-        self._nodes = list(graph)
+        self._nodes = list(self.flow.nodes)
         self._scopes = _scopes(self._nodes)
         self._calls = _calls(self._nodes, self._scopes)
-        self._values = {v.name: v for v, kind in self._kinds.items() if kind == Kind.ACTIVATION and v.name}
-        self._labels = self._make_labels()
+        self._values = {v.name: v for v, kind in self.flow.kinds.items() if kind == Kind.ACTIVATION and v.name}
+        self._readers: dict[ir.Value, list[ir.Node]] = {}
+        for node, values in zip(self.flow.nodes, self.flow.used, strict=True):
+            for value in values:
+                self._readers.setdefault(value, []).append(node)
+        self._labels: dict[frozenset[ir.Value], str] = self._make_labels()
 
     def resolve(self, layer: str) -> Resolved:
         """The values that leave `layer`.
@@ -68,14 +72,14 @@ class Names:
                 raise UsageError(f"layer {match[1]!r} runs {len(runs)} time(s); there is no call {k}")
             return Resolved(values=self._outputs(runs[k]))
         for node in self._nodes:
-            if node.name == layer and self._kinds[node.outputs[0]] == Kind.ACTIVATION:
+            if node.name == layer and self.flow.kind(node.outputs[0]) == Kind.ACTIVATION:
                 return Resolved(values=(node.outputs[0],))
         return self._folded(layer) or self._give_up(layer)
 
     def label(self, value: ir.Value) -> str:
         """How to name `value` to the user: the module path that gives exactly it, else the tensor name and where."""
-        if value in self._labels:
-            return self._labels[value]
+        if self.has_path(value):
+            return self._labels[frozenset([value])]
         name, node = value.name or "?", value.producer()
         scope = self._scopes.get(node, ()) if node is not None else ()
         if value.is_graph_input():
@@ -84,7 +88,17 @@ class Names:
 
     def has_path(self, value: ir.Value) -> bool:
         """Whether a module path gives exactly this value."""
-        return value in self._labels
+        return frozenset([value]) in self._labels
+
+    def has_tensor(self, name: str) -> bool:
+        """Whether a tensor of the graph has this name."""
+        return name in self._values
+
+    def spec(self, values: Sequence[ir.Value]) -> str:
+        """What `--cut` takes to cut at `values`: the module path that gives exactly these, else their names with commas
+        between them, module paths where there are."""
+        whole = self._labels.get(frozenset(values))
+        return whole or ",".join(self._labels.get(frozenset([v]), str(v.name)) for v in values)
 
     @property
     def knows_modules(self) -> bool:
@@ -104,10 +118,9 @@ class Names:
         members = set(nodes)
 
         def leaves(value: ir.Value) -> bool:
-            readers = [node for node, _ in value.uses()]
-            return value.is_graph_output() or any(n not in members and not is_size_op(n) for n in readers)
+            return value.is_graph_output() or any(n not in members for n in self._readers.get(value, ()))
 
-        values = [v for n in nodes for v in n.outputs if self._kinds[v] == Kind.ACTIVATION]
+        values = [v for n in nodes for v in n.outputs if self.flow.kind(v) == Kind.ACTIVATION]
         return tuple(v for v in values if leaves(v))
 
     def _folded(self, layer: str) -> Resolved | None:
@@ -133,15 +146,15 @@ class Names:
         tops = [p for p in self._calls if "." not in p] or list(self._values)
         return [*tops[: 2 * NEAREST], *(["…"] if len(tops) > 2 * NEAREST else [])]
 
-    def _make_labels(self) -> dict[ir.Value, str]:
-        """The shortest module path whose only output a value is, per value."""
-        labels: dict[ir.Value, str] = {}
+    def _make_labels(self) -> dict[frozenset[ir.Value], str]:
+        """The shortest module path that gives exactly these values."""
+        labels: dict[frozenset[ir.Value], str] = {}
         for path, runs in self._calls.items():
             for k, nodes in enumerate(runs):
-                outputs = self._outputs(nodes)
+                outputs = frozenset(self._outputs(nodes))
                 label = path if len(runs) == 1 else f"{path}[{k}]"
-                if len(outputs) == 1 and len(label) < len(labels.get(outputs[0], label + " ")):
-                    labels[outputs[0]] = label
+                if outputs and len(label) < len(labels.get(outputs, label + " ")):
+                    labels[outputs] = label
         return labels
 
 

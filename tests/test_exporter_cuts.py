@@ -100,7 +100,8 @@ def test_wrong_layers(source, names, layer, message):
 @pytest.mark.parametrize("layer", ["layer1.1.conv1", "layer1.1.bn2", "layer1.1.relu[0]"])
 def test_a_cut_inside_a_block_names_the_skip(source, names, layer):
     with pytest.raises(
-        CutNotBounded, match=r"layer1\.0 also crosses to the back half; nearest cuts: .*layer1\.0 \(8×8×8\)"
+        CutNotBounded,
+        match=r"layer1\.0 also crosses to the back half; together they do: --cut 'layer1\.0,.*nearest .*layer1\.0 \(8×8×8\)",
     ):
         find(source, names, layer)
 
@@ -225,7 +226,7 @@ def test_torchscript_scopes(tmp_path):
     assert cuts.carried_shape(value) == (8, 8, 8)
     whole = Graph.of(source.model, what="whole", exact=True)
     assert verify.check_halves(whole, split(source.model, [value.name]), inputs(3)) < 1e-6
-    assert agreement.check_torch(network(Net), whole, inputs(3)) < 1e-4
+    assert agreement.check_torch(network(Net), source, whole, inputs(3)) < 1e-4
 
 
 def test_fallback_to_the_torchscript_exporter(monkeypatch):
