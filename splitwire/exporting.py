@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from splitwire.codec.errors import UsageError
 
 if TYPE_CHECKING:
@@ -67,10 +65,11 @@ def export(
     if isinstance(model, str) and not _is_onnx(model):
         from splitwire.models.catalogue import load
 
-        loaded = load(model, weights)
+        size = input_shape[2:] if input_shape is not None and len(input_shape) == 4 else None
+        loaded = load(model, weights, size=size)
         name, warning = loaded.name, loaded.warning
         if preprocessing is None:
-            preprocessing = _resized(loaded.preprocessing, input_shape)
+            preprocessing = loaded.preprocessing
         model, input_shape = loaded.module, input_shape or loaded.input_shape
         labels = loaded.labels if labels is None else labels
     elif weights is not None:
@@ -95,17 +94,6 @@ def export(
 def _is_onnx(model: str) -> bool:
     """Whether a string means a file: nobody names a network "x.onnx", and a path has a separator."""
     return model.lower().endswith(".onnx") or os.sep in model or "/" in model
-
-
-def _resized(preprocessing: Preprocessing | None, input_shape: tuple[int, ...] | None) -> Preprocessing | None:
-    """The catalogue's preprocessing for another image size: the same margin around the crop."""
-    if preprocessing is None or input_shape is None or input_shape[2:] == preprocessing.crop or len(input_shape) != 4:
-        return preprocessing
-    crop = (input_shape[2], input_shape[3])
-    resize = preprocessing.resize
-    if resize is not None:
-        resize = round(resize * min(crop) / min(preprocessing.crop))
-    return msgspec.structs.replace(preprocessing, crop=crop, resize=resize)
 
 
 def _stem(model: Network) -> str:

@@ -19,6 +19,7 @@ from splitwire.codec.profile import Preprocessing
 from splitwire.commands.export import export as command
 from splitwire.exporter import graph
 from splitwire.exporter.inference import serialise
+from splitwire.models.presets import resized
 
 app = typer.Typer(pretty_exceptions_enable=False)
 app.command()(command)
@@ -45,12 +46,13 @@ def catalogue(monkeypatch):
         weights: str | None
         warning: str | None
 
-    def load(name, weights=None):
+    def load(name, weights=None, *, size=None):
         if name != "small":
             raise UsageError(f"unknown network {name!r}; nearest: small")
+        preprocessing = resized(Preprocessing(crop=(24, 24), resize=28), size or (24, 24))
         return LoadedModel(
-            module=network(), name="small", preprocessing=Preprocessing(crop=(24, 24), resize=28),
-            input_shape=(1, 3, 24, 24), labels=("a",) * 10, weights=weights, warning="random weights",
+            module=network(), name="small", preprocessing=preprocessing,
+            input_shape=(1, 3, *preprocessing.crop), labels=("a",) * 10, weights=weights, warning="random weights",
         )  # fmt: skip
 
     fake = types.ModuleType("splitwire.models.catalogue")
