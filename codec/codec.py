@@ -24,6 +24,7 @@ from .errors import (
 from .frame import Chunk, Frame, Limits, build_frame, parse_frame
 from .profile import CodecProfile, TensorPoint, TensorSpec
 from .quantizer import BlockPacker, non_finite
+from .sizes import Int64Array, decode_sizes, encode_sizes
 
 T = TypeVar("T")
 Float32Array = NDArray[np.float32]
@@ -39,6 +40,7 @@ class DecodedFrame:
     """tensors: one (B, *shape) float32 array per tensor of the profile. op: name of the operating point.
 
     concealed: indices of the damaged chunks whose planes hold the calibration mean; always empty unless asked for.
+    sizes: one int64 vector for each of the profile's; mostly none.
     """
 
     tensors: list[Float32Array]
@@ -46,6 +48,7 @@ class DecodedFrame:
     frame_id: int
     batch: int
     concealed: tuple[int, ...] = ()
+    sizes: tuple[Int64Array, ...] = ()
 
 
 class TensorCoder:
@@ -96,14 +99,23 @@ class FeatureCodec:
         points = self.profile.operating_points[op].tensors
         return [TensorCoder.of(s, p) for s, p in zip(self.profile.tensors, points, strict=True)]
 
-    def encode(self, tensors: Sequence[Float32Array], *, op: str | None = None, frame_id: int = 0) -> bytes:
+    def encode(
+        self,
+        tensors: Sequence[Float32Array],
+        *,
+        op: str | None = None,
+        frame_id: int = 0,
+        sizes: Sequence[Int64Array] = (),
+    ) -> bytes:
         """One (B, *shape) float32 array per tensor of the profile → one frame (docs/bitstream.md).
 
         op: name of an operating point; None is the profile's default. frame_id: in [0, 2^32), comes back on decoding.
+        sizes: one (length,) int64 vector for each of the profile's.
         Raises ShapeMismatch, NonFiniteFeatures, ProfileError (no such operating point).
         """
         index = self.profile.point_index(op)
         batch = self._check(tensors)
+        behind = encode_sizes(sizes, self.profile.size_specs, len(tensors))
         jobs: list[Callable[[], Chunk]] = []
         for i, (spec, coder, x) in enumerate(zip(self.profile.tensors, self._coders(index), tensors, strict=True)):
             planes = np.ascontiguousarray(x).reshape(-1, *spec.planes[1:])
@@ -112,7 +124,7 @@ class FeatureCodec:
                 partial(coder.encode, planes[first : first + step], i, first) for first in range(0, len(planes), step)
             ]
         try:
-            chunks = self._run(jobs)
+            chunks = [*self._run(jobs), *behind]
         except NonFiniteFeatures:
             # said again with the place in the tensor rather than in a chunk
             raise non_finite(next(x for x in tensors if not np.isfinite(x).all())) from None
@@ -137,13 +149,17 @@ class FeatureCodec:
         elements = frame.batch * sum(t.elements for t in self.profile.tensors)
         if elements > self.limits.elements:
             raise LimitExceeded(f"frame decodes to {elements} elements, over the limit of {self.limits.elements}")
-        self._check_chunks(frame)
+        specs = self.profile.size_specs
+        last = max(0, len(frame.chunks) - len(specs))
+        coded = frame.chunks[:last]
+        sizes = decode_sizes(frame.chunks[last:], specs, len(self.profile.tensors))
+        self._check_chunks(frame, coded)
         tensors = [np.empty((frame.batch, *spec.shape), np.float32) for spec in self.profile.tensors]
         coders = self._coders(frame.op)
         jobs: list[Callable[[], None]] = []
         concealed = []
         done = [0] * len(tensors)
-        for i, chunk in enumerate(frame.chunks):
+        for i, chunk in enumerate(coded):
             spec, first = self.profile.tensors[chunk.tensor], done[chunk.tensor]
             done[chunk.tensor] = first + chunk.planes
             size = spec.planes[1] * spec.planes[2]
@@ -158,8 +174,9 @@ class FeatureCodec:
         self._run(jobs)
         op = self.profile.operating_points[frame.op].name
         return DecodedFrame(
-            tensors=tensors, op=op, frame_id=frame.frame_id, batch=frame.batch, concealed=tuple(concealed)
-        )
+            tensors=tensors, op=op, frame_id=frame.frame_id, batch=frame.batch, concealed=tuple(concealed),
+            sizes=tuple(sizes),
+        )  # fmt: skip
 
     def _run(self, jobs: Sequence[Callable[[], T]]) -> list[T]:
         """Results in order; the first error in order is the one that is raised."""
@@ -184,13 +201,13 @@ class FeatureCodec:
             raise ShapeMismatch(f"batch must be 1..{MAX_BATCH}, got {batch}")
         return batch
 
-    def _check_chunks(self, frame: Frame) -> None:
-        """Every plane of every tensor once, in order, by a coder and lanes we have."""
+    def _check_chunks(self, frame: Frame, coded: Sequence[Chunk]) -> None:
+        """Every plane of every tensor once, in order, by a coder and lanes we have. coded: the tensors' chunks."""
         known = {kind.coder_id: kind for kind in CODERS}
         coders = self._coders(frame.op)
         planes = [0] * len(coders)
         current = 0
-        for i, chunk in enumerate(frame.chunks):
+        for i, chunk in enumerate(coded):
             kind = known.get(chunk.coder)
             if kind is None:
                 raise UnsupportedVersion(

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 import msgspec
 import numpy as np
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 from numpy.typing import NDArray
 
 from .errors import ProfileError
@@ -30,6 +30,9 @@ TABLE_BITS = 12
 TABLE_SIZE = 1 << TABLE_BITS
 MAX_ELEMENTS = 1 << 26
 """Largest C·H·W of one tensor; the decoder never allocates for more (times the batch, see frame.py)."""
+
+MAX_SIZES = 64
+"""Most integers in one vector of sizes, and most vectors."""
 
 MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
@@ -183,7 +186,8 @@ class OperatingPoint(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     name: short and stable, e.g. "n4". tensors: one entry per tensor at the cut, in the profile's order.
     bits_per_element: expected rate, from the calibration images (side information not counted).
-    agreement: share of calibration images with the whole network's Top-1 class; None for other tasks.
+    agreement: share of the whole network's answers that stay, measured on calibration images: of Top-1 classes, or of
+        detections weighted by score; None for other tasks.
     """
 
     name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,32}$")]
@@ -215,6 +219,13 @@ class TensorSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return c, h, w
 
 
+class SizeSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Sizes that the back half needs and cannot see in the tensors: a vector of `length` int64 from 0 to MAX_DIM."""
+
+    name: str
+    length: Annotated[int, Meta(ge=1, le=MAX_SIZES)]
+
+
 class CodecProfile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole contract between a front and a back.
 
@@ -223,6 +234,9 @@ class CodecProfile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     max_difference: largest |back(front(x)) − whole(x)| / max(1, |whole(x)|) measured at export.
     default_op: name of the operating point used when none is asked for; not part of the fingerprint, so that it can be
         changed without making a new pair.
+    sizes: what crosses beside the tensors; mostly unset, and then not in the JSON (`size_specs` is () there).
+    outputs: names of the whole network's outputs in order, where some of them are known before the cut and leave from
+        the front; unset where all come from the back.
     """
 
     format: Annotated[int, Meta(ge=1)] = FORMAT
@@ -237,6 +251,8 @@ class CodecProfile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     labels: tuple[str, ...] | None = None
     calibration_images: int = 0
     max_difference: float | None = None
+    sizes: tuple[SizeSpec, ...] | UnsetType = UNSET
+    outputs: tuple[str, ...] | UnsetType = UNSET
 
     def __post_init__(self) -> None:
         if self.format != FORMAT:
@@ -246,6 +262,8 @@ class CodecProfile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
                 raise ValueError(f"tensor {t.name!r} has {t.elements} elements; at most {MAX_ELEMENTS}")
             if t.mean is not None and not abs(t.mean) <= MAX_FLOAT32:
                 raise ValueError(f"tensor {t.name!r} has a mean of {t.mean}, which is no float32")
+        if len(self.size_specs) > MAX_SIZES or len(self.tensors) + len(self.size_specs) > 255:
+            raise ValueError(f"{len(self.tensors)} tensors and {len(self.size_specs)} vectors of sizes are too many")
         names = [p.name for p in self.operating_points]
         if len(set(names)) != len(names) or self.default_op not in names:
             raise ValueError(f"operating points {names} must be distinct and hold the default {self.default_op!r}")
@@ -256,6 +274,16 @@ class CodecProfile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             for spec, tensor in zip(self.tensors, point.tensors, strict=True):
                 if tensor.tables is not None:
                     tensor.tables.check(len(tensor.quantizer.levels), spec.planes[0])
+
+    @property
+    def size_specs(self) -> tuple[SizeSpec, ...]:
+        """`sizes`, () where unset."""
+        return self.sizes if isinstance(self.sizes, tuple) else ()
+
+    @property
+    def crossing(self) -> tuple[str, ...]:
+        """Names of everything that crosses: tensors, then sizes."""
+        return (*(t.name for t in self.tensors), *(s.name for s in self.size_specs))
 
     @property
     def fingerprint(self) -> bytes:

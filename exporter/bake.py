@@ -43,7 +43,7 @@ def write_pair(front: ir.Model, back: ir.Model, profile: CodecProfile, out: Path
     remains. (A crash of the machine between the two renames can leave files of two pairs; their fingerprints differ,
     and the cloud refuses them.) Raises ExportError.
     """
-    created = _missing_folders(out)
+    created = missing_folders(out)
     targets = (out / FRONT, out / BACK)
     temporary: list[Path] = []
     try:
@@ -111,6 +111,6 @@ def _spare_name(target: Path, ending: str) -> Path:
     return target.with_name(f".{target.name}.{secrets.token_hex(4)}.{ending}")
 
 
-def _missing_folders(out: Path) -> list[Path]:
+def missing_folders(out: Path) -> list[Path]:
     """The folders that mkdir(parents=True) will make, innermost first."""
     return [p for p in (out, *out.parents) if not p.exists()]

@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import msgspec
+import numpy as np
+import onnx_ir as ir
 import torch
 
-from splitwire.codec.design import design_operating_point
-from splitwire.codec.errors import ExportError, UsageError
-from splitwire.codec.profile import MAX_LEVELS, CodecProfile, OperatingPoint, Preprocessing, TensorSpec
+from splitwire.codec.errors import UsageError
+from splitwire.codec.profile import MAX_LEVELS, CodecProfile, Preprocessing, SizeSpec, TensorSpec
 
 from . import agreement, bake, verify
-from .calibrate import Calibrated, Progress, calibrate
+from .calibrate import Progress, calibrate
+from .checkpoint import Checkpoint
 from .cuts import find_cut
 from .graph import Source, from_file, from_module
-from .inference import Float32Array, Graph
-from .inputs import LIMIT, Calibration, CalibrationInputs, Skipped, are_files, imagenet_preprocessing, open_inputs
+from .inference import Float32Array, Graph, serialise
+from .inputs import LIMIT, Calibration, CalibrationInputs, Skipped, are_images, imagenet_preprocessing, open_inputs
 from .measure import PointMeasure, choose_default, measure_points
 from .names import Names
+from .sensitivity import Option, design_points
+from .settling import Settling
 from .split import Halves, split
 
 LEVELS = (2, 3, 4, 6, 8)
@@ -35,9 +41,11 @@ Network = torch.nn.Module | str | os.PathLike[str]
 class ExportResult:
     """front, back: the two files. profile: what was baked into both.
 
-    measures: one per operating point, in the profile's order. torch_difference: largest relative difference between
-    the ONNX graph and the torch module, None for ONNX files (the difference of the halves from the whole is
-    `profile.max_difference`). origin, opset: how the graph was made. skipped: images that could not be read.
+    measures: one per operating point, in the profile's order. options: per tensor, the numbers of levels that the
+    operating points were chosen from. settled: after how many calibration images the clipping ranges stayed within 2 %
+    and the code lengths within 1 % of where they ended; None if they still moved. torch_difference: largest relative
+    difference between the ONNX graph and the torch module, None for ONNX files (the difference of the halves from the
+    whole is `profile.max_difference`). origin, opset: how the graph was made. skipped: images that could not be read.
     notes: what the user should know, one sentence each.
     """
 
@@ -45,6 +53,8 @@ class ExportResult:
     back: Path
     profile: CodecProfile
     measures: tuple[PointMeasure, ...]
+    options: tuple[tuple[Option, ...], ...]
+    settled: int | None
     torch_difference: float | None
     origin: str
     opset: int
@@ -70,9 +80,9 @@ def export_pair(
     """Cut `model` at the layer `cut`, calibrate the codec there, and write front.onnx and back.onnx to `out`.
 
     model: a float32 module with one tensor in, or the path of an ONNX file.
-    cut: module path (`layer2`, `layer1.0.relu[1]`) or ONNX tensor name.
-    calibration: folder of images, list of image files, array of network inputs (N, C, H, W) float32, or an iterable of
-        such; at most `images` of them are used.
+    cut: module path (`layer2`, `layer1.0.relu[1]`) or ONNX tensor name; several with commas between them.
+    calibration: folder of images, list of image files, video, array of network inputs (N, C, H, W) float32, torch
+        Dataset, or an iterable of inputs; at most `images` of them are used.
     preprocessing: of image files; baked into the pair, the edge uses it too. None: as for ImageNet, with a note.
     input_shape: (1, C, H, W); for a module, and for an ONNX file that leaves the image size open. None reads it off
         an array of inputs or the crop of the preprocessing.
@@ -81,7 +91,8 @@ def export_pair(
     progress: called as progress(stage, done, total).
 
     Raises UsageError, CutNotBounded, UnsupportedModel, NonFiniteFeatures, ExportError. Whatever fails, no half-written
-    file remains, and a pair that was in `out` before stays.
+    file remains, and a pair that was in `out` before stays. If a long calibration is interrupted, the same call goes on
+    with it (checkpoint.py).
     """
     report = progress or _no_progress
     points = _check_levels(levels, default_op)
@@ -92,7 +103,7 @@ def export_pair(
 
     def start(shape: tuple[int, ...]) -> tuple[CalibrationInputs, Float32Array]:
         nonlocal preprocessing
-        if preprocessing is None and are_files(calibration):
+        if preprocessing is None and are_images(calibration):
             preprocessing = imagenet_preprocessing(shape)
             notes.append(
                 f"no preprocessing given: images are resized to {preprocessing.resize}, cropped to"
@@ -114,7 +125,6 @@ def export_pair(
         stream, first = start(source.input_shape[1:])
     names = Names(source.graph, source.modules)
     found, note = find_cut(source, names, cut)
-    (tensor,) = found.tensors
     notes += [*source.notes, *([note] if note else [])]
 
     report("Split and verify", 0, None)
@@ -122,38 +132,51 @@ def export_pair(
     difference, torch_difference = _verify(model, source, halves, first)
     front = Graph.of(halves.front, what="front half")
     back = Graph.of(halves.back, what="back half")
-    spec = TensorSpec(name=tensor, shape=verify.feature_shape(front, first))
+    specs, sizes = _what_crosses(front, first, found.tensors, halves.sizes)
+    slopes = _slopes(halves.front, found.tensors)
     report("Split and verify", 1, 1)
 
-    calibrated = calibrate(front, stream, spec, report)
-    designed = _design(points, calibrated, report)
-    measures = measure_points(front, back, designed, calibrated.kept, report)
-    profile = CodecProfile(
-        model=name or _name(model),
-        cut=cut,
-        tensors=(msgspec.structs.replace(spec, mean=calibrated.statistics.mean),),
-        operating_points=tuple(
-            msgspec.structs.replace(p, agreement=m.agreement) for p, m in zip(designed, measures, strict=True)
-        ),
-        default_op=default_op or choose_default(designed, measures),
-        front_sha256=bake.digest(halves.front),
-        back_sha256=bake.digest(halves.back),
-        preprocessing=preprocessing,
-        labels=tuple(labels) if labels is not None else None,
-        calibration_images=calibrated.statistics.count,
-        max_difference=difference,
-    )
-    paths = bake.write_pair(halves.front, halves.back, profile, folder)
+    with _checkpoint(folder, halves, stream, preprocessing, images, points) as checkpoint:
+        settling = Settling([*points.values()], slopes)
+        calibrated = calibrate(front, stream, specs, settling=settling, progress=report, checkpoint=checkpoint)
+        designed, options = design_points(
+            front, back, specs, calibrated.statistics, slopes, calibrated.kept, points, report
+        )
+        measures = measure_points(front, back, designed, calibrated.kept, report)
+        profile = CodecProfile(
+            model=name or _name(model),
+            cut=cut,
+            tensors=tuple(
+                msgspec.structs.replace(spec, mean=s.mean) for spec, s in zip(specs, calibrated.statistics, strict=True)
+            ),
+            sizes=sizes or msgspec.UNSET,
+            outputs=_order_of_outputs(source, back),
+            operating_points=tuple(
+                msgspec.structs.replace(p, agreement=m.agreement) for p, m in zip(designed, measures, strict=True)
+            ),
+            default_op=default_op or choose_default(designed, measures),
+            front_sha256=bake.digest(halves.front),
+            back_sha256=bake.digest(halves.back),
+            preprocessing=preprocessing,
+            labels=tuple(labels) if labels is not None else None,
+            calibration_images=calibrated.statistics[0].count,
+            max_difference=difference,
+        )
+        paths = bake.write_pair(halves.front, halves.back, profile, folder)
+    if calibrated.resumed:
+        notes.append(f"the calibration went on where an interrupted run had left it, after {calibrated.resumed} inputs")
     return ExportResult(
         front=paths[0],
         back=paths[1],
         profile=profile,
         measures=tuple(measures),
+        options=tuple(tuple(own) for own in options),
+        settled=calibrated.settled,
         torch_difference=torch_difference,
         origin=source.origin,
         opset=source.opset,
         skipped=tuple(stream.skipped),
-        notes=(*notes, *_remarks(halves, stream.skipped, measures, profile)),
+        notes=(*notes, *_remarks(stream.skipped, measures, profile)),
     )
 
 
@@ -182,35 +205,59 @@ def _check_levels(levels: Sequence[int], default_op: str | None) -> dict[str, in
 def _verify(model: Network, source: Source, halves: Halves, inputs: Float32Array) -> tuple[float, float | None]:
     """(halves against the whole, ONNX against torch)."""
     whole = Graph.of(source.model, what="whole network", exact=True)
-    against_torch = agreement.check_torch(model, whole, inputs) if isinstance(model, torch.nn.Module) else None
+    against_torch = agreement.check_torch(model, source, whole, inputs) if isinstance(model, torch.nn.Module) else None
     return verify.check_halves(whole, halves, inputs), against_torch
 
 
-def _design(points: dict[str, int], calibrated: Calibrated, report: Progress) -> list[OperatingPoint]:
-    designed = []
-    for i, (name, n) in enumerate(points.items()):
-        try:
-            point, bits = design_operating_point(levels=n, statistics=calibrated.statistics)
-        except ValueError as e:
-            raise ExportError(f"no quantizer with {n} levels can be made for this tensor: {e}") from e
-        designed.append(OperatingPoint(name=name, tensors=(point,), bits_per_element=bits))
-        report("Design quantizers", i + 1, len(points))
-    return designed
+def _what_crosses(
+    front: Graph, inputs: Float32Array, tensors: Sequence[str], sizes: Sequence[str]
+) -> tuple[list[TensorSpec], tuple[SizeSpec, ...]]:
+    """Shapes as the front half makes them: shape inference may not know them."""
+    outputs = front.run(np.resize(inputs, (front.batch or 1, *inputs.shape[1:])))
+    specs = [TensorSpec(name=n, shape=y.shape[1:]) for n, y in zip(tensors, outputs, strict=False)]
+    behind = outputs[len(tensors) : len(tensors) + len(sizes)]
+    return specs, tuple(SizeSpec(name=n, length=y.size) for n, y in zip(sizes, behind, strict=True))
+
+
+def _slopes(front: ir.Model, tensors: Sequence[str]) -> list[float | None]:
+    """Per tensor the negative slope of the (leaky) ReLU that makes it; None where something else does."""
+    slopes: list[float | None] = []
+    for value in front.graph.outputs[: len(tensors)]:
+        node = value.producer()
+        kind = node.op_type if node is not None and node.domain in ("", "ai.onnx") else ""
+        leak = node.attributes.get_float("alpha", 0.01) if node is not None else 0.0
+        slopes.append({"Relu": 0.0, "LeakyRelu": leak}.get(kind))
+    return slopes
+
+
+def _checkpoint(
+    folder: Path,
+    halves: Halves,
+    inputs: CalibrationInputs,
+    preprocessing: Preprocessing | None,
+    images: int,
+    points: dict[str, int],
+) -> AbstractContextManager[Checkpoint | None]:
+    """None for inputs that cannot be told to be the same the next time."""
+    digest = inputs.digest()
+    if digest is None:
+        return nullcontext()
+    key = (version("splitwire"), msgspec.json.encode([preprocessing, images, points]), digest)
+    return Checkpoint(folder, serialise(halves.front), *key)
+
+
+def _order_of_outputs(source: Source, back: Graph) -> tuple[str, ...] | msgspec.UnsetType:
+    """The whole network's outputs; unset if all of them come from the back half, in this order."""
+    outputs = tuple(str(v.name) for v in source.graph.outputs)
+    return msgspec.UNSET if outputs == back.outputs else outputs
 
 
 def _name(model: Network) -> str:
     return type(model).__name__ if isinstance(model, torch.nn.Module) else Path(model).stem
 
 
-def _remarks(
-    halves: Halves, skipped: Sequence[Skipped], measures: Sequence[PointMeasure], profile: CodecProfile
-) -> list[str]:
+def _remarks(skipped: Sequence[Skipped], measures: Sequence[PointMeasure], profile: CodecProfile) -> list[str]:
     remarks = []
-    if halves.early:
-        remarks.append(
-            f"known before the cut, so made by front.onnx and not sent: {', '.join(halves.early)}; an edge session"
-            " returns the outputs of back.onnx only"
-        )
     if skipped:
         used = profile.calibration_images
         remarks.append(f"{len(skipped)} calibration image(s) could not be read and were skipped; {used} were used")

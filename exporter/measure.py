@@ -6,36 +6,41 @@ elements, so that there is nothing to overfit; the entropy coder is lossless and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from splitwire.codec.profile import OperatingPoint
+from splitwire.codec.profile import OperatingPoint, Quantizer
 from splitwire.codec.quantizer import dequantize, quantize
 
-from .calibrate import BATCH, Progress, run_padded
-from .inference import Float32Array, Graph
+from .calibrate import BATCH, Progress, padded
+from .damage import Damage, Task
+from .inference import Array, Float32Array, Graph
 
 MIN_AGREEMENT = 0.985
-"""The default operating point is the cheapest whose Top-1 class agrees with the whole network's on this share of the
-inputs. Where it disagrees the whole network is often wrong itself, so that 1.5 % of changed answers cost well under
-1 point of accuracy, the loss that Cohen et al. 2021 allow themselves."""
+"""The default operating point is the cheapest that keeps this share of the answers (damage.py): Top-1 classes, or
+detections. Where a class changes the whole network is often wrong itself, so that 1.5 % of changed answers cost well
+under 1 point of accuracy, the loss that Cohen et al. 2021 allow themselves."""
 
 MAX_ERROR = 0.1
-"""The same for outputs that are not logits: the relative error ‖ŷ − y‖ / ‖y‖. A rule of thumb; no task is known."""
+"""The same for outputs that are neither: the relative error ‖ŷ − y‖ / ‖y‖. A rule of thumb; no task is known."""
+
+Quantizers = Sequence[Quantizer | None]
+"""One per tensor at the cut; None leaves the tensor as it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PointMeasure:
     """One operating point on the kept inputs. Exactly one of the two figures is set.
 
-    agreement: share of inputs with the whole network's Top-1 class, in [0, 1], where the output is (B, K) logits.
+    agreement: share of the answers that stay, in [0, 1], for task "classes" and "detections".
     relative_error: ‖ŷ − y‖ / ‖y‖ over all inputs, otherwise.
     """
 
     op: str
     inputs: int
+    task: Task = "classes"
     agreement: float | None = None
     relative_error: float | None = None
 
@@ -53,34 +58,57 @@ class PointMeasure:
 
 
 def measure_points(
-    front: Graph, back: Graph, points: Sequence[OperatingPoint], kept: list[Float32Array], progress: Progress
+    front: Graph, back: Graph, points: Sequence[OperatingPoint], kept: Sequence[Float32Array], progress: Progress
 ) -> list[PointMeasure]:
     """Measure every point on the kept inputs; the reference is the back half on the features as they are.
 
     (That this equals the whole network was verified before; verify.py.)
     """
-    agreeing = np.zeros(len(points), dtype=np.int64)
-    errors = np.zeros(len(points))
-    energy = 0.0
-    logits = False
+    choices = [[t.quantizer for t in p.tensors] for p in points]
+    damages = measure_damage(
+        front, back, choices, kept, lambda done: progress("Measure operating points", done, len(kept))
+    )
+    return [
+        PointMeasure(
+            op=p.name, inputs=len(kept), task=d.task or "values", agreement=d.agreement, relative_error=d.relative_error
+        )
+        for p, d in zip(points, damages, strict=True)
+    ]
+
+
+def measure_damage(
+    front: Graph,
+    back: Graph,
+    choices: Sequence[Quantizers],
+    kept: Sequence[Float32Array],
+    progress: Callable[[int], None],
+) -> list[Damage]:
+    """What each choice of quantizers does to the outputs, one Damage per choice. progress: called with inputs done."""
+    damages = [Damage(back.outputs) for _ in choices]
+    done = 0
+    for count, received in _features(front, back, kept):
+        reference = back.run(*received)
+        for quantizers, damage in zip(choices, damages, strict=True):
+            n = len(quantizers)  # sizes may come behind the tensors
+            quantized = [_through(y, q) for y, q in zip(received[:n], quantizers, strict=True)]
+            damage.add(reference, back.run(*quantized, *received[n:]), count)
+        done += count
+        progress(done)
+    return damages
+
+
+def _features(front: Graph, back: Graph, kept: Sequence[Float32Array]) -> Iterator[tuple[int, list[Array]]]:
+    """(inputs in the batch, what the back half takes): a graph of a fixed batch gets the last one filled up."""
     for start in range(0, len(kept), front.batch or BATCH):
-        batch = np.stack(kept[start : start + (front.batch or BATCH)])
-        features = run_padded(front, batch)[0]
-        reference = run_padded(back, features)[0]
-        logits = reference.ndim == 2 and reference.shape[1] > 1
-        energy += float(np.square(reference, dtype=np.float64).sum())
-        for i, point in enumerate(points):
-            quantizer = point.tensors[0].quantizer
-            output = run_padded(back, dequantize(quantize(features, quantizer), quantizer))[0]
-            errors[i] += float(np.square(output - reference, dtype=np.float64).sum())
-            if logits:
-                agreeing[i] += int((output.argmax(axis=1) == reference.argmax(axis=1)).sum())
-        progress("Measure operating points", start + len(batch), len(kept))
-    n = len(kept)
-    if logits:
-        return [PointMeasure(op=p.name, inputs=n, agreement=int(a) / n) for p, a in zip(points, agreeing, strict=True)]
-    relative = np.sqrt(errors / max(energy, 1e-30))
-    return [PointMeasure(op=p.name, inputs=n, relative_error=float(e)) for p, e in zip(points, relative, strict=True)]
+        chunk = kept[start : start + (front.batch or BATCH)]
+        outputs = front.run(padded(front, chunk))
+        yield len(chunk), outputs[: len(back.inputs)]
+
+
+def _through(y: Array, quantizer: Quantizer | None) -> Array:
+    if quantizer is None:
+        return y
+    return dequantize(quantize(np.asarray(y, np.float32), quantizer), quantizer)
 
 
 def choose_default(points: Sequence[OperatingPoint], measures: Sequence[PointMeasure]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from splitwire.codec.errors import DeviceError, ProfileError, ShapeMismatch, UsageError
 from splitwire.codec.profile import CodecProfile
 from splitwire.codec.reply import Outputs
+from splitwire.codec.sizes import Int64Array
 
 Float32Array = NDArray[np.float32]
 
@@ -36,18 +38,25 @@ class BackGraph:
     outputs: tuple[str, ...]
     batch: int | None
 
-    def run(self, tensors: Sequence[Float32Array]) -> Outputs:
-        """One (B, *shape) float32 array per tensor of the profile, in its order → outputs by name.
+    def run(self, tensors: Sequence[Float32Array], sizes: Sequence[Int64Array] = ()) -> Outputs:
+        """One (B, *shape) float32 array per tensor of the profile, in its order, and its sizes → outputs by name.
 
-        Raises ShapeMismatch for a batch that the graph does not take.
+        Raises ShapeMismatch for a batch that the graph does not take, and for sizes that fit no tensor.
         """
         if self.batch is not None and tensors[0].shape[0] != self.batch:
             raise ShapeMismatch(
                 f"model {self.profile.model!r} takes a batch of {self.batch} and no other; the frame holds "
                 f"{tensors[0].shape[0]}"
             )
-        feeds = {spec.name: t for spec, t in zip(self.profile.tensors, tensors, strict=True)}
-        return dict(zip(self.outputs, self.session.run(list(self.outputs), feeds), strict=True))
+        feeds: dict[str, NDArray[Any]] = {s.name: t for s, t in zip(self.profile.tensors, tensors, strict=True)}
+        feeds.update((s.name, t) for s, t in zip(self.profile.size_specs, sizes, strict=True))
+        try:
+            return dict(zip(self.outputs, self.session.run(list(self.outputs), feeds), strict=True))
+        except Exception as e:  # ONNX Runtime's exceptions share no base class below this
+            if not sizes:
+                raise
+            shown = ", ".join(f"{s.name} = {t.tolist()}" for s, t in zip(self.profile.size_specs, sizes, strict=True))
+            raise ShapeMismatch(f"the back half cannot run with the sizes in the frame: {shown[:200]}") from e
 
 
 def open_back(path: str | Path, *, threads: int | None = None, providers: Sequence[str] | None = None) -> BackGraph:
@@ -60,7 +69,7 @@ def open_back(path: str | Path, *, threads: int | None = None, providers: Sequen
     session = _open(Path(path), threads, providers)
     profile = CodecProfile.from_metadata(session.get_modelmeta().custom_metadata_map, str(path))
     inputs = {i.name: i.shape for i in session.get_inputs()}
-    wanted = {t.name for t in profile.tensors}
+    wanted = set(profile.crossing)
     if inputs.keys() != wanted:
         if wanted <= {o.name for o in session.get_outputs()}:
             raise UsageError(f"{path} is the front half, for `splitwire edge run`; the cloud runs its back.onnx")

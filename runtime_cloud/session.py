@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from splitwire.codec.codec import DecodedFrame, FeatureCodec
+from splitwire.codec.errors import ShapeMismatch
 from splitwire.codec.profile import CodecProfile
 from splitwire.codec.reply import Outputs, encode_reply
+from splitwire.codec.sizes import Int64Array
 
 from .graph import Float32Array, open_back
 
@@ -59,7 +62,7 @@ class CloudSession:
         start = time.perf_counter()
         decoded = self.decode(frame)
         between = time.perf_counter()
-        outputs = self.run_back(decoded.tensors)
+        outputs = self.run_back(decoded.tensors, decoded.sizes)
         end = time.perf_counter()
         return CloudResult(
             outputs=outputs,
@@ -81,13 +84,18 @@ class CloudSession:
         """Stage 1. Frame → feature tensors. Raises as `infer`."""
         return self._codec.decode(frame)
 
-    def run_back(self, tensors: Sequence[Float32Array]) -> Outputs:
-        """Stage 2. One (B, *shape) float32 array per tensor of the profile → outputs by name. Raises ShapeMismatch."""
-        return self._graph.run(tensors)
+    def run_back(self, tensors: Sequence[Float32Array], sizes: Sequence[Int64Array] = ()) -> Outputs:
+        """Stage 2. One (B, *shape) float32 array per tensor of the profile, and its sizes → outputs by name.
+
+        Raises ShapeMismatch.
+        """
+        return self._graph.run(tensors, sizes)
 
     def warm_up(self) -> None:
         """Decode and run one frame of zeros at each operating point, so that no frame pays for compiling kernels."""
         batch = self._graph.batch or 1
         zeros = [np.zeros((batch, *t.shape), dtype=np.float32) for t in self.profile.tensors]
+        sizes = [np.ones(s.length, dtype=np.int64) for s in self.profile.size_specs]
         for point in self.profile.operating_points:
-            self.infer(self._codec.encode(zeros, op=point.name))
+            with suppress(ShapeMismatch) if sizes else nullcontext():  # the sizes of no image: the back may refuse them
+                self.infer(self._codec.encode(zeros, op=point.name, sizes=sizes))

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from splitwire.codec.errors import DeviceError, ProfileError, ShapeMismatch, UsageError
 from splitwire.codec.profile import CodecProfile
+from splitwire.codec.reply import Outputs
+from splitwire.codec.sizes import Int64Array
 
 Float32Array = NDArray[np.float32]
 
@@ -23,22 +25,44 @@ DEFAULT_PROVIDERS = ("CPUExecutionProvider",)
 
 
 @dataclass(frozen=True, kw_only=True)
+class FrontOutputs:
+    """What the front makes of one batch.
+
+    features: one (B, *shape) float32 array per tensor at the cut. sizes: the profile's vectors of int64, mostly none.
+    early: outputs of the whole network that are known here already, by name; mostly none.
+    """
+
+    features: list[Float32Array]
+    sizes: list[Int64Array]
+    early: Outputs
+
+
+@dataclass(frozen=True, kw_only=True)
 class FrontGraph:
-    """The front half, opened. input_shape: as in the graph; None where an axis is free, as the batch mostly is."""
+    """The front half, opened. input_shape: as in the graph; None where an axis is free, as the batch mostly is.
+
+    early: names of the whole network's outputs that the front makes.
+    """
 
     session: ort.InferenceSession
     profile: CodecProfile
     input_name: str
     input_shape: tuple[int | None, ...]
+    early: tuple[str, ...] = ()
 
-    def run(self, x: Float32Array) -> list[Float32Array]:
-        """(B, *input_shape[1:]) float32 → one (B, *shape) float32 array per tensor of the profile, in its order.
+    def run(self, x: Float32Array) -> FrontOutputs:
+        """(B, *input_shape[1:]) float32 → what crosses, and the early outputs.
 
         Raises ShapeMismatch for another shape or dtype.
         """
         self._check(x)
-        features: list[Float32Array] = self.session.run([t.name for t in self.profile.tensors], {self.input_name: x})
-        return features
+        names = list(dict.fromkeys([*self.profile.crossing, *self.early]))  # a tensor at the cut may be an output too
+        made = dict(zip(names, self.session.run(names, {self.input_name: x}), strict=True))
+        return FrontOutputs(
+            features=[made[t.name] for t in self.profile.tensors],
+            sizes=[made[s.name] for s in self.profile.size_specs],
+            early={name: made[name] for name in self.early},
+        )
 
     def zeros(self) -> Float32Array:
         """The smallest input there is, all zero: what a warm-up runs on."""
@@ -65,9 +89,9 @@ def open_front(path: str | Path, *, threads: int | None = None, providers: Seque
     session = _open(Path(path), threads, providers)
     profile = CodecProfile.from_metadata(session.get_modelmeta().custom_metadata_map, str(path))
     outputs = {o.name for o in session.get_outputs()}
-    missing = [t.name for t in profile.tensors if t.name not in outputs]
+    missing = [name for name in profile.crossing if name not in outputs]
     inputs = session.get_inputs()
-    if missing and {t.name for t in profile.tensors} <= {i.name for i in inputs}:
+    if missing and set(profile.crossing) <= {i.name for i in inputs}:
         raise UsageError(f"{path} is the back half, for `splitwire cloud serve`; the edge runs its front.onnx")
     if missing:
         raise ProfileError(f"{path} does not make the tensor {missing[0]!r} of its own profile; export the model again")
@@ -75,7 +99,14 @@ def open_front(path: str | Path, *, threads: int | None = None, providers: Seque
         shown = ", ".join(f"{i.name}: {i.type}" for i in inputs)
         raise ProfileError(f"{path} must have one float32 input, has {shown}; export the model again")
     shape = tuple(n if isinstance(n, int) else None for n in inputs[0].shape)
-    return FrontGraph(session=session, profile=profile, input_name=inputs[0].name, input_shape=shape)
+    named = profile.outputs if isinstance(profile.outputs, tuple) else ()
+    return FrontGraph(
+        session=session,
+        profile=profile,
+        input_name=inputs[0].name,
+        input_shape=shape,
+        early=tuple(name for name in named if name in outputs),
+    )
 
 
 def _open(path: Path, threads: int | None, providers: Sequence[str] | None) -> ort.InferenceSession:

@@ -17,8 +17,9 @@ from splitwire.codec.codec import FeatureCodec
 from splitwire.codec.errors import BadResponse, UsageError
 from splitwire.codec.profile import CodecProfile
 from splitwire.codec.reply import Outputs
+from splitwire.codec.sizes import Int64Array
 
-from .graph import Float32Array, open_front
+from .graph import Float32Array, FrontOutputs, open_front
 from .transport import Reply, Transport
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class Timings:
 class SplitResult:
     """One inference.
 
-    outputs: the back's outputs by name, in graph order. op: the operating point the frame was coded at.
+    outputs: the whole network's outputs by name, in its order. op: the operating point the frame was coded at.
     bytes_sent: what crossed the socket towards the cloud, HTTP head and retries included. frame_bytes: the frame alone.
     bits_per_element: 8·bytes_sent over the elements of the feature tensors (all images of the batch).
     attempts: 1, unless the transport repeated a failed try.
@@ -129,15 +130,15 @@ class EdgeSession:
         """
         name = self._op_name(op)  # before any work is done for it
         start = time.perf_counter()
-        features = self.run_front(x)
+        made = self.run_front(x)
         fronted = time.perf_counter()
         frame_id = next(self._ids) & FRAME_ID_MASK
-        frame = self.encode(features, op=name, frame_id=frame_id)
+        frame = self.encode(made.features, op=name, frame_id=frame_id, sizes=made.sizes)
         encoded = time.perf_counter()
         reply = self.send(frame, frame_id=frame_id)
         waited_ms = (time.perf_counter() - encoded) * 1e3
         return SplitResult(
-            outputs=reply.outputs,
+            outputs=self._in_order({**made.early, **reply.outputs}),
             op=name,
             bytes_sent=reply.bytes_sent,
             frame_bytes=len(frame),
@@ -171,15 +172,24 @@ class EdgeSession:
         x = preprocessing.load(image, how) if isinstance(image, str | Path) else preprocessing.apply(image, how)
         return x[np.newaxis]
 
-    def run_front(self, x: Float32Array) -> list[Float32Array]:
-        """Stage 1. (B, C, H, W) float32 → one (B, *shape) float32 per tensor at the cut. Raises ShapeMismatch."""
+    def run_front(self, x: Float32Array) -> FrontOutputs:
+        """Stage 1. (B, C, H, W) float32 → `features`: one (B, *shape) float32 per tensor at the cut, and what else
+        crosses or is known already. Raises ShapeMismatch."""
         self._use()
         return self._graph.run(x)
 
-    def encode(self, features: Sequence[Float32Array], *, op: str | None = None, frame_id: int = 0) -> bytes:
-        """Stage 2. Feature tensors → frame. Raises ShapeMismatch, NonFiniteFeatures, ProfileError."""
+    def encode(
+        self,
+        features: Sequence[Float32Array],
+        *,
+        op: str | None = None,
+        frame_id: int = 0,
+        sizes: Sequence[Int64Array] = (),
+    ) -> bytes:
+        """Stage 2. Feature tensors, and sizes where the pair has them → frame. Raises ShapeMismatch, NonFiniteFeatures,
+        ProfileError."""
         self._use()
-        return self._codec.encode(features, op=self._op_name(op), frame_id=frame_id)
+        return self._codec.encode(features, op=self._op_name(op), frame_id=frame_id, sizes=sizes)
 
     def send(self, frame: bytes, *, frame_id: int) -> Reply:
         """Stage 3. Frame → reply. Raises BadResponse for the reply to another frame, and what the transport raises."""
@@ -191,7 +201,8 @@ class EdgeSession:
 
     def warm_up(self) -> None:
         """Run front and encoder once on zeros, so that no frame pays for compiling kernels. Sends nothing."""
-        self.encode(self.run_front(self._graph.zeros()))
+        made = self.run_front(self._graph.zeros())
+        self.encode(made.features, sizes=made.sizes)
 
     def close(self) -> None:
         """Close the transport; the session cannot be used again. Calling it twice is fine."""
@@ -210,6 +221,11 @@ class EdgeSession:
         if self._state is State.CLOSED:
             raise UsageError("this EdgeSession is closed; make a new one")
         self._state = State.OPEN
+
+    def _in_order(self, outputs: Outputs) -> Outputs:
+        """As the whole network has them; all come from the back, in order, where the profile names none."""
+        order = self.profile.outputs if isinstance(self.profile.outputs, tuple) else ()
+        return {name: outputs[name] for name in (*(n for n in order if n in outputs), *outputs)}
 
     def _op_name(self, op: str | None) -> str:
         """The operating point's name. Raises ProfileError, with the names there are."""

@@ -101,9 +101,9 @@ def held(session: CloudSession) -> Iterator[threading.Event]:
     release = threading.Event()
     run_back = session.run_back
 
-    def slow(tensors: Any) -> Any:
+    def slow(*crossing: Any) -> Any:
         assert release.wait(20)
-        return run_back(tensors)
+        return run_back(*crossing)
 
     session.run_back = slow  # type: ignore[method-assign]
     try:
@@ -385,7 +385,7 @@ def test_inferences_run_side_by_side(pair: Pair, frame: bytes):
 
 
 def test_a_bug_is_answered_without_its_traceback(pair: Pair, frame: bytes, caplog: pytest.LogCaptureFixture):
-    def explode(tensors: Any) -> Any:
+    def explode(*_: Any) -> Any:
         raise ZeroDivisionError("secret detail")
 
     with serving(pair) as server:

@@ -99,7 +99,7 @@ def test_the_operating_point_is_the_sessions_unless_a_frame_names_one(pair: Pair
 
 def test_stages_are_of_use_alone(pair: Pair):
     with looped(pair) as session:
-        features = session.run_front(images(2))
+        features = session.run_front(images(2)).features
         assert [f.shape for f in features] == [(2, 4, 8, 8)]
         frame = session.encode(features, op="n2", frame_id=7)
         reply = session.send(frame, frame_id=7)

@@ -118,7 +118,7 @@ def run(out: Path, progress: ProgressFn) -> Summary:
     profile = result.profile
     with cloud_process(out) as url, EdgeSession(result.front, transport=HttpTransport(url, lean=True)) as session:
         session.warm_up()
-        features = [session.run_front(x[None])[0] for x in inputs]
+        features = [session.run_front(x[None]).features[0] for x in inputs]
         float_classes = back_alone(result.back, features)
         points = [stream(session, p.name, inputs, labels, features, progress) for p in profile.operating_points]
     spec = profile.tensors[0]

@@ -100,7 +100,7 @@ def run(out: Path, weights: str | None, progress: ProgressFn) -> PhotosSummary:
             x = preprocessing.apply(image, how)[None]
             session.infer(x)  # the first frame pays for connecting
             answer = session.infer(x)
-            features = session.run_front(x)[0]
+            features = session.run_front(x).features[0]
             photos.append(
                 Photo(
                     name=source.name,
