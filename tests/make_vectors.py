@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from reference import write_frame
@@ -28,6 +29,7 @@ from splitwire.codec.profile import (
     ContextTables,
     OperatingPoint,
     Quantizer,
+    SizeSpec,
     TensorPoint,
     TensorSpec,
 )
@@ -38,7 +40,8 @@ Float32Array = NDArray[np.float32]
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """What one vector is made of. tensors: (shape, levels, block) each; without block there are no tables, and it is
-    coded by coder 2. chunks: (tensor, coder, lanes, planes) of each, for a frame that the encoder would not make.
+    coded by coder 2. sizes: vectors of integers beside the tensors. chunks: (tensor, coder, lanes, planes) of each, for
+    a frame that the encoder would not make.
     """
 
     about: str
@@ -50,6 +53,7 @@ class Recipe:
     uniform: bool = True
     extremes: bool = True
     chunks: Sequence[tuple[int, int, int, int]] = field(default=())
+    sizes: Sequence[tuple[int, ...]] = ()
 
 
 RECIPES = {
@@ -82,6 +86,8 @@ RECIPES = {
     "both-coders": Recipe(about="a tensor of each coder, one in several chunks", batch=2, signed=True,
                           tensors=[((3, 4, 5), 3, (2, 2)), ((4, 7), 6, None)],
                           chunks=[(0, 1, 1, 1), (0, 1, 2, 4), (0, 1, 1, 1), (1, 2, 1, 2)]),
+    "sizes": Recipe(about="two vectors of sizes beside two tensors", tensors=[((3, 5, 4), 4, (2, 2)), ((7,), 3, None)],
+                    batch=2, sizes=[(0,), (13, 1 << 26, 640)]),
 }  # fmt: skip
 
 
@@ -110,20 +116,23 @@ def make(name: str) -> tuple[dict[str, bytes], dict[str, object]]:
             for i, t in enumerate(recipe.tensors)
         ),
         operating_points=ops,
+        sizes=tuple(SizeSpec(name=f"s{i}", length=len(s)) for i, s in enumerate(recipe.sizes)) or msgspec.UNSET,
     )  # fmt: skip
+    sizes = [np.array(s, np.int64) for s in recipe.sizes]
     codec = FeatureCodec(profile)
     frame_id = int(rng.integers(0, 1 << 32))
     if recipe.chunks:
         chunks = list(recipe.chunks)
     else:
-        encoded = codec.encode(features, frame_id=frame_id)
+        encoded = codec.encode(features, frame_id=frame_id, sizes=sizes)
         chunks = chunk_table(encoded)
     planes = [level_planes(x, p.quantizer) for x, p in zip(features, points, strict=True)]
-    frame = write_frame(profile.to_json(), 1, frame_id, recipe.batch, planes, chunks)
+    frame = write_frame(profile.to_json(), 1, frame_id, recipe.batch, planes, chunks, recipe.sizes)
     if not recipe.chunks and frame != encoded:
         raise SystemExit(f"{name}: the encoder and the oracle disagree; nothing to make a golden vector of")
     archive = io.BytesIO()
-    np.savez_compressed(archive, allow_pickle=False, **{f"t{i}": x for i, x in enumerate(features)})
+    arrays = {f"t{i}": x for i, x in enumerate(features)} | {f"s{i}": s for i, s in enumerate(sizes)}
+    np.savez_compressed(archive, allow_pickle=False, **arrays)
     files = {"profile": profile.to_json().encode(), "features": archive.getvalue(), "frame": frame}
     entry = {
         "about": recipe.about, "op": "used", "frame_id": frame_id, "encoded": not recipe.chunks,

@@ -103,9 +103,26 @@ def random_payload(rng: Rng, frame: bytearray, other: bytes) -> bytearray:
     return frame[:start] + rng.bytes(len(frame) - start)
 
 
+def change_sizes(rng: Rng, frame: bytearray, other: bytes) -> bytearray:
+    """Another value, mostly out of range, in a chunk of sizes; or a chunk of levels that claims to hold sizes."""
+    count = chunks_of(frame)
+    entries = [24 + 16 * k for k in range(count)]
+    lengths = [int.from_bytes(frame[e + 8 : e + 12], "little") for e in entries]
+    starts = [28 + 16 * count + sum(lengths[:k]) for k in range(count)]
+    sizes = [k for k, e in enumerate(entries) if frame[e + 1] == 3 and lengths[k] >= 8]
+    if not sizes:
+        if count:
+            frame[entries[int(rng.integers(count))] + 1] = 3
+        return frame
+    at = starts[int(rng.choice(sizes))]
+    value = int(rng.choice([-1, (1 << 26) + 1, 1 << 62, -(1 << 63), 7]))
+    frame[at : at + 8] = value.to_bytes(8, "little", signed=True)
+    return frame
+
+
 MUTATIONS: tuple[Mutation, ...] = (
     flip_bits, overwrite, truncate, random_tail, shift, splice, foreign_payloads, swap_chunks, lie, inflate,
-    random_payload,
+    random_payload, change_sizes,
 )  # fmt: skip
 
 

@@ -12,24 +12,31 @@ import zlib
 from spec_reader import fingerprint_of, read_tables
 
 
-def write_frame(profile_text: str, op: int, frame_id: int, batch: int, planes, chunks=None) -> bytes:
+def write_frame(profile_text: str, op: int, frame_id: int, batch: int, planes, chunks=None, sizes=()) -> bytes:
     """planes: per tensor the list of its planes, each a list of rows of level indices.
 
     chunks: (tensor, coder, lanes, number of planes) of each; by default what our encoder makes, one chunk per tensor.
+    sizes: the vectors of integers behind them; `chunks` may name their chunks (coder 3) too, they are left out there.
     """
     profile = json.loads(profile_text)
     points = profile["operating_points"][op]["tensors"]
     if chunks is None:
         chunks = [(t, 2 if points[t]["tables"] is None else 1, None, len(tensor)) for t, tensor in enumerate(planes)]
     table, payloads, done = b"", b"", [0] * len(planes)
-    for t, coder, wanted, count in chunks:
+    for t, coder, wanted, count in (c for c in chunks if c[1] != 3):
         first = done[t]
         done[t] += count
         channels = ([1, 1] + profile["tensors"][t]["shape"])[-3]
         payload, lanes = ENCODERS[coder](planes[t][first : done[t]], points[t], channels, first, wanted)
         table += struct.pack("<BBBBIII", t, coder, lanes, 0, count, len(payload), zlib.crc32(payload))
         payloads += payload
-    head = struct.pack("<4sBBBB8sIHH", b"SPLW", 1, 0, 0, op, fingerprint_of(profile_text), frame_id, batch, len(chunks))
+    for j, values in enumerate(sizes):
+        payload = b"".join(v.to_bytes(8, "little", signed=True) for v in values)
+        table += struct.pack("<BBBBIII", len(planes) + j, 3, 1, 0, 1, len(payload), zlib.crc32(payload))
+        payloads += payload
+    head = struct.pack(
+        "<4sBBBB8sIHH", b"SPLW", 1, 0, 0, op, fingerprint_of(profile_text), frame_id, batch, len(table) // 16
+    )
     head += table
     return head + struct.pack("<I", zlib.crc32(head)) + payloads
 

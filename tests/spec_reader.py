@@ -29,6 +29,9 @@ def read_frame(frame: bytes, profile_text: str):
         payload = frame[position : position + length]
         position += length
         assert len(payload) == length and zlib.crc32(payload) == crc
+        if tensor >= len(planes):
+            assert (coder, lanes, count) == (3, 1, 1)  # read_sizes
+            continue
         point = profile["operating_points"][op]["tensors"][tensor]
         shape = ([1, 1] + profile["tensors"][tensor]["shape"])[-3:]
         planes[tensor] += DECODERS[coder](payload, point, shape, lanes, count, len(planes[tensor]))
@@ -36,6 +39,24 @@ def read_frame(frame: bytes, profile_text: str):
     for t, spec in enumerate(profile["tensors"]):
         assert len(planes[t]) == batch * ([1, 1] + spec["shape"])[-3]
     return op, frame_id, batch, planes
+
+
+def read_sizes(frame: bytes, profile_text: str):
+    """The vectors of integers of coder 3, of a frame that `read_frame` takes."""
+    profile = json.loads(profile_text)
+    (n_chunks,) = struct.unpack_from("<H", frame, 22)
+    position, found = 28 + 16 * n_chunks, []
+    for k in range(n_chunks):
+        tensor, coder, _, _, _, length, _ = struct.unpack_from("<BBBBIII", frame, 24 + 16 * k)
+        if coder == 3:
+            assert (
+                tensor == len(profile["tensors"]) + len(found) and length == 8 * profile["sizes"][len(found)]["length"]
+            )
+            found.append(struct.unpack_from(f"<{length // 8}q", frame, position))
+            assert all(0 <= v <= 2**26 for v in found[-1])
+        position += length
+    assert len(found) == len(profile.get("sizes", ()))
+    return found
 
 
 def fingerprint_of(profile_text: str) -> bytes:

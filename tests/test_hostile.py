@@ -69,7 +69,7 @@ def sources() -> list[Source]:
         frames = [v.frame]
         for i, op in enumerate(("used", "used", "spare", "used", "spare")):
             xs = [np.roll(x, 7 * i + 1, -1) * np.float32(0.2 * (-1) ** i) for x in v.features]
-            frames.append(codec.encode([x[: 1 + i % len(x)] for x in xs], op=op, frame_id=i))
+            frames.append(codec.encode([x[: 1 + i % len(x)] for x in xs], op=op, frame_id=i, sizes=v.sizes))
         found.append(Source(codec=codec, frames=frames, sent={f: codec.decode(f) for f in frames}))
     return found
 
@@ -89,7 +89,7 @@ def mutate(source: Source, rng: Rng) -> tuple[bytes, str, bool, set[bytes]]:
 
 
 def same(a: DecodedFrame, b: DecodedFrame) -> bool:
-    parts = [(d.op, d.frame_id, d.batch, [(x.shape, x.tobytes()) for x in d.tensors]) for d in (a, b)]
+    parts = [(d.op, d.frame_id, d.batch, [(x.shape, x.tobytes()) for x in (*d.tensors, *d.sizes)]) for d in (a, b)]
     return parts[0] == parts[1]
 
 
@@ -97,9 +97,11 @@ def same_but_for_concealed(codec: FeatureCodec, frame: bytes, decoded: DecodedFr
     """What the result names as concealed is the mean, everything else is what was sent."""
     if (decoded.op, decoded.frame_id, decoded.batch) != (sent.op, sent.frame_id, sent.batch):
         return False
+    if [s.tolist() for s in decoded.sizes] != [s.tolist() for s in sent.sizes]:
+        return False
     expected = [x.copy() for x in sent.tensors]
     done = [0] * len(expected)
-    for k in range(chunks_of(frame)):
+    for k in range(chunks_of(frame) - len(sent.sizes)):
         entry = frame[24 + 16 * k : 40 + 16 * k]
         spec, first = codec.profile.tensors[entry[0]], done[entry[0]]
         done[entry[0]] += int.from_bytes(entry[4:8], "little")
@@ -112,9 +114,16 @@ def well_formed(codec: FeatureCodec, frame: bytes, decoded: DecodedFrame) -> boo
     """Shapes as the header says, values that the quantizer has."""
     point = codec.profile.operating_points[frame[7]]
     batch = int.from_bytes(frame[20:22], "little")
-    return (decoded.op, decoded.batch, decoded.concealed) == (point.name, batch, ()) and all(
-        x.dtype == np.float32 and x.shape == (batch, *spec.shape) and bool(np.isin(x, t.quantizer.levels).all())
-        for x, spec, t in zip(decoded.tensors, codec.profile.tensors, point.tensors, strict=True)
+    sizes_right = [(s.dtype, s.size, bool(((s >= 0) & (s <= 1 << 26)).all())) for s in decoded.sizes] == [
+        (np.int64, spec.length, True) for spec in codec.profile.size_specs
+    ]
+    return (
+        sizes_right
+        and (decoded.op, decoded.batch, decoded.concealed) == (point.name, batch, ())
+        and all(
+            x.dtype == np.float32 and x.shape == (batch, *spec.shape) and bool(np.isin(x, t.quantizer.levels).all())
+            for x, spec, t in zip(decoded.tensors, codec.profile.tensors, point.tensors, strict=True)
+        )
     )
 
 

@@ -12,12 +12,13 @@ import pytest
 import vectors
 from make_vectors import chunk_table, level_planes
 from reference import write_frame
-from spec_reader import read_frame
+from spec_reader import read_frame, read_sizes
 from vectors import Vector
 
 from splitwire.codec.codec import FeatureCodec
 from splitwire.codec.entropy import CODERS
 from splitwire.codec.profile import CodecProfile
+from splitwire.codec.sizes import CODER_ID as SIZES
 
 TESTS = Path(__file__).parent
 # Read when the tests are collected: a manifest that is missing ends the run, it does not empty it.
@@ -51,7 +52,7 @@ def test_the_vectors_show_all_levels_lanes_and_escapes() -> None:
         lanes |= {chunk[2] for chunk in chunk_table(v.frame)}
         escapes += v.escapes
     assert levels >= {2, 3, 4, 6, 8, 16, 256} and lanes == set(range(1, 9)) and escapes > 100
-    assert coders == {kind.coder_id for kind in CODERS}, "a coder without a golden vector"
+    assert coders == {kind.coder_id for kind in CODERS} | {SIZES}, "a coder without a golden vector"
 
 
 def test_decoder_gives_exactly_these_features(vector: Vector, codec: FeatureCodec) -> None:
@@ -59,10 +60,11 @@ def test_decoder_gives_exactly_these_features(vector: Vector, codec: FeatureCode
     assert (decoded.op, decoded.frame_id) == (vector.op, vector.frame_id)
     assert [vectors.digest(x) for x in decoded.tensors] == vector.decoded
     assert [x.shape for x in decoded.tensors] == [x.shape for x in vector.features]
+    assert [s.tolist() for s in decoded.sizes] == [s.tolist() for s in vector.sizes]
 
 
 def test_encoder_gives_exactly_these_bytes(vector: Vector, codec: FeatureCodec) -> None:
-    frame = codec.encode(vector.features, op=vector.op, frame_id=vector.frame_id)
+    frame = codec.encode(vector.features, op=vector.op, frame_id=vector.frame_id, sizes=vector.sizes)
     if vector.encoded:
         assert frame == vector.frame
     else:  # chunks that another encoder may make: the features are the same
@@ -76,6 +78,7 @@ def test_reader_written_from_the_page_agrees(vector: Vector) -> None:
     for i, spec in enumerate(profile.tensors):
         levels = np.array(profile.operating_points[index].tensors[i].quantizer.levels, np.float32)
         assert vectors.digest(levels[np.array(planes[i])].reshape(batch, *spec.shape)) == vector.decoded[i]
+    assert [list(s) for s in read_sizes(vector.frame, vector.profile)] == [s.tolist() for s in vector.sizes]
 
 
 def test_writer_written_from_the_page_agrees(vector: Vector) -> None:
@@ -84,7 +87,8 @@ def test_writer_written_from_the_page_agrees(vector: Vector) -> None:
     points = profile.operating_points[index].tensors
     planes = [level_planes(x, p.quantizer) for x, p in zip(vector.features, points, strict=True)]
     batch, chunks = len(vector.features[0]), chunk_table(vector.frame)
-    assert write_frame(vector.profile, index, vector.frame_id, batch, planes, chunks) == vector.frame
+    sizes = [s.tolist() for s in vector.sizes]
+    assert write_frame(vector.profile, index, vector.frame_id, batch, planes, chunks, sizes) == vector.frame
 
 
 def test_profile_is_written_back_as_it_was_read(vector: Vector) -> None:
@@ -97,12 +101,13 @@ import sys
 import numba, vectors
 from splitwire.codec.codec import FeatureCodec
 from splitwire.codec.profile import CodecProfile
+from splitwire.codec.sizes import CODER_ID as SIZES
 assert numba.config.DISABLE_JIT
 for name in sys.argv[1:]:
     v = vectors.load(name)
     codec = FeatureCodec(CodecProfile.from_json(v.profile))
     if v.encoded:
-        assert codec.encode(v.features, op=v.op, frame_id=v.frame_id) == v.frame, name
+        assert codec.encode(v.features, op=v.op, frame_id=v.frame_id, sizes=v.sizes) == v.frame, name
     assert [vectors.digest(x) for x in codec.decode(v.frame).tensors] == v.decoded, name
     print(name)
 """

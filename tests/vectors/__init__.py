@@ -1,7 +1,8 @@
 """Golden vectors: what every later version decodes to the same features. `make_vectors.py` makes new ones.
 
-A vector is four things: NAME.profile.json, NAME.features.npz (t0, t1, …: float32 with the batch), NAME.frame, and its
-entry in manifest.json with the SHA-256 of the other three and of each decoded tensor (float32, little-endian, C order).
+A vector is four things: NAME.profile.json, NAME.features.npz (t0, t1, …: float32 with the batch; s0, s1, …: sizes,
+int64), NAME.frame, and its entry in manifest.json with the SHA-256 of the other three and of each decoded tensor
+(float32, little-endian, C order).
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class Vector:
     escapes: int
     profile: str
     features: list[Float32Array]
+    sizes: list[NDArray[np.int64]]
     frame: bytes
     decoded: list[str]
 
@@ -53,10 +55,10 @@ def load(name: str) -> Vector:
         if hashlib.sha256(data).hexdigest() != entry["files"][part]:
             raise ValueError(f"golden vector {name}{SUFFIXES[part]} is not the file that the manifest names")
     with np.load(FOLDER / (name + SUFFIXES["features"]), allow_pickle=False) as archive:
-        features = [archive[f"t{i}"] for i in range(len(archive.files))]
+        features, sizes = ([archive[k] for k in archive.files if k[0] == kind] for kind in "ts")
     known = {key: entry[key] for key in ("about", "op", "frame_id", "encoded", "escapes", "decoded")}
     return Vector(
-        name=name, profile=files["profile"].decode(), features=features, frame=files["frame"], **known
+        name=name, profile=files["profile"].decode(), features=features, sizes=sizes, frame=files["frame"], **known
     )  # fmt: skip
 
 
