@@ -16,7 +16,7 @@ import builtins
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, cast
+from typing import Any
 from unittest import mock
 
 import torch
@@ -60,9 +60,9 @@ def as_network(detector: torch.nn.Module) -> torch.nn.Module:
     own: dict[str, Any] = {"forward": forward}
     if selection is not None:
         own["postprocess_detections"] = selection
-    view = object.__new__(type(kind.__name__, (kind,), own))
+    view: torch.nn.Module = object.__new__(type(kind.__name__, (kind,), own))
     view.__dict__ = detector.__dict__
-    return cast("torch.nn.Module", view)
+    return view
 
 
 def notes(detector: torch.nn.Module, size: tuple[int, int]) -> list[str]:
@@ -121,7 +121,8 @@ def batched_nms(boxes: Tensor, scores: Tensor, classes: Tensor, threshold: float
     """
     extent = torch.cat([boxes.flatten(), boxes.new_zeros(1)]).max() + 1  # the zero: N may be 0
     apart = boxes + (classes.to(boxes) * extent)[:, None]
-    return box_ops.nms(apart, scores, threshold)
+    kept: Tensor = box_ops.nms(apart, scores, threshold)
+    return kept
 
 
 def _length(x: Any) -> Any:
