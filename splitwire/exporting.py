@@ -39,10 +39,10 @@ def export(
 
     model: the name of a torchvision network ("resnet18"), a torch.nn.Module (float32, one tensor in), or the path of an
         ONNX file.
-    cut: module path ("layer2", "features.7", "layer1.0.relu[1]") or ONNX tensor name.
-    calibration: folder of images (searched recursively), list of image files, float32 array of network inputs
-        (N, C, H, W), or an iterable of such arrays. 100 inputs like those of the task are plenty; at most `images`
-        (512) are used, spread evenly.
+    cut: module path ("layer2", "features.7", "layer1.0.relu[1]") or ONNX tensor name; "a,b" for several tensors.
+    calibration: folder of images (searched recursively), list of image files, a video (needs PyAV: pip install av),
+        float32 array of network inputs (N, C, H, W), torch Dataset of tensors or PIL images, or an iterable of inputs
+        (a DataLoader). 100 inputs like those of the task are plenty; at most `images` (512) are used, spread evenly.
     out: folder of front.onnx and back.onnx; "<model>-<cut>" in the working folder if None.
     weights: for a torchvision name: a file, or what the catalogue takes (docs/models.md).
     preprocessing: from image file to network input; baked into the pair, since the edge needs the same. None: what the
@@ -53,7 +53,8 @@ def export(
     default_op: "n4", say; None chooses the cheapest that keeps the answers.
     progress: called as progress(stage, done, total), total None while unknown.
 
-    Returns an ExportResult: the paths, the profile, agreement per operating point, notes, skipped images.
+    Returns an ExportResult: the paths, the profile, agreement per operating point, notes, skipped images. If a long
+    calibration is interrupted, the same call goes on with it.
     Raises UsageError, CutNotBounded, UnsupportedModel, NonFiniteFeatures, ExportError; no half-written file is left,
     and a pair that was in `out` before stays.
     """

@@ -71,6 +71,8 @@ def test_table(model, tmp_path):
     result = invoke(model, "--cut", "layer1", "--data", tmp_path / "images", "--out", out, "--levels", "2,4")
     assert result.exit_code == 0, result.output
     assert "net cut after layer1: 8×8×8 features, 2,048 bytes as float32" in result.stdout
+    assert "tensor in the graph: " in result.stdout
+    assert "still moved; more images would help" in result.stdout
     lines = [line.split() for line in result.stdout.splitlines()]
     rows = [line for line in lines if line and line[0] in ("n2", "n4") and "%" in line[-1]]
     assert [[x for x in row if x != "*"][:2] for row in rows] == [["n2", "2"], ["n4", "4"]]
@@ -93,11 +95,32 @@ def test_json(model, tmp_path):
     document = json.loads(result.stdout)
     assert result.stderr == ""
     assert document["calibration_images"] == 6
-    assert document["tensor"]["shape"] == [8, 8, 8]
+    assert [t["shape"] for t in document["tensors"]] == [[8, 8, 8]]
+    assert [[t["levels"] for t in p["tensors"]] for p in document["points"]] == [[2], [3], [4], [6], [8]]
+    assert document["task"] == "classes"
+    assert document["settled_after"] is None
     assert [p["op"] for p in document["points"]] == ["n2", "n3", "n4", "n6", "n8"]
     assert document["default_op"] in {p["op"] for p in document["points"]}
     assert Path(document["front"]).is_file()
     assert len(document["fingerprint"]) == 16
+
+
+def test_several_tensors(model, tmp_path):
+    write_images(tmp_path / "images", 8)
+    arguments = ("--cut", "layer1.1.bn2,layer1.0", "--data", tmp_path / "images", "--out", tmp_path / "out")
+    result = invoke(model, *arguments, "--levels", "2,4")
+    assert result.exit_code == 0, result.output
+    assert "8×8×8 + 8×8×8 features, 4,096 bytes as float32" in result.stdout
+    assert "tensors in the graph: " in result.stdout
+    assert "…" not in result.stdout.replace(" … ", "")  # nothing is cut off at 80 columns
+    document = json.loads(invoke(model, *arguments, "--levels", "2,4", "--json").stdout)
+    assert [len(p["tensors"]) for p in document["points"]] == [2, 2]
+    for point in document["points"]:
+        bits = sum(t["bits_per_element"] * 512 for t in point["tensors"])
+        assert bits == pytest.approx(point["bits_per_element"] * 1024)
+        assert point["bytes_per_image"] == pytest.approx(bits / 8)
+    assert [[o["levels"] for o in own] for own in document["sensitivity"]] == [[2, 4, 12, 16]] * 2
+    assert all(o["damage"] >= 0 for own in document["sensitivity"] for o in own)
 
 
 def test_errors_pass_through(model, tmp_path):

@@ -11,18 +11,32 @@ from splitwire.codec.errors import UsageError
 from splitwire.console import err, out, print_json, progress_bar
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
+    from splitwire.codec.profile import CodecProfile, OperatingPoint, TensorPoint
     from splitwire.exporter.export import ExportResult
 
 METHODS = {"leaky_relu_model": "leaky ReLU", "relu_model": "ReLU", "histogram": "histogram"}
 """How the clipping range was chosen: by a density of Cohen et al., or on the measured histogram."""
+
+RANGE = ("clipping range", "chosen by", "KS")
+LEFT = ("op", "shape", "chosen by")
+HEADING = {"classes": "Top-1", "detections": "found", "values": "error"}
+MEANING = {
+    "classes": "Top-1: inputs whose class stays",
+    "detections": "found: detections, by score, that are found again",
+    "values": "error: of the output, relative",
+}
 
 SHOWN_SKIPPED = 5
 
 
 def export(
     model: Annotated[str, typer.Argument(help="A torchvision name (resnet18, …) or an ONNX file.")],
-    cut: Annotated[str, typer.Option(help="Layer to cut after: module path (layer2) or ONNX tensor name.")],
-    data: Annotated[Path, typer.Option(help="Folder of images to calibrate on; searched recursively.")],
+    cut: Annotated[
+        str, typer.Option(help="Layer to cut after: module path (layer2) or ONNX tensor name; several as a,b,c.")
+    ],
+    data: Annotated[Path, typer.Option(help="Folder of images to calibrate on, searched recursively; or a video.")],
     to: Annotated[
         Path | None, typer.Option("--out", help="Folder for front.onnx and back.onnx.", show_default="MODEL-LAYER")
     ] = None,
@@ -74,63 +88,75 @@ def _document(result: ExportResult) -> dict[str, Any]:
         "model": profile.model,
         "cut": profile.cut,
         "fingerprint": profile.fingerprint.hex(),
-        "tensor": {"name": profile.tensors[0].name, "shape": profile.tensors[0].shape},
+        "tensors": [{"name": t.name, "shape": t.shape} for t in profile.tensors],
+        "sizes": [{"name": t.name, "length": t.length} for t in profile.size_specs],
         "opset": result.opset,
         "exporter": result.origin,
         "max_difference": profile.max_difference,
         "torch_difference": result.torch_difference,
         "calibration_images": profile.calibration_images,
+        "settled_after": result.settled,
         "default_op": profile.default_op,
         "points": [
             {
                 "op": point.name,
-                "levels": len(point.tensors[0].quantizer.levels),
-                "clipping_range": point.tensors[0].quantizer.clipping_range,
-                "method": point.tensors[0].clipping.method,
-                "ks_distance": point.tensors[0].clipping.ks_distance,
-                "reason": point.tensors[0].clipping.reason,
                 "bits_per_element": point.bits_per_element,
+                "bytes_per_image": _bytes_per_image(point, profile),
                 "agreement": measure.agreement,
                 "relative_error": measure.relative_error,
                 "measured_on": measure.inputs,
+                "tensors": [
+                    {
+                        "levels": len(tensor.quantizer.levels),
+                        "clipping_range": tensor.quantizer.clipping_range,
+                        "method": tensor.clipping.method,
+                        "ks_distance": tensor.clipping.ks_distance,
+                        "reason": tensor.clipping.reason,
+                        "bits_per_element": bits,
+                    }
+                    for tensor, bits in zip(point.tensors, _bits(result, point), strict=True)
+                ],
             }
             for point, measure in zip(profile.operating_points, result.measures, strict=True)
+        ],
+        "task": result.measures[0].task,
+        "sensitivity": [
+            [{"levels": o.levels, "bits_per_image": o.bits, "damage": o.damage} for o in own] for own in result.options
         ],
         "skipped": [{"path": s.path, "reason": s.reason} for s in result.skipped],
         "notes": result.notes,
     }
 
 
-def _show(result: ExportResult) -> None:
-    from rich.table import Table
+def _bits(result: ExportResult, point: OperatingPoint) -> list[float]:
+    """Bits per element of each tensor at a point."""
+    found = []
+    for spec, tensor, own in zip(result.profile.tensors, point.tensors, result.options, strict=True):
+        found.append(next(o.bits for o in own if o.levels == len(tensor.quantizer.levels)) / spec.elements)
+    return found
 
+
+def _bytes_per_image(point: OperatingPoint, profile: CodecProfile) -> float:
+    return point.bits_per_element * sum(t.elements for t in profile.tensors) / 8
+
+
+def _show(result: ExportResult) -> None:
     profile = result.profile
-    spec = profile.tensors[0]
-    by_class = result.measures[0].agreement is not None
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("op", "N", "clipping range", "chosen by", "KS", "bits/element", "bytes/image"):
-        table.add_column(heading, justify="left" if heading in ("op", "chosen by") else "right", no_wrap=True)
-    table.add_column("Top-1" if by_class else "error", justify="right", no_wrap=True)
-    for point, measure in zip(profile.operating_points, result.measures, strict=True):
-        tensor = point.tensors[0]
-        low, high = tensor.quantizer.clipping_range
-        table.add_row(
-            f"{point.name} *" if point.name == profile.default_op else point.name,
-            str(len(tensor.quantizer.levels)),
-            f"{low:.3g} … {high:.3g}",
-            METHODS[tensor.clipping.method],
-            "–" if tensor.clipping.ks_distance is None else f"{tensor.clipping.ks_distance:.3f}",
-            f"{point.bits_per_element:.3f}",
-            f"{point.bits_per_element * spec.elements / 8:,.0f}",
-            f"{measure.agreement:.1%}" if measure.agreement is not None else f"{measure.relative_error:.3f}",
-            style="bold" if point.name == profile.default_op else None,
-        )
-    shape = "×".join(map(str, spec.shape))
-    _say(f"{profile.model} cut after {profile.cut}: {shape} features, {spec.elements * 4:,} bytes as float32")
-    out.print(table)
+    several = len(profile.tensors) > 1
+    names = ", ".join(t.name for t in profile.tensors)
+    shapes = " + ".join("×".join(map(str, t.shape)) for t in profile.tensors)
+    size = sum(t.elements for t in profile.tensors) * 4
+    _say(f"{profile.model} cut after {profile.cut}: {shapes} features, {size:,} bytes as float32")
+    _say(f"tensor{'s' if several else ''} in the graph: {names}")
+    out.print(_points(result))
+    if several:
+        _say(f"the tensors at {profile.default_op}:")
+        out.print(_tensors(result))
     _say(f"* default: {profile.default_op}; KS: distance of the fitted density from the measured distribution")
-    meaning = "Top-1: inputs whose class stays" if by_class else "error: of the output, relative"
-    _say(f"{meaning}, of {result.measures[0].inputs} measured; calibrated on {profile.calibration_images} images")
+    measured = result.measures[0]
+    _say(f"{MEANING[measured.task]}, of {measured.inputs} measured; calibrated on {profile.calibration_images} images")
+    settled = f"were there after {result.settled} images" if result.settled else "still moved; more images would help"
+    _say(f"final clipping ranges (within 2 %) and code lengths (within 1 %) {settled}")
     _say(f"largest difference between the joined halves and the whole network: {_difference(profile.max_difference)}")
     if result.torch_difference is not None:
         _say(f"largest difference between the ONNX graph and the torch module: {_difference(result.torch_difference)}")
@@ -142,6 +168,52 @@ def _show(result: ExportResult) -> None:
         err.print(f"note: {note}", markup=False, soft_wrap=True)
     for path in (result.front, result.back):
         _say(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
+
+
+def _points(result: ExportResult) -> Table:
+    """One row per operating point; the clipping range only where there is one."""
+    profile = result.profile
+    several = len(profile.tensors) > 1
+    table = _table(
+        "op", "N", *([] if several else RANGE), "bits/element", "bytes/image", HEADING[result.measures[0].task]
+    )
+    for point, measure in zip(profile.operating_points, result.measures, strict=True):
+        table.add_row(
+            f"{point.name} *" if point.name == profile.default_op else point.name,
+            "·".join(str(len(t.quantizer.levels)) for t in point.tensors),
+            *([] if several else _range(point.tensors[0])),
+            f"{point.bits_per_element:.3f}",
+            f"{_bytes_per_image(point, profile):,.0f}",
+            f"{measure.agreement:.1%}" if measure.agreement is not None else f"{measure.relative_error:.3f}",
+            style="bold" if point.name == profile.default_op else None,
+        )
+    return table
+
+
+def _tensors(result: ExportResult) -> Table:
+    """One row per tensor, at the default operating point."""
+    profile = result.profile
+    point = profile.operating_points[profile.point_index()]
+    table = _table("shape", "N", *RANGE, "bits/element", "bytes/image")
+    for spec, tensor, bits in zip(profile.tensors, point.tensors, _bits(result, point), strict=True):
+        shape, levels = "×".join(map(str, spec.shape)), str(len(tensor.quantizer.levels))
+        table.add_row(shape, levels, *_range(tensor), f"{bits:.3f}", f"{bits * spec.elements / 8:,.0f}")
+    return table
+
+
+def _range(tensor: TensorPoint) -> tuple[str, str, str]:
+    low, high = tensor.quantizer.clipping_range
+    distance = tensor.clipping.ks_distance
+    return f"{low:.3g} … {high:.3g}", METHODS[tensor.clipping.method], "–" if distance is None else f"{distance:.3f}"
+
+
+def _table(*headings: str) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in LEFT else "right", no_wrap=True)
+    return table
 
 
 def _difference(value: float | None) -> str:
