@@ -24,7 +24,7 @@ from splitwire.models.recipes import RECIPES, Recipe, Task
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["RECIPES", "LoadedModel", "Recipe", "load", "names"]
+__all__ = ["RECIPES", "LoadedModel", "Recipe", "load", "names", "recipe"]
 
 DEMO = "demo"
 """Short for the demo network's name."""
@@ -59,6 +59,29 @@ def names() -> list[str]:
     return sorted([DEMO, demo.NAME, *networks.names()])
 
 
+def recipe(name: str) -> Recipe:
+    """The recipe for `name`; for a network that has none, what torchvision records of it, without layers to cut at.
+
+    Raises UsageError for an unknown name. Needs torchvision for names that are not in RECIPES.
+    """
+    if name == DEMO:
+        name = demo.NAME
+    if name in RECIPES:
+        return RECIPES[name]
+    wanted = _wanted(name, None)
+    entry = wanted.default
+    ops = entry.meta.get("_ops") if wanted.task == "classification" else None  # of the others: at another image size
+    return Recipe(
+        name=name,
+        task=wanted.task,
+        preprocessing=wanted.preprocessing(entry),
+        layers=(),
+        parameters=entry.meta["num_params"],
+        macs=None if ops is None else round(ops * 1e9),
+        classes=f"{len(entry.meta['categories']):,} of {entry.name}",
+    )
+
+
 def load(
     name: str, weights: str | os.PathLike[str] | None = None, *, size: int | tuple[int, ...] | None = None
 ) -> LoadedModel:
@@ -78,14 +101,7 @@ def load(
     sides = presets.as_size(name, size)
     if name in (DEMO, demo.NAME):
         return _load_demo(weights, sides)
-    import torchvision
-
-    from splitwire.models import networks
-
-    task = networks.task_of(name)
-    if task is None:
-        raise UsageError(_refuse(name, networks.refusal(name)))
-    wanted = _Wanted(name=name, task=task, size=sides, known=torchvision.models.get_model_weights(name))
+    wanted = _wanted(name, sides)
     if weights is None:
         return _random(wanted)
     entry = _entry(wanted, weights)
@@ -145,6 +161,23 @@ class _Wanted:
             weights=weights,
             warning=warning,
         )
+
+
+def _wanted(name: str, size: Size | None) -> _Wanted:
+    """Raises UsageError if torchvision has no such network, or it has none of our tasks."""
+    import torchvision
+
+    from splitwire.models import networks
+
+    task = networks.task_of(name)
+    if task is not None:
+        return _Wanted(name=name, task=task, size=size, known=torchvision.models.get_model_weights(name))
+    why = networks.refusal(name)
+    if why is not None:
+        raise UsageError(f"{name} {why}; splitwire takes networks for classification, segmentation and detection")
+    near = difflib.get_close_matches(name.lower(), names(), n=3, cutoff=0.5)
+    hint = "nearest: " + ", ".join(near) if near else "`splitwire models --all` lists them all, 'demo' is ours"
+    raise UsageError(f"unknown model {name!r}; {hint}")
 
 
 def _load_demo(weights: str | os.PathLike[str] | None, size: Size | None) -> LoadedModel:
@@ -260,12 +293,3 @@ def _cached(entry: Any) -> bool:
     import torch
 
     return (Path(torch.hub.get_dir()) / "checkpoints" / Path(entry.url).name).is_file()
-
-
-def _refuse(name: str, why: str | None) -> str:
-    """Why `name` is not in the catalogue; why: torchvision has it, but it is no network for us."""
-    if why is not None:
-        return f"{name} {why}; splitwire takes torchvision's networks for classification, segmentation and detection"
-    near = difflib.get_close_matches(name.lower(), names(), n=3, cutoff=0.5)
-    hint = "nearest: " + ", ".join(near) if near else "`splitwire models --all` lists them all, 'demo' is ours"
-    return f"unknown model {name!r}; {hint}"

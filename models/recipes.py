@@ -170,8 +170,21 @@ RECIPES = {
         ),
         _segmenter("deeplabv3_resnet50", f"{_BACKBONE} classifier.0", parameters=39_638_869, macs=168_731_205_888),
         _segmenter("fcn_resnet50", f"{_BACKBONE} classifier.2", parameters=32_957_013, macs=142_725_772_800),
-        _detector("ssdlite320_mobilenet_v3_large", 320, "backbone", parameters=3_440_060, macs=583_171_904),
-        _detector("ssd300_vgg16", 300, "backbone", parameters=35_641_826, macs=34_858_153_472),
+        _detector(
+            "ssdlite320_mobilenet_v3_large",
+            320,
+            "backbone.features.0.3 backbone.features.0.6 backbone.features.0.10 backbone.features.0.12"
+            " backbone.features.0 backbone",
+            parameters=3_440_060,
+            macs=583_171_904,
+        ),
+        _detector(
+            "ssd300_vgg16",
+            300,
+            "backbone.features.9 backbone.features.16 backbone.features backbone",
+            parameters=35_641_826,
+            macs=34_858_153_472,
+        ),
         _detector(
             "retinanet_resnet50_fpn_v2",  # the pyramid of the backbone, C3 to C5, then P3 to P7
             640,

@@ -14,7 +14,7 @@ from rich.markup import escape
 
 from splitwire import __version__
 from splitwire.codec.errors import SplitwireError
-from splitwire.commands import cloud, demo, edge, export, warmup
+from splitwire.commands import cloud, demo, edge, export, models, warmup
 from splitwire.console import err
 
 MODULES = {
@@ -39,9 +39,12 @@ app.add_typer(edge_app, name="edge")
 app.add_typer(cloud_app, name="cloud")
 
 app.command()(export.export)
+app.command()(plan.plan)
+app.command()(models.models)
 app.command()(demo.demo)
 app.command()(warmup.warmup)
 edge_app.command()(edge.run)
+edge_app.command()(edge.profile)
 cloud_app.command()(cloud.serve)
 
 
