@@ -13,10 +13,10 @@ PINS := pyproject.toml constraints.txt
 .DELETE_ON_ERROR:
 # Two installs into one environment at a time would damage it, so -j is ignored.
 .NOTPARALLEL:
-.PHONY: help demo photos test lint format bench readme hostile fuzz arm clean
+.PHONY: help demo photos test lint format bench bench-codec readme hostile fuzz arm clean
 
 help: ## list the targets
-	@awk -F ': .*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ': .*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/.demo ## split the demo network over a local server; writes build/demo/
 	$(VENV)/bin/splitwire demo
@@ -34,8 +34,11 @@ format: $(VENV)/.dev ## rewrite the sources the way ruff wants them
 	$(RUN) -m ruff check --fix-only --quiet .
 	$(RUN) -m ruff format .
 
-bench: $(VENV)/.dev ## benchmarks beside their peers, as tables and JSON
-	$(RUN) -m benchmarks.run $(ARGS)
+bench: $(VENV)/.dev $(VENV)/.weights ## every benchmark, as tables and as JSON in build/bench/
+	$(RUN) -m benchmarks.run
+
+bench-codec: $(VENV)/.dev $(VENV)/.weights ## the codec alone, beside bit-pack + zstd, CABAC and others
+	$(RUN) -m benchmarks.codec
 
 readme: $(VENV)/.dev ## put the figures of `make demo` and `make bench` into README.md
 	$(RUN) -m benchmarks.readme

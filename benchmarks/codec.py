@@ -1,4 +1,4 @@
-"""The codec beside what a user would put together: bytes, throughput, cost of a call (`make bench`).
+"""The codec beside what a user would put together: bytes, throughput, cost of a call (`make bench-codec`).
 
 Writes build/bench/codec.json (machine, rows) and prints the same as a table. One core; whole paths: encode is
 float32 → bytes, decode is bytes → float32, checks and checksums included. The bit-pack peers get our own quantizer,
@@ -200,6 +200,23 @@ def table(rows: list[Row]) -> Table:
     return out
 
 
+PEERS = ("splitwire, CABAC", "bit-pack + zstd 3", "bit-pack + zstd 19")
+"""Those that the sizes are held against."""
+
+
+def sizes(rows: list[Row]) -> Table:
+    """Our bytes over those of PEERS."""
+    out = Table(title="Our bytes over theirs", title_justify="left")
+    out.add_column("tensor")
+    for name in ("N", *PEERS):
+        out.add_column(name, justify="right")
+    found = {(r.tensor, r.levels, r.coder): r.bytes for r in rows}
+    for (tensor, levels, coder), ours in found.items():
+        if coder == OURS:
+            out.add_row(tensor, str(levels), *(f"{ours / found[tensor, levels, peer]:.3f}" for peer in PEERS))
+    return out
+
+
 def main() -> None:
     """Measure, print, write build/bench/codec.json."""
     OUT.mkdir(parents=True, exist_ok=True)
@@ -208,7 +225,7 @@ def main() -> None:
         print(f"{tensor.name}: {tensor.features.size:,} elements")
         rows += rows_for(tensor)
         write_json({"machine": machine(), "rows": rows}, OUT / "codec.json")
-    Console(width=140).print(table(rows))
+    Console(width=140).print(table(rows), sizes(rows))
 
 
 if __name__ == "__main__":

@@ -33,11 +33,13 @@ CUTS = {
 
 
 class Tensor(NamedTuple):
-    """name, its profile (operating points n2, n3, n4, n8), and (B, C, H, W) float32 features to code."""
+    """name, its profile (operating points n2, n3, n4, n8), (B, C, H, W) float32 features to code, and the statistics of
+    other features that the profile was designed on."""
 
     name: str
     profile: CodecProfile
     features: Floats
+    statistics: FeatureStatistics
 
 
 def tensors() -> Iterator[Tensor]:
@@ -45,13 +47,13 @@ def tensors() -> Iterator[Tensor]:
     network = demo.load_network()
     calibration = activations(network, to_inputs(demo.calibration_set()), [demo.CUT])[0]
     features = activations(network, to_inputs(demo.test_set()[0][:64]), [demo.CUT])[0]
-    yield Tensor("demo, 384×3×3", design(demo.CUT, calibration), features)
+    yield tensor("demo, 384×3×3", demo.CUT, calibration, features)
     loaded = load(photos.MODEL, "DEFAULT")
     inputs = crops([*photos.OTHERS, *(s.file for s in photos.TEST)], loaded.preprocessing)
     calibrated = activations(loaded.module, inputs[0::2], list(CUTS.values()))
     coded = activations(loaded.module, inputs[1::4], list(CUTS.values()))
     for (name, cut), calibration, features in zip(CUTS.items(), calibrated, coded, strict=True):
-        yield Tensor(name, design(cut, calibration), features)
+        yield tensor(name, cut, calibration, features)
 
 
 def crops(files: Sequence[str | Path], how: preprocessing.Preprocessing) -> Floats:
@@ -84,17 +86,29 @@ def activations(network: torch.nn.Module, inputs: Floats, layers: Sequence[str])
     return [np.concatenate(parts) for parts in kept.values()]
 
 
-def design(cut: str, calibration: Floats) -> CodecProfile:
-    """A profile for one tensor, with an operating point for each of LEVELS."""
+def tensor(name: str, cut: str, calibration: Floats, features: Floats) -> Tensor:
+    """With a profile designed on `calibration`."""
     statistics = FeatureStatistics(channels=calibration.shape[1])
     statistics.add(calibration)
+    return Tensor(name, design(cut, calibration.shape[1:], statistics), features, statistics)
+
+
+def design(cut: str, shape: tuple[int, ...], statistics: FeatureStatistics) -> CodecProfile:
+    """A profile for one tensor, with an operating point for each of LEVELS."""
     points = []
     for n in LEVELS:
         point, bits = design_operating_point(levels=n, statistics=statistics)
         points.append(OperatingPoint(name=f"n{n}", tensors=(point,), bits_per_element=bits))
+    return profile(cut, shape, points, "n4", mean=statistics.mean)
+
+
+def profile(
+    cut: str, shape: tuple[int, ...], points: Sequence[OperatingPoint], default_op: str, mean: float | None = None
+) -> CodecProfile:
+    """Of one tensor of this shape, without the batch."""
     return CodecProfile(
-        model="benchmark", cut=cut, tensors=(TensorSpec(name=cut, shape=calibration.shape[1:], mean=statistics.mean),),
-        operating_points=tuple(points), default_op="n4", front_sha256="", back_sha256="",
+        model="benchmark", cut=cut, tensors=(TensorSpec(name=cut, shape=shape, mean=mean),),
+        operating_points=tuple(points), default_op=default_op, front_sha256="", back_sha256="",
     )  # fmt: skip
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from benchmarks import codec, startup
+from benchmarks import codec, ecsq, startup
 
 
 def main() -> None:
     """Run all; each writes build/bench/<name>.json and prints its table."""
     codec.main()
+    ecsq.main()
     startup.main()
 
 

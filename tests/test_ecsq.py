@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from splitwire.codec.codec import FeatureCodec
-from splitwire.codec.design import FeatureStatistics, Histogram, design_operating_point
-from splitwire.codec.design.ecsq import Cost, Ecsq, design_ecsq
+from splitwire.codec.design import FeatureStatistics, Histogram, design_entropy_constrained, design_operating_point
+from splitwire.codec.design.ecsq import Cost, Ecsq, design_ecsq, ecsq_at_rate, error_at_rate
+from splitwire.codec.design.point import Coder
+from splitwire.codec.errors import ExportError
 from splitwire.codec.profile import CodecProfile, OperatingPoint, Quantizer, TensorSpec
 
 
@@ -112,24 +114,6 @@ def test_fixed_point_is_the_one_of_the_formulas(weight: float, cost: Cost) -> No
             assert costs[i] <= min(costs) + 4 * histogram.width * (y[-1] - y[0])
 
 
-def bracket(histogram: Histogram, start: Quantizer, rate: float) -> tuple[Ecsq, Ecsq]:
-    """Results on either side of `rate`, for weights as near as doubles are; twice the same if λ_R = 0 is enough."""
-    low, high = 0.0, 1.0
-    above = design_ecsq(histogram, start, rate_weight=low)
-    if above.rate <= rate:
-        return above, above
-    while (below := design_ecsq(histogram, start, rate_weight=high)).rate > rate:
-        high *= 4
-    for _ in range(50):
-        middle = (low + high) / 2
-        tried = design_ecsq(histogram, start, rate_weight=middle)
-        if tried.rate > rate:
-            low, above = middle, tried
-        else:
-            high, below = middle, tried
-    return above, below
-
-
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("levels", [2, 3, 4, 8, 16])
 @pytest.mark.parametrize("location", [-0.6, 2.0])
@@ -141,9 +125,8 @@ def test_at_equal_rate_the_error_is_never_above_the_uniform_quantizers(levels: i
     uniform = design_operating_point(levels=levels, statistics=statistics, coder="cabac")[0].quantizer
     rate = entropy(histogram, uniform)
     error = histogram.quantization_error(uniform.levels, uniform.thresholds)
-    above, below = bracket(histogram, uniform, rate)
-    share = (rate - below.rate) / max(above.rate - below.rate, 1e-12)
-    assert below.distortion + share * (above.distortion - below.distortion) <= error * (1 + 1e-9)
+    above, below = ecsq_at_rate(histogram, uniform, rate)
+    assert below.rate <= rate and error_at_rate(above, below, rate) <= error * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("levels", [2, 3, 4, 8])
@@ -154,9 +137,29 @@ def test_starting_from_more_levels_gains_much_more(levels: int) -> None:
     uniform, rich = (
         design_operating_point(levels=n, statistics=statistics, coder="cabac")[0].quantizer for n in (levels, 16)
     )
-    _, below = bracket(histogram, rich, entropy(histogram, uniform))
+    _, below = ecsq_at_rate(histogram, rich, entropy(histogram, uniform))
     error = histogram.quantization_error(uniform.levels, uniform.thresholds)
     assert below.rate <= entropy(histogram, uniform) and below.distortion < 0.85 * error
+
+
+@pytest.mark.parametrize("cost", ["ideal", "unary"])
+def test_results_on_either_side_of_a_rate(cost: Cost) -> None:
+    histogram = features()
+    start = Quantizer.uniform(0.0, 6.0, 16)
+    most = design_ecsq(histogram, start, rate_weight=0.0, cost=cost)
+    for share in (0.9, 0.5, 0.2, 0.05):
+        rate = share * most.rate
+        if cost == "unary" and rate < 1:
+            continue  # a word has at least one bit
+        above, below = ecsq_at_rate(histogram, start, rate, cost=cost)
+        assert below.rate <= rate < above.rate and below.distortion >= above.distortion
+        assert below.distortion >= error_at_rate(above, below, rate) >= above.distortion
+        assert error_at_rate(above, below, below.rate) == pytest.approx(below.distortion)
+        assert error_at_rate(above, below, above.rate) == pytest.approx(above.distortion)
+    # more than it can use, and less than there is
+    assert ecsq_at_rate(histogram, start, 2 * most.rate, cost=cost)[0].rate == most.rate
+    above, below = ecsq_at_rate(histogram, start, 1e-9 if cost == "ideal" else 0.5, cost=cost)
+    assert below.quantizer.levels == (0.0, 6.0)
 
 
 def test_the_weight_trades_rate_for_error_down_to_nothing() -> None:
@@ -198,3 +201,56 @@ def test_goes_through_the_codec_like_any_quantizer(coder: str) -> None:
     codec = FeatureCodec(CodecProfile.from_json(profile.to_json()))
     x = relu_features((2, 6, 12, 12), seed=9)
     np.testing.assert_array_equal(codec.decode(codec.encode([x])).tensors[0], expected(codec, "e", 0, x))
+
+
+@pytest.mark.parametrize("coder", ["rans", "cabac"])
+@pytest.mark.parametrize("levels", [2, 4])
+def test_a_point_of_the_same_rate_has_less_error(levels: int, coder: Coder) -> None:
+    """By the bytes of the codec, on features that the design has not seen."""
+    statistics = FeatureStatistics(channels=16)
+    statistics.add(relu_features((24, 16, 14, 14)))
+    uniform, bits = design_operating_point(levels=levels, statistics=statistics, coder=coder)
+    constrained, less = design_entropy_constrained(bits=bits, statistics=statistics, coder=coder)
+    assert 0.9 * bits <= less <= bits
+    assert levels < len(constrained.quantizer.levels) <= 16
+    assert (constrained.tables is None) == (coder == "cabac")
+    points = {"u": uniform, "e": constrained}
+    codec = FeatureCodec(
+        CodecProfile(
+            model="test", cut="cut", front_sha256="0" * 64, back_sha256="1" * 64, default_op="e",
+            tensors=(TensorSpec(name="t", shape=(16, 14, 14)),),
+            operating_points=tuple(
+                OperatingPoint(name=name, tensors=(point,), bits_per_element=1.0) for name, point in points.items()
+            ),
+        )
+    )  # fmt: skip
+    # the channels' offsets are drawn with the features, so another seed would be another network
+    x = np.roll(relu_features((24, 16, 14, 14)), 5, axis=2)
+    size, error = {}, {}
+    for name in points:
+        frame = codec.encode([x], op=name)
+        size[name] = len(frame)
+        error[name] = float(np.square(codec.decode(frame).tensors[0] - x).mean())
+    assert size["e"] <= 1.03 * size["u"]
+    assert error["e"] < 0.85 * error["u"]
+
+
+def test_a_bound_on_the_levels_is_kept() -> None:
+    statistics = FeatureStatistics(channels=16)
+    statistics.add(relu_features((8, 16, 14, 14)))
+    wide, _ = design_entropy_constrained(bits=1.2, statistics=statistics, coder="cabac")
+    narrow, bits = design_entropy_constrained(bits=1.2, statistics=statistics, coder="cabac", max_levels=5)
+    assert len(narrow.quantizer.levels) <= 5 < len(wide.quantizer.levels) and bits <= 1.2
+    # more bits than so few levels can use
+    most, bits = design_entropy_constrained(bits=9.0, statistics=statistics, coder="cabac", max_levels=5)
+    assert len(most.quantizer.levels) == 5 and bits < math.log2(5)
+
+
+def test_impossible_targets_are_refused() -> None:
+    statistics = FeatureStatistics(channels=2)
+    statistics.add(np.full((2, 2, 4, 4), 3.0, np.float32))
+    with pytest.raises(ExportError, match=r"every feature at this cut is 3\.0"):
+        design_entropy_constrained(bits=1.0, statistics=statistics)
+    for bits, levels in ((0.0, 16), (-1.0, 16), (math.nan, 16), (1.0, 1)):
+        with pytest.raises(ValueError, match="bits > 0 and at least 2 levels"):
+            design_entropy_constrained(bits=bits, statistics=statistics, max_levels=levels)

@@ -4,7 +4,7 @@ scipy lives here, and only the exporter (and the benchmarks) import this package
 """
 
 from .channels import ChannelRange, ChannelReport, design_channel_ranges
-from .point import design_operating_point
+from .point import design_entropy_constrained, design_operating_point
 from .statistics import FeatureStatistics, Histogram
 
 __all__ = [
@@ -13,5 +13,6 @@ __all__ = [
     "FeatureStatistics",
     "Histogram",
     "design_channel_ranges",
+    "design_entropy_constrained",
     "design_operating_point",
 ]

@@ -24,6 +24,11 @@ MAX_ITERATIONS = 1000
 TOLERANCE = 1e-9
 """The iteration ends when J falls by less than this share of itself."""
 
+MAX_WEIGHT = 1e4
+"""λ_R over the squared clipping range at which everything that can go has gone."""
+LEAST_WEIGHT = 1e-12
+"""λ_R over the squared clipping range that makes no difference any more."""
+
 Cost = Literal["ideal", "unary"]
 """What a level costs: −log2 of its probability, or the length of its truncated unary word."""
 
@@ -81,6 +86,41 @@ def design_ecsq(histogram: Histogram, start: Quantizer, *, rate_weight: float, c
         removed=len(start.levels) - len(quantizer.levels),
         converged=converged,
     )
+
+
+def ecsq_at_rate(
+    histogram: Histogram, start: Quantizer, rate: float, *, cost: Cost = "ideal", tolerance: float = 1e-4
+) -> tuple[Ecsq, Ecsq]:
+    """The results just above and just below `rate` bits per element, found by bisection of λ_R.
+
+    tolerance: relative; the two are that near in rate, or in λ_R where the rate jumps over the wanted one, as a local
+    minimum vanishes. `error_at_rate` says what they are worth together.
+    The same result twice where λ_R = 0 already needs no more, or where nothing more can be saved.
+    """
+    scale = (start.levels[-1] - start.levels[0]) ** 2
+    high = scale / 64
+    above = design_ecsq(histogram, start, rate_weight=0.0, cost=cost)
+    if above.rate <= rate:
+        return above, above
+    low = 0.0
+    while (below := design_ecsq(histogram, start, rate_weight=high, cost=cost)).rate > rate:
+        if below.removed == len(start.levels) - 2 and high > MAX_WEIGHT * scale:
+            return below, below  # two levels, and nothing more to save
+        low, above, high = high, below, high * 4
+    while above.rate - below.rate > tolerance * rate and high - low > tolerance * high + LEAST_WEIGHT * scale:
+        middle = (low + high) / 2
+        tried = design_ecsq(histogram, start, rate_weight=middle, cost=cost)
+        if tried.rate > rate:
+            low, above = middle, tried
+        else:
+            high, below = middle, tried
+    return above, below
+
+
+def error_at_rate(above: Ecsq, below: Ecsq, rate: float) -> float:
+    """Mean squared error at exactly `rate`: on the chord between two results, which switching between them reaches."""
+    share = (rate - below.rate) / max(above.rate - below.rate, 1e-12)
+    return below.distortion + min(max(share, 0.0), 1.0) * (above.distortion - below.distortion)
 
 
 class _Cells:

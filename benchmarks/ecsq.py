@@ -1,0 +1,235 @@
+"""Error at equal rate: the entropy-constrained quantizer against the uniform one, and ranges per channel against one.
+
+Writes build/bench/ecsq.json (machine, rows, coded, channels) and prints the same as tables. `rows` are of the measured
+distribution of the calibration features, where both quantizers have their optimum, and the rate is that of the cost
+model; `coded` are bytes of whole frames, of other features than those of the design. Squared error is not the task: a
+smaller one at the same rate need not mean more right answers.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from msgspec import Struct
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.features import LEVELS, Floats, Tensor, profile, tensors
+from benchmarks.measure import machine
+from splitwire.codec.codec import FeatureCodec
+from splitwire.codec.design import design_channel_ranges, design_entropy_constrained, design_operating_point
+from splitwire.codec.design.channels import ChannelReport
+from splitwire.codec.design.clipping import uniform_cells
+from splitwire.codec.design.ecsq import Cost, ecsq_at_rate, error_at_rate
+from splitwire.codec.design.point import choose_range, known_slope
+from splitwire.codec.design.statistics import FeatureStatistics
+from splitwire.codec.profile import OperatingPoint, Quantizer
+from splitwire.codec.quantizer import dequantize, quantize
+from splitwire.demo.report import write_json
+
+OUT = Path("build/bench")
+FINE = (16, 32)
+"""Levels of the finer starts; the third start is the uniform quantizer that is compared with."""
+CODED_LEVELS = 4
+SHARED_LEVELS = (2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32)
+
+
+class Row(Struct, frozen=True, kw_only=True):
+    """The uniform quantizer with `levels` levels and the best clipping range, against the entropy-constrained one.
+
+    rate: of the uniform one, bits per element by `cost`. uniform_error: its mean squared error over the variance.
+    ratio_same, ratio_16, ratio_32: error of the entropy-constrained one at exactly this rate, over the uniform one's,
+    from the three starts; between two results the chord counts. ratio: the least of them.
+    """
+
+    tensor: str
+    levels: int
+    cost: Cost
+    rate: float
+    uniform_error: float
+    ratio_same: float
+    ratio_16: float
+    ratio_32: float
+    ratio: float
+
+
+class Coded(Struct, frozen=True, kw_only=True):
+    """Whole frames of the real coder: bytes, and mean squared error over the variance of the features coded."""
+
+    tensor: str
+    levels: int
+    uniform_bytes: int
+    uniform_error: float
+    ecsq_levels: int
+    ecsq_bytes: int
+    ecsq_error: float
+
+
+class Channels(Struct, frozen=True, kw_only=True):
+    """A range for each channel against one for the tensor, calibration features. bits: entropy given the channel.
+
+    saving: share of the error saved at the same N. ratio: error over that of one range and more levels, at equal bits.
+    methods: how many ranges each method made. ks_distance: median; None where no density was fitted.
+    """
+
+    tensor: str
+    levels: int
+    shared_bits: float
+    bits: float
+    saving: float
+    ratio: float
+    methods: dict[str, int]
+    ks_distance: float | None
+
+
+def rows_for(tensor: Tensor) -> list[Row]:
+    """Both cost models at each N."""
+    histogram = tensor.statistics.histogram
+    slope = known_slope(histogram, None)
+
+    def uniform(n: int) -> Quantizer:
+        return Quantizer.uniform(*choose_range(n, tensor.statistics, slope)[0], n)
+
+    fine = [uniform(n) for n in FINE]
+    rows = []
+    for point in tensor.profile.operating_points:
+        start = point.tensors[0].quantizer
+        n = len(start.levels)
+        error = histogram.quantization_error(start.levels, start.thresholds)
+        words = np.minimum(np.arange(1, n + 1), n - 1)
+        unary = float(histogram.cells(start.thresholds)[0] @ words)
+        rates: dict[Cost, float] = {"ideal": histogram.entropy(start.thresholds), "unary": unary}
+        for cost, rate in rates.items():
+            found = [ecsq_at_rate(histogram, s, rate, cost=cost) for s in (start, *fine)]
+            ratios = [error_at_rate(*pair, rate) / error for pair in found]
+            rows.append(
+                Row(
+                    tensor=tensor.name, levels=n, cost=cost, rate=rate,
+                    uniform_error=error / tensor.statistics.variance,
+                    ratio_same=ratios[0], ratio_16=ratios[1], ratio_32=ratios[2], ratio=min(ratios),
+                )
+            )  # fmt: skip
+    return rows
+
+
+def coded(tensor: Tensor) -> Coded:
+    """The two quantizers through FeatureCodec, the second designed for the rate of the first."""
+    uniform, bits = design_operating_point(levels=CODED_LEVELS, statistics=tensor.statistics)
+    constrained, less = design_entropy_constrained(bits=bits, statistics=tensor.statistics)
+    points = [
+        OperatingPoint(name="uniform", tensors=(uniform,), bits_per_element=bits),
+        OperatingPoint(name="ecsq", tensors=(constrained,), bits_per_element=less),
+    ]
+    codec = FeatureCodec(profile(tensor.name, tensor.features.shape[1:], points, "ecsq"))
+
+    def error(quantizer: Quantizer) -> float:
+        x: Floats = tensor.features
+        return float(np.square(x - dequantize(quantize(x, quantizer), quantizer), dtype=np.float64).mean() / x.var())
+
+    return Coded(
+        tensor=tensor.name,
+        levels=CODED_LEVELS,
+        uniform_bytes=len(codec.encode([tensor.features], op="uniform")),
+        uniform_error=error(uniform.quantizer),
+        ecsq_levels=len(constrained.quantizer.levels),
+        ecsq_bytes=len(codec.encode([tensor.features], op="ecsq")),
+        ecsq_error=error(constrained.quantizer),
+    )
+
+
+def channels_for(tensor: Tensor) -> list[Channels]:
+    """Each N, and one range with as many levels as cost the same bits."""
+    bits, errors = shared_curve(tensor.statistics)
+    rows = []
+    for n in LEVELS:
+        report = design_channel_ranges(levels=n, statistics=tensor.statistics)
+        at_equal_bits = float(np.exp(np.interp(report.bits, bits, np.log(errors))))
+        distances = [c.ks_distance for c in report.channels if c.ks_distance is not None]
+        rows.append(
+            Channels(
+                tensor=tensor.name, levels=n, shared_bits=report.shared_bits, bits=report.bits, saving=report.saving,
+                ratio=report.error / at_equal_bits, methods=methods(report),
+                ks_distance=float(np.median(distances)) if distances else None,
+            )
+        )  # fmt: skip
+    return rows
+
+
+def shared_curve(statistics: FeatureStatistics) -> tuple[list[float], list[float]]:
+    """Bits given the channel, increasing, and error, of the tensor's one range with more and more levels."""
+    slope = known_slope(statistics.histogram, None)
+    by_channel = [values.histogram for values in statistics.by_channel()]
+    curve = []
+    for n in SHARED_LEVELS:
+        levels, thresholds = uniform_cells(*choose_range(n, statistics, slope)[0], n)
+        bits = np.mean([h.entropy(thresholds) for h in by_channel])
+        curve.append((float(bits), float(np.mean([h.quantization_error(levels, thresholds) for h in by_channel]))))
+    bits, errors = zip(*sorted(curve), strict=True)
+    return list(bits), list(errors)
+
+
+def methods(report: ChannelReport) -> dict[str, int]:
+    """How many ranges each method made."""
+    names = [c.method for c in report.channels]
+    return {name: names.count(name) for name in sorted(set(names))}
+
+
+def tables(rows: list[Row], frames: list[Coded], channels: list[Channels]) -> list[Table]:
+    """What is written, for people."""
+    first = grid("Squared error at equal rate, uniform = 1", "tensor", "N", "cost")
+    for name in ("bits/el", "uniform, error/variance", "start N", "start 16", "start 32", "best"):
+        first.add_column(name, justify="right")
+    for r in rows:
+        ratios = (f"{x:.3f}" for x in (r.uniform_error, r.ratio_same, r.ratio_16, r.ratio_32, r.ratio))
+        first.add_row(r.tensor, str(r.levels), r.cost, f"{r.rate:.3f}", *ratios)
+    second = grid("The same through the codec, other features than those of the design", "tensor", "N", "ECSQ's N")
+    for name in ("bytes", "ECSQ's bytes", "error/variance", "ECSQ's", "error, uniform = 1"):
+        second.add_column(name, justify="right")
+    for f in frames:
+        errors = (f"{x:.4f}" for x in (f.uniform_error, f.ecsq_error))
+        size = (f"{f.uniform_bytes:,}", f"{f.ecsq_bytes:,}")
+        ratio = f"{f.ecsq_error / f.uniform_error:.3f}"
+        second.add_row(f.tensor, str(f.levels), str(f.ecsq_levels), *size, *errors, ratio)
+    third = grid("A clipping range for each channel", "tensor", "N", "methods")
+    for name in ("bits/el, one range", "per channel", "error saved", "error at equal bits, one range = 1", "median KS"):
+        third.add_column(name, justify="right")
+    for c in channels:
+        made = ", ".join(f"{n} {name}" for name, n in c.methods.items())
+        figures = (f"{c.shared_bits:.3f}", f"{c.bits:.3f}", f"{c.saving:.1%}", f"{c.ratio:.3f}")
+        distance = "" if c.ks_distance is None else f"{c.ks_distance:.3f}"
+        third.add_row(c.tensor, str(c.levels), made, *figures, distance)
+    return [first, second, third]
+
+
+def grid(title: str, *columns: str) -> Table:
+    """A table with these columns on the left."""
+    out = Table(title=title, title_justify="left")
+    for name in columns:
+        out.add_column(name)
+    return out
+
+
+def main() -> None:
+    """Measure, print, write build/bench/ecsq.json."""
+    OUT.mkdir(parents=True, exist_ok=True)
+    rows: list[Row] = []
+    frames: list[Coded] = []
+    channels: list[Channels] = []
+    for tensor in tensors():
+        print(f"{tensor.name}: error at equal rate")
+        rows += rows_for(tensor)
+        frames.append(coded(tensor))
+        channels += channels_for(tensor)
+        result = {"machine": machine(), "rows": rows, "coded": frames, "channels": channels}
+        write_json(result, OUT / "ecsq.json")
+    for table in tables(rows, frames, channels):
+        Console(width=140).print(table)
+    worst = max(rows, key=lambda r: r.ratio)
+    print(
+        f"Largest ratio of all {len(rows)} cases: {worst.ratio:.6f} ({worst.tensor}, N = {worst.levels}, {worst.cost})"
+    )
+
+
+if __name__ == "__main__":
+    main()
