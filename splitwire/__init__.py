@@ -1,6 +1,7 @@
 """splitwire: cut a trained network in two and send the features between the halves in under one bit per element.
 
     splitwire.export(model, cut=…, calibration=…)   make front.onnx and back.onnx              [export]
+    splitwire.plan(model, device=…, link=…)         compare the cuts, recommend one             [export]
     splitwire.EdgeSession                           run the front, send frames                 [edge]
     splitwire.CloudSession                          take frames, run the back                  [cloud]
     splitwire.FeatureCodec                          the codec alone: arrays in, bytes out
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from splitwire.codec.errors import SplitwireError
     from splitwire.codec.profile import CodecProfile
     from splitwire.exporting import export
+    from splitwire.planning import plan
     from splitwire.runtime_cloud.session import CloudSession
     from splitwire.runtime_edge.session import EdgeSession
     from splitwire.runtime_edge.transport import HttpTransport, LoopbackTransport
@@ -33,6 +35,7 @@ _HOME = {
     "LoopbackTransport": "splitwire.runtime_edge.transport",
     "SplitwireError": "splitwire.codec.errors",
     "export": "splitwire.exporting",
+    "plan": "splitwire.planning",
 }
 
 __all__ = [
@@ -44,6 +47,7 @@ __all__ = [
     "LoopbackTransport",
     "SplitwireError",
     "export",
+    "plan",
 ]
 
 

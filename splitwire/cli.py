@@ -14,7 +14,7 @@ from rich.markup import escape
 
 from splitwire import __version__
 from splitwire.codec.errors import SplitwireError
-from splitwire.commands import cloud, demo, edge, export, models, warmup
+from splitwire.commands import cloud, demo, edge, export, models, plan, warmup
 from splitwire.console import err
 
 MODULES = {

@@ -14,6 +14,7 @@ from splitwire.codec.errors import UsageError
 from splitwire.console import err, out, print_json, progress_bar
 
 if TYPE_CHECKING:
+    from splitwire.codec.device import DeviceProfile
     from splitwire.runtime_edge.classes import Guess
     from splitwire.runtime_edge.session import EdgeSession, SplitResult
 
@@ -74,6 +75,26 @@ def run(
         print_json({"images": [asdict(r) for r in rows], "skipped": skipped, "summary": summary})
     else:
         _print_table(rows, summary)
+
+
+def profile(
+    to: Annotated[Path, typer.Option("--out", help="The file, for --device of `splitwire plan`.")],
+    name: Annotated[str | None, typer.Option(help="Name in the file.", show_default="architecture and threads")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of the front.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the profile as JSON instead of a table.")] = False,
+) -> None:
+    """Measure how fast this machine is, for `splitwire plan`. Takes about ten seconds; let it do nothing else."""
+    if not to.resolve().parent.is_dir():
+        raise UsageError(f"--out: there is no folder {to.parent}")
+    from splitwire.runtime_edge.device import measure_device
+
+    with progress_bar(not as_json) as progress:
+        measured = measure_device(name=name, threads=threads, progress=progress)
+    measured.save(to)
+    if as_json:
+        print_json(measured)
+    else:
+        _print_profile(measured, to)
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
@@ -145,3 +166,30 @@ def _print_table(rows: Sequence[Row], summary: dict[str, Any]) -> None:
         markup=False,
         soft_wrap=True,
     )
+
+
+def _print_profile(measured: DeviceProfile, to: Path) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    for what, value in (
+        ("convolutions", f"{measured.conv_macs / 1e9:.1f} GMAC/s"),
+        ("matrix products", f"{measured.matmul_macs / 1e9:.1f} GMAC/s"),
+        ("depthwise convolutions", f"{measured.depthwise_macs / 1e9:.1f} GMAC/s"),
+        ("elementwise nodes", f"{measured.elementwise_bytes / 1e9:.1f} GB/s"),
+        ("weights", f"{measured.weight_bytes / 1e9:.1f} GB/s"),
+        ("each node", f"{measured.node_overhead_us:.2f} µs"),
+        (
+            "features encoded, decoded",
+            f"{measured.encode_elements / 1e6:.0f}, {measured.decode_elements / 1e6:.0f} M/s",
+        ),
+        (
+            "JPEG encoded, decoded",
+            f"{measured.jpeg_encode_pixels / 1e6:.0f}, {measured.jpeg_decode_pixels / 1e6:.0f} Mpixel/s",
+        ),
+    ):
+        table.add_row(what, value)
+    out.print(table)
+    out.print(f"{to}  {measured.name}", markup=False, soft_wrap=True)

@@ -1,0 +1,107 @@
+"""DeviceProfile: how fast a machine computes and codes. The edge measures one; the planner reads it.
+
+JSON (strict: unknown fields fail), so that a profile that was measured on the device can be carried to where the
+planner runs, and be edited by hand.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from .errors import UsageError
+
+FORMAT = 1
+MAX_BYTES = 1 << 20
+
+Rate = Annotated[float, Meta(gt=0)]
+Amount = Annotated[float, Meta(ge=0)]
+
+
+class DeviceProfile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Rates of one machine, batch 1.
+
+    source: "measured" on such a machine, or "estimate" from data sheets.
+    conv_macs, matmul_macs, depthwise_macs: float32 multiply–accumulates per second of dense convolutions, of matrix
+        products, and of depthwise convolutions.
+    elementwise_bytes: bytes per second, read and written together, of all other nodes, on feature maps of megabytes.
+    weight_bytes: bytes per second of weights that are read once per image and too large for the caches.
+    node_overhead_us: microseconds per node of the graph, whatever its size.
+    encode_elements, decode_elements: feature elements per second through splitwire's codec, one thread.
+    jpeg_encode_pixels, jpeg_decode_pixels: RGB pixels per second.
+    compute_watts: drawn while computing. radio_joules_per_byte: of the link's sender. None: not known.
+    note: how the rates came about, in words.
+    """
+
+    format: Annotated[int, Meta(ge=1)] = FORMAT
+    name: Annotated[str, Meta(min_length=1, max_length=64)]
+    source: Literal["measured", "estimate"]
+    conv_macs: Rate
+    matmul_macs: Rate
+    depthwise_macs: Rate
+    elementwise_bytes: Rate
+    weight_bytes: Rate
+    node_overhead_us: Amount
+    encode_elements: Rate
+    decode_elements: Rate
+    jpeg_encode_pixels: Rate
+    jpeg_decode_pixels: Rate
+    compute_watts: Rate | None = None
+    radio_joules_per_byte: Amount | None = None
+    note: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.format != FORMAT:
+            raise ValueError(f"device profile format {self.format} is not {FORMAT}; update splitwire")
+        for name in self.__struct_fields__:
+            value = getattr(self, name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{name} must be finite, is {value}")
+
+    def rate(self, work: Literal["conv", "depthwise", "matmul", "other"]) -> float:
+        """Multiply–accumulates per second of this kind of work; "other" has none to do."""
+        return {
+            "conv": self.conv_macs,
+            "depthwise": self.depthwise_macs,
+            "matmul": self.matmul_macs,
+            "other": self.conv_macs,
+        }[work]
+
+    def to_json(self) -> str:
+        """The file's content, indented."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=2).decode() + "\n"
+
+    def save(self, path: Path) -> None:
+        """Write the file, whole or not at all. Raises UsageError if it cannot be written."""
+        scratch = path.with_name(path.name + ".part")
+        try:
+            scratch.write_text(self.to_json(), encoding="utf-8")
+            scratch.replace(path)
+        except OSError as e:
+            scratch.unlink(missing_ok=True)
+            raise UsageError(f"{path}: the device profile cannot be written: {e.strerror}") from e
+
+    @classmethod
+    def from_json(cls, text: str | bytes, source: str) -> DeviceProfile:
+        """Parse and check. Raises UsageError, in one line with `source` (a file name), for anything but a profile."""
+        try:
+            return msgspec.json.decode(text, type=cls)
+        except (msgspec.DecodeError, ValueError) as e:
+            raise UsageError(
+                f"{source}: not a device profile: {e}; make one with `splitwire edge profile --out FILE.json`"
+            ) from e
+
+    @classmethod
+    def load(cls, path: Path) -> DeviceProfile:
+        """Read a file. Raises UsageError if it is missing, unreadable, too large or not a device profile."""
+        try:
+            size = path.stat().st_size
+            if size > MAX_BYTES:
+                raise UsageError(f"{path}: {size:,} bytes are too many for a device profile")
+            return cls.from_json(path.read_bytes(), str(path))
+        except OSError as e:
+            raise UsageError(f"{path}: no such device profile, or it cannot be read ({e.strerror})") from e

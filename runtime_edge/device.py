@@ -1,0 +1,166 @@
+"""How fast this machine is: small probe graphs, the codec and JPEG, timed → a DeviceProfile for `splitwire plan`."""
+
+from __future__ import annotations
+
+import importlib.resources
+import io
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import onnxruntime as ort
+from PIL import Image
+
+from splitwire.codec.codec import FeatureCodec
+from splitwire.codec.device import DeviceProfile
+from splitwire.codec.errors import DeviceError, UsageError
+from splitwire.codec.warmup import example_profile
+
+from .graph import DEFAULT_PROVIDERS
+
+WARM_UP_RUNS = 3
+MIN_RUNS = 7
+SECONDS = 0.4
+"""Each probe runs at least so often and so long; the median counts."""
+
+FEATURES = (64, 56, 56)
+PICTURE = (480, 640)
+JPEG_QUALITY = 90
+
+CONVOLUTIONS = {
+    "conv_3x3_large_maps": 3 * 64 * 64 * 9 * 56 * 56,
+    "conv_3x3_small_maps": 3 * 256 * 256 * 9 * 14 * 14,
+    "conv_1x1": 3 * 256 * 256 * 28 * 28,
+}
+"""Probe → its multiply–accumulates (tests/make_probes.py makes the graphs)."""
+DEPTHWISE_MACS = 3 * 192 * 9 * 56 * 56
+MATMUL_MACS = 197 * 768 * 768
+MATVEC_BYTES = 4 * 4096 * 4096
+ADD_BYTES = 3 * 4 * 64 * 112 * 112
+TINY_NODES = 200
+
+ProgressFn = Callable[[str, int, int | None], None]
+
+
+def measure_device(
+    *,
+    name: str | None = None,
+    threads: int | None = None,
+    providers: Sequence[str] | None = None,
+    progress: ProgressFn | None = None,
+) -> DeviceProfile:
+    """Time this machine; about 6 seconds, and more on slow ones. Run it on an idle machine: medians are taken.
+
+    name: of the profile; architecture and number of threads if None. threads, providers: as for `open_front`; the
+    profile holds for them. progress(stage, done, total): called as it goes.
+    Power is not measured: add compute_watts and radio_joules_per_byte to the file where they are known.
+    Raises UsageError (threads), DeviceError (a provider that is not here, or a probe that fails).
+    """
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads must be 1 or more, is {threads}")
+    probes = ("conv_depthwise", "matmul", "matvec", "add", "tiny_nodes", *CONVOLUTIONS)
+    steps = len(probes) + 4
+    done = 0
+
+    def step(stage: str) -> None:
+        nonlocal done
+        if progress is not None:
+            progress(stage, done, steps)
+        done += 1
+
+    seconds = {}
+    for probe in probes:
+        step("Time probe graphs")
+        seconds[probe] = median_seconds(_probe(probe, threads, providers))
+    encode, decode = _codec()
+    step("Time probe graphs")
+    encode_seconds = median_seconds(encode)
+    step("Time probe graphs")
+    decode_seconds = median_seconds(decode)
+    elements, pixels = float(np.prod(FEATURES)), float(np.prod(PICTURE))
+    save, load = _jpeg()
+    step("Time probe graphs")
+    save_seconds = median_seconds(save)
+    step("Time probe graphs")
+    load_seconds = median_seconds(load)
+    if progress is not None:
+        progress("Time probe graphs", steps, steps)
+    used = threads or os.cpu_count()
+    return DeviceProfile(
+        name=name or f"{platform.machine()}, {used} thread{'' if used == 1 else 's'}",
+        source="measured",
+        conv_macs=sum(CONVOLUTIONS.values()) / sum(seconds[probe] for probe in CONVOLUTIONS),
+        matmul_macs=MATMUL_MACS / seconds["matmul"],
+        depthwise_macs=DEPTHWISE_MACS / seconds["conv_depthwise"],
+        elementwise_bytes=ADD_BYTES / seconds["add"],
+        weight_bytes=MATVEC_BYTES / seconds["matvec"],
+        node_overhead_us=1e6 * seconds["tiny_nodes"] / TINY_NODES,
+        encode_elements=elements / encode_seconds,
+        decode_elements=elements / decode_seconds,
+        jpeg_encode_pixels=pixels / save_seconds,
+        jpeg_decode_pixels=pixels / load_seconds,
+        note=f"ONNX Runtime {ort.__version__}, {', '.join(providers or DEFAULT_PROVIDERS)}; medians",
+    )
+
+
+def median_seconds(call: Callable[[], object]) -> float:
+    """Median duration of a call that is warm; at least MIN_RUNS of them and SECONDS in all."""
+    for _ in range(WARM_UP_RUNS):
+        call()
+    taken: list[float] = []
+    until = time.perf_counter() + SECONDS
+    while len(taken) < MIN_RUNS or time.perf_counter() < until:
+        start = time.perf_counter()
+        call()
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken)
+
+
+def _probe(name: str, threads: int | None, providers: Sequence[str] | None) -> Callable[[], object]:
+    """A probe graph, ready to run on random input, as an edge session runs its front."""
+    data = importlib.resources.files(__package__).joinpath(f"data/{name}.onnx").read_bytes()
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads or 0
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    wanted = list(providers or DEFAULT_PROVIDERS)
+    missing = [p for p in wanted if p not in ort.get_available_providers()]
+    if missing:
+        here = ", ".join(ort.get_available_providers())
+        raise DeviceError(f"execution provider {missing[0]!r} is not here; this ONNX Runtime has {here}")
+    try:
+        session = ort.InferenceSession(data, options, providers=wanted)
+    except Exception as e:  # ONNX Runtime's exceptions share no base class below this
+        raise DeviceError(f"ONNX Runtime does not take the probe {name}: {str(e).splitlines()[0]}") from e
+    rng = np.random.default_rng(0)
+    feed = {i.name: rng.standard_normal(i.shape, dtype=np.float32) for i in session.get_inputs()}
+    return lambda: session.run(None, feed)
+
+
+def _codec() -> tuple[Callable[[], object], Callable[[], object]]:
+    """Encoding and decoding one feature tensor with the default coder. Its tables compress nothing, so this is its slow
+    side: real features make fewer bytes."""
+    codec = FeatureCodec(example_profile(FEATURES))
+    x = np.random.default_rng(0).random((1, *FEATURES), dtype=np.float32)
+    frame = codec.encode([x])
+    return lambda: codec.encode([x]), lambda: codec.decode(frame)
+
+
+def _jpeg() -> tuple[Callable[[], object], Callable[[], object]]:
+    """Encoding and decoding a picture as JPEG: smooth areas with some noise on them."""
+    height, width = PICTURE
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 256, (15, 20, 3), dtype=np.uint8)).resize((width, height))
+    noisy = np.asarray(coarse, np.int16) + rng.integers(-6, 7, (height, width, 3), dtype=np.int16)
+    picture = Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8))
+
+    def save() -> bytes:
+        buffer = io.BytesIO()
+        picture.save(buffer, "JPEG", quality=JPEG_QUALITY)
+        return buffer.getvalue()
+
+    data = save()
+    return save, lambda: Image.open(io.BytesIO(data)).load()

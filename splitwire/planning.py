@@ -1,0 +1,194 @@
+"""`splitwire.plan`: what every cut of a network costs on a device, a link and a cloud, and which to take."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from splitwire.codec.errors import UsageError
+
+if TYPE_CHECKING:
+    from splitwire.codec.device import DeviceProfile
+    from splitwire.codec.profile import Preprocessing
+    from splitwire.console import ProgressFn
+    from splitwire.exporter.export import Network
+    from splitwire.exporter.inference import Float32Array
+    from splitwire.exporter.inputs import Calibration
+    from splitwire.exporter.links import Link
+    from splitwire.exporter.plan import Plan
+
+__all__ = ["PlanResult", "plan"]
+
+IMAGES = 32
+DEFAULT_RTT = "20ms"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanResult:
+    """plan: the figures (exporter/plan.py). model: its name. input_shape: (1, C, H, W).
+
+    pictures: what the quick calibration ran on, in words; synthetic: whether they were made up. weights: in words.
+    notes: what the user should know, one sentence each.
+    """
+
+    plan: Plan
+    model: str
+    input_shape: tuple[int, ...]
+    pictures: str
+    synthetic: bool
+    weights: str
+    notes: tuple[str, ...]
+
+
+def plan(
+    model: Network,
+    *,
+    data: Calibration | None = None,
+    weights: str | os.PathLike[str] | None = None,
+    preprocessing: Preprocessing | None = None,
+    input_shape: tuple[int, ...] | None = None,
+    device: str | DeviceProfile | None = None,
+    cloud: str | DeviceProfile | None = None,
+    link: str | None = None,
+    rtt: str | None = None,
+    max_tensors: int = 1,
+    images: int = IMAGES,
+    progress: ProgressFn | None = None,
+) -> PlanResult:
+    """Compare every cut of a network with running it on the device, and with sending a JPEG; recommend one by latency.
+
+    model, weights, preprocessing, input_shape: as for `splitwire.export`.
+    data: images for the quick calibration, as the calibration of `splitwire.export`; at most `images` are used. None:
+        synthetic pictures, the same every time.
+    device, cloud: the name of a built-in estimate ("raspberry-pi-4", …), a file that `splitwire edge profile` wrote, or
+        a profile; None for "raspberry-pi-5" and "server-cpu".
+    link: bandwidth each way, "5mbit"; None or "none" for no link: then nothing but the device can be recommended.
+    rtt: its round trip, "40ms"; 20 ms if not given.
+    max_tensors: tensors that a cut may send. progress: called as progress(stage, done, total).
+    Raises UsageError, UnsupportedModel, ExportError.
+    """
+    from splitwire.exporter.graph import from_file, from_module
+    from splitwire.exporter.names import Names
+    from splitwire.exporter.plan import DEFAULT_CLOUD, DEFAULT_DEVICE, plan_cuts
+
+    if images < 1 or max_tensors < 1:
+        raise UsageError(f"images and max_tensors must be at least 1, are {images} and {max_tensors}")
+    wire = _link(link, rtt)
+    ends = (_device(device, DEFAULT_DEVICE), _device(cloud, DEFAULT_CLOUD))
+    report = progress or (lambda stage, done, total: None)
+    notes: list[str] = []
+    told = "as in the file" if isinstance(model, (str, os.PathLike)) else "as in the module"
+    name = Path(model).stem if isinstance(model, (str, os.PathLike)) else type(model).__name__
+    if isinstance(model, str) and not _is_file(model):
+        from splitwire.models.catalogue import load
+
+        report("Load the network", 0, None)
+        size = input_shape[2:] if input_shape is not None and len(input_shape) == 4 else None
+        loaded = load(model, weights, size=size)
+        report("Load the network", 1, 1)
+        name, told = loaded.name, loaded.weights
+        model, input_shape = loaded.module, input_shape or loaded.input_shape
+        preprocessing = preprocessing or loaded.preprocessing
+        if loaded.weights == "random":
+            notes.append(
+                "the weights are random, so the bytes are those of a random network: take them as a rough guide, and"
+                " plan again with --weights"
+            )
+        elif loaded.warning:
+            notes.append(loaded.warning)
+    elif weights is not None:
+        raise UsageError("weights go with a network's name; a module or an ONNX file brings its own")
+    report("Export to ONNX", 0, None)
+    if isinstance(model, (str, os.PathLike)):
+        source = from_file(Path(model), input_shape)
+    else:
+        shape = input_shape or ((1, 3, *preprocessing.crop) if preprocessing else None)
+        if shape is None:
+            raise UsageError("a torch module does not say what it takes; pass input_shape=(1, C, H, W)")
+        source = from_module(model, shape)
+    report("Export to ONNX", 1, 1)
+    inputs, how, pictures = _inputs(data, source.input_shape[1:], preprocessing, images, notes)
+    result = plan_cuts(
+        source,
+        Names(source.graph, source.modules),
+        inputs,
+        preprocessing=how,
+        device=ends[0],
+        cloud=ends[1],
+        link=wire,
+        max_tensors=max_tensors,
+        progress=progress,
+    )
+    notes += sorted({f"{c.cut.label}: no bytes: {c.reason}" for c in result.cuts if c.reason})
+    return PlanResult(
+        plan=result,
+        model=name,
+        input_shape=source.input_shape,
+        pictures=pictures,
+        synthetic=data is None,
+        weights=told,
+        notes=tuple(notes),
+    )
+
+
+def _is_file(model: str) -> bool:
+    """As for `splitwire.export`: nobody names a network "x.onnx", and a path has a separator."""
+    return model.lower().endswith(".onnx") or os.sep in model or "/" in model
+
+
+def _link(link: str | None, rtt: str | None) -> Link | None:
+    from splitwire.exporter.links import Link, parse_bandwidth, parse_duration
+
+    bandwidth = None if link is None else parse_bandwidth(link)
+    if bandwidth is None:
+        if rtt is not None:
+            raise UsageError(f"a round trip of {rtt} without a link; say its bandwidth too, as in --link 5mbit")
+        return None
+    return Link(bits_per_second=bandwidth, rtt_ms=parse_duration(DEFAULT_RTT if rtt is None else rtt))
+
+
+def _device(given: str | DeviceProfile | None, default: str) -> DeviceProfile:
+    from splitwire.exporter.devices import find_device
+
+    return find_device(default if given is None else given)
+
+
+def _inputs(
+    data: Calibration | None,
+    shape: tuple[int, ...],
+    preprocessing: Preprocessing | None,
+    images: int,
+    notes: list[str],
+) -> tuple[list[Float32Array], Preprocessing | None, str]:
+    """(network inputs, how they came from pictures, in words)."""
+    import numpy as np
+
+    from splitwire.exporter.dead_leaves import dead_leaves
+    from splitwire.exporter.inputs import are_images, imagenet_preprocessing, open_inputs
+
+    pictured = len(shape) == 3 and shape[0] == 3
+    if data is not None:
+        if preprocessing is None and are_images(data):
+            preprocessing = imagenet_preprocessing(shape)
+            notes.append("no preprocessing given: images are prepared as for ImageNet")
+        stream = open_inputs(data, shape=shape, preprocessing=preprocessing, limit=images)
+        stream.peek(1)  # says why, if there is none
+        inputs = [x for _, x in stream]
+        if stream.skipped:
+            notes.append(f"{len(stream.skipped)} image(s) could not be read and were skipped")
+        where = f" of {data}" if isinstance(data, (str, os.PathLike)) else ""
+        return inputs, preprocessing, f"{len(inputs)} images{where}"
+    if not pictured:
+        rng = np.random.default_rng(0)
+        notes.append(
+            "the calibration ran on noise, since the input is no picture; pass data, or take no notice of the bytes"
+        )
+        noise = [rng.standard_normal(shape, dtype=np.float32) for _ in range(images)]
+        return noise, None, f"{images} inputs of noise, seed 0"
+    how = preprocessing or imagenet_preprocessing(shape)
+    mean, std = (np.array(v, np.float32)[:, None, None] for v in (how.mean, how.std))
+    notes.append("the bytes are those of synthetic pictures; pass your own with --data")
+    drawn = list((dead_leaves(images, shape) - mean) / std)
+    return drawn, how, f"{images} synthetic pictures (dead leaves, seed 0)"
