@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from splitwire.codec.errors import ExportError, UsageError
 
 from . import detectors
-from .graph import Source, evaluating
+from .graph import Source, evaluating, plain
 from .inference import Float32Array, Graph, largest_difference
 from .names import Names
 from .verify import BATCHES
@@ -159,7 +159,7 @@ def _run(module: torch.nn.Module, x: Float32Array) -> Any:
 
 
 def _arrays(result: Any) -> list[NDArray[Any]]:
-    return [t.cpu().numpy() for t in pytree.tree_leaves(result) if isinstance(t, torch.Tensor)]
+    return [t.cpu().numpy() for t in pytree.tree_leaves(plain(result)) if isinstance(t, torch.Tensor)]
 
 
 def _judge(difference: float, where: str, hint: str) -> None:

@@ -6,15 +6,18 @@ silently wrong, docs/exporter.md), so everything after this knows the shape of e
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
@@ -29,13 +32,12 @@ from torch.utils import _pytree as pytree
 from splitwire.codec.errors import UnsupportedModel, UsageError
 
 from . import detectors
+from .compatibility import make_compatible
+from .inference import MAX_MODEL_BYTES, Graph, weight_bytes
 
 OPSET = 20
 """Asked of torch: the first with Gelu as one operator; every ONNX Runtime we support (1.20 and later) runs it.
 It is a wish: read `Source.opset` for what came."""
-
-MAX_MODEL_BYTES = 2_000_000_000
-"""A protobuf message, and with it an ONNX file without external data, ends at 2 GiB."""
 
 _PRIVATE_METADATA = ("pkg.torch.onnx.stack_trace",)
 """File paths of the exporting machine: of no use to the edge, and nobody's business there."""
@@ -71,48 +73,50 @@ class Source:
         return int(self.model.opset_imports.get("", 0))
 
 
-def from_module(module: torch.nn.Module, input_shape: tuple[int, ...]) -> Source:
+def from_module(module: torch.nn.Module, example: tuple[int, ...] | torch.Tensor) -> Source:
     """Export a module to ONNX in evaluation mode, with a dynamic batch; its training flags are put back after.
 
-    module: float32, one tensor in. input_shape: (1, C, H, W); the first number is ignored.
-    Raises UsageError if the module does not take this shape, UnsupportedModel if it cannot be exported.
+    module: float32, one tensor in; what it returns is a tensor, or tensors in tuples, lists, dicts and data classes.
+    torchvision's detectors, which take a list of images, are exported for one image (detectors.py).
+    example: (1, C, H, W), the first number is ignored; or an input tensor (N, …) float32.
+    Raises UsageError if the module does not take this input, UnsupportedModel if it cannot be exported.
     """
-    if len(input_shape) < 2 or any(n < 1 for n in input_shape):
-        raise UsageError(f"input_shape must be (1, C, H, W) with positive sizes, is {tuple(input_shape)}")
-    parameters = [*module.parameters(), *module.buffers()]
-    odd = {p.dtype for p in parameters if p.is_floating_point()} - {torch.float32}
-    if odd:
-        raise UnsupportedModel(f"the module holds {', '.join(map(str, odd))} weights; call module.float() first")
-    device = parameters[0].device if parameters else torch.device("cpu")
+    one = _one_input(example)
+    device = _check_module(module)
     detects = detectors.is_detector(module)
     network = detectors.as_network(module) if detects else module
     with evaluating(module), _quiet(), torch.no_grad(), detectors.exportable():
         # Batch 2 first: torch.export treats 0 and 1 as special. Batch 1 is for networks that fix the batch.
-        for batch in (2, 1):
-            noise = torch.randn(batch, *input_shape[1:], generator=torch.Generator().manual_seed(0))
-            example = noise.to(device)
+        for batch in (1,) if detects else (2, 1):
+            inputs = torch.cat([one] * batch).to(device)
             try:
-                result = network(example)
-            except (RuntimeError, ValueError, TypeError, IndexError) as e:
+                result = network(inputs)
+            except Exception as e:  # anything: it is the user's code
                 if batch == 1:
-                    shape = (1, *input_shape[1:])
+                    shape = tuple(one.shape)
                     raise UsageError(f"the network does not take an input of shape {shape}: {_line(e)}") from e
                 continue
-            model, origin = _export(network, example, dynamic=batch > 1)
-            if not _is_fixed(model):
+            if plain(result) is not result:
+                network = _with_plain_outputs(network)
+                result = plain(result)
+            if not any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(result)):
+                raise UnsupportedModel(f"forward() returns {type(result).__name__} without a tensor in it")
+            model, origin = _export(network, inputs, dynamic=batch > 1)
+            _name_outputs(model, result)
+            # The TorchScript exporter writes sizes of the example into the graph without a word.
+            if batch == 1 or not (_is_fixed(model) or (origin == "legacy" and not _runs_at(model, one.shape, 1))):
                 break
-    _check_size(model)
-    _name_outputs(model, result)
     for node in model.graph.all_nodes():
         for key in _PRIVATE_METADATA:
             node.metadata_props.pop(key, None)
     model.graph.metadata_props.clear()  # torch's signature of the whole program: wrong for a half
     paths = {path: type(m).__name__ for path, m in module.named_modules() if path}
-    return _source(model, origin, (1, *input_shape[1:]), paths)
+    notes = detectors.notes(module, (int(one.shape[2]), int(one.shape[3]))) if detects else []
+    return _source(model, origin, tuple(one.shape), paths, notes)
 
 
 def from_file(path: Path, input_shape: tuple[int, ...] | None = None) -> Source:
-    """Read and check an ONNX file; external data beside it is found.
+    """Read and check an ONNX file; external data beside it is found, and read when it is needed if it is over 2 GB.
 
     input_shape: (1, C, H, W), needed only if the file leaves the image size open; must agree with it otherwise.
     Raises UsageError (no such file, not ONNX, size missing or in conflict), UnsupportedModel (invalid model).
@@ -130,26 +134,78 @@ def from_file(path: Path, input_shape: tuple[int, ...] | None = None) -> Source:
         raise UnsupportedModel(f"{path}: not a valid ONNX model: {text}") from e
     except Exception as e:  # protobuf, onnx and onnx_ir raise a dozen kinds for a damaged file
         raise UsageError(f"{path}: not an ONNX file ({_line(e)})") from e
-    _check_size(model)
-    ir.external_data.load_to_model(model)
-    return _source(model, "onnx", input_shape, {})
+    _check_external_data(model)
+    if weight_bytes(model) <= MAX_MODEL_BYTES:
+        ir.external_data.load_to_model(model)
+    return _source(model, "onnx", input_shape, {}, [])
 
 
-def _check_size(model: ir.Model) -> None:
-    size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
-    if size > MAX_MODEL_BYTES:
-        raise UnsupportedModel(f"the network has {size / 1e9:.1f} GB of weights; splitwire takes up to 2 GB")
+def _one_input(example: tuple[int, ...] | torch.Tensor) -> torch.Tensor:
+    """One input of the network, (1, …) float32."""
+    if isinstance(example, torch.Tensor):
+        if example.dtype != torch.float32 or example.dim() < 2 or not example.numel():
+            raise UsageError(
+                f"the example must be a float32 tensor (N, …); it is {example.dtype} of shape {tuple(example.shape)}"
+            )
+        return example[:1].detach()
+    shape = tuple(example)
+    if not all(isinstance(n, int) for n in shape):
+        raise UsageError(f"the example must be one tensor or a shape (1, C, H, W); it holds {type(shape[0]).__name__}s")
+    if len(shape) < 2 or any(n < 1 for n in shape):
+        raise UsageError(f"input_shape must be (1, C, H, W) with positive sizes, is {shape}")
+    return torch.randn(1, *shape[1:], generator=torch.Generator().manual_seed(0))
 
 
-def _source(model: ir.Model, origin: str, wanted: tuple[int, ...] | None, modules: Mapping[str, str]) -> Source:
-    """Normalise the graph (functions inlined, sorted, typed) and read off its input."""
+def _check_module(module: torch.nn.Module) -> torch.device:
+    """The module's device. Raises UnsupportedModel for what cannot be exported, before minutes are spent on it."""
+    weights = [*module.parameters(), *module.buffers()]
+    odd = {w.dtype for w in weights if w.is_floating_point()} - {torch.float32}
+    if odd:
+        raise UnsupportedModel(f"the module holds {', '.join(map(str, odd))} weights; call module.float() first")
+    devices = {w.device for w in weights} or {torch.device("cpu")}
+    if len(devices) > 1 or torch.device("meta") in devices:
+        where = ", ".join(sorted(map(str, devices)))
+        raise UnsupportedModel(f"the module's weights are on {where}; move them to one device: module.to('cpu')")
+    try:
+        parameters = inspect.signature(module.forward).parameters.values()
+    except (TypeError, ValueError):
+        return devices.pop()
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind in kinds]
+    needed += [p.name for p in parameters if p.default is p.empty and p.kind == p.KEYWORD_ONLY]
+    if len(needed) != 1 and not any(p.kind == p.VAR_POSITIONAL for p in parameters):
+        takes = ", ".join(needed) or "none"
+        raise UnsupportedModel(
+            f"the network must take one tensor; forward() takes {len(needed)}: {takes}. Wrap it in a module that makes"
+            " the others"
+        )
+    return devices.pop()
+
+
+def _check_external_data(model: ir.Model) -> None:
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor):
+            place = Path(tensor.path)
+            end = (tensor.offset or 0) + (tensor.length if tensor.length is not None else tensor.nbytes)
+            if not place.is_file() or place.stat().st_size < end or end - (tensor.offset or 0) < tensor.nbytes:
+                has = f"has {place.stat().st_size:,} bytes" if place.is_file() else "is missing"
+                raise UnsupportedModel(
+                    f"the weights do not fit the model: {name!r} needs {tensor.nbytes:,} bytes up to byte {end:,} of"
+                    f" {place.name}, which {has}"
+                )
+
+
+def _source(
+    model: ir.Model, origin: str, wanted: tuple[int, ...] | None, modules: Mapping[str, str], notes: list[str]
+) -> Source:
+    """Normalise the graph (functions inlined, sorted, typed, for our runtimes) and read off its input."""
     for normalise in (InlinePass(), RemoveInitializersFromInputsPass(), TopologicalSortPass()):
         model = normalise(model).model
     graph = model.graph
     if len(graph.inputs) != 1 or graph.inputs[0].dtype != ir.DataType.FLOAT or graph.inputs[0].shape is None:
         has = ", ".join(f"{v.name} ({v.dtype})" for v in graph.inputs) or "none"
         raise UnsupportedModel(f"the network must have one float32 input; it has: {has}")
-    notes = []
     entry = graph.inputs[0]
     dims = list(entry.shape or ())
     if len(dims) < 2:
@@ -162,28 +218,51 @@ def _source(model: ir.Model, origin: str, wanted: tuple[int, ...] | None, module
             raise UsageError(
                 f"the network takes inputs of any size, {_shape_text(dims)}; say which: --image-size or input_shape="
             )
-        entry.shape = ir.Shape([dims[0], *wanted[1:]])
-        for node in graph:  # what was inferred from the open size is stale
-            for value in node.outputs:
-                value.shape = None
         sizes = wanted[1:]
+        _fix_input(graph, (dims[0], *sizes))
+    shape = (1, *(int(s) for s in sizes if s is not None))
+    _infer_missing_types(model)
+    restamped = make_compatible(model)
     batch = dims[0] if isinstance(dims[0], int) else None
+    if batch is None and not _follows_batch(graph) and not _runs_at(model, shape, 3):
+        # What the graph declares is not what it does: a size is written into it, or images are mixed in its outputs.
+        batch = 1
+        _fix_input(graph, (1, *sizes))
+        _infer_missing_types(model)
     if batch is not None:
         notes.append(
             f"the batch is fixed at {batch} in this network: the server cannot run several requests at once, and frames"
             " of another batch are refused"
         )
+    if restamped:
+        notes.append(restamped)
     if origin == "legacy":
         notes.append("torch's new exporter could not take the network; its TorchScript exporter was used")
-    _infer_missing_types(model)
-    return Source(
-        model=model,
-        origin=origin,
-        input_shape=(1, *(int(s) for s in sizes if s is not None)),
-        batch=batch,
-        modules=modules,
-        notes=tuple(notes),
-    )
+    return Source(model=model, origin=origin, input_shape=shape, batch=batch, modules=modules, notes=tuple(notes))
+
+
+def _fix_input(graph: ir.Graph, shape: tuple[Any, ...]) -> None:
+    """Give the input another shape; what was inferred from the old one is stale."""
+    graph.inputs[0].shape = ir.Shape(shape)
+    for node in graph:
+        for value in node.outputs:
+            value.shape = None
+
+
+def _follows_batch(graph: ir.Graph) -> bool:
+    """Whether every output is declared with the input's batch axis first."""
+    first = [v.shape[0] if v.shape else None for v in (*graph.inputs, *graph.outputs)]
+    return None not in first and all(d == first[0] for d in first)
+
+
+def _runs_at(model: ir.Model, shape: Sequence[int], batch: int) -> bool:
+    """Whether the graph runs at this batch size and every output has it as its first axis."""
+    noise = np.random.default_rng(0).standard_normal((batch, *shape[1:]), dtype=np.float32)
+    graph = Graph.of(model, what="network")
+    try:
+        return all(o.ndim and len(o) == batch for o in graph.run(noise))
+    except UnsupportedModel:
+        return False
 
 
 def _is_fixed(model: ir.Model) -> bool:
@@ -258,6 +337,23 @@ def _infer_missing_types(model: ir.Model) -> None:
             value.shape = known.shape if value.shape is None else value.shape
             if value.dtype is None and known.dtype is not None:
                 value.dtype = known.dtype
+
+
+def plain(result: Any) -> Any:
+    """The result of a forward with data classes as dicts of their fields, which torch.export needs."""
+    if dataclasses.is_dataclass(result) and not isinstance(result, (type, dict)):
+        return {f.name: plain(getattr(result, f.name)) for f in dataclasses.fields(result)}
+    return result
+
+
+def _with_plain_outputs(module: torch.nn.Module) -> torch.nn.Module:
+    """The module, sharing its state, with `plain` after its forward; as the root, so that module paths stay."""
+    kind = type(module)
+    view: torch.nn.Module = object.__new__(
+        type(kind.__name__, (kind,), {"forward": lambda self, x: plain(kind.forward(self, x))})
+    )
+    view.__dict__ = module.__dict__
+    return view
 
 
 @contextmanager

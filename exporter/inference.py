@@ -1,8 +1,10 @@
-"""ONNX Runtime as the exporter uses it: a graph in memory, arrays in, arrays out."""
+"""ONNX Runtime as the exporter uses it: a graph in memory, arrays in, arrays out; and graphs as bytes and as files."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -14,12 +16,26 @@ from splitwire.codec.errors import UnsupportedModel
 Array = NDArray[np.generic]
 Float32Array = NDArray[np.float32]
 
+MAX_MODEL_BYTES = 1_900_000_000
+"""A protobuf message, and with it an ONNX file without external data, ends at 2 GiB; the graph itself takes a part."""
+
+_MIN_APART = 1024
+"""Smaller weights stay in the graph: ONNX Runtime reads shapes and axes from them while it loads."""
+
+_PLAIN = {getattr(ir.DataType, n) for n in ("FLOAT", "DOUBLE", "FLOAT16", "INT8", "UINT8", "INT32", "INT64")}
+"""Element types that NumPy has, and that ONNX Runtime therefore takes as arrays."""
+
+_ALIGNMENT = 4096
+"""Of weights in a file of external data, so that they can be mapped into memory."""
+
 
 class Graph:
     """A graph in ONNX Runtime on the CPU. `batch` is None if the batch is dynamic, else the only size it takes."""
 
-    def __init__(self, data: bytes, *, what: str, exact: bool = False) -> None:
-        """data: the serialised model. what: its name in messages ("front half").
+    def __init__(
+        self, data: bytes, *, what: str, exact: bool = False, weights: Mapping[str, Array] | None = None
+    ) -> None:
+        """data: the serialised model. what: its name in messages ("front half"). weights: those that are not in `data`.
 
         exact: optimise up to EXTENDED only. Above it ONNX Runtime changes the memory layout of convolutions, which
         moves results by up to 1e-6; the halves are compared with the whole without that (docs/exporter.md).
@@ -29,6 +45,9 @@ class Graph:
         options = ort.SessionOptions()
         options.graph_optimization_level = level.ORT_ENABLE_EXTENDED if exact else level.ORT_ENABLE_ALL
         options.log_severity_level = 4
+        self._weights = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in (weights or {}).items()}
+        if self._weights:
+            options.add_external_initializers(list(self._weights), list(self._weights.values()))
         try:
             self._session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         except Exception as e:  # ONNX Runtime raises its own kinds, derived from Exception alone
@@ -40,9 +59,12 @@ class Graph:
         self.outputs = tuple(o.name for o in self._session.get_outputs())
 
     @classmethod
-    def of(cls, model: ir.Model, *, what: str, exact: bool = False) -> Graph:
-        """A graph from an onnx_ir model."""
-        return cls(serialise(model), what=what, exact=exact)
+    def of(cls, model: ir.Model, *, what: str, exact: bool = False, limit: int = MAX_MODEL_BYTES) -> Graph:
+        """A graph from an onnx_ir model. Weights of more than `limit` bytes are handed over apart, and not copied."""
+        if weight_bytes(model) <= limit:
+            return cls(serialise(model), what=what, exact=exact)
+        lean, apart = _without_weights(model, "weights")
+        return cls(_to_bytes(lean), what=what, exact=exact, weights={n: t.numpy() for n, t in apart.items()})
 
     def run(self, *arrays: Array) -> list[Array]:
         """All outputs for one batch; `arrays` in the order of `inputs`. Raises UnsupportedModel where it fails."""
@@ -53,8 +75,78 @@ class Graph:
             raise UnsupportedModel(f"ONNX Runtime failed in the {self._what} at batch {batch}: {_line(e)}") from e
 
 
+def weight_bytes(model: ir.Model) -> int:
+    """Bytes that the weights take."""
+    return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+
+
 def serialise(model: ir.Model) -> bytes:
-    """The bytes of the model, the same for the same model: what the files hold and the profile's hashes cover."""
+    """The bytes of the model, the same for the same model: what the files hold and the profile's hashes cover.
+
+    Weights that lie in a file elsewhere are brought in. Raises UnsupportedModel if it does not fit (use `save`).
+    """
+    if weight_bytes(model) > MAX_MODEL_BYTES:
+        raise UnsupportedModel(f"{weight_bytes(model) / 1e9:.1f} GB of weights do not fit into one ONNX message")
+    if any(isinstance(v.const_value, ir.ExternalTensor) for v in model.graph.initializers.values()):
+        model = model.clone()
+        for value in model.graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                value.const_value = ir.Tensor(np.array(value.const_value.numpy()), value.dtype, name=value.name)
+    return _to_bytes(model)
+
+
+def digest(model: ir.Model, *, limit: int = MAX_MODEL_BYTES) -> str:
+    """SHA-256 in hex: of `serialise`, or, over `limit` bytes of weights, of the graph and then its weights in order."""
+    if weight_bytes(model) <= limit:
+        return hashlib.sha256(serialise(model)).hexdigest()
+    lean, apart = _without_weights(model, "weights")
+    total = hashlib.sha256(_to_bytes(lean))
+    for tensor in apart.values():
+        total.update(tensor.tobytes())
+    return total.hexdigest()
+
+
+def save(model: ir.Model, path: Path, *, name: str | None = None, limit: int = MAX_MODEL_BYTES) -> list[Path]:
+    """Write the model to `path`; over `limit` bytes of weights, these go to a second file beside it, `path`.data.
+
+    name: what `path` will be called in the end, for callers that rename (the second file must then be renamed to
+    name.data: the graph refers to it). Returns the files written, the graph last. OSError leaves what was written.
+    """
+    if weight_bytes(model) <= limit:
+        path.write_bytes(serialise(model))
+        return [path]
+    lean, apart = _without_weights(model, f"{name or path.name}.data")
+    beside = path.with_name(f"{path.name}.data")
+    with beside.open("wb") as file:
+        for tensor in apart.values():
+            file.seek(_aligned(file.tell()))
+            file.write(tensor.tobytes())
+    path.write_bytes(_to_bytes(lean))
+    return [beside, path]
+
+
+def _without_weights(model: ir.Model, location: str) -> tuple[ir.Model, dict[str, ir.TensorProtocol]]:
+    """(the model with references to the file `location` in place of its large weights, these weights in file order)."""
+    lean = model.clone()
+    apart: dict[str, ir.TensorProtocol] = {}
+    position = 0
+    for name, value in lean.graph.initializers.items():
+        tensor = value.const_value
+        if tensor is None or tensor.nbytes < _MIN_APART or tensor.dtype not in _PLAIN:
+            continue
+        value.const_value = ir.ExternalTensor(
+            location, position, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name
+        )
+        apart[name] = tensor
+        position = _aligned(position + tensor.nbytes)
+    return lean, apart
+
+
+def _aligned(position: int) -> int:
+    return -(-position // _ALIGNMENT) * _ALIGNMENT
+
+
+def _to_bytes(model: ir.Model) -> bytes:
     data: bytes = ir.to_proto(model).SerializeToString(deterministic=True)
     return data
 
@@ -72,7 +164,7 @@ def largest_difference(ours: Sequence[Array], reference: Sequence[Array], *, by_
             return float("inf")
         if not a.size:
             continue
-        x, y = a.astype(np.float64), b.astype(np.float64)
+        x, y = np.atleast_1d(a.astype(np.float64)), np.atleast_1d(b.astype(np.float64))
         same = (x == y) | (np.isnan(x) & np.isnan(y))
         scale = np.abs(y[np.isfinite(y)]).max(initial=0.0) if by_output else np.abs(y)
         with np.errstate(invalid="ignore"):
