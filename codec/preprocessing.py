@@ -26,10 +26,12 @@ Float32Array = NDArray[np.float32]
 def apply(image: Image.Image, p: Preprocessing) -> Float32Array:
     """Resize, centre crop, scale to [0, 1] and normalise `image` as `p` says.
 
-    image: any PIL mode; converted to RGB. Returns (3, *p.crop) float32, C-contiguous.
+    image: any PIL mode of 8 bits per channel; converted to RGB. Returns (3, *p.crop) float32, C-contiguous.
     Raises UsageError if the resized or padded image would hold more pixels than Pillow's decompression-bomb limit
     (a 1×60000 picture resized to 256 would need 4 GPixel), or if the image data is damaged.
     """
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):  # converted, they would be white nearly everywhere
+        raise UsageError(f"image has mode {image.mode!r}, expected 8 bits per channel; convert it to 8 bits first")
     try:
         rgb = image if image.mode == "RGB" else image.convert("RGB")
         if p.resize is not None:

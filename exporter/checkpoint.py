@@ -11,6 +11,7 @@ import json
 import os
 import time
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -65,12 +66,13 @@ class Checkpoint:
         if not self.path.is_file():
             return 0
         try:
-            with np.load(self.path, allow_pickle=False) as arrays:
+            with self.path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 head = json.loads(arrays["head"].tobytes())
                 if head["key"] != self._key:
                     return 0
                 attributes = [{k: _unpack(v, arrays) for k, v in one.items()} for one in head["state"]]
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):  # damaged: begin again
+        except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error):
+            # damaged: begin again
             return 0
         for one, values in zip(state, attributes, strict=True):
             vars(one).update(values)

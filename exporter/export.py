@@ -22,7 +22,7 @@ from .calibrate import Progress, calibrate
 from .checkpoint import Checkpoint
 from .cuts import find_cut
 from .graph import Source, from_file, from_module
-from .inference import Float32Array, Graph, serialise
+from .inference import Float32Array, Graph
 from .inputs import LIMIT, Calibration, CalibrationInputs, Skipped, are_images, imagenet_preprocessing, open_inputs
 from .measure import PointMeasure, choose_default, measure_points
 from .names import Names
@@ -136,7 +136,8 @@ def export_pair(
     slopes = _slopes(halves.front, found.tensors)
     report("Split and verify", 1, 1)
 
-    with _checkpoint(folder, halves, stream, preprocessing, images, points) as checkpoint:
+    digests = bake.digest(halves.front), bake.digest(halves.back)
+    with _checkpoint(folder, digests[0], stream, preprocessing, images, points) as checkpoint:
         settling = Settling([*points.values()], slopes)
         calibrated = calibrate(front, stream, specs, settling=settling, progress=report, checkpoint=checkpoint)
         designed, options = design_points(
@@ -155,8 +156,8 @@ def export_pair(
                 msgspec.structs.replace(p, agreement=m.agreement) for p, m in zip(designed, measures, strict=True)
             ),
             default_op=default_op or choose_default(designed, measures),
-            front_sha256=bake.digest(halves.front),
-            back_sha256=bake.digest(halves.back),
+            front_sha256=digests[0],
+            back_sha256=digests[1],
             preprocessing=preprocessing,
             labels=tuple(labels) if labels is not None else None,
             calibration_images=calibrated.statistics[0].count,
@@ -232,7 +233,7 @@ def _slopes(front: ir.Model, tensors: Sequence[str]) -> list[float | None]:
 
 def _checkpoint(
     folder: Path,
-    halves: Halves,
+    front_sha256: str,
     inputs: CalibrationInputs,
     preprocessing: Preprocessing | None,
     images: int,
@@ -243,7 +244,7 @@ def _checkpoint(
     if digest is None:
         return nullcontext()
     key = (version("splitwire"), msgspec.json.encode([preprocessing, images, points]), digest)
-    return Checkpoint(folder, serialise(halves.front), *key)
+    return Checkpoint(folder, front_sha256, *key)
 
 
 def _order_of_outputs(source: Source, back: Graph) -> tuple[str, ...] | msgspec.UnsetType:
