@@ -130,14 +130,15 @@ class _Cells:
         self.histogram = histogram
         self.levels = levels
         self.thresholds = thresholds
-        self._cell = np.searchsorted(thresholds, histogram.centres, side="right")
-        masses = np.bincount(self._cell, histogram.weights, levels.size)
+        masses, self._sums, _ = histogram.cells(thresholds)
         self.masses = masses / masses.sum()  # exactly 1 where there is only one
 
     @property
     def distortion(self) -> float:
         """D, the mean squared error."""
-        return float(self.histogram.weights @ (self.histogram.centres - self.levels[self._cell]) ** 2)
+        centres, weights = self.histogram.ordered
+        value = np.repeat(self.levels, np.diff(self.histogram.edges(self.thresholds)))
+        return float(weights @ (centres - value) ** 2)
 
     def lengths(self, cost: Cost) -> Floats:
         """Bits per level; infinite for an empty one at ideal cost."""
@@ -178,8 +179,8 @@ class _Cells:
             kept, meets = [0, *kept], [-np.inf, *meets]
         if kept[-1] < levels.size - 1:
             kept, meets = [*kept, levels.size - 1], [*meets, np.inf]
-        centres = self.histogram.centres
-        limits = (centres.min(), centres.max() + self.histogram.width)
+        centres, _ = self.histogram.ordered
+        limits = (centres[0], centres[-1] + self.histogram.width)
         return _Cells(self.histogram, levels[kept], np.clip(meets, *limits))
 
     def occupied(self) -> _Cells:
@@ -190,9 +191,8 @@ class _Cells:
     def centred(self) -> _Cells:
         """Each inner level at the centroid of its cell, or at the end that it lies beyond: then the two are one."""
         low, high = self.levels[0], self.levels[-1]
-        sums = np.bincount(self._cell, self.histogram.weights * self.histogram.centres, self.levels.size)
         levels = self.levels.copy()
-        levels[1:-1] = np.clip(sums[1:-1] / self.masses[1:-1], low, high)
+        levels[1:-1] = np.clip(self._sums[1:-1] / self.masses[1:-1], low, high)
         inner = levels.astype(np.float32)[1:-1]  # as the profile will have them
         at_low = np.flatnonzero(inner <= np.float32(low)) + 1
         at_high = np.flatnonzero(inner >= np.float32(high)) + 1

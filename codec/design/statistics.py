@@ -32,19 +32,28 @@ class Histogram:
     maximum: float
 
     @cached_property
-    def _sums(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """(bins,) centres in order, and (3, bins + 1) running sums of w, w·c and w·c² over them."""
+    def ordered(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(bins,) centres in increasing order, and their weights."""
         order = np.argsort(self.centres, kind="stable")
-        c, w = self.centres[order], self.weights[order]
+        return self.centres[order], self.weights[order]
+
+    @cached_property
+    def _sums(self) -> NDArray[np.float64]:
+        """(3, bins + 1) running sums of w, w·c and w·c² in that order."""
+        c, w = self.ordered
         sums = np.zeros((3, c.size + 1))
         np.cumsum([w, w * c, w * c * c], axis=1, out=sums[:, 1:])
-        return c, sums
+        return sums
 
-    def cells(self, thresholds: Sequence[float]) -> tuple[NDArray[np.float64], ...]:
+    def edges(self, thresholds: Sequence[float] | NDArray[np.float64]) -> NDArray[np.intp]:
+        """(N + 1,) where each cell begins among the ordered bins, and their number."""
+        centres = self.ordered[0]
+        inner = np.searchsorted(centres, np.asarray(thresholds), side="left")
+        return np.concatenate([[0], inner, [centres.size]])
+
+    def cells(self, thresholds: Sequence[float] | NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
         """Of each of the N cells: (N,) probability, (N,) ∫y, (N,) ∫y², each bin at its centre."""
-        centres, sums = self._sums
-        edges = np.concatenate([[0], np.searchsorted(centres, np.asarray(thresholds), side="left"), [centres.size]])
-        return tuple(np.diff(sums[:, edges], axis=1))
+        return tuple(np.diff(self._sums[:, self.edges(thresholds)], axis=1))
 
     def quantization_error(self, levels: Sequence[float], thresholds: Sequence[float]) -> float:
         """Mean squared error of the quantizer on the measured distribution. Takes a time that grows with N only."""
