@@ -26,7 +26,7 @@ class SuggestedCut:
 class Recipe:
     """A network, as `catalogue.load` builds it unless told otherwise.
 
-    preprocessing: of the weights named by `weights`, torchvision's "DEFAULT"s mostly. input_shape: (1, C, H, W).
+    preprocessing: of torchvision's DEFAULT weights. input_shape: (1, C, H, W).
     layers: worth cutting after, in execution order. Where several tensors cross (a pyramid), all are sent.
     parameters: of the network that is exported. macs: multiply-accumulates of one image of input_shape, convolutions
         and matrix products; None where they depend on what is in the image.

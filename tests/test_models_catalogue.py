@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+import urllib.error
 from pathlib import Path
 
 import msgspec
@@ -16,7 +17,7 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from splitwire.codec import preprocessing
-from splitwire.codec.errors import UsageError
+from splitwire.codec.errors import ExportError, UsageError
 from splitwire.codec.profile import Preprocessing
 from splitwire.models import catalogue, demo, figures, networks, presets
 from splitwire.models.recipes import RECIPES
@@ -142,6 +143,44 @@ def test_a_detector_of_one_size():
     assert loaded.module.transform.fixed_size == (320, 320)
     with pytest.raises(UsageError, match="takes images of 320x320 only, not 640x480; leave the size out"):
         catalogue.load("ssdlite320_mobilenet_v3_large", size=(480, 640))
+
+
+# torchvision's weights, by name
+
+
+def test_weights_by_torchvisions_name(monkeypatch):
+    """The builder gets the entry and the size; the download is replaced by a state dict of the right form."""
+    detector = random_network(SMALL_DETECTOR).state_dict()
+    known = torchvision.models.get_model_weights(SMALL_DETECTOR)
+    monkeypatch.setattr(known, "get_state_dict", lambda self, *args, **kwargs: detector)
+    for weights in ("COCO_V1", f"{known.__name__}.COCO_V1"):
+        loaded = catalogue.load(SMALL_DETECTOR, weights, size=(96, 128))
+        assert loaded.weights == f"{known.__name__}.COCO_V1"
+        assert loaded.warning is None
+        assert loaded.labels is not None and loaded.labels[18] == "dog"
+        assert (loaded.module.transform.min_size, loaded.module.transform.max_size) == ((96,), 128)
+        assert all(torch.equal(v, detector[k]) for k, v in loaded.module.state_dict().items())
+    name = "deeplabv3_mobilenet_v3_large"
+    segmenter = random_network(name, aux_loss=True).state_dict()
+    monkeypatch.setattr(
+        torchvision.models.get_model_weights(name), "get_state_dict", lambda self, *args, **kwargs: segmenter
+    )
+    loaded = catalogue.load(name, "DEFAULT")
+    assert loaded.labels is not None and loaded.labels[12] == "dog"
+    assert loaded.module.aux_classifier is None
+    assert all(torch.equal(v, segmenter[k]) for k, v in loaded.module.state_dict().items())
+
+
+def test_failed_download_names_the_address(monkeypatch, tmp_path):
+    def refuse(url, *args, **kwargs):
+        raise urllib.error.URLError("Name or service not known")
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    for name in (SMALL_DETECTOR, SMALL_SEGMENTER):
+        with pytest.raises(ExportError, match=rf"of {name} from https://\S+: Name or service not known; .*FILE") as e:
+            catalogue.load(name, "DEFAULT")
+        assert "\n" not in str(e.value)
 
 
 # Files
