@@ -6,13 +6,17 @@ import itertools
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 import torch
 from exporter_helpers import SHAPE, inputs, network
+from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from splitwire.codec.codec import FeatureCodec
+from splitwire.codec.errors import Corrupt, ShapeMismatch
+from splitwire.codec.profile import CodecProfile
 from splitwire.codec.quantizer import dequantize, quantize
 from splitwire.exporter import graph
 from splitwire.exporter.export import ExportResult, export_pair
@@ -58,7 +62,7 @@ class Pyramid(nn.Module):
         return {"brightness": x.mean((1, 2, 3)), **{f"p{i}": self.head(m) for i, m in enumerate(maps)}}
 
 
-def export(module: nn.Module, out: Path, cut: str, **options) -> ExportResult:
+def export(module: nn.Module | Path, out: Path, cut: str, **options) -> ExportResult:
     return export_pair(module, cut=cut, calibration=inputs(24), out=out, **options)
 
 
@@ -71,8 +75,10 @@ def quantized_by_hand(result: ExportResult, op: str, x: np.ndarray) -> dict[str,
     front, back = (ort.InferenceSession(p, providers=["CPUExecutionProvider"]) for p in (result.front, result.back))
     profile = result.profile
     point = profile.operating_points[profile.point_index(op)]
-    made = dict(zip([o.name for o in front.get_outputs()], front.run(None, {"input": x}), strict=True))
-    feeds = {
+    made = dict(
+        zip([o.name for o in front.get_outputs()], front.run(None, {front.get_inputs()[0].name: x}), strict=True)
+    )
+    feeds = {spec.name: made[spec.name] for spec in profile.size_specs} | {
         spec.name: dequantize(quantize(made[spec.name], t.quantizer), t.quantizer)
         for spec, t in zip(profile.tensors, point.tensors, strict=True)
     }
@@ -80,8 +86,15 @@ def quantized_by_hand(result: ExportResult, op: str, x: np.ndarray) -> dict[str,
 
 
 @pytest.fixture(scope="module")
-def skip(tmp_path_factory) -> ExportResult:
-    return export(network(Skip), tmp_path_factory.mktemp("skip"), "early,deep")
+def skip_file(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "skip.onnx"
+    path.write_bytes(serialise(graph.from_module(network(Skip), (1, *SHAPE)).model))
+    return path
+
+
+@pytest.fixture(scope="module")
+def skip(skip_file, tmp_path_factory) -> ExportResult:
+    return export(skip_file, tmp_path_factory.mktemp("skip"), "early,deep")
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +102,68 @@ def pyramid(tmp_path_factory) -> ExportResult:
     return export(network(Pyramid), tmp_path_factory.mktemp("pyramid"), "stem,down.0,down.1", levels=(2, 4))
 
 
+@pytest.fixture(scope="module")
+def sized(tmp_path_factory) -> ExportResult:
+    """Behind the cut the features are scaled by how many inputs were positive: a size that no tensor shows."""
+    folder = tmp_path_factory.mktemp("sized")
+    nodes = [
+        helper.make_node("Relu", ["x"], ["features"]),
+        helper.make_node("Greater", ["x", "zero"], ["positive"]),
+        helper.make_node("NonZero", ["positive"], ["places"]),
+        helper.make_node("Shape", ["places"], ["count"], start=1),
+        helper.make_node("Cast", ["count"], ["scale"], to=TensorProto.FLOAT),
+        helper.make_node("Div", ["scale", "thousand"], ["factor"]),
+        helper.make_node("ReduceMean", ["features"], ["means"], axes=[2, 3], keepdims=0),
+        helper.make_node("Mul", ["means", "factor"], ["answer"]),
+    ]
+    model = helper.make_model(
+        helper.make_graph(
+            nodes, "sized",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", *SHAPE])],
+            [helper.make_tensor_value_info("answer", TensorProto.FLOAT, ["batch", 3])],
+            [numpy_helper.from_array(np.float32(v), n) for n, v in (("zero", 0.0), ("thousand", 1000.0))],
+        ),
+        opset_imports=[helper.make_opsetid("", 17)], ir_version=9,
+    )  # fmt: skip
+    onnx.save(model, str(folder / "sized.onnx"))
+    return export(folder / "sized.onnx", folder / "out", "features", levels=(4,))
+
+
+def test_sizes_cross_beside_the_tensors(sized):
+    assert [t.name for t in sized.profile.tensors] == ["features"]
+    (spec,) = sized.profile.size_specs
+    assert spec.length == 1
+    assert CodecProfile.from_json(sized.profile.to_json()) == sized.profile
+    x = inputs(2)
+    with looped(sized) as session:
+        made = session.run_front(x)
+        assert [s.tolist() for s in made.sizes] == [[int((x > 0).sum())]]
+        frame = session.encode(made.features, sizes=made.sizes)
+        with pytest.raises(ShapeMismatch, match="expected 1 vectors of sizes, got 0"):
+            session.encode(made.features)
+    cloud = CloudSession(sized.back)
+    assert [s.tolist() for s in cloud.decode(frame).sizes] == [s.tolist() for s in made.sizes]
+    cloud.warm_up()
+
+
+@pytest.mark.parametrize("wrong", [np.array([-1]), np.array([2**26 + 1]), np.array([1, 2]), np.array([1], np.int32)])
+def test_sizes_that_are_none_are_not_sent(sized, wrong):
+    with pytest.raises(ShapeMismatch, match="must be 1 int64 from 0 to 67108864"):
+        FeatureCodec(sized.profile).encode([np.zeros((1, *SHAPE), np.float32)], sizes=[wrong])
+
+
+def test_damaged_sizes_are_never_concealed(sized):
+    codec = FeatureCodec(sized.profile)
+    frame = bytearray(codec.encode([np.zeros((1, *SHAPE), np.float32)], sizes=[np.array([5])]))
+    frame[-8] ^= 1
+    with pytest.raises(Corrupt, match="checksum"):
+        codec.decode(bytes(frame))
+    with pytest.raises(Corrupt, match="damaged"):
+        codec.decode(bytes(frame), conceal=True)
+
+
 @pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("pair", ["skip", "pyramid"])
+@pytest.mark.parametrize("pair", ["skip", "pyramid", "sized"])
 def test_end_to_end(pair, batch, request):
     result = request.getfixturevalue(pair)
     x = inputs(batch)
@@ -124,12 +197,6 @@ def test_outputs_known_before_the_cut_come_back_in_order(pyramid):
     np.testing.assert_allclose(outputs["brightness"], x.mean((1, 2, 3)), atol=1e-6)
 
 
-def test_a_single_tensor_has_no_new_fields_in_its_profile(tmp_path):
-    result = export(network(), tmp_path, "layer1", levels=(4,))
-    assert '"sizes"' not in result.profile.to_json()
-    assert '"outputs"' not in result.profile.to_json()
-
-
 def test_no_point_spends_more_than_its_uniform_levels_would(skip):
     elements = sum(t.elements for t in skip.profile.tensors)
     for point in skip.profile.operating_points:
@@ -157,15 +224,10 @@ def test_rates_are_those_of_the_frames(skip):
         assert bits == pytest.approx(point.bits_per_element, rel=0.05)
 
 
-def test_the_same_twice(tmp_path):
-    for name in ("a", "b"):
-        path = tmp_path / f"{name}.onnx"
-        if name == "a":
-            data = serialise(graph.from_module(network(Skip), (1, *SHAPE)).model)
-        path.write_bytes(data)
-        export_pair(path, cut="early,deep", calibration=inputs(12), out=tmp_path / name, levels=(2, 4), name="n")
+def test_the_same_twice(skip, skip_file, tmp_path):
+    export(skip_file, tmp_path, "early,deep")
     for file in ("front.onnx", "back.onnx"):
-        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+        assert (tmp_path / file).read_bytes() == (skip.front.parent / file).read_bytes()
 
 
 # Sharing the bits
