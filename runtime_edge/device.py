@@ -41,6 +41,10 @@ MATMUL_MACS = 197 * 768 * 768
 MATVEC_BYTES = 4 * 4096 * 4096
 ADD_BYTES = 3 * 4 * 64 * 112 * 112
 TINY_NODES = 200
+PROBES = (*CONVOLUTIONS, "conv_depthwise", "matmul", "matvec", "add", "tiny_nodes")
+
+UNREST = 1.5
+"""Medians this many times the fastest run are of a busy machine; the profile's note then says so."""
 
 ProgressFn = Callable[[str, int, int | None], None]
 
@@ -61,34 +65,24 @@ def measure_device(
     """
     if threads is not None and threads < 1:
         raise UsageError(f"threads must be 1 or more, is {threads}")
-    probes = ("conv_depthwise", "matmul", "matvec", "add", "tiny_nodes", *CONVOLUTIONS)
-    steps = len(probes) + 4
-    done = 0
-
-    def step(stage: str) -> None:
-        nonlocal done
+    seconds: dict[str, float] = {}
+    unrest = 1.0
+    codec, jpeg = _codec(), _jpeg()
+    calls = {probe: _probe(probe, threads, providers) for probe in PROBES}
+    calls |= {"encode": codec[0], "decode": codec[1], "save": jpeg[0], "load": jpeg[1]}
+    for done, (what, call) in enumerate(calls.items()):
         if progress is not None:
-            progress(stage, done, steps)
-        done += 1
-
-    seconds = {}
-    for probe in probes:
-        step("Time probe graphs")
-        seconds[probe] = median_seconds(_probe(probe, threads, providers))
-    encode, decode = _codec()
-    step("Time probe graphs")
-    encode_seconds = median_seconds(encode)
-    step("Time probe graphs")
-    decode_seconds = median_seconds(decode)
-    elements, pixels = float(np.prod(FEATURES)), float(np.prod(PICTURE))
-    save, load = _jpeg()
-    step("Time probe graphs")
-    save_seconds = median_seconds(save)
-    step("Time probe graphs")
-    load_seconds = median_seconds(load)
+            progress("Time probes", done, len(calls))
+        taken = timed(call)
+        seconds[what] = statistics.median(taken)
+        unrest = max(unrest, seconds[what] / min(taken))
     if progress is not None:
-        progress("Time probe graphs", steps, steps)
+        progress("Time probes", len(calls), len(calls))
     used = threads or os.cpu_count()
+    elements, pixels = float(np.prod(FEATURES)), float(np.prod(PICTURE))
+    note = f"ONNX Runtime {ort.__version__}, {', '.join(providers or DEFAULT_PROVIDERS)}; medians"
+    if unrest > UNREST:
+        note += f"; the machine was busy, medians up to {unrest:.1f} times the fastest run"
     return DeviceProfile(
         name=name or f"{platform.machine()}, {used} thread{'' if used == 1 else 's'}",
         source="measured",
@@ -98,16 +92,16 @@ def measure_device(
         elementwise_bytes=ADD_BYTES / seconds["add"],
         weight_bytes=MATVEC_BYTES / seconds["matvec"],
         node_overhead_us=1e6 * seconds["tiny_nodes"] / TINY_NODES,
-        encode_elements=elements / encode_seconds,
-        decode_elements=elements / decode_seconds,
-        jpeg_encode_pixels=pixels / save_seconds,
-        jpeg_decode_pixels=pixels / load_seconds,
-        note=f"ONNX Runtime {ort.__version__}, {', '.join(providers or DEFAULT_PROVIDERS)}; medians",
+        encode_elements=elements / seconds["encode"],
+        decode_elements=elements / seconds["decode"],
+        jpeg_encode_pixels=pixels / seconds["save"],
+        jpeg_decode_pixels=pixels / seconds["load"],
+        note=note,
     )
 
 
-def median_seconds(call: Callable[[], object]) -> float:
-    """Median duration of a call that is warm; at least MIN_RUNS of them and SECONDS in all."""
+def timed(call: Callable[[], object]) -> list[float]:
+    """Seconds of each run of a call that is warm; at least MIN_RUNS of them and SECONDS in all."""
     for _ in range(WARM_UP_RUNS):
         call()
     taken: list[float] = []
@@ -116,7 +110,7 @@ def median_seconds(call: Callable[[], object]) -> float:
         start = time.perf_counter()
         call()
         taken.append(time.perf_counter() - start)
-    return statistics.median(taken)
+    return taken
 
 
 def _probe(name: str, threads: int | None, providers: Sequence[str] | None) -> Callable[[], object]:

@@ -193,3 +193,4 @@ def _print_profile(measured: DeviceProfile, to: Path) -> None:
         table.add_row(what, value)
     out.print(table)
     out.print(f"{to}  {measured.name}", markup=False, soft_wrap=True)
+    out.print(f"{measured.note}", markup=False, soft_wrap=True)

@@ -163,7 +163,7 @@ def _show(result: PlanResult) -> None:
 
 
 def table(result: PlanResult) -> Table:
-    """All cuts in execution order, then the alternatives; the recommended row is bold and starred. Fits WIDTH columns."""
+    """All cuts in execution order, then the alternatives; the recommended row has a star. Fits WIDTH columns."""
     from rich import box
     from rich.markup import escape
     from rich.table import Table

@@ -84,7 +84,7 @@ def _draw_sizes(axes: Axes, result: PlanResult) -> None:
 
 
 def _draw_times(axes: Axes, bars: list[tuple[str, dict[str, float], bool]], cuts: int) -> None:
-    """One stacked bar for each of the `cuts`, then for the alternatives; the recommended has a frame and a bold label."""
+    """One stacked bar for each of the `cuts`, then for the alternatives; the recommended has a frame."""
     rows = range(len(bars))
     start = [0.0] * len(bars)
     for stage, (legend, colour) in STAGES.items():
