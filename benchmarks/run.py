@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from benchmarks import codec, ecsq, startup
+from benchmarks import codec, ecsq, startup, task
 
 
 def main() -> None:
     """Run all; each writes build/bench/<name>.json and prints its table."""
     codec.main()
     ecsq.main()
+    task.main()
     startup.main()
 
 

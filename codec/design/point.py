@@ -74,6 +74,7 @@ def design_entropy_constrained(
 ) -> tuple[TensorPoint, float]:
     """The entropy-constrained quantizer for a target rate: the least error at `bits` per element of the real coder.
 
+    Least squared error; whether the task gains has to be measured (docs/codec.md). It takes some seconds.
     bits: as `design_operating_point` reports them; a uniform quantizer's, to get a point of the same rate with less
     error. slope, coder: as there. max_levels: N is what λ_R leaves, 2 to this.
     Returns the point and its rate on the sample: at most `bits` where that can be had, and seldom more than a few per

@@ -1,0 +1,137 @@
+"""What squared error is worth to the task: uniform and entropy-constrained quantizers of the same rate, demo network.
+
+Writes build/bench/task.json (machine, rows) and prints the same as a table. 1,000 test images, calibrated on the
+calibration set; the features are replaced at the cut by what the decoder makes of them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from msgspec import Struct
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.features import Floats, activations, profile
+from benchmarks.measure import machine
+from splitwire.codec.codec import FeatureCodec
+from splitwire.codec.design import FeatureStatistics, design_entropy_constrained, design_operating_point
+from splitwire.codec.profile import OperatingPoint, TensorPoint
+from splitwire.demo.fashion import batches, to_inputs
+from splitwire.demo.report import write_json
+from splitwire.models import demo
+
+OUT = Path("build/bench")
+CUTS = (demo.CUT, "features.5", "features.2")
+LEVELS = (2, 4)
+
+
+class Row(Struct, frozen=True, kw_only=True):
+    """One quantizer at one cut. levels: N. like: N of the uniform quantizer whose rate it has.
+
+    bits_per_element: whole frames. error: mean squared, over the variance. agreement: share of images with the class
+    of the whole network. accuracy: of right answers. divergence: Kullback–Leibler, of the class probabilities from the
+    whole network's, nats.
+    """
+
+    cut: str
+    like: int
+    quantizer: str
+    levels: int
+    bits_per_element: float
+    error: float
+    agreement: float
+    accuracy: float
+    divergence: float
+
+
+def rows_for(cut: str) -> list[Row]:
+    """Both quantizers at each of LEVELS."""
+    network = demo.load_network()
+    images, labels = demo.test_set()
+    inputs = to_inputs(images)
+    calibration = activations(network, to_inputs(demo.calibration_set()), [cut])[0]
+    features = activations(network, inputs, [cut])[0]
+    statistics = FeatureStatistics(channels=calibration.shape[1])
+    statistics.add(calibration)
+    whole = log_softmax(back(network, cut, inputs, features))
+    rows = []
+    for like in LEVELS:
+        uniform, bits = design_operating_point(levels=like, statistics=statistics)
+        constrained, _ = design_entropy_constrained(bits=bits, statistics=statistics)
+        for name, point in (("uniform", uniform), ("entropy-constrained", constrained)):
+            decoded, size = through_codec(point, features)
+            answer = log_softmax(back(network, cut, inputs, decoded))
+            rows.append(
+                Row(
+                    cut=cut,
+                    like=like,
+                    quantizer=name,
+                    levels=len(point.quantizer.levels),
+                    bits_per_element=8 * size / features.size,
+                    error=float(np.square(decoded - features, dtype=np.float64).mean() / features.var()),
+                    agreement=float((answer.argmax(axis=1) == whole.argmax(axis=1)).mean()),
+                    accuracy=float((answer.argmax(axis=1) == labels).mean()),
+                    divergence=float((np.exp(whole) * (whole - answer)).sum(axis=1).mean()),
+                )
+            )
+    return rows
+
+
+def through_codec(point: TensorPoint, features: Floats) -> tuple[Floats, int]:
+    """The features as decoded, and the bytes of their frames."""
+    points = [OperatingPoint(name="op", tensors=(point,), bits_per_element=0.0)]
+    codec = FeatureCodec(profile("cut", features.shape[1:], points, "op"))
+    frames = [codec.encode([x]) for x in batches(features)]
+    return np.concatenate([codec.decode(frame).tensors[0] for frame in frames]), sum(map(len, frames))
+
+
+def back(network: torch.nn.Module, cut: str, inputs: Floats, features: Floats) -> Floats:
+    """(n, K) outputs with the features in the place of what the layer gives."""
+    out = []
+    for x, y in zip(batches(inputs), batches(features), strict=True):
+        put = torch.from_numpy(y)
+        hook = network.get_submodule(cut).register_forward_hook(lambda _m, _i, _o, put=put: put)
+        with torch.inference_mode():
+            out.append(network(torch.from_numpy(x)).numpy())
+        hook.remove()
+    return np.concatenate(out)
+
+
+def log_softmax(scores: Floats) -> NDArray[np.float64]:
+    """Of each row."""
+    z = scores.astype(np.float64) - scores.max(axis=1, keepdims=True)
+    out: NDArray[np.float64] = z - np.log(np.exp(z).sum(axis=1, keepdims=True))
+    return out
+
+
+def table(rows: list[Row]) -> Table:
+    """One line per quantizer."""
+    out = Table(title="Equal rate, less squared error, and the task", title_justify="left")
+    for name in ("cut", "at the rate of N", "quantizer"):
+        out.add_column(name)
+    for name in ("levels", "bits/el", "error/variance", "agreement", "accuracy", "KL, nats"):
+        out.add_column(name, justify="right")
+    for r in rows:
+        shares = (f"{r.agreement:.1%}", f"{r.accuracy:.1%}", f"{r.divergence:.4f}")
+        figures = (str(r.levels), f"{r.bits_per_element:.3f}", f"{r.error:.3f}", *shares)
+        out.add_row(r.cut, str(r.like), r.quantizer, *figures)
+    return out
+
+
+def main() -> None:
+    """Measure, print, write build/bench/task.json."""
+    OUT.mkdir(parents=True, exist_ok=True)
+    rows: list[Row] = []
+    for cut in CUTS:
+        print(f"{cut}: less error against more right answers")
+        rows += rows_for(cut)
+        write_json({"machine": machine(), "rows": rows}, OUT / "task.json")
+    Console(width=120).print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
