@@ -50,17 +50,18 @@ class ContextRans:
         self._left = neighbour_context(tables.left_activity, outside=tables.activities, scale=1)
         rows = tables.frequency_rows(self.symbols).astype(np.int64)
         self._escape = rows[:, -1].astype(np.uint64)
-        self._code = np.zeros((rows.shape[0] * 256, 2), np.uint64)
+        code = np.zeros((rows.shape[0] * 256, 2), np.uint64)
         self._slots = np.empty(rows.shape[0] * TABLE_SIZE, np.uint32)
         for t, row in enumerate(rows):
             starts = np.concatenate([[0], np.cumsum(row)[:-1]])
             used = np.flatnonzero(row[:-1])
-            self._code[t * 256 + used, 0] = -(-(1 << 43) // row[used])
-            self._code[t * 256 + used, 1] = row[used] << 16 | starts[used]
+            code[t * 256 + used, 0] = -(-(1 << 43) // row[used])
+            code[t * 256 + used, 1] = row[used] << 32 | (TABLE_SIZE - row[used]) << 16 | starts[used]
             # the escape (the last symbol) is marked by frequency 0 and needs no symbol
             symbol = np.append(np.arange(self.symbols), 0) | np.append(row[:-1], 0) << 8
             offset = np.arange(TABLE_SIZE) - np.repeat(starts, row)
             self._slots[t * TABLE_SIZE : (t + 1) * TABLE_SIZE] = np.repeat(symbol, row) | offset << 20
+        self._code = code.reshape(-1)
 
     @classmethod
     def of(cls, point: TensorPoint, channels: int) -> Self | None:
@@ -85,19 +86,20 @@ class ContextRans:
         if len(payload) % 2:
             raise Corrupt(f"rANS payload must be whole 16-bit words, has {len(payload)} bytes")
         count = len(payload) // 2
-        words = np.zeros(count + 2 * lanes + 2, np.uint16)
+        words = np.empty(count + 2 * lanes + 2, np.uint16)
         words[:count] = np.frombuffer(payload, "<u2")
+        words[count:] = 0
         symbols = np.empty(planes * rows * cols, np.uint8)
         status = kernels.decode(
             words, count, rows, cols, lanes, self._contexts(planes, channel), self._top, self._left,
-            self._context_map, self._slots, self._escape, self.symbols, symbols,
+            self._context_map, self._slots, self._escape, symbols,
         )  # fmt: skip
         if status == kernels.OVERRUN:
             raise Truncated(f"rANS payload of {len(payload)} bytes ends before all {symbols.size} symbols are decoded")
-        if status == kernels.BAD_SYMBOL:
-            raise Corrupt(f"rANS payload holds an escaped symbol that is not below {self.symbols}")
         if status == kernels.BAD_END:
             raise Corrupt("rANS payload does not end in the initial state; it was damaged or is not of this profile")
+        if self.symbols < 256 and symbols.max() >= self.symbols:
+            raise Corrupt(f"rANS payload holds an escaped symbol that is not below {self.symbols}")
         return symbols
 
     def _repeat_contexts(self, planes: int, channel: int) -> NDArray[np.uint64]:
@@ -105,8 +107,8 @@ class ContextRans:
         return np.resize(np.roll(self._plane_context, -channel), planes)
 
 
-def neighbour_context(activity: bytes, *, outside: int, scale: int) -> NDArray[np.uint64]:
+def neighbour_context(activity: bytes, *, outside: int, scale: int) -> NDArray[np.uint8]:
     """(512,) context contribution of a neighbouring symbol; the second half is for one outside the plane."""
-    out = np.full(512, outside * scale, np.uint64)
-    out[: len(activity)] = np.frombuffer(activity, np.uint8).astype(np.uint64) * np.uint64(scale)
+    out = np.full(512, outside * scale, np.uint8)
+    out[: len(activity)] = np.frombuffer(activity, np.uint8) * np.uint8(scale)
     return out
