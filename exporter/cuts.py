@@ -97,7 +97,7 @@ def _not_carried(value: ir.Value) -> str | None:
     if value.dtype not in (ir.DataType.FLOAT, None):
         return f"holds {value.dtype.name.lower()}; the codec carries float32"
     if value.shape is None:
-        return None
+        return "has a number of axes that cannot be inferred from the graph"
     dims = list(value.shape)
     text = f"has the shape {value.shape}; "
     if not 2 <= len(dims) <= MAX_DIMS + 1:

@@ -109,8 +109,10 @@ def alive_sets(flow: Flow, most: int) -> Iterator[list[ir.Value]]:
     """The tensors that are alive between two nodes, wherever they are at most `most` and the input is not among them.
 
     Each set once. An activation is alive from the node that makes it to the last node that reads its values. What all
-    nodes after the boundary read is made there or alive, so each set is a cut.
+    nodes after the boundary read is made there or alive, so each set is a cut; unless an output is made between the
+    last tensor of the set and the boundary: then `separation` decides.
     """
+    made = [flow.made_at(v) for v in flow.graph.outputs]
     last_use: dict[ir.Value, int] = {}
     for t, values in enumerate(flow.used):
         if flow.needed[t]:
@@ -126,6 +128,12 @@ def alive_sets(flow: Flow, most: int) -> Iterator[list[ir.Value]]:
             del alive[value]
         if 0 < len(alive) <= most and not any(v.is_graph_input() for v in alive):
             key = frozenset(alive)
-            if key not in seen:
+            last = max(flow.made_at(v) for v in key)
+            if key not in seen and (not any(last < p <= t for p in made) or _separates(flow, key)):
                 seen.add(key)
                 yield list(alive)
+
+
+def _separates(flow: Flow, tensors: Collection[ir.Value]) -> bool:
+    parts = separation(flow, tensors)
+    return bool(parts.late) and not parts.crossing

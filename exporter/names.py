@@ -18,7 +18,8 @@ import onnx_ir as ir
 
 from splitwire.codec.errors import UsageError
 
-from .dataflow import Flow, Kind, reads
+from .dataflow import Flow, Kind
+from .passing import Place, Seen
 
 SCOPES_KEY = "pkg.torch.onnx.name_scopes"
 """Node metadata of the dynamo exporter: e.g. "['', 'layer2', 'layer2.3', 'layer2.3.relu', 'relu_21']"."""
@@ -38,8 +39,10 @@ class Resolved:
 class Names:
     """The names of one graph. Reads the graph once; the graph must not change afterwards."""
 
-    def __init__(self, graph: ir.Graph, modules: Mapping[str, str] | None = None) -> None:
-        """modules: module path → class name of the torch module, where there is one (layers may leave no node)."""
+    def __init__(self, graph: ir.Graph, modules: Mapping[str, str] | None = None, seen: Seen | None = None) -> None:
+        """modules: module path → class name of the torch module, where there is one. seen: how its modules ran; finds
+        those that leave no node in the graph (passing.py)."""
+        self._seen = seen or Seen()
         self.flow = Flow(graph)
         self._modules = modules or {}
         self._nodes = list(self.flow.nodes)
@@ -59,22 +62,22 @@ class Names:
         node in the graph.
         """
         if layer in self._calls and len(self._calls[layer]) > 1:
-            last = len(self._calls[layer]) - 1
-            raise UsageError(f"layer {layer!r} runs {last + 1} times; say which call: {layer}[0] … {layer}[{last}]")
+            raise UsageError(_several(layer, len(self._calls[layer])))
         if layer in self._calls:
             return Resolved(values=self._outputs(self._calls[layer][0]))
         if layer in self._values:
             return Resolved(values=(self._values[layer],))
         match = re.fullmatch(r"(.+)\[(-?\d+)\]", layer)
-        if match and match[1] in self._calls:
-            runs, k = self._calls[match[1]], int(match[2])
-            if not -len(runs) <= k < len(runs):
-                raise UsageError(f"layer {match[1]!r} runs {len(runs)} time(s); there is no call {k}")
-            return Resolved(values=self._outputs(runs[k]))
+        path, k = (match[1], int(match[2])) if match else (layer, None)
+        if match and path in self._calls:
+            runs = self._calls[path]
+            return Resolved(values=self._outputs(runs[_call(path, len(runs), k)]))
         for node in self._nodes:
             if node.name == layer and self.flow.kind(node.outputs[0]) == Kind.ACTIVATION:
                 return Resolved(values=(node.outputs[0],))
-        return self._folded(layer) or self._give_up(layer)
+        return (
+            self._by_weights(path) or self._passed(path, k) or self._give_up(path if path in self._modules else layer)
+        )
 
     def label(self, value: ir.Value) -> str:
         """How to name `value` to the user: the module path that gives exactly it, else the tensor name and where."""
@@ -123,20 +126,78 @@ class Names:
         values = [v for n in nodes for v in n.outputs if self.flow.kind(v) == Kind.ACTIVATION]
         return tuple(v for v in values if leaves(v))
 
-    def _folded(self, layer: str) -> Resolved | None:
-        """A convolution that was folded into the batch norm after it: the fused node carries the batch norm's scope."""
-        for node in self._nodes:
-            if any(v.name == f"{layer}.weight" for v in reads(node) if v.is_initializer()):
-                into = self._scopes[node][-1] if self._scopes[node] else node.outputs[0].name
-                note = f"{layer!r} was folded into {into!r} by the ONNX export; the cut is after {into!r}"
-                return Resolved(values=(node.outputs[0],), note=note)
+    def _by_weights(self, layer: str) -> Resolved | None:
+        """A layer whose weights are used outside its scope: a convolution that was folded into the batch norm after it
+        (the fused node carries the batch norm's scope), or a linear layer that its parent does not call (attention)."""
+        parent = layer.rpartition(".")[0]
+        for node, values in zip(self.flow.nodes, self.flow.reads, strict=True):
+            scope = self._scopes[node][-1] if self._scopes[node] else ""
+            if scope != parent and scope.rpartition(".")[0] != parent:
+                continue
+            if not any(v.is_initializer() and v.name in (f"{layer}.weight", f"{layer}.bias") for v in values):
+                continue
+            value = node.outputs[0]
+            readers = self._readers.get(value, [])
+            biased = node.op_type == "MatMul" and len(readers) == 1 and readers[0].op_type == "Add"
+            if biased and any(v is not None and v.is_initializer() for v in readers[0].inputs):
+                value = readers[0].outputs[0]
+            if not scope or scope == parent:
+                note = f"{layer!r} is not called: {parent or 'the network'!r} uses its weights; the cut is after that"
+            else:
+                note = f"{layer!r} was folded into {scope!r} by the ONNX export; the cut is after {scope!r}"
+            return Resolved(values=(value,), note=note)
         return None
+
+    def _passed(self, path: str, k: int | None) -> Resolved | None:
+        """A module that returns what it is given: the tensor, found by the modules around it."""
+        count = self._seen.runs.get(path, 0)
+        if not any((path, n) in self._seen.passed for n in range(count)):
+            return None
+        if k is None and count > 1:
+            raise UsageError(_several(path, count))
+        call = _call(path, count, k or 0) % count
+        for place in self._seen.passed.get((path, call), ()):
+            values = [v for v in self._at(place) if _fits(v, place.shape)]
+            if len(values) == 1:
+                name = f"{path!r} ({self._modules.get(path, 'module')})"
+                note = f"{name} returns what it is given; the cut is at that tensor, {self.label(values[0])}"
+                return Resolved(values=tuple(values), note=note)
+        return None
+
+    def _at(self, place: Place) -> Sequence[ir.Value]:
+        """The activations that may be the one at `place`."""
+        runs = self._calls.get(place.path, [])
+        if not runs:
+            folded = self._by_weights(place.path) if place.how == "leaves" else None
+            return folded.values if folded else ()
+        if len(runs) > 1 and place.call >= len(runs):
+            return ()
+        nodes = runs[place.call if len(runs) > 1 else 0]
+        if place.how == "leaves":
+            return self._outputs(nodes)
+        made = [v for node in nodes for v in node.outputs]
+        if place.how == "enters":
+            read = (v for node in nodes for v in self.flow.used[self.flow.position[node]])
+            return list(dict.fromkeys(v for v in read if v not in set(made)))
+        outputs = set(self._outputs(nodes))
+        own = [v for node in nodes if self._scopes[node][-1] == place.path for v in node.outputs]
+        return [v for v in own if v not in outputs and self.flow.kind(v) == Kind.ACTIVATION]
 
     def _give_up(self, layer: str) -> Resolved:
         if layer in self._modules:
+            parent = layer.rpartition(".")[0]
+            if self._seen.runs.get(layer, 1) == 0:
+                raise UsageError(
+                    f"layer {layer!r} ({self._modules[layer]}) is never called in evaluation mode: it serves training"
+                    f" alone, or code outside it uses its weights; name {parent or 'another layer'!r}"
+                )
             raise UsageError(
                 f"layer {layer!r} ({self._modules[layer]}) leaves no trace in the ONNX graph: dropped in evaluation"
                 " mode or merged into its neighbour; name the layer before or after it"
+            )
+        if any(v.name == layer for v in (*self.flow.kinds, *self.flow.graph.initializers.values())):
+            raise UsageError(
+                f"{layer!r} holds a constant or a size, which do not cross: the back half makes them again"
             )
         nearest = self.nearest(layer)
         hint = "nearest: " + ", ".join(nearest) if nearest else "it has: " + ", ".join(self._top_level())
@@ -156,6 +217,25 @@ class Names:
                 if outputs and len(label) < len(labels.get(outputs, label + " ")):
                     labels[outputs] = label
         return labels
+
+
+def _several(path: str, count: int) -> str:
+    return f"layer {path!r} runs {count} times; say which call: {path}[0] … {path}[{count - 1}]"
+
+
+def _call(path: str, count: int, k: int | None) -> int:
+    """The call `k`, which may count from the end; the first where none is said. Raises UsageError."""
+    if k is not None and not -count <= k < count:
+        raise UsageError(f"layer {path!r} runs {count} time(s); there is no call {k}")
+    return k or 0
+
+
+def _fits(value: ir.Value, shape: tuple[int, ...]) -> bool:
+    """Whether the value may have this shape after its first axis, as far as its own is known."""
+    if value.shape is None:
+        return True
+    own = list(value.shape)[1:]
+    return len(own) == len(shape) and all(d in (None, n) for d, n in zip(own, shape, strict=True) if isinstance(d, int))
 
 
 def _scopes(nodes: list[ir.Node]) -> dict[ir.Node, tuple[str, ...]]:

@@ -14,7 +14,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import CheckerPass
 
-from splitwire.codec.errors import ExportError
+from splitwire.codec.errors import ExportError, UnsupportedModel
 
 from .dataflow import Flow, reads
 from .liveness import separation
@@ -40,7 +40,8 @@ class Halves:
 def split(model: ir.Model, tensors: Sequence[str]) -> Halves:
     """Split `model`, which is left as it is, at the values named `tensors`; weights are shared with it, not copied.
 
-    Raises ExportError if a half does not pass the ONNX checker, ValueError if the tensors are not a cut (find_cut).
+    Raises UnsupportedModel if the rank of a tensor is not known, ExportError if a half does not pass the ONNX checker,
+    ValueError if the tensors are not a cut (find_cut).
     """
     model = model.clone()
     graph = model.graph
@@ -51,6 +52,8 @@ def split(model: ir.Model, tensors: Sequence[str]) -> Halves:
     if not parts.late or parts.crossing:
         raise ValueError(f"{', '.join(tensors)}: not a cut; find_cut was not asked")
     for value in cut:
+        if value.shape is None:
+            raise UnsupportedModel(f"how many axes {value.name!r} has cannot be inferred from the graph; cut elsewhere")
         value.dtype = value.dtype or ir.DataType.FLOAT  # shape inference gave up; ONNX Runtime refuses a wrong one
     early = [v for v in graph.outputs if v not in parts.late and v not in cut]
     sizes = Sizes(flow, cut, parts)
