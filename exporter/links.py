@@ -34,9 +34,8 @@ def parse_bandwidth(text: str) -> float | None:
     """Bits per second from "5mbit", "1.5 Gbit/s", "250kbps"; None from "none". Raises UsageError."""
     if text.strip().lower() == "none":
         return None
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]?)(?:bit|bits)?(?:/s|ps)?\s*", text.lower())
-    named = re.search(r"bit|ps", text.lower())
-    if match is None or not named or re.search(r"(?:^|\d|\s)[kKmMgG]?B", text):
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]?)(?:bits?(?:/s|ps)?|bps)\s*", text.lower())
+    if match is None or re.search(r"B(?!it)", text):  # a capital B alone means bytes
         raise UsageError(f"a link is written like 250kbit, 5mbit, 1gbit (bits per second) or none; got {text!r}")
     rate = float(match[1]) * BITS[match[2]]
     if rate <= 0:

@@ -40,10 +40,15 @@ def shortlist(cuts: Sequence[Cut], seconds: Sequence[float], macs: Sequence[int]
 
     seconds, macs: front time and multiply–accumulates before each. The Pareto front of (time, elements) first; then the
     front of the rest, and so on, since a larger tensor may still make fewer bytes. Of a front that is too long, every
-    k-th. Of cuts of one size with nothing but an activation or a view between them, the last: it is the sparser one.
+    k-th. Of cuts of one size with nothing but an activation or a view between them, the last, which is sparser, among
+    those with the most axes, which the coder makes use of.
     """
-    last = {(macs[i], cut.elements): i for i, cut in enumerate(cuts)}
-    left = sorted(last.values(), key=lambda i: (seconds[i], cuts[i].elements))
+    best: dict[tuple[int, int], int] = {}
+    for i, cut in enumerate(cuts):
+        rival = best.get((macs[i], cut.elements))
+        if rival is None or _axes(cut) >= _axes(cuts[rival]):
+            best[macs[i], cut.elements] = i
+    left = sorted(best.values(), key=lambda i: (seconds[i], cuts[i].elements))
     chosen: list[int] = []
     while left and len(chosen) < limit:
         front: list[int] = []
@@ -53,6 +58,10 @@ def shortlist(cuts: Sequence[Cut], seconds: Sequence[float], macs: Sequence[int]
         left = [i for i in left if i not in front]
         chosen += [front[k] for k in spread(len(front), limit - len(chosen))]
     return sorted(chosen)
+
+
+def _axes(cut: Cut) -> int:
+    return sum(map(len, cut.shapes))
 
 
 def quick_bits(
