@@ -23,7 +23,7 @@ from .measure import Quantizers, measure_damage
 FINER = (12, 16)
 """Numbers of levels tried beyond those asked for, so that a sensitive tensor can have more than the others."""
 
-INPUTS = 32
+INPUTS = 16
 """Inputs that the sensitivity is measured on: tensors differ by factors, not by percents."""
 
 
