@@ -14,8 +14,7 @@ from torch.utils import _pytree as pytree
 
 from splitwire.codec.errors import ExportError, UsageError
 
-from . import detectors
-from .graph import Source, evaluating, plain
+from .graph import Source, evaluating, is_detector, plain
 from .inference import Float32Array, Graph, largest_difference
 from .names import Names
 from .verify import BATCHES
@@ -24,9 +23,9 @@ TORCH_TOLERANCE = 1e-3
 """Largest |ONNX − torch| / max(1, largest |torch|) that passes: other kernels, other summation order. Float32 networks
 agree to 1e-5; a graph that is wrong is off by far more (swin_t with free sizes: 0.03)."""
 
-SCORE_TOLERANCE, MIN_OVERLAP, MIN_FOUND = 0.02, 0.5, 0.5
-"""Detections are the same if the class is, the scores differ by at most this and the boxes overlap by at least this
-(intersection over union); and this share must be found again. Loose, because selection is a cascade of comparisons:
+SCORE_TOLERANCE, MIN_OVERLAP, MAX_SHIFT, MIN_FOUND = 0.02, 0.5, 1.0, 0.5
+"""Detections are the same if the class is, the scores differ by at most this, and the boxes overlap by this (intersection
+over union) or lie within this many pixels; and the last share of them must be found again. Loose, because selection is a cascade of comparisons:
 boxes whose scores differ in the last digit take each other's place (Faster R-CNN with random weights: 97 % found,
 scores off by 0.01). A selection that is wrong finds none."""
 
@@ -43,7 +42,7 @@ def check_torch(module: torch.nn.Module, source: Source, whole: Graph, inputs: F
     Raises ExportError if the difference is over TORCH_TOLERANCE: the export is wrong, or holds for the traced batch
     alone.
     """
-    if detectors.is_detector(module):
+    if is_detector(module):
         return _check_detector(module, source, inputs)
     worst = 0.0
     for n in BATCHES if whole.batch is None else (whole.batch,):
@@ -59,6 +58,8 @@ def check_torch(module: torch.nn.Module, source: Source, whole: Graph, inputs: F
 def _check_detector(module: torch.nn.Module, source: Source, inputs: Float32Array) -> float:
     worst = 0.0
     probes = _probes(module, source)
+    if not probes:
+        raise ExportError("the exported graph carries no module paths, so it cannot be compared with the detector")
     inner = [v for values in probes.values() for v in values]
     graph = Graph.of(_probing(source.model, inner), what="whole network", exact=True)
     for x in (inputs[:1], inputs[1:2]):
@@ -92,7 +93,7 @@ def found_again(ours: dict[str, NDArray[Any]], theirs: dict[str, NDArray[Any]]) 
     same = (
         (ours["labels"][:, None] == theirs["labels"])
         & (np.abs(ours["scores"][:, None] - theirs["scores"]) <= SCORE_TOLERANCE)
-        & (_overlap(ours["boxes"], theirs["boxes"]) >= MIN_OVERLAP)
+        & _close(ours["boxes"], theirs["boxes"])
     )
     found = [same.any(axis=1)[clear[0]], same.any(axis=0)[clear[1]]]
     return min((float(f.mean()) for f in found if f.size), default=1.0)
@@ -106,19 +107,21 @@ def _untied(scores: NDArray[Any]) -> NDArray[np.bool_]:
     return untied
 
 
-def _overlap(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
-    """Intersection over union of every box of a (N, 4) with every box of b (M, 4): (N, M)."""
+def _close(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which boxes of a (N, 4) are those of b (M, 4): (N, M). Of boxes without area, clipped away at the border, the
+    intersection says nothing: their corners are compared."""
     a, b = a.astype(np.float64), b.astype(np.float64)
     sides = np.minimum(a[:, None, 2:], b[:, 2:]) - np.maximum(a[:, None, :2], b[:, :2])
     shared = np.clip(sides, 0, None).prod(axis=2)
     areas = [(x[:, 2:] - x[:, :2]).prod(axis=1) for x in (a, b)]
-    both: NDArray[np.float64] = areas[0][:, None] + areas[1] - shared
-    return np.asarray(shared / np.maximum(both, 1e-12))
+    either = areas[0][:, None] + areas[1] - shared
+    near = np.abs(a[:, None] - b).max(axis=2, initial=0.0) <= MAX_SHIFT
+    return np.asarray(near | (shared > MIN_OVERLAP * either))
 
 
 def _probes(module: torch.nn.Module, source: Source) -> dict[str, tuple[ir.Value, ...]]:
     """Module path → the values that leave it, for the parts of a detector that come before any selection."""
-    names, found = Names(source.graph, source.modules), {}
+    names, found = Names(source.graph, source.modules, source.seen), {}
     for path in ("backbone", "head", "rpn.head"):
         if path in source.modules:
             try:
@@ -155,7 +158,7 @@ def _run(module: torch.nn.Module, x: Float32Array) -> Any:
     place = next((p.device for p in module.parameters()), torch.device("cpu"))
     tensor = torch.from_numpy(np.ascontiguousarray(x)).to(place)
     with evaluating(module), torch.no_grad():
-        return module(list(tensor)) if detectors.is_detector(module) else module(tensor)
+        return module(list(tensor)) if is_detector(module) else module(tensor)
 
 
 def _arrays(result: Any) -> list[NDArray[Any]]:

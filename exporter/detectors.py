@@ -22,7 +22,7 @@ from unittest import mock
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.models.detection import FCOS, RetinaNet, transform
+from torchvision.models.detection import FCOS, RetinaNet, roi_heads, transform
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.ssd import SSD
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
@@ -30,32 +30,27 @@ from torchvision.ops import boxes as box_ops
 from torchvision.ops import poolers
 
 DETECTORS = (GeneralizedRCNN, SSD, RetinaNet, FCOS)
+"""Their classes; `graph.is_detector` asks."""
 
-OUTPUTS = ("boxes", "scores", "labels", "masks")
-"""What a detector gives: (N, 4) float32 corners in pixels of the input, (N,) float32, (N,) int64, and
-(N, 1, 28, 28) float32: probabilities within each box, before they are pasted into the image."""
+OUTPUTS = {"boxes": "boxes", "scores": "scores", "labels": "labels", "masks": "masks", "keypoints": "heatmaps"}
+"""What a detector gives, by torchvision's names: (N, 4) float32 corners in pixels of the input, (N,) float32,
+(N,) int64; Mask R-CNN (N, 1, 28, 28) float32 probabilities within each box, before they are pasted into the image;
+Keypoint R-CNN (N, K, 56, 56) float32 logits within each box, before their maxima are looked for."""
 
 _LOCK = threading.RLock()
-
-
-def is_detector(module: torch.nn.Module) -> bool:
-    """Whether the module is one of torchvision's detectors."""
-    return isinstance(module, DETECTORS)
 
 
 def as_network(detector: torch.nn.Module) -> torch.nn.Module:
     """The detector as a module of one tensor, (1, 3, H, W), that returns a dict of OUTPUTS.
 
-    It shares all state with `detector`. Raises ValueError in its forward if the batch is not 1.
+    It shares all state with `detector`. To be called inside `exportable`, for one image.
     """
     kind = type(detector)
     selection = next((s for base, s in _SELECTIONS.items() if isinstance(detector, base)), None)
 
     def forward(self: torch.nn.Module, images: Tensor) -> dict[str, Tensor]:
-        if images.shape[0] != 1:
-            raise ValueError(f"a detector is exported for one image, not for {images.shape[0]}")
         found = kind.forward(self, [images[0]])[0]
-        return {name: found[name] for name in OUTPUTS if name in found}
+        return {ours: found[theirs] for theirs, ours in OUTPUTS.items() if theirs in found}
 
     own: dict[str, Any] = {"forward": forward}
     if selection is not None:
@@ -74,10 +69,16 @@ def notes(detector: torch.nn.Module, size: tuple[int, int]) -> list[str]:
             f"the detector itself resizes its {size[0]}×{size[1]} input to {resized[0]}×{resized[1]}, in the front"
             " half; for cuts of the input's size, build it with that as min_size and max_size"
         )
-    if getattr(getattr(detector, "roi_heads", None), "mask_predictor", None) is not None:
+    heads = getattr(detector, "roi_heads", None)
+    if getattr(heads, "mask_predictor", None) is not None:
         found.append(
             "masks are (N, 1, 28, 28) probabilities within each box;"
             " torchvision.models.detection.roi_heads.paste_masks_in_image makes image-sized ones of them"
+        )
+    if getattr(heads, "keypoint_predictor", None) is not None:
+        found.append(
+            "key points come as heat maps, (N, K, 56, 56) logits within each box;"
+            " torchvision.models.detection.roi_heads.heatmaps_to_keypoints makes points of them"
         )
     return found
 
@@ -135,6 +136,15 @@ def _unpasted(masks: Tensor, boxes: Tensor, shape: Any) -> Tensor:
     return masks
 
 
+def _heatmaps(maps: Tensor, proposals: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """As they are: torchvision resizes each to its box, in a loop. The second list stands for scores nobody reads."""
+    return [maps], [maps]
+
+
+def _unscaled(heatmaps: Tensor, old: Any, new: Any) -> Tensor:
+    return heatmaps
+
+
 def _resize(self: GeneralizedRCNNTransform, image: Tensor, target: Any = None) -> tuple[Tensor, Any]:
     """As torchvision's in evaluation, but an image that has the size already is not interpolated."""
     height, width = int(image.shape[-2]), int(image.shape[-1])
@@ -155,6 +165,8 @@ _REPLACED: tuple[tuple[Any, str, Callable[..., Any]], ...] = (
     (box_ops, "batched_nms", batched_nms),
     (poolers, "len", _length),
     (transform, "paste_masks_in_image", _unpasted),
+    (transform, "resize_keypoints", _unscaled),
+    (roi_heads, "keypointrcnn_inference", _heatmaps),
     (GeneralizedRCNNTransform, "resize", _resize),
     (GeneralizedRCNNTransform, "batch_images", _batch_of_one),
 )

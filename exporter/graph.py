@@ -10,12 +10,13 @@ import dataclasses
 import inspect
 import io
 import logging
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -31,9 +32,9 @@ from torch.utils import _pytree as pytree
 
 from splitwire.codec.errors import UnsupportedModel, UsageError
 
-from . import detectors
 from .compatibility import make_compatible
 from .inference import MAX_MODEL_BYTES, Graph, weight_bytes
+from .passing import Seen, watching
 
 OPSET = 20
 """Asked of torch: the first with Gelu as one operator; every ONNX Runtime we support (1.20 and later) runs it.
@@ -52,6 +53,7 @@ class Source:
     input_shape: (1, C, H, W), or (1, …) for other inputs: one image's input.
     batch: None if the batch is dynamic, else the only batch size that the graph takes.
     modules: module path → class name, where a torch module was given; ends the search for layers without nodes.
+    seen: how these modules ran: finds those without nodes that return what they are given.
     notes: what the user should know.
     """
 
@@ -60,6 +62,7 @@ class Source:
     input_shape: tuple[int, ...]
     batch: int | None
     modules: Mapping[str, str] = field(default_factory=dict)
+    seen: Seen = field(default_factory=Seen)
     notes: tuple[str, ...] = ()
 
     @property
@@ -83,14 +86,18 @@ def from_module(module: torch.nn.Module, example: tuple[int, ...] | torch.Tensor
     """
     one = _one_input(example)
     device = _check_module(module)
-    detects = detectors.is_detector(module)
-    network = detectors.as_network(module) if detects else module
-    with evaluating(module), _quiet(), torch.no_grad(), detectors.exportable():
+    network, followable, detects = module, cast("AbstractContextManager[None]", nullcontext()), is_detector(module)
+    if detects:
+        from . import detectors
+
+        network, followable = detectors.as_network(module), detectors.exportable()
+    with evaluating(module), _quiet(), torch.no_grad(), followable:
         # Batch 2 first: torch.export treats 0 and 1 as special. Batch 1 is for networks that fix the batch.
         for batch in (1,) if detects else (2, 1):
             inputs = torch.cat([one] * batch).to(device)
             try:
-                result = network(inputs)
+                with watching(module) as seen:
+                    result = network(inputs)
             except Exception as e:  # anything: it is the user's code
                 if batch == 1:
                     shape = tuple(one.shape)
@@ -112,7 +119,7 @@ def from_module(module: torch.nn.Module, example: tuple[int, ...] | torch.Tensor
     model.graph.metadata_props.clear()  # torch's signature of the whole program: wrong for a half
     paths = {path: type(m).__name__ for path, m in module.named_modules() if path}
     notes = detectors.notes(module, (int(one.shape[2]), int(one.shape[3]))) if detects else []
-    return _source(model, origin, tuple(one.shape), paths, notes)
+    return replace(_source(model, origin, tuple(one.shape), paths, notes), seen=seen)
 
 
 def from_file(path: Path, input_shape: tuple[int, ...] | None = None) -> Source:
@@ -138,6 +145,15 @@ def from_file(path: Path, input_shape: tuple[int, ...] | None = None) -> Source:
     if weight_bytes(model) <= MAX_MODEL_BYTES:
         ir.external_data.load_to_model(model)
     return _source(model, "onnx", input_shape, {}, [])
+
+
+def is_detector(module: torch.nn.Module) -> bool:
+    """Whether the module is one of torchvision's detectors. It is not imported for that: slow."""
+    if "torchvision.models.detection" not in sys.modules:
+        return False
+    from .detectors import DETECTORS
+
+    return isinstance(module, DETECTORS)
 
 
 def _one_input(example: tuple[int, ...] | torch.Tensor) -> torch.Tensor:
