@@ -23,7 +23,7 @@ Shape = tuple[int, ...]
 Counter = Callable[[ir.Node, list[Shape], list[Shape]], tuple[Work, int]]
 """(node, shapes of its inputs, shapes of its outputs) → kind of the work, multiply–accumulates."""
 
-DEPTHWISE_CHANNELS = 4
+DEPTHWISE_CHANNELS = 8
 """A grouped convolution with at most this many input channels per group runs at the depthwise rate: it has too little
 work per element loaded to be a matrix product."""
 

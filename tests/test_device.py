@@ -124,9 +124,7 @@ def test_estimates_say_that_they_are():
 
 
 def test_unknown_device():
-    with pytest.raises(
-        UsageError, match=r"'raspberry-pi4' \(did you mean raspberry-pi-4\?\); there are"
-    ):
+    with pytest.raises(UsageError, match=r"'raspberry-pi4' \(did you mean raspberry-pi-4\?\); there are"):
         find_device("raspberry-pi4")
 
 
