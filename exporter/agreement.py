@@ -24,10 +24,10 @@ TORCH_TOLERANCE = 1e-3
 agree to 1e-5; a graph that is wrong is off by far more (swin_t with free sizes: 0.03)."""
 
 SCORE_TOLERANCE, MIN_OVERLAP, MAX_SHIFT, MIN_FOUND = 0.02, 0.5, 1.0, 0.5
-"""Detections are the same if the class is, the scores differ by at most this, and the boxes overlap by this (intersection
-over union) or lie within this many pixels; and the last share of them must be found again. Loose, because selection is a cascade of comparisons:
-boxes whose scores differ in the last digit take each other's place (Faster R-CNN with random weights: 97 % found,
-scores off by 0.01). A selection that is wrong finds none."""
+"""Detections are the same if the class is, the scores differ by at most this, and the boxes overlap by this
+(intersection over union) or lie within this many pixels; the last is the share that must be found again. Loose, because
+selection is a cascade of comparisons: boxes whose scores differ in the last digit take each other's place (Faster R-CNN
+with random weights: 97 % found, scores off by 0.01). A selection that is wrong finds hardly any."""
 
 TIE = 1e-5
 """Detections whose scores are this close are not compared: with random weights, which of them is kept is chance."""
