@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import secrets
 import shutil
@@ -14,7 +13,8 @@ import onnx_ir as ir
 from splitwire.codec.errors import ExportError, UsageError
 from splitwire.codec.profile import METADATA_KEY, CodecProfile
 
-from .inference import serialise
+from . import inference
+from .inference import MAX_MODEL_BYTES
 
 FRONT, BACK = "front.onnx", "back.onnx"
 """Names of the two files in the output folder."""
@@ -24,7 +24,7 @@ def digest(model: ir.Model) -> str:
     """SHA-256 of the serialised graph without splitwire's metadata, in hex."""
     bare = model.clone()
     bare.metadata_props.pop(METADATA_KEY, None)
-    return hashlib.sha256(serialise(bare)).hexdigest()
+    return inference.digest(bare)
 
 
 def check_folder(out: Path) -> None:
@@ -36,25 +36,36 @@ def check_folder(out: Path) -> None:
         raise UsageError(f"cannot write to {out}: {place} is not a folder that you may write to")
 
 
-def write_pair(front: ir.Model, back: ir.Model, profile: CodecProfile, out: Path) -> tuple[Path, Path]:
+def write_pair(
+    front: ir.Model, back: ir.Model, profile: CodecProfile, out: Path, *, limit: int = MAX_MODEL_BYTES
+) -> tuple[Path, Path]:
     """Write front.onnx and back.onnx with the profile in their metadata; returns their paths.
 
-    Both files or neither: if anything fails, a pair that was there before is there unchanged, and nothing half-written
-    remains. (A crash of the machine between the two renames can leave files of two pairs; their fingerprints differ,
-    and the cloud refuses them.) Raises ExportError.
+    A half with more than `limit` bytes of weights keeps them in a file beside it, front.onnx.data or back.onnx.data.
+    All files or none: if anything fails, a pair that was there before is there unchanged, and nothing half-written
+    remains. (A crash of the machine between two renames can leave files of two pairs; their fingerprints differ, and
+    the cloud refuses them.) Raises ExportError.
     """
     created = missing_folders(out)
     targets = (out / FRONT, out / BACK)
-    temporary: list[Path] = []
+    ready: list[tuple[Path, Path]] = []
+    started: list[Path] = []
     try:
         out.mkdir(parents=True, exist_ok=True)
         for model, target in zip((front, back), targets, strict=True):
             baked = model.clone()
             baked.metadata_props[METADATA_KEY] = profile.to_json()
-            temporary.append(_write_beside(target, serialise(baked)))  # one by one: a failure must find the first
-        _replace_both(temporary, targets)
+            spare = _spare_name(target, "tmp")
+            started += [spare, _data(spare)]
+            for path in inference.save(baked, spare, name=target.name, limit=limit):
+                _to_disk(path)
+                ready.append((path, target if path == spare else _data(target)))
+        _replace_all(ready)
+        for target in targets:
+            if _data(target) not in [place for _, place in ready]:
+                _data(target).unlink(missing_ok=True)  # of an older, larger pair
     except BaseException as e:
-        for path in temporary:
+        for path in started:
             path.unlink(missing_ok=True)
         for folder in created:
             with suppress(OSError):  # somebody else's file is in it
@@ -65,25 +76,30 @@ def write_pair(front: ir.Model, back: ir.Model, profile: CodecProfile, out: Path
     return targets
 
 
-def _replace_both(temporary: list[Path], targets: tuple[Path, Path]) -> None:
-    """Rename both files into place; put the first one's predecessor back if the second rename fails."""
-    first, second = targets
-    existed = first.exists()
-    backup = _spare_name(first, "old")
+def _replace_all(ready: list[tuple[Path, Path]]) -> None:
+    """Rename every (finished file, target); put the predecessors of those done back if a rename fails."""
+    backups: list[tuple[Path, Path]] = []
+    done: list[Path] = []
     try:
-        if existed:
-            _keep_copy(first, backup)
-        temporary[0].replace(first)
+        for _, target in ready:
+            if target.exists():
+                backups.append((_spare_name(target, "old"), target))
+                _keep_copy(target, backups[-1][0])
         try:
-            temporary[1].replace(second)
+            for path, target in ready:
+                path.replace(target)
+                done.append(target)
         except BaseException:
-            if existed:
-                backup.replace(first)
-            else:
-                first.unlink(missing_ok=True)
+            before = {target: backup for backup, target in backups}
+            for target in done:
+                if target in before:
+                    before[target].replace(target)
+                else:
+                    target.unlink(missing_ok=True)
             raise
     finally:
-        backup.unlink(missing_ok=True)
+        for backup, _ in backups:
+            backup.unlink(missing_ok=True)
 
 
 def _keep_copy(path: Path, backup: Path) -> None:
@@ -93,21 +109,19 @@ def _keep_copy(path: Path, backup: Path) -> None:
         shutil.copy2(path, backup)
 
 
-def _write_beside(target: Path, data: bytes) -> Path:
-    """A finished temporary file in the target's folder (a rename within one file system is atomic)."""
-    path = _spare_name(target, "tmp")
-    try:
-        with path.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
-    return path
+def _to_disk(path: Path) -> None:
+    """Before the rename, so that no crash leaves an empty file under the final name."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _data(path: Path) -> Path:
+    """Where `inference.save` puts large weights."""
+    return path.with_name(f"{path.name}.data")
 
 
 def _spare_name(target: Path, ending: str) -> Path:
+    """In the target's folder: a rename within one file system is atomic."""
     return target.with_name(f".{target.name}.{secrets.token_hex(4)}.{ending}")
 
 

@@ -6,6 +6,7 @@ import importlib
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 import torch
 from exporter_helpers import SHAPE, Net, inputs, network, write_images
@@ -16,7 +17,7 @@ from splitwire.codec.design import FeatureStatistics
 from splitwire.codec.errors import NonFiniteFeatures, UsageError
 from splitwire.codec.preprocessing import load
 from splitwire.codec.profile import Preprocessing, TensorSpec
-from splitwire.exporter import checkpoint, graph
+from splitwire.exporter import bake, checkpoint, graph
 from splitwire.exporter.calibrate import calibrate
 from splitwire.exporter.export import export_pair
 from splitwire.exporter.inference import Graph, serialise
@@ -461,3 +462,21 @@ def test_a_single_tensor_has_no_new_fields_in_its_profile(model, tmp_path):
     text = export(model, tmp_path).profile.to_json()
     assert '"sizes"' not in text
     assert '"outputs"' not in text
+
+
+def test_a_pair_too_large_for_one_file_keeps_its_weights_beside(model, tmp_path):
+    """The limit is that of ONNX, 2 GB; here it is 100 bytes."""
+    result = export(model, tmp_path / "small")
+    halves = [graph.ir.load(p) for p in (result.front, result.back)]
+    bake.write_pair(*halves, result.profile, tmp_path / "large", limit=100)
+    assert sorted(files(tmp_path / "large")) == ["back.onnx", "back.onnx.data", "front.onnx", "front.onnx.data"]
+    x = inputs(2)
+    for name, feed in (("front.onnx", x), ("back.onnx", inputs(2, (8, 8, 8)))):
+        both = [
+            ort.InferenceSession(tmp_path / size / name, providers=["CPUExecutionProvider"])
+            for size in ("small", "large")
+        ]
+        outputs = [s.run(None, {s.get_inputs()[0].name: feed})[0] for s in both]
+        np.testing.assert_array_equal(*outputs)
+    bake.write_pair(*halves, result.profile, tmp_path / "large")
+    assert files(tmp_path / "large") == files(tmp_path / "small")
