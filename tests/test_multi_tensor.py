@@ -197,6 +197,30 @@ def test_outputs_known_before_the_cut_come_back_in_order(pyramid):
     np.testing.assert_allclose(outputs["brightness"], x.mean((1, 2, 3)), atol=1e-6)
 
 
+class Embedding(nn.Module):
+    """The tensor at the cut is an output too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.ReLU())
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        features = self.body(x)
+        return {"logits": self.head(features.mean((2, 3))), "features": features}
+
+
+def test_a_tensor_at_the_cut_that_is_an_output_comes_back_exact(tmp_path):
+    module = network(Embedding)
+    result = export(module, tmp_path, "body", levels=(2,))
+    x = inputs(2)
+    with looped(result) as session, torch.no_grad():
+        outputs = session.infer(x).outputs
+        expected = module.eval()(torch.from_numpy(x))
+    assert list(outputs) == ["logits", "features"]
+    np.testing.assert_allclose(outputs["features"], expected["features"].numpy(), atol=1e-5)
+
+
 def test_no_point_spends_more_than_its_uniform_levels_would(skip):
     elements = sum(t.elements for t in skip.profile.tensors)
     for point in skip.profile.operating_points:
