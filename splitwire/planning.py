@@ -112,7 +112,7 @@ def plan(
     inputs, how, pictures = _inputs(data, source.input_shape[1:], preprocessing, images, notes)
     result = plan_cuts(
         source,
-        Names(source.graph, source.modules),
+        Names(source.graph, source.modules, source.seen),
         inputs,
         preprocessing=how,
         device=ends[0],
