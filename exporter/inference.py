@@ -60,7 +60,7 @@ class Graph:
 
     @classmethod
     def of(cls, model: ir.Model, *, what: str, exact: bool = False, limit: int = MAX_MODEL_BYTES) -> Graph:
-        """A graph from an onnx_ir model. Weights of more than `limit` bytes are handed over apart, and not copied."""
+        """A graph from an onnx_ir model. Weights of more than `limit` bytes are handed over apart from the graph."""
         if weight_bytes(model) <= limit:
             return cls(serialise(model), what=what, exact=exact)
         lean, apart = _without_weights(model, "weights")
