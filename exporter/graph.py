@@ -81,6 +81,7 @@ def from_module(module: torch.nn.Module, example: tuple[int, ...] | torch.Tensor
 
     module: float32, one tensor in; what it returns is a tensor, or tensors in tuples, lists, dicts and data classes.
     torchvision's detectors, which take a list of images, are exported for one image (detectors.py).
+    The graph shares the module's weights: do not change them while it is in use.
     example: (1, C, H, W), the first number is ignored; or an input tensor (N, …) float32.
     Raises UsageError if the module does not take this input, UnsupportedModel if it cannot be exported.
     """
