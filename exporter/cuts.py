@@ -16,7 +16,7 @@ from splitwire.codec.errors import CutNotBounded, UnsupportedModel, UsageError
 
 from .dataflow import Flow
 from .graph import Source
-from .liveness import Separation, alive_sets, separation, single_cuts
+from .liveness import alive_sets, closed, separation, single_cuts
 from .names import Names, Resolved
 
 MAX_DIMS = 3
@@ -176,17 +176,14 @@ def _listed(names: Names, values: Sequence[ir.Value]) -> str:
 
 def _closed(flow: Flow, names: Names, values: Sequence[ir.Value]) -> str:
     """The cut that `values` become when what crosses beside them is cut too, in words; empty if there is none."""
-    members, parts = list(values), separation(flow, values)
-    while parts.crossing:
-        members = flow.in_order([*members, *parts.crossing])
-        if len(members) > MAX_CLOSED or any(_not_carried(v) or v.is_graph_input() for v in members):
-            return ""
-        parts = separation(flow, members)
-    return f"together they do: --cut '{names.spec(_read(members, parts))}'; "
-
-
-def _read(members: Sequence[ir.Value], parts: Separation) -> list[ir.Value]:
-    return [v for v in members if v in parts.read]
+    found = [
+        names.spec(members)
+        for members in closed(flow, values)
+        if len(members) <= MAX_CLOSED and not any(_not_carried(v) or v.is_graph_input() for v in members)
+    ]
+    if not found:
+        return ""
+    return f"together they do: --cut '{min(found, key=lambda spec: spec.count(','))}'; "
 
 
 def _nearest(flow: Flow, names: Names, position: int) -> str:

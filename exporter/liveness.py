@@ -2,7 +2,7 @@
 
 A node lies after a set of tensors if it needs the values of one of them, or anything, be it only a size, of another
 node that lies after. Sizes of the tensors themselves are known on both sides. Outputs that are made no later than the
-last tensor of the set leave from the front.
+last tensor of the set, and not from the set alone, leave from the front.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ def separation(flow: Flow, tensors: Collection[ir.Value]) -> Separation:
     members = frozenset(tensors)
     last = max(flow.made_at(v) for v in members)
     made: set[ir.Value] = set()
+    mixed: set[ir.Value] = set()  # of these, what does not follow from the members alone
     follows = []
     for t, node in enumerate(flow.nodes):
         if members.isdisjoint(node.outputs) and (
@@ -42,7 +43,10 @@ def separation(flow: Flow, tensors: Collection[ir.Value]) -> Separation:
         ):
             follows.append(t)
             made.update(node.outputs)
-    late = [v for v in flow.graph.outputs if v in made and flow.made_at(v) > last]
+            outside = any(v not in members and v not in made for v in flow.used[t])
+            if outside or not mixed.isdisjoint(flow.reads[t]):
+                mixed.update(node.outputs)
+    late = [v for v in flow.graph.outputs if v in made and (flow.made_at(v) > last or v not in mixed)]
     needed = set(late)
     after, read, crossing = [], set(), set()
     for t in reversed(follows):
@@ -132,6 +136,27 @@ def alive_sets(flow: Flow, most: int) -> Iterator[list[ir.Value]]:
             if key not in seen and (not any(last < p <= t for p in made) or _separates(flow, key)):
                 seen.add(key)
                 yield list(alive)
+
+
+def alive_after(flow: Flow, position: int) -> list[ir.Value]:
+    """The tensors that nodes after `position` read by value and nodes up to it, or the input, make."""
+    later = range(position + 1, len(flow.nodes))
+    read = {v for t in later if flow.needed[t] for v in flow.used[t]}
+    return flow.in_order(v for v in read if flow.made_at(v) <= position)
+
+
+def closed(flow: Flow, tensors: Collection[ir.Value]) -> Iterator[list[ir.Value]]:
+    """Cuts that `tensors` become with others: with all that crosses beside them, and with all that is alive when the
+    last of them is made."""
+    members, parts = flow.in_order(tensors), separation(flow, tensors)
+    while parts.crossing:
+        members = flow.in_order([*members, *parts.crossing])
+        parts = separation(flow, members)
+    if parts.late:
+        yield [v for v in members if v in parts.read]
+    beside = alive_after(flow, max(flow.made_at(v) for v in tensors))
+    if set(tensors) <= set(beside) and _separates(flow, beside):
+        yield beside
 
 
 def _separates(flow: Flow, tensors: Collection[ir.Value]) -> bool:

@@ -6,6 +6,7 @@ know them; but it knows the module that made this tensor, or one that reads it.
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from torch.utils import _pytree as pytree
 
 CANDIDATES = 4
 """How many modules that read the passed tensor are kept, innermost last."""
+
+_UNKNOWN = itertools.count(-1, -1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +71,8 @@ class _Tensor:
 
 
 def _version(tensor: torch.Tensor) -> int:
-    """Counts the changes in place. Tensors of inference mode do not count them."""
-    return 0 if tensor.is_inference() else tensor._version
+    """Counts the changes in place. Tensors of inference mode do not count them: nothing is known of these."""
+    return next(_UNKNOWN) if tensor.is_inference() else tensor._version
 
 
 class _Watch:
