@@ -26,6 +26,10 @@ under 1 point of accuracy, the loss that Cohen et al. 2021 allow themselves."""
 MAX_ERROR = 0.1
 """The same for outputs that are neither: the relative error ‖ŷ − y‖ / ‖y‖. A rule of thumb; no task is known."""
 
+ONE_BY_ONE = 64
+"""Inputs measured where the batch is fixed: these networks run one by one and are mostly detectors, whose images hold
+several answers each and take a second."""
+
 Quantizers = Sequence[Quantizer | None]
 """One per tensor at the cut; None leaves the tensor as it is."""
 
@@ -64,6 +68,8 @@ def measure_points(
 
     (That this equals the whole network was verified before; verify.py.)
     """
+    if front.batch is not None:
+        kept = kept[: ONE_BY_ONE * front.batch]
     choices = [[t.quantizer for t in p.tensors] for p in points]
     damages = measure_damage(
         front, back, choices, kept, lambda done: progress("Measure operating points", done, len(kept))

@@ -6,6 +6,7 @@ import importlib
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 import torch
@@ -480,3 +481,14 @@ def test_a_pair_too_large_for_one_file_keeps_its_weights_beside(model, tmp_path)
         np.testing.assert_array_equal(*outputs)
     bake.write_pair(*halves, result.profile, tmp_path / "large")
     assert files(tmp_path / "large") == files(tmp_path / "small")
+
+
+def test_networks_of_a_fixed_batch_are_measured_on_fewer_inputs(model, tmp_path):
+    proto = onnx.load(model)
+    for value in (proto.graph.input[0], proto.graph.output[0]):
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+    del proto.graph.value_info[:]
+    onnx.save(proto, tmp_path / "fixed.onnx")
+    result = export(tmp_path / "fixed.onnx", tmp_path / "out", calibration=inputs(80), levels=(2,))
+    assert (result.profile.calibration_images, result.measures[0].inputs) == (80, 64)
+    assert export(model, tmp_path / "out", calibration=inputs(80), levels=(2,)).measures[0].inputs == 80
