@@ -106,7 +106,8 @@ def profile(data: bytes) -> None:
     codec = FeatureCodec(found)
     if sum(math.prod(t.shape) for t in found.tensors) <= MOST_ELEMENTS:
         xs = [np.zeros((1, *t.shape), np.float32) for t in found.tensors]
-        assert codec.decode(codec.encode(xs)).batch == 1
+        sizes = [np.zeros(s.length, np.int64) for s in found.size_specs]
+        assert codec.decode(codec.encode(xs, sizes=sizes)).batch == 1
 
 
 def reply(data: bytes) -> None:
