@@ -41,10 +41,13 @@ def shortlist(cuts: Sequence[Cut], seconds: Sequence[float], macs: Sequence[int]
     seconds, macs: front time and multiply–accumulates before each. The Pareto front of (time, elements) first; then the
     front of the rest, and so on, since a larger tensor may still make fewer bytes. Of a front that is too long, every
     k-th. Of cuts of one size with nothing but an activation or a view between them, the last, which is sparser, among
-    those with the most axes, which the coder makes use of.
+    those with the most axes, which the coder makes use of. Never one before the first convolution or matrix product: it
+    would send the picture itself.
     """
     best: dict[tuple[int, int], int] = {}
     for i, cut in enumerate(cuts):
+        if not macs[i]:
+            continue
         rival = best.get((macs[i], cut.elements))
         if rival is None or _axes(cut) >= _axes(cuts[rival]):
             best[macs[i], cut.elements] = i

@@ -100,16 +100,19 @@ def plan(
             notes.append(loaded.warning)
     elif weights is not None:
         raise UsageError("weights go with a network's name; a module or an ONNX file brings its own")
-    report("Export to ONNX", 0, None)
+    shape = input_shape or ((1, 3, *preprocessing.crop) if preprocessing else None)
     if isinstance(model, (str, os.PathLike)):
+        report("Export to ONNX", 0, None)
         source = from_file(Path(model), input_shape)
+        inputs, how, pictures = _inputs(data, source.input_shape[1:], preprocessing, images, notes)
+    elif shape is None:
+        raise UsageError("a torch module does not say what it takes; pass input_shape=(1, C, H, W)")
     else:
-        shape = input_shape or ((1, 3, *preprocessing.crop) if preprocessing else None)
-        if shape is None:
-            raise UsageError("a torch module does not say what it takes; pass input_shape=(1, C, H, W)")
+        # before the export, which takes seconds to minutes: most mistakes are here
+        inputs, how, pictures = _inputs(data, shape[1:], preprocessing, images, notes)
+        report("Export to ONNX", 0, None)
         source = from_module(model, shape)
     report("Export to ONNX", 1, 1)
-    inputs, how, pictures = _inputs(data, source.input_shape[1:], preprocessing, images, notes)
     result = plan_cuts(
         source,
         Names(source.graph, source.modules, source.seen),

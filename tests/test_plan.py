@@ -140,18 +140,19 @@ def test_shortlist_takes_the_pareto_front_first():
     sizes = [800, 200, 900, 400, 100, 150, 2]
     cuts = [cut(n, i) for i, n in enumerate(sizes)]
     seconds = [float(i) for i in range(len(cuts))]
-    assert shortlist(cuts, seconds, list(range(7)), 4) == [0, 1, 4, 6]
+    assert shortlist(cuts, seconds, list(range(1, 8)), 4) == [0, 1, 4, 6]
     assert (
-        shortlist(cuts, seconds, list(range(7)), 6) == [0, 1, 2, 4, 5, 6]
-        or len(shortlist(cuts, seconds, list(range(7)), 6)) == 6
+        shortlist(cuts, seconds, list(range(1, 8)), 6) == [0, 1, 2, 4, 5, 6]
+        or len(shortlist(cuts, seconds, list(range(1, 8)), 6)) == 6
     )
-    assert shortlist(cuts, seconds, list(range(7)), 99) == list(range(7))
+    assert shortlist(cuts, seconds, list(range(1, 8)), 99) == list(range(7))
     assert shortlist([], [], [], 12) == []
 
 
 def test_shortlist_leaves_out_what_an_activation_follows():
     cuts = [cut(100, 0), cut(100, 1), cut(50, 2)]
     assert shortlist(cuts, [1.0, 1.0, 2.0], [10, 10, 20], 12) == [1, 2]
+    assert shortlist(cuts, [1.0, 1.0, 2.0], [0, 0, 20], 12) == [2]
     flat = Cut(tensors=("t",), label="flattened", shapes=((100,),), position=2)
     shaped = Cut(tensors=("s",), label="shaped", shapes=((4, 5, 5),), position=1)
     assert shortlist([cut(100), shaped, flat], [1.0, 1.0, 1.0], [10, 10, 10], 12) == [1]
@@ -324,6 +325,25 @@ def test_constant_features_have_no_bytes_and_a_reason():
     p = plan_cuts(source, names, list(dead_leaves(4, SHAPE)), link=Link(bits_per_second=1e6, rtt_ms=1.0))
     assert p.recommended.kind == "device"
     assert "nothing to send" in next(c for c in p.cuts if c.cut.label == "dead").reason
+
+
+def test_infinite_features_have_no_bytes_and_a_reason():
+    class Huge(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 4, 3)
+            self.tail = nn.Conv2d(4, 4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = self.tail(torch.exp(1000 * (self.stem(x) + 1)))
+            return y.mean((2, 3))
+
+    source = from_module(Huge(), (1, *SHAPE))
+    names = Names(source.graph, source.modules)
+    p = plan_cuts(source, names, list(dead_leaves(4, SHAPE)), link=Link(bits_per_second=1e6, rtt_ms=1.0))
+    assert p.recommended.kind == "device"
+    assert {c.reason for c in p.cuts} - {None} == {"its features are NaN or infinite on some image"}
+    assert not any(c.option for c in p.cuts if c.reason)
 
 
 def test_dead_leaves():
