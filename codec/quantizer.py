@@ -61,10 +61,12 @@ class BlockPacker:
         self._padded = (self.rows * block[0], self.cols * block[1])
         elements = block[0] * block[1]
         digits = np.arange(self.levels**elements)[:, None] // self.levels ** np.arange(elements) % self.levels
+        values = np.array(quantizer.levels, np.float32)[digits]
         # (K·bh·units,) machine words: two float32 move at once where the block is an even number of columns wide
         self._word = np.dtype(np.uint64 if block[1] % 2 == 0 else np.uint32)
         self._units = block[1] * 4 // self._word.itemsize
-        self._values = np.ascontiguousarray(np.array(quantizer.levels, np.float32)[digits]).view(self._word).reshape(-1)
+        self._values = np.ascontiguousarray(values).view(self._word).reshape(-1)
+        self._threes = np.pad(values, ((0, 0), (0, 1))).view(np.uint64).reshape(-1) if block == (1, 3) else None
 
     def quantize(self, x: Float32Array) -> UInt8Array:
         """(…, H, W) float32 features → (P·rows·cols,) block symbols. Raises NonFiniteFeatures.
@@ -104,6 +106,9 @@ class BlockPacker:
         whole = self._padded == (self.height, self.width)
         planes = symbols.size // (self.rows * self.cols)
         full = out if whole else np.empty(planes * self._padded[0] * self._padded[1], np.float32)
-        kernels.unpack(symbols, self.cols, self.block[0], self._units, self._values, full.view(self._word))
+        if self._threes is not None:
+            kernels.unpack_threes(symbols, self._threes, full.view(np.uint32))
+        else:
+            kernels.unpack(symbols, self.cols, self.block[0], self._units, self._values, full.view(self._word))
         if not whole:
             kernels.copy_planes(full, *self._padded, out, self.height, self.width)

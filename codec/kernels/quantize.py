@@ -7,6 +7,8 @@ import numpy as np
 from .policy import kernel
 
 INF = np.float32(np.inf)
+HALF = np.uint64(32)
+LOW_HALF = np.uint64(0xFFFFFFFF)
 
 
 @kernel
@@ -31,8 +33,13 @@ def quantize(x, thresholds, out):
             t = thresholds[0]
             for i in range(xs.size):
                 qs[i] = np.uint8(xs[i] >= t)
-            for k in range(1, thresholds.size):
-                t = thresholds[k]
+            for k in range(1, thresholds.size - 1, 2):
+                t0, t1 = thresholds[k], thresholds[k + 1]
+                for i in range(xs.size):
+                    v = xs[i]
+                    qs[i] += np.uint8(v >= t0) + np.uint8(v >= t1)
+            if thresholds.size % 2 == 0:
+                t = thresholds[thresholds.size - 1]
                 for i in range(xs.size):
                     qs[i] += np.uint8(xs[i] >= t)
         for i in range(xs.size):
@@ -61,7 +68,8 @@ def pack(q, cols, levels, block_height, block_width, row, out):
     Sums stay below 256, so the arithmetic modulo 256 of uint8 is exact; weights are reduced before they are cast.
     """
     # First along the rows, then down the columns, each in long passes. The strides are spelled out because only
-    # constant ones vectorise; 5 is the widest odd block that 256 symbols allow (3^5).
+    # constant ones vectorise; 5 is the widest odd block that 256 symbols allow (3^5). Products are cast one by one:
+    # otherwise they are of 64 bits, and the loop takes three times as long.
     n = np.uint8(levels & 255)
     n2 = np.uint8((levels * levels) & 255)
     n3 = np.uint8((levels * levels * levels) & 255)
@@ -69,13 +77,13 @@ def pack(q, cols, levels, block_height, block_width, row, out):
         row[:] = q
     elif block_width == 2:
         for i in range(row.size):
-            row[i] = q[2 * i] + q[2 * i + 1] * n
+            row[i] = q[2 * i] + np.uint8(q[2 * i + 1] * n)
     elif block_width == 3:
         for i in range(row.size):
-            row[i] = q[3 * i] + q[3 * i + 1] * n + q[3 * i + 2] * n2
+            row[i] = q[3 * i] + np.uint8(q[3 * i + 1] * n) + np.uint8(q[3 * i + 2] * n2)
     elif block_width == 4:
         for i in range(row.size):
-            row[i] = q[4 * i] + q[4 * i + 1] * n + q[4 * i + 2] * n2 + q[4 * i + 3] * n3
+            row[i] = q[4 * i] + np.uint8(q[4 * i + 1] * n) + np.uint8(q[4 * i + 2] * n2) + np.uint8(q[4 * i + 3] * n3)
     else:
         for i in range(row.size):
             s = np.uint8(0)
@@ -83,21 +91,30 @@ def pack(q, cols, levels, block_height, block_width, row, out):
                 s = np.uint8(s * n + q[i * block_width + k])
             row[i] = s
     if block_height == 1:
-        out[:] = row
+        for i in range(out.size):
+            out[i] = row[i]
         return
     weight = 1
     for _ in range(block_width):
         weight = (weight * levels) & 255
+    w8 = np.uint8(weight)
+    if block_height == 2:  # apart from the others: with more rows in the loop it takes twice as long
+        for r in range(out.size // cols):
+            a = r * 2 * cols
+            b = r * cols
+            for c in range(cols):
+                out[b + c] = row[a + c] + np.uint8(row[a + cols + c] * w8)
+        return
     for r in range(out.size // cols):
         a = r * block_height * cols
         b = r * cols
         for c in range(cols):
-            out[b + c] = row[a + c] + row[a + cols + c] * np.uint8(weight)
+            out[b + c] = row[a + c] + np.uint8(row[a + cols + c] * w8)
         w = (weight * weight) & 255
         for _ in range(2, block_height):
-            w8 = np.uint8(w)
+            wr = np.uint8(w)
             for c in range(cols):
-                out[b + c] += row[a + 2 * cols + c] * w8
+                out[b + c] += np.uint8(row[a + 2 * cols + c] * wr)
             a += cols
             w = (w * weight) & 255
 
@@ -109,39 +126,61 @@ def unpack(symbols, cols, block_height, units, values, out):
     A block row is moved as `units` machine words: uint64 (two float32) where the block width is even, else uint32.
     symbols: (rows·cols,) uint8. values: (K·bh·units,) words. out: (rows·bh·cols·units,) words.
     """
+    one, two = np.uint64(1), np.uint64(2)
     size = np.uint64(block_height * units)
+    step = np.uint64(units)
     if block_height == 1:
         cols = symbols.size  # rows of one block each follow each other without a gap: one long row
-    one, two = np.uint64(1), np.uint64(2)
+    width = np.uint64(cols)
+    a = np.uint64(0)
     if block_height == 2 and units == 1:  # 2×2, the usual block of 4 levels: both rows in one pass
-        for r in range(symbols.size // cols):
-            a = 2 * r * cols
-            for c in range(cols):
-                v = np.uint64(symbols[r * cols + c]) << one
-                out[a + c] = values[v]
-                out[a + cols + c] = values[v | one]
+        i = np.uint64(0)
+        for _ in range(symbols.size // cols):
+            for _ in range(cols):
+                v = np.uint64(symbols[i]) << one
+                out[a] = values[v]
+                out[a + width] = values[v | one]
+                a += one
+                i += one
+            a += width
         return
     for r in range(symbols.size // cols):
-        b = r * cols
         for dy in range(block_height):
-            a = (r * block_height + dy) * cols * units
-            first = np.uint64(dy * units)
+            i = np.uint64(r) * width
+            first = np.uint64(dy) * step
             if units == 1:
-                for c in range(cols):
-                    out[a + c] = values[np.uint64(symbols[b + c]) * size + first]
+                for _ in range(cols):
+                    out[a] = values[np.uint64(symbols[i]) * size + first]
+                    a += one
+                    i += one
             elif units == 2:
-                for c in range(cols):
-                    v = np.uint64(symbols[b + c]) * size + first
-                    out[a + 2 * c] = values[v]
-                    out[a + 2 * c + 1] = values[v + one]
-            elif units == 3:
-                for c in range(cols):
-                    v = np.uint64(symbols[b + c]) * size + first
-                    out[a + 3 * c] = values[v]
-                    out[a + 3 * c + 1] = values[v + one]
-                    out[a + 3 * c + 2] = values[v + two]
+                for _ in range(cols):
+                    v = np.uint64(symbols[i]) * size + first
+                    out[a] = values[v]
+                    out[a + one] = values[v + one]
+                    a += two
+                    i += one
             else:
-                for c in range(cols):
-                    v = np.uint64(symbols[b + c]) * size + first
+                for _ in range(cols):
+                    v = np.uint64(symbols[i]) * size + first
                     for u in range(units):
-                        out[a + c * units + u] = values[v + np.uint64(u)]
+                        out[a + np.uint64(u)] = values[v + np.uint64(u)]
+                    a += step
+                    i += one
+
+
+@kernel
+def unpack_threes(symbols, values, out):
+    """`unpack` for blocks of 1×3, the usual one of 4 levels where planes are 3 wide.
+
+    symbols: (n,) uint8. values: (K·2,) uint64, the three float32 of a block and one more. out: (n·3,) uint32.
+    """
+    one, two, three = np.uint64(1), np.uint64(2), np.uint64(3)
+    a = np.uint64(0)
+    for i in range(symbols.size):
+        v = np.uint64(symbols[i]) << one
+        pair = values[v]
+        out[a] = np.uint32(pair & LOW_HALF)
+        out[a + one] = np.uint32(pair >> HALF)
+        out[a + two] = np.uint32(values[v | one] & LOW_HALF)
+        a += three

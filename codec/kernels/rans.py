@@ -30,7 +30,6 @@ SLOT = np.uint64(4095)
 FULL = np.uint64(4096)
 TABLE_BITS = np.uint64(12)
 SYMBOL_BITS = np.uint64(8)
-FREQUENCY = np.uint64(4095 << 8)
 BIAS_SHIFT = np.uint64(20)
 WORD = np.uint64(16)
 WORD_MASK = np.uint64(0xFFFF)
@@ -62,6 +61,7 @@ def encode(symbols, rows, cols, lanes, plane_context, top, left, context_map, co
     frequency << 32 | 4096 − frequency << 16 | cumulative, all 0 for a symbol that is escaped.
     escape: (T,) uint64, frequency of the escape. words: (≥ 2·symbols + 2·lanes,) uint16.
     """
+    size = np.uint64(rows * cols)
     planes = symbols.size // (rows * cols)
     state = np.full(max(lanes, 8), LOW, np.uint64)
     p = np.uint64(words.size)
@@ -78,9 +78,10 @@ def encode(symbols, rows, cols, lanes, plane_context, top, left, context_map, co
         for r in range(rows - 1, -1, -1):
             for c in range(cols - 1, -1, -1):
                 lane = active
+                i = (first + active) * size + np.uint64(r * cols + c)
                 while lane > ZERO:
                     lane -= ONE
-                    i = ((first + lane) * np.uint64(rows) + np.uint64(r)) * np.uint64(cols) + np.uint64(c)
+                    i -= size
                     above = top[EDGE] if r == 0 else top[symbols[i - np.uint64(cols)]]
                     before = left[EDGE] if c == 0 else left[symbols[i - ONE]]
                     k = _key(symbols[i], above, before, plane_context[first + lane], context_map)
@@ -227,6 +228,7 @@ def decode(words, count, rows, cols, lanes, plane_context, top, left, context_ma
     words: (count + 2·lanes + 2,) uint16, the stream followed by zeros. slots: (T·4096,) uint32:
     symbol | frequency << 8 | (slot − cumulative) << 20; frequency 0 marks the escape. The rest as in `encode`.
     """
+    size = np.uint64(rows * cols)
     planes = symbols.size // (rows * cols)
     if count < 2 * lanes:
         return OVERRUN
@@ -254,20 +256,20 @@ def decode(words, count, rows, cols, lanes, plane_context, top, left, context_ma
                 # A step reads at most two words per lane: checked once here, the zeros behind the stream take the rest.
                 if p > end:
                     return OVERRUN
-                lane = ZERO
-                while lane < active:
-                    i = ((first + lane) * np.uint64(rows) + np.uint64(r)) * np.uint64(cols) + np.uint64(c)
+                i = first * size + np.uint64(r * cols + c)
+                for lane in range(active):
                     above = top[EDGE] if r == 0 else top[symbols[i - np.uint64(cols)]]
                     before = left[EDGE] if c == 0 else left[symbols[i - ONE]]
                     t = np.uint64(context_map[plane_context[first + lane] + np.uint64(above) + np.uint64(before)])
                     e = _look(state[lane], t, slots)
-                    if e & FREQUENCY:
-                        s, x = e & BYTE, _take(state[lane], e)
+                    s, f = e & BYTE, (e >> SYMBOL_BITS) & SLOT
+                    if f:
+                        x = _take(state[lane], f, e)
                     else:
                         s, x, p = _take_escaped(state[lane], t, p, escape, words)
                     state[lane], p = _refill(x, words[p], p)
                     symbols[i] = np.uint8(s)
-                    lane += ONE
+                    i += size
         group += 1
     if p != end:
         return BAD_END
@@ -284,9 +286,9 @@ def _look(x, t, slots):
 
 
 @kernel
-def _take(x, e):
-    """The state behind a symbol of entry e, before it is refilled."""
-    return ((e >> SYMBOL_BITS) & SLOT) * (x >> TABLE_BITS) + (e >> BIAS_SHIFT)
+def _take(x, f, e):
+    """The state behind a symbol of frequency f and entry e, before it is refilled."""
+    return f * (x >> TABLE_BITS) + (e >> BIAS_SHIFT)
 
 
 @kernel
@@ -343,57 +345,65 @@ def _decode_eights(
                 e0, e1, e2, e3 = _look(x0, t0, slots), _look(x1, t1, slots), _look(x2, t2, slots), _look(x3, t3, slots)
                 e4, e5, e6, e7 = _look(x4, t4, slots), _look(x5, t5, slots), _look(x6, t6, slots), _look(x7, t7, slots)
                 i = block
-                if e0 & FREQUENCY:
-                    s, x0 = e0 & BYTE, _take(x0, e0)
+                s, f = e0 & BYTE, (e0 >> SYMBOL_BITS) & SLOT
+                if f:
+                    x0 = _take(x0, f, e0)
                 else:
                     s, x0, p = _take_escaped(x0, t0, p, escape, words)
                 x0, p = _refill(x0, words[p], p)
                 b0 = _keep(s, symbols, i, above, a, top, left)
                 i += size
-                if e1 & FREQUENCY:
-                    s, x1 = e1 & BYTE, _take(x1, e1)
+                s, f = e1 & BYTE, (e1 >> SYMBOL_BITS) & SLOT
+                if f:
+                    x1 = _take(x1, f, e1)
                 else:
                     s, x1, p = _take_escaped(x1, t1, p, escape, words)
                 x1, p = _refill(x1, words[p], p)
                 b1 = _keep(s, symbols, i, above, a + ONE, top, left)
                 i += size
-                if e2 & FREQUENCY:
-                    s, x2 = e2 & BYTE, _take(x2, e2)
+                s, f = e2 & BYTE, (e2 >> SYMBOL_BITS) & SLOT
+                if f:
+                    x2 = _take(x2, f, e2)
                 else:
                     s, x2, p = _take_escaped(x2, t2, p, escape, words)
                 x2, p = _refill(x2, words[p], p)
                 b2 = _keep(s, symbols, i, above, a + TWO, top, left)
                 i += size
-                if e3 & FREQUENCY:
-                    s, x3 = e3 & BYTE, _take(x3, e3)
+                s, f = e3 & BYTE, (e3 >> SYMBOL_BITS) & SLOT
+                if f:
+                    x3 = _take(x3, f, e3)
                 else:
                     s, x3, p = _take_escaped(x3, t3, p, escape, words)
                 x3, p = _refill(x3, words[p], p)
                 b3 = _keep(s, symbols, i, above, a + THREE, top, left)
                 i += size
-                if e4 & FREQUENCY:
-                    s, x4 = e4 & BYTE, _take(x4, e4)
+                s, f = e4 & BYTE, (e4 >> SYMBOL_BITS) & SLOT
+                if f:
+                    x4 = _take(x4, f, e4)
                 else:
                     s, x4, p = _take_escaped(x4, t4, p, escape, words)
                 x4, p = _refill(x4, words[p], p)
                 b4 = _keep(s, symbols, i, above, a + FOUR, top, left)
                 i += size
-                if e5 & FREQUENCY:
-                    s, x5 = e5 & BYTE, _take(x5, e5)
+                s, f = e5 & BYTE, (e5 >> SYMBOL_BITS) & SLOT
+                if f:
+                    x5 = _take(x5, f, e5)
                 else:
                     s, x5, p = _take_escaped(x5, t5, p, escape, words)
                 x5, p = _refill(x5, words[p], p)
                 b5 = _keep(s, symbols, i, above, a + FIVE, top, left)
                 i += size
-                if e6 & FREQUENCY:
-                    s, x6 = e6 & BYTE, _take(x6, e6)
+                s, f = e6 & BYTE, (e6 >> SYMBOL_BITS) & SLOT
+                if f:
+                    x6 = _take(x6, f, e6)
                 else:
                     s, x6, p = _take_escaped(x6, t6, p, escape, words)
                 x6, p = _refill(x6, words[p], p)
                 b6 = _keep(s, symbols, i, above, a + SIX, top, left)
                 i += size
-                if e7 & FREQUENCY:
-                    s, x7 = e7 & BYTE, _take(x7, e7)
+                s, f = e7 & BYTE, (e7 >> SYMBOL_BITS) & SLOT
+                if f:
+                    x7 = _take(x7, f, e7)
                 else:
                     s, x7, p = _take_escaped(x7, t7, p, escape, words)
                 x7, p = _refill(x7, words[p], p)
