@@ -1,4 +1,4 @@
-"""Halves in other arithmetic: an int8 front, a float16 back. ONNX Runtime's own tools convert; this prepares and checks.
+"""Halves in other arithmetic: an int8 front, a float16 back. ONNX Runtime's tools convert; this prepares and checks.
 
 Inputs, outputs and what crosses keep their names and stay float32 (sizes int64): neither the codec nor the runtimes
 know the difference. Both functions leave what they are given as it is.
@@ -34,6 +34,10 @@ small differences nor their small probabilities."""
 WITH_WEIGHTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _SUMS = (*WITH_WEIGHTS, "Add", "Sum", "Sub", "AveragePool", "GlobalAveragePool", "ReduceMean", "LayerNormalization")
 
+KEPT_FLOAT32 = ("LayerNormalization", "InstanceNormalization", "GroupNormalization", "RMSNormalization")
+"""Not float16: their sums of squares lose digits, and ONNX Runtime 1.32 crashes where it opens a ViT with the first
+of them in float16 on a CPU."""
+
 _MAX_BRANCHES = 4
 """A Concat of more (densenet's blocks) is not looked through: half the front would stay float32."""
 
@@ -52,7 +56,9 @@ def int8_front(front: ir.Model, inputs: Sequence[Float32Array]) -> ir.Model:
     if not inputs:
         raise UsageError("an int8 front needs calibration inputs to measure its ranges on")
     if weight_bytes(front) > MAX_MODEL_BYTES:
-        raise UnsupportedModel(f"ONNX Runtime quantizes fronts of up to 1.9 GB, this has {weight_bytes(front) / 1e9:.1f}")
+        raise UnsupportedModel(
+            f"ONNX Runtime quantizes fronts of up to 1.9 GB, this has {weight_bytes(front) / 1e9:.1f}"
+        )
     named = _foldable(front)
     for i, node in enumerate(named.graph):
         node.name = node.name or f"splitwire_{i}"  # what is left out is named by its nodes
@@ -70,16 +76,20 @@ def int8_front(front: ir.Model, inputs: Sequence[Float32Array]) -> ir.Model:
 def float16_back(back: ir.Model) -> ir.Model:
     """The back with float16 weights and activations between float32 inputs and outputs.
 
-    Operators without a float16 kernel (NonMaxSuppression, RoiAlign, TopK, …) stay float32. For GPUs: on a CPU ONNX
-    Runtime computes in float32 all the same, and converts in between. Raises UnsupportedModel if the conversion fails.
+    Normalisations stay float32, as do operators without a float16 kernel (NonMaxSuppression, RoiAlign, TopK, …). For
+    GPUs: on a CPU ONNX Runtime computes in float32 all the same, and converts in between. Raises UnsupportedModel if
+    the conversion fails.
     """
-    from onnxruntime.transformers.float16 import convert_float_to_float16
+    if weight_bytes(back) > MAX_MODEL_BYTES:
+        raise UnsupportedModel(f"only backs of up to 1.9 GB can be float16; this has {weight_bytes(back) / 1e9:.1f} GB")
+    from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
+
+    exact = [*DEFAULT_OP_BLOCK_LIST, *KEPT_FLOAT32]
 
     try:
         with _quiet():
-            converted = convert_float_to_float16(onnx.load_from_string(serialise(back)), keep_io_types=True)
-    except UnsupportedModel:
-        raise
+            whole = onnx.load_from_string(serialise(back))
+            converted = convert_float_to_float16(whole, keep_io_types=True, op_block_list=exact)
     except Exception as e:  # a tool's script: asserts, KeyError, and what protobuf raises
         raise UnsupportedModel(f"ONNX Runtime's converter does not take the back half: {_line(e)}") from e
     made = _restored(converted, back)
@@ -154,7 +164,7 @@ def _foldable(front: ir.Model) -> ir.Model:
 
 
 def _makers(graph: ir.Graph) -> set[str]:
-    """Names of the nodes that make the outputs: back from each through activations and moves to the last layer or sum."""
+    """Names of the nodes that make the outputs: from each back through activations and moves to a layer or a sum."""
     found: set[str] = set()
     stack = [v.producer() for v in graph.outputs if v.dtype in (None, ir.DataType.FLOAT)]
     while stack:
@@ -219,7 +229,7 @@ def _checked(made: ir.Model, half: ir.Model, what: str) -> ir.Model:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The tools write to the root logger, and the first write would set it up; its own handlers still get everything."""
+    """The tools write to the root logger, and the first write would set it up; its own handlers get it as before."""
     root, handler = logging.getLogger(), logging.NullHandler()
     root.addHandler(handler)
     try:
