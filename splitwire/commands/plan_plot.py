@@ -71,7 +71,7 @@ def _draw_sizes(axes: Axes, result: PlanResult) -> None:
     for k, (n, colour) in enumerate(zip(levels, ("tab:purple", "tab:red", "tab:pink", "tab:brown"), strict=False)):
         axes.plot(
             [100 * c.macs_share for c in calibrated], [c.rates[k].bytes / 1e3 for c in calibrated],
-            "o-", color=colour, markersize=4, linewidth=1, label=f"coded, N = {n}",
+            "o", color=colour, markersize=4, label=f"coded, N = {n}",
         )  # fmt: skip
     if p.jpeg_bytes is not None:
         axes.axhline(p.jpeg_bytes / 1e3, color="0.2", linestyle="--", linewidth=1, label="JPEG of the picture")
