@@ -43,12 +43,14 @@ def separation(flow: Flow, tensors: Collection[ir.Value]) -> Separation:
         ):
             follows.append(t)
             made.update(node.outputs)
-            outside = any(v not in members and v not in made for v in flow.used[t])
-            if outside or not mixed.isdisjoint(flow.reads[t]):
+            beside = any(v not in members and v not in made for v in flow.used[t])
+            if beside or not mixed.isdisjoint(flow.reads[t]):
                 mixed.update(node.outputs)
     late = [v for v in flow.graph.outputs if v in made and (flow.made_at(v) > last or v not in mixed)]
     needed = set(late)
-    after, read, crossing = [], set(), set()
+    after: list[ir.Node] = []
+    read: set[ir.Value] = set()
+    crossing: set[ir.Value] = set()
     for t in reversed(follows):
         node = flow.nodes[t]
         if needed.isdisjoint(node.outputs):

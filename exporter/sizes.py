@@ -117,9 +117,8 @@ def _line(dim: ir.SymbolicDim, symbol: ir.SymbolicDim) -> tuple[int, int] | None
     """(a, b) if dim = a · symbol + b, as `4*batch`; None otherwise."""
     if dim.free_symbols() != {symbol.value}:
         return None
-    try:
-        values = [int(dim.evaluate({str(symbol.value): n})) for n in (1, 2, 5)]
-    except (ValueError, TypeError, ArithmeticError):
+    values = [n for n in (dim.evaluate({str(symbol.value): n}) for n in (1, 2, 5)) if isinstance(n, int)]
+    if len(values) < 3:
         return None
     a = values[1] - values[0]
     return (a, values[0] - a) if values[2] == values[0] + 4 * a else None
