@@ -1,4 +1,4 @@
-"""Frames of a video as calibration images, through PyAV (`pip install av`), which is loaded only here."""
+"""Frames of a video as calibration images, through PyAV (`pip install splitwire[video]`), which is loaded only here."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _stream(path: Path) -> Iterator[tuple[Any, Any]]:
     try:
         av = importlib.import_module("av")
     except ImportError as e:
-        raise UsageError(f"{path}: a video is read with PyAV, which is not installed: pip install av") from e
+        raise UsageError(f"{path}: a video is read with PyAV, which is not installed: pip install splitwire[video]") from e
     if not path.is_file():
         raise UsageError(f"{path}: no such video")
     try:
