@@ -40,7 +40,7 @@ def export(
     model: the name of a torchvision network ("resnet18"), a torch.nn.Module (float32, one tensor in), or the path of an
         ONNX file.
     cut: module path ("layer2", "features.7", "layer1.0.relu[1]") or ONNX tensor name; "a,b" for several tensors.
-    calibration: folder of images (searched recursively), list of image files, a video (needs PyAV: pip install av),
+    calibration: folder of images (searched recursively), list of image files, a video (needs splitwire[video]),
         float32 array of network inputs (N, C, H, W), torch Dataset of tensors or PIL images, or an iterable of inputs
         (a DataLoader). 100 inputs like those of the task are plenty; at most `images` (512) are used, spread evenly.
     out: folder of front.onnx and back.onnx; "<model>-<cut>" in the working folder if None.

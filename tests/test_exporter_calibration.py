@@ -245,7 +245,7 @@ def test_a_video_without_pyav(tmp_path, monkeypatch):
         raise ImportError(name)
 
     monkeypatch.setattr(importlib, "import_module", missing)
-    with pytest.raises(UsageError, match=r"PyAV, which is not installed: pip install av$"):
+    with pytest.raises(UsageError, match=r"PyAV, which is not installed: pip install splitwire\[video\]$"):
         read(tmp_path / "a.mp4")
 
 
