@@ -123,7 +123,7 @@ def export_pair(
     else:
         source = from_file(Path(model), wanted)
         stream, first = start(source.input_shape[1:])
-    names = Names(source.graph, source.modules)
+    names = Names(source.graph, source.modules, source.seen)
     found, note = find_cut(source, names, cut)
     notes += [*source.notes, *([note] if note else [])]
 
