@@ -27,6 +27,8 @@ PRIOR = 24.0
 ESCAPE_BELOW = 0.4 / TABLE_SIZE
 """A symbol rarer than this is cheaper as an escape than as a frequency of 1."""
 ITERATIONS = 12
+LEARNED_GAIN = 0.003
+"""What classes learned from the sample must save on it: a gain below that may well be a loss on other features."""
 BLOCK_TOLERANCE = 0.01
 """A shape with fewer blocks, which codes faster, may cost this much more rate than the best one."""
 
@@ -61,8 +63,10 @@ def estimate_tables(sample: NDArray[np.float32], quantizer: Quantizer) -> tuple[
     costs = [_estimate(part, quantizer, block, tables=4, iterations=3)[1] for block in blocks]
     # The fewer the blocks the faster the coder: take the first that is as good as the best, or nearly.
     block = next(b for b, cost in zip(blocks, costs, strict=True) if cost <= (1 + BLOCK_TOLERANCE) * min(costs))
-    both = [_estimate(q, quantizer, block, tables=TABLES, iterations=ITERATIONS, learned=how) for how in (False, True)]
-    return min(both, key=lambda found: found[1])
+    plain, learned = (
+        _estimate(q, quantizer, block, tables=TABLES, iterations=ITERATIONS, learned=how) for how in (False, True)
+    )
+    return learned if learned[1] < (1 - LEARNED_GAIN) * plain[1] else plain
 
 
 def _estimate(
