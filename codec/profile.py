@@ -237,6 +237,8 @@ class CodecProfile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     sizes: what crosses beside the tensors; mostly unset, and then not in the JSON (`size_specs` is () there).
     outputs: names of the whole network's outputs in order, where some of them are known before the cut and leave from
         the front; unset where all come from the back.
+    front_precision, back_precision: what the halves compute in; unset where that is float32. In other arithmetic
+        `max_difference` is that of the float32 halves, and the agreement of the operating points is of these.
     """
 
     format: Annotated[int, Meta(ge=1)] = FORMAT
@@ -253,6 +255,8 @@ class CodecProfile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     max_difference: float | None = None
     sizes: tuple[SizeSpec, ...] | UnsetType = UNSET
     outputs: tuple[str, ...] | UnsetType = UNSET
+    front_precision: Literal["float32", "int8"] | UnsetType = UNSET
+    back_precision: Literal["float32", "float16"] | UnsetType = UNSET
 
     def __post_init__(self) -> None:
         if self.format != FORMAT:

@@ -14,24 +14,31 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
+from splitwire.codec.device import DeviceProfile
 from splitwire.codec.errors import UsageError
 from splitwire.codec.profile import MAX_LEVELS, CodecProfile, Preprocessing, SizeSpec, TensorSpec
 
 from . import agreement, bake, verify
-from .calibrate import Progress, calibrate
+from .calibrate import Progress
 from .checkpoint import Checkpoint
-from .cuts import find_cut
+from .cuts import Cut, find_cut
 from .graph import Source, from_file, from_module
 from .inference import Float32Array, Graph
 from .inputs import LIMIT, Calibration, CalibrationInputs, Skipped, are_images, imagenet_preprocessing, open_inputs
-from .measure import PointMeasure, choose_default, measure_points
+from .links import Link
+from .measure import PointMeasure
 from .names import Names
-from .sensitivity import Option, design_points
-from .settling import Settling
+from .options import Accept, BackPrecision, CodecMaker, Comparison, FrontPrecision, Half, check_precisions, choose
+from .plan import AUTO_LINK, DEFAULT_DEVICE, recommend_cut
+from .sensitivity import Option
 from .split import Halves, split
 
 LEVELS = (2, 3, 4, 6, 8)
 """The operating points made unless the caller says otherwise: what Cohen et al. 2021 tabulate."""
+
+AUTO = "auto"
+AUTO_IMAGES = 32
+"""Calibration inputs that the automatic choice of the cut looks at."""
 
 Network = torch.nn.Module | str | os.PathLike[str]
 """What can be exported: a module, or the path of an ONNX file."""
@@ -46,7 +53,8 @@ class ExportResult:
     and the code lengths within 1 % of where they ended; None if they still moved. torch_difference: largest relative
     difference between the ONNX graph and the torch module, None for ONNX files (the difference of the halves from the
     whole is `profile.max_difference`). origin, opset: how the graph was made. skipped: images that could not be read.
-    notes: what the user should know, one sentence each.
+    notes: what the user should know, one sentence each. comparisons: of an int8 front or a float16 back with float32,
+    one for each that was asked for.
     """
 
     front: Path
@@ -60,6 +68,7 @@ class ExportResult:
     opset: int
     skipped: tuple[Skipped, ...]
     notes: tuple[str, ...]
+    comparisons: tuple[Comparison, ...] = ()
 
 
 def export_pair(
@@ -75,12 +84,18 @@ def export_pair(
     levels: Sequence[int] = LEVELS,
     default_op: str | None = None,
     images: int = LIMIT,
+    front: FrontPrecision = "float32",
+    back: BackPrecision = "float32",
+    accept: Accept | None = None,
+    link: Link | None = None,
+    device: str | DeviceProfile | None = None,
     progress: Progress | None = None,
 ) -> ExportResult:
     """Cut `model` at the layer `cut`, calibrate the codec there, and write front.onnx and back.onnx to `out`.
 
     model: a float32 module with one tensor in, or the path of an ONNX file.
-    cut: module path (`layer2`, `layer1.0.relu[1]`) or ONNX tensor name; several with commas between them.
+    cut: module path (`layer2`, `layer1.0.relu[1]`) or ONNX tensor name; several with commas between them; or
+        AUTO, which takes what plan.py recommends for `link` and `device` (None: what plan.py assumes).
     calibration: folder of images, list of image files, video, array of network inputs (N, C, H, W) float32, torch
         Dataset, or an iterable of inputs; at most `images` of them are used.
     preprocessing: of image files; baked into the pair, the edge uses it too. None: as for ImageNet, with a note.
@@ -88,6 +103,8 @@ def export_pair(
         an array of inputs or the crop of the preprocessing.
     labels: class names, baked into the pair. levels: numbers of quantizer levels N, one operating point each, "n<N>".
     default_op: name of the default operating point; None chooses by measurement (measure.py).
+    front, back: what the halves compute in (precision.py). accept: asked for each one that is not float32, with its
+        Comparison; a half that it refuses is written in float32. None accepts.
     progress: called as progress(stage, done, total).
 
     Raises UsageError, CutNotBounded, UnsupportedModel, NonFiniteFeatures, ExportError. Whatever fails, no half-written
@@ -96,6 +113,7 @@ def export_pair(
     """
     report = progress or _no_progress
     points = _check_levels(levels, default_op)
+    check_precisions(front, back)
     folder = Path(out)
     bake.check_folder(folder)
     wanted = _wanted_shape(input_shape, calibration, preprocessing)
@@ -124,26 +142,33 @@ def export_pair(
         source = from_file(Path(model), wanted)
         stream, first = start(source.input_shape[1:])
     names = Names(source.graph, source.modules, source.seen)
-    found, note = find_cut(source, names, cut)
+    if cut == AUTO:
+        found, note = _choose_cut(source, names, stream, preprocessing, link, device, report)
+        cut = found.label
+    else:
+        if link is not None or device is not None:
+            raise UsageError(f"a link or a device chooses the cut with cut='auto'; the cut is {cut!r}")
+        found, note = find_cut(source, names, cut)
     notes += [*source.notes, *([note] if note else [])]
+
+    def reopen() -> CalibrationInputs | None:
+        if stream.digest() is None:  # it came only once
+            return None
+        return open_inputs(calibration, shape=first.shape[1:], preprocessing=preprocessing, limit=images)
 
     report("Split and verify", 0, None)
     halves = split(source.model, found.tensors)
     difference, torch_difference = _verify(model, source, halves, first)
-    front = Graph.of(halves.front, what="front half")
-    back = Graph.of(halves.back, what="back half")
-    specs, sizes = _what_crosses(front, first, found.tensors, halves.sizes)
+    whole = Half.of(halves.front, "front half"), Half.of(halves.back, "back half")
+    specs, sizes = _what_crosses(whole[0].graph, first, found.tensors, halves.sizes)
     slopes = _slopes(halves.front, found.tensors)
     report("Split and verify", 1, 1)
 
-    digests = bake.digest(halves.front), bake.digest(halves.back)
-    with _checkpoint(folder, digests[0], stream, preprocessing, images, points) as checkpoint:
-        settling = Settling([*points.values()], slopes)
-        calibrated = calibrate(front, stream, specs, settling=settling, progress=report, checkpoint=checkpoint)
-        designed, options = design_points(
-            front, back, specs, calibrated.statistics, slopes, calibrated.kept, points, report
-        )
-        measures = measure_points(front, back, designed, calibrated.kept, report)
+    maker = CodecMaker(specs=specs, slopes=slopes, points=points, default_op=default_op, progress=report)
+    with _checkpoint(folder, whole[0].digest, stream, preprocessing, images, points) as checkpoint:
+        float32 = maker.make(*whole, stream, checkpoint=checkpoint)
+        chosen, comparisons = choose(float32, maker, reopen, front=front, back=back, accept=accept)
+        calibrated, measures = chosen.calibrated, chosen.measures
         profile = CodecProfile(
             model=name or _name(model),
             cut=cut,
@@ -151,33 +176,59 @@ def export_pair(
                 msgspec.structs.replace(spec, mean=s.mean) for spec, s in zip(specs, calibrated.statistics, strict=True)
             ),
             sizes=sizes or msgspec.UNSET,
-            outputs=_order_of_outputs(source, back),
+            outputs=_order_of_outputs(source, chosen.back.graph),
             operating_points=tuple(
-                msgspec.structs.replace(p, agreement=m.agreement) for p, m in zip(designed, measures, strict=True)
+                msgspec.structs.replace(p, agreement=m.agreement) for p, m in zip(chosen.points, measures, strict=True)
             ),
-            default_op=default_op or choose_default(designed, measures),
-            front_sha256=digests[0],
-            back_sha256=digests[1],
+            default_op=chosen.default,
+            front_sha256=chosen.front.digest,
+            back_sha256=chosen.back.digest,
             preprocessing=preprocessing,
             labels=tuple(labels) if labels is not None else None,
             calibration_images=calibrated.statistics[0].count,
             max_difference=difference,
+            front_precision="int8" if chosen.front.precision == "int8" else msgspec.UNSET,
+            back_precision="float16" if chosen.back.precision == "float16" else msgspec.UNSET,
         )
-        paths = bake.write_pair(halves.front, halves.back, profile, folder)
-    if calibrated.resumed:
-        notes.append(f"the calibration went on where an interrupted run had left it, after {calibrated.resumed} inputs")
+        paths = bake.write_pair(chosen.front.model, chosen.back.model, profile, folder)
+    if float32.calibrated.resumed:
+        done = float32.calibrated.resumed
+        notes.append(f"the calibration went on where an interrupted run had left it, after {done} inputs")
+    notes += [f"the {c.option.precision} {c.half} was refused, and is float32" for c in comparisons if not c.kept]
     return ExportResult(
         front=paths[0],
         back=paths[1],
         profile=profile,
         measures=tuple(measures),
-        options=tuple(tuple(own) for own in options),
+        options=tuple(tuple(own) for own in chosen.options),
         settled=calibrated.settled,
         torch_difference=torch_difference,
         origin=source.origin,
         opset=source.opset,
         skipped=tuple(stream.skipped),
         notes=(*notes, *_remarks(stream.skipped, measures, profile)),
+        comparisons=comparisons,
+    )
+
+
+def _choose_cut(
+    source: Source,
+    names: Names,
+    stream: CalibrationInputs,
+    preprocessing: Preprocessing | None,
+    link: Link | None,
+    device: str | DeviceProfile | None,
+    report: Progress,
+) -> tuple[Cut, str]:
+    """The cut that plan.py recommends, and on what assumptions."""
+    return recommend_cut(
+        source,
+        names,
+        stream.peek(AUTO_IMAGES),
+        preprocessing=preprocessing,
+        link=link or AUTO_LINK,
+        device=device or DEFAULT_DEVICE,
+        progress=report,
     )
 
 

@@ -33,6 +33,9 @@ several answers each and take a second."""
 Quantizers = Sequence[Quantizer | None]
 """One per tensor at the cut; None leaves the tensor as it is."""
 
+Reference = Callable[[Float32Array], list[Array]]
+"""What the network should answer to a batch of inputs: the outputs of the back half."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PointMeasure:
@@ -62,17 +65,22 @@ class PointMeasure:
 
 
 def measure_points(
-    front: Graph, back: Graph, points: Sequence[OperatingPoint], kept: Sequence[Float32Array], progress: Progress
+    front: Graph,
+    back: Graph,
+    points: Sequence[OperatingPoint],
+    kept: Sequence[Float32Array],
+    progress: Progress,
+    reference: Reference | None = None,
 ) -> list[PointMeasure]:
-    """Measure every point on the kept inputs; the reference is the back half on the features as they are.
+    """Measure every point on the kept inputs. reference: None means the back half on the features as they are.
 
-    (That this equals the whole network was verified before; verify.py.)
+    (That this equals the whole network was verified before; verify.py. Halves in other arithmetic have another.)
     """
     if front.batch is not None:
         kept = kept[: ONE_BY_ONE * front.batch]
     choices = [[t.quantizer for t in p.tensors] for p in points]
     damages = measure_damage(
-        front, back, choices, kept, lambda done: progress("Measure operating points", done, len(kept))
+        front, back, choices, kept, lambda done: progress("Measure operating points", done, len(kept)), reference
     )
     return [
         PointMeasure(
@@ -88,27 +96,28 @@ def measure_damage(
     choices: Sequence[Quantizers],
     kept: Sequence[Float32Array],
     progress: Callable[[int], None],
+    reference: Reference | None = None,
 ) -> list[Damage]:
     """What each choice of quantizers does to the outputs, one Damage per choice. progress: called with inputs done."""
     damages = [Damage(back.outputs) for _ in choices]
     done = 0
-    for count, received in _features(front, back, kept):
-        reference = back.run(*received)
+    for count, batch in _batches(front, kept):
+        received = front.run(batch)[: len(back.inputs)]
+        expected = back.run(*received) if reference is None else reference(batch)
         for quantizers, damage in zip(choices, damages, strict=True):
             n = len(quantizers)  # sizes may come behind the tensors
             quantized = [_through(y, q) for y, q in zip(received[:n], quantizers, strict=True)]
-            damage.add(reference, back.run(*quantized, *received[n:]), count)
+            damage.add(expected, back.run(*quantized, *received[n:]), count)
         done += count
         progress(done)
     return damages
 
 
-def _features(front: Graph, back: Graph, kept: Sequence[Float32Array]) -> Iterator[tuple[int, list[Array]]]:
-    """(inputs in the batch, what the back half takes): a graph of a fixed batch gets the last one filled up."""
+def _batches(front: Graph, kept: Sequence[Float32Array]) -> Iterator[tuple[int, Float32Array]]:
+    """(inputs that count, the batch): a graph of a fixed batch gets the last one filled up."""
     for start in range(0, len(kept), front.batch or BATCH):
         chunk = kept[start : start + (front.batch or BATCH)]
-        outputs = front.run(padded(front, chunk))
-        yield len(chunk), outputs[: len(back.inputs)]
+        yield len(chunk), padded(front, chunk)
 
 
 def _through(y: Array, quantizer: Quantizer | None) -> Array:

@@ -180,19 +180,20 @@ def _makers(graph: ir.Graph) -> set[str]:
 def _outputs_from_float(graph: ir.Graph) -> None:
     """An output that layers of the front read, too, is put out before it is rounded for them."""
     for i, output in enumerate(graph.outputs):
-        back = output.producer()
-        there = back.inputs[0].producer() if back is not None and back.op_type == "DequantizeLinear" else None
-        if there is None or there.op_type != "QuantizeLinear" or there.inputs[0] is None:
+        restore = output.producer()
+        if restore is None or restore.op_type != "DequantizeLinear" or restore.inputs[0] is None:
             continue
-        exact = there.inputs[0]
-        name, exact.shape, exact.dtype = str(output.name), output.shape, output.dtype
+        rounding = restore.inputs[0].producer()
+        exact = rounding.inputs[0] if rounding is not None and rounding.op_type == "QuantizeLinear" else None
+        if rounding is None or exact is None:
+            continue
+        name, exact.shape = str(output.name), output.shape
+        exact.dtype = output.dtype or ir.DataType.FLOAT
         output.name = f"{name}_rounded"
         graph.outputs[i] = exact
         exact.name = name
-        if not output.uses() and back is not None:
-            graph.remove(back, safe=True)
-            if not there.outputs[0].uses():
-                graph.remove(there, safe=True)
+        if not output.uses() and len(rounding.outputs[0].uses()) == 1:
+            graph.remove([restore, rounding], safe=True)
 
 
 def _restored(made: onnx.ModelProto, half: ir.Model) -> ir.Model:

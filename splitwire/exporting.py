@@ -6,16 +6,17 @@ import dataclasses
 import os
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from splitwire.codec.errors import UsageError
+from splitwire.network import find_network
 
 if TYPE_CHECKING:
+    from splitwire.codec.device import DeviceProfile
     from splitwire.codec.profile import Preprocessing
     from splitwire.console import ProgressFn
     from splitwire.exporter.export import ExportResult, Network
     from splitwire.exporter.inputs import Calibration
+    from splitwire.exporter.options import Accept, BackPrecision, FrontPrecision
 
 __all__ = ["export"]
 
@@ -33,13 +34,20 @@ def export(
     levels: Sequence[int] | None = None,
     default_op: str | None = None,
     images: int | None = None,
+    front: FrontPrecision = "float32",
+    back: BackPrecision = "float32",
+    accept: Accept | None = None,
+    link: str | None = None,
+    rtt: str | None = None,
+    device: str | DeviceProfile | None = None,
     progress: ProgressFn | None = None,
 ) -> ExportResult:
     """Cut a trained network in two at the layer `cut` and calibrate the feature codec there.
 
     model: the name of a torchvision network ("resnet18"), a torch.nn.Module (float32, one tensor in), or the path of an
         ONNX file.
-    cut: module path ("layer2", "features.7", "layer1.0.relu[1]") or ONNX tensor name; "a,b" for several tensors.
+    cut: module path ("layer2", "features.7", "layer1.0.relu[1]") or ONNX tensor name; "a,b" for several tensors;
+        "auto" for the one tensor with the least estimated latency end to end, as `splitwire.plan` finds it.
     calibration: folder of images (searched recursively), list of image files, a video (needs splitwire[video]),
         float32 array of network inputs (N, C, H, W), torch Dataset of tensors or PIL images, or an iterable of inputs
         (a DataLoader). 100 inputs like those of the task are plenty; at most `images` (512) are used, spread evenly.
@@ -51,6 +59,10 @@ def export(
     labels: class names, baked into the pair.
     levels: numbers of quantizer levels, one operating point each; (2, 3, 4, 6, 8) if None.
     default_op: "n4", say; None chooses the cheapest that keeps the answers.
+    front: "int8" quantizes the front half, on the same calibration. back: "float16" is for a back half on a GPU.
+    accept: called as accept(comparison) for each half that is not float32, with what it gains and costs; where it
+        returns False, that half is written in float32. None accepts. All of them are in the result's `comparisons`.
+    link, rtt, device: for "auto", as `splitwire.plan` takes them; without a link 10 Mbit/s, round trip 30 ms.
     progress: called as progress(stage, done, total), total None while unknown.
 
     Returns an ExportResult: the paths, the profile, agreement per operating point, notes, skipped images. If a long
@@ -60,45 +72,30 @@ def export(
     """
     from splitwire.exporter.export import LEVELS, export_pair
     from splitwire.exporter.inputs import LIMIT
+    from splitwire.exporter.links import parse_link
 
-    name: str | None = None
-    warning: str | None = None
-    if isinstance(model, str) and not _is_onnx(model):
-        from splitwire.models.catalogue import load
-
-        size = input_shape[2:] if input_shape is not None and len(input_shape) == 4 else None
-        loaded = load(model, weights, size=size)
-        name, warning = loaded.name, loaded.warning
-        if preprocessing is None:
-            preprocessing = loaded.preprocessing
-        model, input_shape = loaded.module, input_shape or loaded.input_shape
-        labels = loaded.labels if labels is None else labels
-    elif weights is not None:
-        raise UsageError("weights go with a network's name; a module or an ONNX file brings its own")
+    wire = parse_link(link, rtt)
+    given = find_network(model, weights, preprocessing=preprocessing, input_shape=input_shape, labels=labels)
     result = export_pair(
-        model,
+        given.model,
         cut=cut,
         calibration=calibration,
-        out=_default_folder(name or _stem(model), cut) if out is None else out,
-        preprocessing=preprocessing,
-        input_shape=input_shape,
-        name=name,
-        labels=labels,
+        out=_default_folder(given.name, cut) if out is None else out,
+        preprocessing=given.preprocessing,
+        input_shape=given.input_shape,
+        name=given.name,
+        labels=given.labels,
         levels=LEVELS if levels is None else levels,
         default_op=default_op,
         images=LIMIT if images is None else images,
+        front=front,
+        back=back,
+        accept=accept,
+        link=wire,
+        device=device,
         progress=progress,
     )
-    return dataclasses.replace(result, notes=(warning, *result.notes)) if warning else result
-
-
-def _is_onnx(model: str) -> bool:
-    """Whether a string means a file: nobody names a network "x.onnx", and a path has a separator."""
-    return model.lower().endswith(".onnx") or os.sep in model or "/" in model
-
-
-def _stem(model: Network) -> str:
-    return Path(model).stem if isinstance(model, (str, os.PathLike)) else type(model).__name__
+    return dataclasses.replace(result, notes=(given.warning, *result.notes)) if given.warning else result
 
 
 def _default_folder(name: str, cut: str) -> str:

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from splitwire.codec.errors import UsageError
-from splitwire.console import err, out, print_json, progress_bar
+from splitwire.console import Bar, err, out, print_json, progress_bar
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
     from splitwire.codec.profile import CodecProfile, OperatingPoint, TensorPoint
     from splitwire.exporter.export import ExportResult
+    from splitwire.exporter.options import Accept, BackPrecision, Comparison, FrontPrecision
 
 METHODS = {"leaky_relu_model": "leaky ReLU", "relu_model": "ReLU", "histogram": "histogram"}
 """How the clipping range was chosen: by a density of Cohen et al., or on the measured histogram."""
 
 RANGE = ("clipping range", "chosen by", "KS")
-LEFT = ("op", "shape", "chosen by")
+LEFT = ("op", "shape", "chosen by", "half", "computes in")
 HEADING = {"classes": "Top-1", "detections": "found", "values": "error"}
 MEANING = {
     "classes": "Top-1: inputs whose class stays",
@@ -34,7 +38,8 @@ SHOWN_SKIPPED = 5
 def export(
     model: Annotated[str, typer.Argument(help="A torchvision name (resnet18, …) or an ONNX file.")],
     cut: Annotated[
-        str, typer.Option(help="Layer to cut after: module path (layer2) or ONNX tensor name; several as a,b,c.")
+        str,
+        typer.Option(help="Layer to cut after: module path (layer2) or ONNX tensor name; several as a,b,c; auto."),
     ],
     data: Annotated[Path, typer.Option(help="Folder of images to calibrate on, searched recursively; or a video.")],
     to: Annotated[
@@ -46,12 +51,25 @@ def export(
     ] = "2,3,4,6,8",
     images: Annotated[int | None, typer.Option(min=1, help="Most images to use.", show_default="512")] = None,
     image_size: Annotated[
-        int | None, typer.Option(min=1, help="Side of the square input, pixels.", show_default="the network's")
+        str | None, typer.Option(help="Of the input, pixels: 224, or HEIGHTxWIDTH.", show_default="the network's")
+    ] = None,
+    front: Annotated[str, typer.Option(help="Front half in float32 or int8, on the same images.")] = "float32",
+    back: Annotated[str, typer.Option(help="Back half in float32, or in float16 for a GPU.")] = "float32",
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Keep the int8 or float16 half without asking.")] = False,
+    link: Annotated[
+        str | None, typer.Option(help="For --cut auto: bandwidth, as 5mbit.", show_default="10mbit, 30ms")
+    ] = None,
+    rtt: Annotated[str | None, typer.Option(help="For --cut auto: the link's round trip.", show_default="20ms")] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="For --cut auto: as `splitwire plan` takes it.", show_default="raspberry-pi-5"),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of the table.")] = False,
 ) -> None:
     """Cut a network in two after a layer, and calibrate the feature codec there."""
     steps = _parse_levels(levels)
+    shape = _parse_size(image_size)
+    asking = not (yes or as_json) and asks()
     from splitwire.exporting import export as export_network
 
     with progress_bar(not as_json) as progress:
@@ -61,15 +79,47 @@ def export(
             calibration=data,
             out=to,
             weights=weights,
-            input_shape=None if image_size is None else (1, 3, image_size, image_size),
+            input_shape=shape,
             levels=steps,
             images=images,
+            front=cast("FrontPrecision", front),
+            back=cast("BackPrecision", back),
+            accept=_asker(progress) if asking else None,
+            link=link,
+            rtt=rtt,
+            device=device,
             progress=progress,
         )
     if as_json:
         print_json(_document(result))
     else:
-        _show(result)
+        _show(result, compared=asking)
+
+
+def asks() -> bool:
+    """Whether somebody is there to be asked."""
+    return sys.stdin.isatty() and err.is_terminal
+
+
+def _asker(progress: Bar) -> Accept:
+    """Shows what a half in other arithmetic gains and costs, and asks."""
+
+    def ask(comparison: Comparison) -> bool:
+        with progress.paused():
+            _show_comparison(comparison, err)
+            return typer.confirm(f"Keep the {comparison.option.precision} {comparison.half}?", default=True, err=True)
+
+    return ask
+
+
+def _parse_size(text: str | None) -> tuple[int, ...] | None:
+    """(1, 3, height, width) of "224" or "384x512"."""
+    if text is None:
+        return None
+    sides = text.lower().replace("×", "x").split("x")
+    if len(sides) > 2 or not all(s.isdecimal() and int(s) for s in sides):
+        raise UsageError(f"--image-size takes one side or HEIGHTxWIDTH, as in 224 or 384x512; got {text!r}")
+    return 1, 3, int(sides[0]), int(sides[-1])
 
 
 def _parse_levels(text: str) -> tuple[int, ...]:
@@ -123,6 +173,7 @@ def _document(result: ExportResult) -> dict[str, Any]:
         "sensitivity": [
             [{"levels": o.levels, "bits_per_image": o.bits, "damage": o.damage} for o in own] for own in result.options
         ],
+        "comparisons": [dataclasses.asdict(c) for c in result.comparisons],
         "skipped": [{"path": s.path, "reason": s.reason} for s in result.skipped],
         "notes": result.notes,
     }
@@ -140,7 +191,8 @@ def _bytes_per_image(point: OperatingPoint, profile: CodecProfile) -> float:
     return point.bits_per_element * sum(t.elements for t in profile.tensors) / 8
 
 
-def _show(result: ExportResult) -> None:
+def _show(result: ExportResult, compared: bool) -> None:
+    """The report. compared: whether the comparisons were shown before, with the question."""
     profile = result.profile
     several = len(profile.tensors) > 1
     names = ", ".join(t.name for t in profile.tensors)
@@ -160,6 +212,8 @@ def _show(result: ExportResult) -> None:
     _say(f"largest difference between the joined halves and the whole network: {_difference(profile.max_difference)}")
     if result.torch_difference is not None:
         _say(f"largest difference between the ONNX graph and the torch module: {_difference(result.torch_difference)}")
+    for comparison in () if compared else result.comparisons:
+        _show_comparison(comparison, out)
     for skipped in result.skipped[:SHOWN_SKIPPED]:
         err.print(f"skipped: {skipped.reason}", markup=False, soft_wrap=True)
     if len(result.skipped) > SHOWN_SKIPPED:
@@ -188,6 +242,31 @@ def _points(result: ExportResult) -> Table:
             style="bold" if point.name == profile.default_op else None,
         )
     return table
+
+
+def _show_comparison(comparison: Comparison, where: Console) -> None:
+    """float32 against the option: what is kept of the answers, what is sent, time and size of the half."""
+    table = _table(
+        "half", "computes in", "op", HEADING[comparison.task], "bits/element", f"ms, batch {comparison.batch}", "MB"
+    )
+    for figures in (comparison.float32, comparison.option):
+        exact = figures.agreement
+        table.add_row(
+            comparison.half,
+            figures.precision,
+            figures.op,
+            f"{exact:.1%}" if exact is not None else f"{figures.relative_error or 0.0:.3f}",
+            f"{figures.bits_per_element:.3f}",
+            f"{figures.milliseconds:.2f}",
+            f"{figures.megabytes:.2f}",
+        )
+    where.print(table)
+    gpu = "; float16 is meant for GPUs, a CPU gains nothing" if comparison.option.precision == "float16" else ""
+    text = (
+        f"{MEANING[comparison.task]}; on {comparison.inputs} calibration inputs, against the float32 network; time of"
+        f" the half alone on this machine's CPU{gpu}"
+    )
+    where.print(text, markup=False, soft_wrap=True)
 
 
 def _tensors(result: ExportResult) -> Table:
