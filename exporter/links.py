@@ -10,6 +10,7 @@ from splitwire.codec.errors import UsageError
 BITS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}
 SECONDS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0}
 MAX_SECONDS = 60.0
+DEFAULT_RTT = "20ms"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,3 +53,13 @@ def parse_duration(text: str) -> float:
     if seconds > MAX_SECONDS:
         raise UsageError(f"a round trip of {text!r} is over {MAX_SECONDS:g} s")
     return 1e3 * seconds
+
+
+def parse_link(bandwidth: str | None, rtt: str | None) -> Link | None:
+    """A link from "5mbit" and "40ms" (DEFAULT_RTT if None); None without a bandwidth. Raises UsageError."""
+    bits = None if bandwidth is None else parse_bandwidth(bandwidth)
+    if bits is None:
+        if rtt is not None:
+            raise UsageError(f"a round trip of {rtt} without a link; say its bandwidth too, as in --link 5mbit")
+        return None
+    return Link(bits_per_second=bits, rtt_ms=parse_duration(DEFAULT_RTT if rtt is None else rtt))

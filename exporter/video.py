@@ -47,7 +47,9 @@ def _stream(path: Path) -> Iterator[tuple[Any, Any]]:
     try:
         av = importlib.import_module("av")
     except ImportError as e:
-        raise UsageError(f"{path}: a video is read with PyAV, which is not installed: pip install splitwire[video]") from e
+        raise UsageError(
+            f"{path}: a video is read with PyAV, which is not installed: pip install splitwire[video]"
+        ) from e
     if not path.is_file():
         raise UsageError(f"{path}: no such video")
     try:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from splitwire.codec.errors import UsageError
+from splitwire.network import find_network
 
 if TYPE_CHECKING:
     from splitwire.codec.device import DeviceProfile
@@ -16,13 +17,11 @@ if TYPE_CHECKING:
     from splitwire.exporter.export import Network
     from splitwire.exporter.inference import Float32Array
     from splitwire.exporter.inputs import Calibration
-    from splitwire.exporter.links import Link
     from splitwire.exporter.plan import Plan
 
 __all__ = ["PlanResult", "plan"]
 
 IMAGES = 32
-DEFAULT_RTT = "20ms"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,36 +69,27 @@ def plan(
     Raises UsageError, UnsupportedModel, ExportError.
     """
     from splitwire.exporter.graph import from_file, from_module
+    from splitwire.exporter.links import parse_link
     from splitwire.exporter.names import Names
     from splitwire.exporter.plan import DEFAULT_CLOUD, DEFAULT_DEVICE, plan_cuts
 
     if images < 1 or max_tensors < 1:
         raise UsageError(f"images and max_tensors must be at least 1, are {images} and {max_tensors}")
-    wire = _link(link, rtt)
+    wire = parse_link(link, rtt)
     ends = (_device(device, DEFAULT_DEVICE), _device(cloud, DEFAULT_CLOUD))
     report = progress or (lambda stage, done, total: None)
     notes: list[str] = []
-    told = "as in the file" if isinstance(model, (str, os.PathLike)) else "as in the module"
-    name = Path(model).stem if isinstance(model, (str, os.PathLike)) else type(model).__name__
-    if isinstance(model, str) and not _is_file(model):
-        from splitwire.models.catalogue import load
-
-        report("Load the network", 0, None)
-        size = input_shape[2:] if input_shape is not None and len(input_shape) == 4 else None
-        loaded = load(model, weights, size=size)
-        report("Load the network", 1, 1)
-        name, told = loaded.name, loaded.weights
-        model, input_shape = loaded.module, input_shape or loaded.input_shape
-        preprocessing = preprocessing or loaded.preprocessing
-        if loaded.weights == "random":
-            notes.append(
-                "the weights are random, so the bytes are those of a random network: take them as a rough guide, and"
-                " plan again with --weights"
-            )
-        elif loaded.warning:
-            notes.append(loaded.warning)
-    elif weights is not None:
-        raise UsageError("weights go with a network's name; a module or an ONNX file brings its own")
+    report("Load the network", 0, None)
+    given = find_network(model, weights, preprocessing=preprocessing, input_shape=input_shape)
+    report("Load the network", 1, 1)
+    model, input_shape, preprocessing = given.model, given.input_shape, given.preprocessing
+    if given.weights == "random":
+        notes.append(
+            "the weights are random, so the bytes are those of a random network: take them as a rough guide, and"
+            " plan again with --weights"
+        )
+    elif given.warning:
+        notes.append(given.warning)
     shape = input_shape or ((1, 3, *preprocessing.crop) if preprocessing else None)
     if isinstance(model, (str, os.PathLike)):
         report("Export to ONNX", 0, None)
@@ -127,29 +117,13 @@ def plan(
     notes += sorted({f"{c.cut.label}: no bytes: {c.reason}" for c in result.cuts if c.reason})
     return PlanResult(
         plan=result,
-        model=name,
+        model=given.name,
         input_shape=source.input_shape,
         pictures=pictures,
         synthetic=data is None,
-        weights=told,
+        weights=given.weights,
         notes=tuple(notes),
     )
-
-
-def _is_file(model: str) -> bool:
-    """As for `splitwire.export`: nobody names a network "x.onnx", and a path has a separator."""
-    return model.lower().endswith(".onnx") or os.sep in model or "/" in model
-
-
-def _link(link: str | None, rtt: str | None) -> Link | None:
-    from splitwire.exporter.links import Link, parse_bandwidth, parse_duration
-
-    bandwidth = None if link is None else parse_bandwidth(link)
-    if bandwidth is None:
-        if rtt is not None:
-            raise UsageError(f"a round trip of {rtt} without a link; say its bandwidth too, as in --link 5mbit")
-        return None
-    return Link(bits_per_second=bandwidth, rtt_ms=parse_duration(DEFAULT_RTT if rtt is None else rtt))
 
 
 def _device(given: str | DeviceProfile | None, default: str) -> DeviceProfile:

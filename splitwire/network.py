@@ -1,0 +1,76 @@
+"""What the user means by a network: a name of the catalogue, a torch module, or an ONNX file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from splitwire.codec.errors import UsageError
+
+if TYPE_CHECKING:
+    from splitwire.codec.profile import Preprocessing
+    from splitwire.exporter.export import Network
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """A network, and what is known beside it.
+
+    model: a module, or the path of an ONNX file. weights: in words. preprocessing, input_shape, labels: what the caller
+    said, else the catalogue's; None if neither knows. warning: what the user should know, or None.
+    """
+
+    model: Network
+    name: str
+    weights: str
+    preprocessing: Preprocessing | None
+    input_shape: tuple[int, ...] | None
+    labels: Sequence[str] | None
+    warning: str | None = None
+
+
+def find_network(
+    model: Network,
+    weights: str | os.PathLike[str] | None,
+    *,
+    preprocessing: Preprocessing | None,
+    input_shape: tuple[int, ...] | None,
+    labels: Sequence[str] | None = None,
+) -> Given:
+    """A name is looked up in the catalogue, at the size of `input_shape`; a module or a file stays what it is.
+
+    Raises UsageError (unknown name or weights; weights for what has its own), ExportError (download).
+    """
+    if isinstance(model, str) and not _is_file(model):
+        from splitwire.models.catalogue import load
+
+        size = input_shape[2:] if input_shape is not None and len(input_shape) == 4 else None
+        loaded = load(model, weights, size=size)
+        return Given(
+            model=loaded.module,
+            name=loaded.name,
+            weights=loaded.weights,
+            preprocessing=preprocessing or loaded.preprocessing,
+            input_shape=input_shape or loaded.input_shape,
+            labels=loaded.labels if labels is None else labels,
+            warning=loaded.warning,
+        )
+    if weights is not None:
+        raise UsageError("weights go with a network's name; a module or an ONNX file brings its own")
+    file = isinstance(model, (str, os.PathLike))
+    return Given(
+        model=model,
+        name=Path(model).stem if isinstance(model, (str, os.PathLike)) else type(model).__name__,
+        weights="as in the file" if file else "as in the module",
+        preprocessing=preprocessing,
+        input_shape=input_shape,
+        labels=labels,
+    )
+
+
+def _is_file(model: str) -> bool:
+    """Nobody names a network "x.onnx", and a path has a separator."""
+    return model.lower().endswith(".onnx") or os.sep in model or "/" in model
