@@ -114,6 +114,8 @@ def export_pair(
     report = progress or _no_progress
     points = _check_levels(levels, default_op)
     check_precisions(front, back)
+    if cut != AUTO and (link is not None or device is not None):
+        raise UsageError(f"a link or a device goes with cut='auto'; the cut is {cut!r}")
     folder = Path(out)
     bake.check_folder(folder)
     wanted = _wanted_shape(input_shape, calibration, preprocessing)
@@ -146,8 +148,6 @@ def export_pair(
         found, note = _choose_cut(source, names, stream, preprocessing, link, device, report)
         cut = found.label
     else:
-        if link is not None or device is not None:
-            raise UsageError(f"a link or a device chooses the cut with cut='auto'; the cut is {cut!r}")
         found, note = find_cut(source, names, cut)
     notes += [*source.notes, *([note] if note else [])]
 
