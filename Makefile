@@ -13,7 +13,7 @@ PINS := pyproject.toml constraints.txt
 .DELETE_ON_ERROR:
 # Two installs into one environment at a time would damage it, so -j is ignored.
 .NOTPARALLEL:
-.PHONY: help demo photos test lint format bench bench-codec readme hostile fuzz arm clean
+.PHONY: help demo photos test lint format bench bench-codec sweep-models cuts readme hostile fuzz arm clean
 
 help: ## list the targets
 	@awk -F ': .*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -39,6 +39,12 @@ bench: $(VENV)/.dev $(VENV)/.weights ## every benchmark, as tables and as JSON i
 
 bench-codec: $(VENV)/.dev $(VENV)/.weights ## the codec alone, beside bit-pack + zstd, CABAC and others
 	$(RUN) -m benchmarks.codec
+
+sweep-models: $(VENV)/.dev ## export, cut and verify 23 networks of torchvision; writes docs/results/models.md
+	$(RUN) -m benchmarks.sweep $(ARGS)
+
+cuts: $(VENV)/.dev $(VENV)/.weights ## measure the cuts that the recipes suggest; writes models/data/cuts.json
+	$(RUN) -m benchmarks.cuts $(ARGS)
 
 readme: $(VENV)/.dev ## put the figures of `make demo` and `make bench` into README.md
 	$(RUN) -m benchmarks.readme
