@@ -24,7 +24,7 @@ from .damage import Task
 from .inference import MAX_MODEL_BYTES, Array, Float32Array, Graph, serialise, weight_bytes
 from .inputs import CalibrationInputs, open_inputs
 from .measure import PointMeasure, Reference, choose_default, measure_points
-from .precision import float16_back, int8_front
+from .precision import float16_back, float16_by_hand, int8_front
 from .sensitivity import Option, design_points
 from .settling import Settling
 
@@ -123,11 +123,9 @@ class CodecMaker:
             default=self.default_op or choose_default(points, measures),
         )
 
-    def with_back(self, pair: Candidate, back: Half, reference: Reference) -> Candidate:
-        """The same front and codec with another back, measured again."""
-        measures = measure_points(
-            pair.front.graph, back.graph, pair.points, pair.calibrated.kept, self.progress, reference
-        )
+    def with_back(self, pair: Candidate, back: Half, graph: Graph, reference: Reference) -> Candidate:
+        """The same front and codec with another back, measured again. graph: what is measured in its place."""
+        measures = measure_points(pair.front.graph, graph, pair.points, pair.calibrated.kept, self.progress, reference)
         return replace(
             pair, back=back, measures=measures, default=self.default_op or choose_default(pair.points, measures)
         )
@@ -214,9 +212,10 @@ def choose(
     if back == "float16":
         report("Convert the back", 0, None)
         halved = Half.of(float16_back(base.back.model), "float16 back", back)
-        _check_finite(chosen, halved.graph)
+        rounded = Graph.of(float16_by_hand(halved.model), what="float16 back")
+        _check_finite(chosen, rounded)
         report("Convert the back", 1, 1)
-        chosen = judge("back", maker.with_back(chosen, halved, reference))
+        chosen = judge("back", maker.with_back(chosen, halved, rounded, reference))
     return chosen, tuple(comparisons)
 
 
@@ -269,9 +268,13 @@ def milliseconds(graphs: Sequence[Graph], arrays: Sequence[Array]) -> list[float
 
 
 def _check_finite(pair: Candidate, back: Graph) -> None:
-    """float16 ends at 65,504; what is beyond becomes infinite, and soon NaN."""
+    """float16 ends at 65,504; what is beyond becomes infinite, and soon NaN, or an index that nothing has."""
     arrays = _crossing(pair, padded(pair.front.graph, pair.calibrated.kept[:1]))
-    for name, old, new in zip(back.outputs, pair.back.graph.run(*arrays), back.run(*arrays), strict=True):
+    try:
+        outputs = back.run(*arrays)
+    except UnsupportedModel as e:
+        raise UnsupportedModel(f"float16 is not enough for this back half, keep the float32 one: {e}") from e
+    for name, old, new in zip(back.outputs, pair.back.graph.run(*arrays), outputs, strict=True):
         if np.isfinite(old).all() and not np.isfinite(new).all():
             raise UnsupportedModel(
                 f"the float16 back overflows: output {name!r} is not finite on the first calibration input; keep the"

@@ -38,6 +38,9 @@ KEPT_FLOAT32 = ("LayerNormalization", "InstanceNormalization", "GroupNormalizati
 """Not float16: their sums of squares lose digits, and ONNX Runtime 1.32 crashes where it opens a ViT with the first
 of them in float16 on a CPU."""
 
+_NOT_BY_HAND = ("Cast", "If", "Loop", "Scan")
+"""What float16_by_hand leaves: casts are there, and a body takes what its node is given."""
+
 _MAX_BRANCHES = 4
 """A Concat of more (densenet's blocks) is not looked through: half the front would stay float32."""
 
@@ -241,3 +244,37 @@ def _quiet() -> Iterator[None]:
 
 def _line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+
+
+def float16_by_hand(back: ir.Model) -> ir.Model:
+    """A float16 back whose values are rounded to float16 on a CPU, too: each operator in float32, casts around it.
+
+    (ONNX Runtime would put these casts there itself, and drop them between two operators: neither the rounding of the
+    activations nor an overflow would show.) For measuring; weights stay as they are.
+    """
+    proto = ir.to_proto(back)
+    del proto.graph.value_info[:]  # the converter leaves some wrong
+    model = ir.from_proto(onnx.shape_inference.infer_shapes(proto))
+    for node in list(model.graph.all_nodes()):
+        if node.op_type in _NOT_BY_HAND or node.graph is None or not any(_is_half(v) for v in node.inputs):
+            continue
+        for i, value in enumerate(node.inputs):
+            if value is not None and _is_half(value):
+                cast = ir.node("Cast", [value], {"to": ir.DataType.FLOAT})
+                cast.outputs[0].dtype = ir.DataType.FLOAT
+                node.graph.insert_before(node, cast)
+                node.replace_input_with(i, cast.outputs[0])
+        for value in node.outputs:
+            if not _is_half(value):
+                continue
+            cast = ir.node("Cast", [value], {"to": ir.DataType.FLOAT16})
+            rounded = cast.outputs[0]
+            node.graph.insert_after(node, cast)
+            value.replace_all_uses_with(rounded, replace_graph_outputs=True)
+            cast.replace_input_with(0, value)
+            value.dtype, rounded.dtype, rounded.shape = ir.DataType.FLOAT, ir.DataType.FLOAT16, value.shape
+    return model
+
+
+def _is_half(value: ir.Value | None) -> bool:
+    return value is not None and value.dtype == ir.DataType.FLOAT16

@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 import torch
-from exporter_helpers import SHAPE, inputs
+import typer
+from exporter_helpers import SHAPE, inputs, write_images
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
+from typer.testing import CliRunner, Result
 
+import splitwire
 from splitwire.codec.errors import UnsupportedModel, UsageError
+from splitwire.codec.profile import CodecProfile
+from splitwire.commands.export import export as command
+from splitwire.demo.fashion import to_inputs
 from splitwire.exporter import graph
 from splitwire.exporter.cuts import find_cut
+from splitwire.exporter.export import ExportResult, export_pair
 from splitwire.exporter.inference import Graph, serialise, weight_bytes
 from splitwire.exporter.names import Names
-from splitwire.exporter.precision import float16_back, int8_front
+from splitwire.exporter.precision import float16_back, float16_by_hand, int8_front
 from splitwire.exporter.split import Halves, split
+from splitwire.models import demo
+from splitwire.runtime_cloud.session import CloudSession
+from splitwire.runtime_edge.session import EdgeSession
+from splitwire.runtime_edge.transport import LoopbackTransport
 
 
 class Residual(nn.Module):
@@ -193,6 +207,19 @@ def test_float16_back(source, layer):
     onnx.checker.check_model(ir.to_proto(made), full_check=True)
 
 
+def test_float16_by_hand_rounds_every_value(source):
+    """Opened as it is, a CPU would round the weights alone."""
+    halves = cut(source, "depth")
+    made = float16_back(halves.back)
+    features = run(halves.front, inputs(16))[:1]
+    by_hand = float16_by_hand(made)
+    assert ends(by_hand) == ends(made)
+    exact, cpu, rounded = (run(m, *features)[0] for m in (halves.back, made, by_hand))
+    assert np.array_equal(rounded, rounded.astype(np.float16).astype(np.float32))
+    assert not np.array_equal(cpu, cpu.astype(np.float16).astype(np.float32)) or not np.array_equal(cpu, rounded)
+    assert 0 < np.abs(rounded - exact).max() < 5e-3 * np.abs(exact).max()
+
+
 def test_normalisations_stay_float32():
     """In float16 ONNX Runtime 1.32 crashes on them, or gives garbage from the second run on."""
     torch.manual_seed(0)
@@ -234,3 +261,177 @@ def test_refusals(source, tmp_path: Path, monkeypatch):
         int8_front(cut(source, "squeeze").front, list(inputs(2)))
     with pytest.raises(UnsupportedModel, match=r"converter does not take the back half: KeyError: [^\n]*such tensor"):
         float16_back(halves.back)
+
+
+@pytest.fixture(scope="module")
+def file(source, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("file") / "small.onnx"
+    path.write_bytes(serialise(source.model))
+    return path
+
+
+def export(file: Path, out: Path, **options) -> ExportResult:
+    options = {"cut": "residual", "calibration": inputs(32), "levels": (2, 4, 8)} | options
+    return export_pair(file, out=out, **options)
+
+
+def test_the_demo_in_int8_and_float16(tmp_path):
+    """The accuracy on labelled test images, through edge, wire and cloud, is that of the float32 pair."""
+    images, labels = (a[:300] for a in demo.test_set())
+    x = to_inputs(images)
+    rights = []
+    for halves in ({}, {"front": "int8", "back": "float16"}):
+        result = splitwire.export(
+            demo.load_network(),
+            cut=demo.CUT,
+            calibration=to_inputs(demo.calibration_set()[:96]),
+            preprocessing=demo.PREPROCESSING,
+            out=tmp_path / str(len(halves)),
+            **halves,
+        )
+        with EdgeSession(result.front, transport=LoopbackTransport(CloudSession(result.back).handle)) as session:
+            answers = [next(iter(session.infer(x[i : i + 50]).outputs.values())) for i in range(0, len(x), 50)]
+        rights.append((np.concatenate(answers).argmax(1) == labels).mean())
+    assert rights[0] > 0.9
+    assert abs(rights[1] - rights[0]) <= 0.015
+    assert (result.profile.front_precision, result.profile.back_precision) == ("int8", "float16")
+    front, back = result.comparisons
+    assert [(c.half, c.option.precision, c.kept, c.inputs) for c in result.comparisons] == [
+        ("front", "int8", True, 96),
+        ("back", "float16", True, 96),
+    ]
+    for c in result.comparisons:
+        assert abs(c.option.agreement - c.float32.agreement) <= 0.02
+        assert c.option.megabytes < 0.6 * c.float32.megabytes
+        assert c.option.milliseconds > 0
+    assert front.option.bits_per_element == pytest.approx(front.float32.bits_per_element, rel=0.05)
+    assert back.float32.bits_per_element == back.option.bits_per_element == front.option.bits_per_element
+    point = result.profile.operating_points[result.profile.point_index()]
+    assert point.agreement == back.option.agreement  # the profile speaks of the pair as it is written
+
+
+def test_the_codec_is_made_for_the_int8_features(file, tmp_path):
+    """Means and tables are those of the features that the int8 front makes."""
+    exact, coarse = export(file, tmp_path / "a"), export(file, tmp_path / "b", front="int8")
+    session = ort.InferenceSession(coarse.front, providers=["CPUExecutionProvider"])
+    features = session.run(None, {session.get_inputs()[0].name: inputs(32)})[0]
+    (spec,) = coarse.profile.tensors
+    assert spec.mean == pytest.approx(float(features.mean()), abs=1e-5)
+    assert spec.mean != exact.profile.tensors[0].mean
+    assert coarse.profile.calibration_images == 32
+    assert coarse.profile.max_difference == exact.profile.max_difference
+    assert "precision" not in exact.profile.to_json()  # pairs without options are as they were
+    assert CodecProfile.from_json(coarse.profile.to_json()) == coarse.profile
+
+
+def test_a_refused_half_is_float32(file, tmp_path):
+    plain = export(file, tmp_path / "plain")
+    asked = []
+
+    def accept(comparison):
+        asked.append((comparison.half, comparison.option.precision, comparison.kept))
+        return comparison.half == "back"
+
+    result = export(file, tmp_path / "new", front="int8", back="float16", accept=accept)
+    assert asked == [("front", "int8", False), ("back", "float16", False)]
+    assert [c.kept for c in result.comparisons] == [False, True]
+    assert "the int8 front was refused, and is float32" in result.notes
+    assert result.profile.front_sha256 == plain.profile.front_sha256
+    assert result.profile.back_sha256 != plain.profile.back_sha256
+    assert result.profile.front_precision is msgspec.UNSET
+    assert result.profile.tensors == plain.profile.tensors
+
+    refused = export(file, tmp_path / "none", front="int8", accept=lambda _: False)
+    assert refused.front.read_bytes() == plain.front.read_bytes()
+
+
+def test_an_iterable_is_calibrated_on_what_was_kept(file, tmp_path):
+    array = export(file, tmp_path / "a", front="int8")
+    stream = export(file, tmp_path / "b", front="int8", calibration=iter(inputs(32)))
+    assert stream.profile.fingerprint == array.profile.fingerprint
+
+
+def test_an_overflow_is_refused(source, tmp_path):
+    """float16 ends at 65,504."""
+    model = source.model.clone()
+    for name, value in model.graph.initializers.items():
+        if name in {"squeeze.0.weight", "left.0.weight", "right.0.weight"}:
+            value.const_value = ir.tensor(value.const_value.numpy() * 1e4, name=name)
+    path = tmp_path / "large.onnx"
+    path.write_bytes(serialise(model))
+    with pytest.raises(UnsupportedModel, match=r"the float16 back overflows: .* keep the"):
+        export(path, tmp_path / "out", cut="depth", back="float16")
+    assert not (tmp_path / "out").exists()
+
+
+def test_only_what_there_is(file, tmp_path):
+    with pytest.raises(UsageError, match="the front can be float32 or int8, not 'int4'"):
+        export(file, tmp_path, front="int4")
+    with pytest.raises(UsageError, match="the back can be float32 or float16, not 'int8'"):
+        export(file, tmp_path, back="int8")
+
+
+app = typer.Typer(pretty_exceptions_enable=False)
+app.command()(command)
+
+
+def command_line(file: Path, tmp_path: Path, *more: str) -> Result:
+    if not (tmp_path / "images").exists():
+        write_images(tmp_path / "images", 12)
+    arguments = [
+        "--cut",
+        "squeeze",
+        "--data",
+        str(tmp_path / "images"),
+        "--out",
+        str(tmp_path / "out"),
+        "--levels",
+        "2",
+    ]
+    return CliRunner().invoke(app, [str(file), *arguments, *more])
+
+
+def test_the_command_prints_the_comparison(file, tmp_path):
+    run_ = command_line(file, tmp_path, "--front", "int8", "--back", "float16", "--image-size", "16x16")
+    assert run_.exit_code == 0, run_.output
+    rows = [line.split()[:2] for line in run_.stdout.splitlines() if line.startswith(("front ", "back "))]
+    assert rows == [["front", "float32"], ["front", "int8"], ["back", "float32"], ["back", "float16"]]
+    assert "12 calibration inputs, against the float32 network" in run_.stdout
+    assert "float16 is meant for GPUs" in run_.stdout
+
+
+def test_the_comparison_as_json(file, tmp_path):
+    run_ = command_line(file, tmp_path, "--front", "int8", "--json")
+    (comparison,) = json.loads(run_.stdout)["comparisons"]
+    assert comparison["kept"] is True
+    assert comparison["option"].keys() >= {"precision", "agreement", "bits_per_element", "milliseconds", "megabytes"}
+
+
+@pytest.mark.parametrize(("answer", "kept"), [("\n", True), ("n\n", False)])
+def test_the_command_asks_on_a_terminal(file, tmp_path, monkeypatch, answer, kept):
+    questions = []
+
+    def confirm(question, **options):
+        questions.append((question, options["default"]))
+        return answer == "\n"
+
+    monkeypatch.setattr(typer, "confirm", confirm)
+    monkeypatch.setattr("splitwire.commands.export.asks", lambda: True)
+    run_ = command_line(file, tmp_path, "--front", "int8")
+    assert questions == [("Keep the int8 front?", True)]
+    profile = CodecProfile.from_metadata(
+        ort.InferenceSession(tmp_path / "out" / "front.onnx").get_modelmeta().custom_metadata_map, "front.onnx"
+    )
+    assert (profile.front_precision == "int8") is kept
+    assert run_.stdout.count("front") < run_.output.count("front")  # the table went to stderr, with the question
+
+    questions.clear()
+    command_line(file, tmp_path, "--front", "int8", "--yes")
+    assert questions == []
+
+
+@pytest.mark.parametrize("size", ["0", "16x16x16", "16x", "a", "-4"])
+def test_image_sizes(file, tmp_path, size):
+    run_ = command_line(file, tmp_path, f"--image-size={size}")
+    assert isinstance(run_.exception, UsageError)
+    assert "HEIGHTxWIDTH, as in 224 or 384x512" in str(run_.exception)
