@@ -74,3 +74,13 @@ def find_network(
 def _is_file(model: str) -> bool:
     """Nobody names a network "x.onnx", and a path has a separator."""
     return model.lower().endswith(".onnx") or os.sep in model or "/" in model
+
+
+def parse_size(text: str | None) -> tuple[int, ...] | None:
+    """(1, 3, height, width) of "224" or "384x512"; None of None. Raises UsageError."""
+    if text is None:
+        return None
+    sides = text.lower().replace("×", "x").split("x")
+    if len(sides) > 2 or not all(s.isdecimal() and int(s) for s in sides):
+        raise UsageError(f"--image-size takes one side or HEIGHTxWIDTH, as in 224 or 384x512; got {text!r}")
+    return 1, 3, int(sides[0]), int(sides[-1])

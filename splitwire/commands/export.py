@@ -11,6 +11,7 @@ import typer
 
 from splitwire.codec.errors import UsageError
 from splitwire.console import Bar, err, out, print_json, progress_bar
+from splitwire.network import parse_size
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -68,7 +69,7 @@ def export(
 ) -> None:
     """Cut a network in two after a layer, and calibrate the feature codec there."""
     steps = _parse_levels(levels)
-    shape = _parse_size(image_size)
+    shape = parse_size(image_size)
     asking = not (yes or as_json) and asks()
     from splitwire.exporting import export as export_network
 
@@ -110,16 +111,6 @@ def _asker(progress: Bar) -> Accept:
             return typer.confirm(f"Keep the {comparison.option.precision} {comparison.half}?", default=True, err=True)
 
     return ask
-
-
-def _parse_size(text: str | None) -> tuple[int, ...] | None:
-    """(1, 3, height, width) of "224" or "384x512"."""
-    if text is None:
-        return None
-    sides = text.lower().replace("×", "x").split("x")
-    if len(sides) > 2 or not all(s.isdecimal() and int(s) for s in sides):
-        raise UsageError(f"--image-size takes one side or HEIGHTxWIDTH, as in 224 or 384x512; got {text!r}")
-    return 1, 3, int(sides[0]), int(sides[-1])
 
 
 def _parse_levels(text: str) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from splitwire.codec.errors import UsageError
 from splitwire.console import err, out, print_json, progress_bar
+from splitwire.network import parse_size
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -33,7 +34,7 @@ def plan(
     ] = None,
     weights: Annotated[str | None, typer.Option(help="Weights of the named network: a file, or torchvision's.")] = None,
     image_size: Annotated[
-        int | None, typer.Option(min=1, help="Side of the square input, pixels.", show_default="the network's")
+        str | None, typer.Option(help="Of the input, pixels: 224, or HEIGHTxWIDTH.", show_default="the network's")
     ] = None,
     link: Annotated[
         str | None, typer.Option(help="Bandwidth each way: 250kbit, 5mbit, 1gbit.", show_default="none")
@@ -61,6 +62,7 @@ def plan(
         raise UsageError(f"--plot: there is no folder {plot.parent}")
     if plot is not None:
         import matplotlib  # noqa: F401 - missing is said before the work, not after it
+    shape = parse_size(image_size)
     from splitwire.planning import plan as plan_network
 
     with progress_bar(not as_json) as progress:
@@ -68,7 +70,7 @@ def plan(
             model,
             data=data,
             weights=weights,
-            input_shape=None if image_size is None else (1, 3, image_size, image_size),
+            input_shape=shape,
             device=device,
             cloud=cloud,
             link=link,
