@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -33,18 +34,27 @@ class Graph:
     """A graph in ONNX Runtime on the CPU. `batch` is None if the batch is dynamic, else the only size it takes."""
 
     def __init__(
-        self, data: bytes, *, what: str, exact: bool = False, weights: Mapping[str, Array] | None = None
+        self,
+        data: bytes,
+        *,
+        what: str,
+        exact: bool = False,
+        brief: bool = False,
+        weights: Mapping[str, Array] | None = None,
     ) -> None:
         """data: the serialised model. what: its name in messages ("front half"). weights: those that are not in `data`.
 
         exact: optimise up to EXTENDED only. Above it ONNX Runtime changes the memory layout of convolutions, which
         moves results by up to 1e-6; the halves are compared with the whole without that (docs/exporter.md).
+        brief: for a few runs: nothing is optimised, and `weights` are used where they lie.
         Raises UnsupportedModel if ONNX Runtime does not take the graph.
         """
         level = ort.GraphOptimizationLevel
         options = ort.SessionOptions()
         options.graph_optimization_level = level.ORT_ENABLE_EXTENDED if exact else level.ORT_ENABLE_ALL
         options.log_severity_level = 4
+        if int8_overflows():
+            options.add_session_config_entry("session.x64quantprecision", "1")
         self._weights = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in (weights or {}).items()}
         if self._weights:
             options.add_external_initializers(list(self._weights), list(self._weights.values()))
@@ -59,12 +69,16 @@ class Graph:
         self.outputs = tuple(o.name for o in self._session.get_outputs())
 
     @classmethod
-    def of(cls, model: ir.Model, *, what: str, exact: bool = False, limit: int = MAX_MODEL_BYTES) -> Graph:
-        """A graph from an onnx_ir model. Weights of more than `limit` bytes are handed over apart from the graph."""
-        if weight_bytes(model) <= limit:
+    def of(
+        cls, model: ir.Model, *, what: str, exact: bool = False, brief: bool = False, limit: int = MAX_MODEL_BYTES
+    ) -> Graph:
+        """A graph from an onnx_ir model. Weights of more than `limit` bytes, or of a brief graph, are handed over apart
+        from the graph: not copied."""
+        if weight_bytes(model) <= limit and not brief:
             return cls(serialise(model), what=what, exact=exact)
         lean, apart = _without_weights(model, "weights")
-        return cls(_to_bytes(lean), what=what, exact=exact, weights={n: t.numpy() for n, t in apart.items()})
+        weights = {n: t.numpy() for n, t in apart.items()}
+        return cls(_to_bytes(lean), what=what, exact=exact, brief=brief, weights=weights)
 
     def run(self, *arrays: Array) -> list[Array]:
         """All outputs for one batch; `arrays` in the order of `inputs`. Raises UnsupportedModel where it fails."""
@@ -73,6 +87,16 @@ class Graph:
         except Exception as e:
             batch = len(arrays[0])
             raise UnsupportedModel(f"ONNX Runtime failed in the {self._what} at batch {batch}: {_line(e)}") from e
+
+
+def int8_overflows() -> bool:
+    """As in runtime_edge/graph.py: what is measured here must be what the edge computes."""
+    if platform.machine().lower() not in {"x86_64", "amd64"}:
+        return False
+    try:
+        return "vnni" not in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return True
 
 
 def weight_bytes(model: ir.Model) -> int:
