@@ -35,6 +35,7 @@ from splitwire.codec.errors import UnsupportedModel, UsageError
 from .compatibility import make_compatible
 from .inference import MAX_MODEL_BYTES, Graph, weight_bytes
 from .passing import Seen, watching
+from .shapes import settle
 
 OPSET = 20
 """Asked of torch: the first with Gelu as one operator; every ONNX Runtime we support (1.20 and later) runs it.
@@ -240,12 +241,14 @@ def _source(
     shape = (1, *(int(s) for s in sizes if s is not None))
     _infer_missing_types(model)
     restamped = make_compatible(model)
+    settle(model, shape)
     batch = dims[0] if isinstance(dims[0], int) else None
     if batch is None and not _follows_batch(graph) and not _runs_at(model, shape, 3):
         # What the graph declares is not what it does: a size is written into it, or images are mixed in its outputs.
         batch = 1
         _fix_input(graph, (1, *sizes))
         _infer_missing_types(model)
+        settle(model, shape)
     if batch is not None:
         notes.append(
             f"the batch is fixed at {batch} in this network: the server cannot run several requests at once, and frames"

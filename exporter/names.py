@@ -24,6 +24,9 @@ from .passing import Place, Seen
 SCOPES_KEY = "pkg.torch.onnx.name_scopes"
 """Node metadata of the dynamo exporter: e.g. "['', 'layer2', 'layer2.3', 'layer2.3.relu', 'relu_21']"."""
 
+_NO_SCOPE = "_empty_nn_module_stack_from_metadata_hook"
+"""What torch.export writes in place of the scopes of a node that it makes itself."""
+
 NEAREST = 5
 """How many nearby names an error message shows."""
 
@@ -264,7 +267,7 @@ def _dynamo_scopes(node: ir.Node) -> tuple[str, ...] | None:
         names = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return None
-    return tuple(str(n) for n in names[:-1] if n) if isinstance(names, list) else None
+    return tuple(str(n) for n in names[:-1] if n and n != _NO_SCOPE) if isinstance(names, list) else None
 
 
 def _torchscript_scopes(node: ir.Node) -> tuple[str, ...] | None:

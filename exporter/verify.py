@@ -6,45 +6,48 @@ import numpy as np
 
 from splitwire.codec.errors import ExportError
 
-from .inference import Float32Array, Graph, largest_difference
+from .inference import Array, Float32Array, Graph, largest_difference
 from .split import Halves
 
 TOLERANCE = 1e-4
 """Largest |back(front(x)) − whole(x)| / max(1, |whole(x)|) that passes. The halves hold the same operators, so they
 are mostly equal to the bit; fusions across the cut may move the last digits."""
 
+Answers = list[dict[str, Array]]
+"""One per batch: name of the output → what came."""
+
 BATCHES = (1, 3)
 """The sizes that are tried; the graph was traced with batch 2, so that both are new to it."""
 
 
-def check_halves(whole: Graph, halves: Halves, inputs: Float32Array) -> float:
+def check_halves(whole: Graph | Answers, halves: Halves, inputs: Float32Array) -> float:
     """Largest relative difference between the joined halves and the whole, over BATCHES.
 
-    whole: the network as made with exact=True. inputs: (3, C, H, W) float32. A graph with a fixed batch is tried at
-    that batch alone. Raises ExportError if the difference is over TOLERANCE.
+    whole: the network as made with exact=True, or what it gave (`answers`): then one graph at a time is open in ONNX
+    Runtime, which takes the least memory. inputs: (3, C, H, W) float32. A graph with a fixed batch is tried at that
+    batch alone. Raises ExportError if the difference is over TOLERANCE.
     """
-    front = Graph.of(halves.front, what="front half", exact=True)
+    expected = answers(whole, inputs) if isinstance(whole, Graph) else whole
+    made = answers(Graph.of(halves.front, what="front half", exact=True), inputs)
     back = Graph.of(halves.back, what="back half", exact=True)
     worst = 0.0
-    for x in _batches(inputs, whole.batch):
-        expected = dict(zip(whole.outputs, whole.run(x), strict=True))
-        made = dict(zip(front.outputs, front.run(x), strict=True))
-        answers = dict(zip(back.outputs, back.run(*(made[name] for name in back.inputs)), strict=True))
-        joined = {**made, **answers}  # early outputs, and cut tensors that are outputs too, come from the front
-        difference = largest_difference([joined[n] for n in expected], list(expected.values()))
+    for wanted, early in zip(expected, made, strict=True):
+        late = dict(zip(back.outputs, back.run(*(early[name] for name in back.inputs)), strict=True))
+        joined = {**early, **late}  # early outputs, and cut tensors that are outputs too, come from the front
+        difference = largest_difference([joined[n] for n in wanted], list(wanted.values()))
         if difference > TOLERANCE:
+            batch = len(early[back.inputs[0]])
             raise ExportError(
                 f"the halves do not give what the whole network gives: they differ by {difference:.3g} at batch"
-                f" {len(x)}, {TOLERANCE:g} is allowed; cut at another layer, and please report this network"
+                f" {batch}, {TOLERANCE:g} is allowed; cut at another layer, and please report this network"
             )
         worst = max(worst, difference)
     return worst
 
 
-def feature_shape(front: Graph, inputs: Float32Array) -> tuple[int, ...]:
-    """Shape of one image's tensor at the cut, as the front half makes it (shape inference may not know it)."""
-    x = inputs[:1] if front.batch is None else _batches(inputs, front.batch)[0]
-    return tuple(front.run(x)[0].shape[1:])
+def answers(graph: Graph, inputs: Float32Array) -> Answers:
+    """What the graph makes of the inputs at each of BATCHES, by the names of its outputs."""
+    return [dict(zip(graph.outputs, graph.run(x), strict=True)) for x in _batches(inputs, graph.batch)]
 
 
 def _batches(inputs: Float32Array, fixed: int | None) -> list[Float32Array]:

@@ -98,7 +98,7 @@ def test_export(kind, parts):
     assert not any("resizes" in n for n in source.notes)
     assert not {"Resize", "ScatterElements", "ScatterND"} & {n.op_type for n in source.graph if "transform" in n.name}
 
-    names = Names(source.graph, source.modules)
+    names = Names(source.graph, source.modules, source.seen)
     assert {path: len(names.resolve(path).values) for path in parts} == parts
 
     whole = Graph.of(source.model, what="whole", exact=True)
