@@ -60,7 +60,7 @@ def settle(model: ir.Model, shape: Sequence[int]) -> None:
 def _name_batch(graph: ir.Graph) -> int | ir.SymbolicDim:
     """The input's batch: its size, or its symbol; this gets a name with which one can calculate if it has none."""
     entry = graph.inputs[0]
-    old = (entry.shape or ())[0]
+    old = next(iter(entry.shape or ()), None) or ir.SymbolicDim(None)
     if isinstance(old, int) or (old.value is not None and str(old.value).isidentifier()):
         return old
     values = [*graph.inputs, *(v for node in graph for v in node.outputs)]

@@ -23,7 +23,7 @@ def source() -> graph.Source:
 
 @pytest.fixture(scope="module")
 def names(source):
-    return Names(source.graph, source.modules, source.seen)
+    return Names(source.graph, source.modules)
 
 
 def find(source, names, layer):
