@@ -64,8 +64,14 @@ NETWORKS: dict[str, tuple[str, ...]] = {
 three tensors or more is verified too."""
 
 
-SIZES = dict.fromkeys(("retinanet_resnet50_fpn_v2", "fasterrcnn_resnet50_fpn_v2", "maskrcnn_resnet50_fpn_v2"), 320)
-"""Side of the input in pixels where the recipe's (640) would take minutes."""
+SIZES = {
+    "deeplabv3_resnet50": 224,
+    "fcn_resnet50": 224,
+    "retinanet_resnet50_fpn_v2": 320,
+    "fasterrcnn_resnet50_fpn_v2": 320,
+    "maskrcnn_resnet50_fpn_v2": 320,
+}
+"""Side of the input in pixels where the recipe's (520, 640) would take many minutes."""
 
 
 class CutResult(Struct, frozen=True, kw_only=True):

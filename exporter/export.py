@@ -144,6 +144,8 @@ def export_pair(
         source = from_file(Path(model), wanted)
         stream, first = start(source.input_shape[1:])
     names = Names(source.graph, source.modules, source.seen)
+    found: Cut
+    note: str | None
     if cut == AUTO:
         found, note = _choose_cut(source, names, stream, preprocessing, link, device, report)
         cut = found.label
