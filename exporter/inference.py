@@ -51,7 +51,8 @@ class Graph:
         """
         level = ort.GraphOptimizationLevel
         options = ort.SessionOptions()
-        options.graph_optimization_level = level.ORT_ENABLE_EXTENDED if exact else level.ORT_ENABLE_ALL
+        full = level.ORT_DISABLE_ALL if brief else level.ORT_ENABLE_ALL
+        options.graph_optimization_level = level.ORT_ENABLE_EXTENDED if exact else full
         options.log_severity_level = 4
         if int8_overflows():
             options.add_session_config_entry("session.x64quantprecision", "1")
@@ -77,7 +78,8 @@ class Graph:
         if weight_bytes(model) <= limit and not brief:
             return cls(serialise(model), what=what, exact=exact)
         lean, apart = _without_weights(model, "weights")
-        weights = {n: t.numpy() for n, t in apart.items()}
+        # ONNX Runtime uses the buffers of contiguous arrays only: torch's exporter leaves transposed views
+        weights = {n: np.ascontiguousarray(t.numpy()) for n, t in apart.items()}
         return cls(_to_bytes(lean), what=what, exact=exact, brief=brief, weights=weights)
 
     def run(self, *arrays: Array) -> list[Array]:
