@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
@@ -161,3 +162,18 @@ def test_fixed_batch():
         y = Reshape(x, s)
     }""")
     assert dims(model, "y") == ["2", "4"]
+
+
+def test_weights_that_are_views_are_taken():
+    """Transposed views, which torch's exporter leaves: ONNX Runtime uses contiguous buffers only."""
+    x = ir.Value(name="x", shape=ir.Shape(["batch", 3]), type=ir.TensorType(ir.DataType.FLOAT))
+    weights = np.arange(6, dtype=np.float32).reshape(2, 3).T
+    w = ir.Value(name="w", const_value=ir.Tensor(weights, name="w"), shape=ir.Shape([3, 2]))
+    w.type = ir.TensorType(ir.DataType.FLOAT)
+    node = ir.node("MatMul", [x, w])
+    y = node.outputs[0]
+    y.name, y.type, y.shape = "y", x.type, ir.Shape(["batch", 2])
+    graph = ir.Graph([x], [y], nodes=[node], initializers=[w], opset_imports={"": 20}, name="views")
+    brief = Graph.of(ir.Model(graph, ir_version=10), what="network", brief=True)
+    sample = np.ones((1, 3), np.float32)
+    np.testing.assert_array_equal(brief.run(sample)[0], sample @ weights)
