@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 
+import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
