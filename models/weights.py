@@ -58,8 +58,9 @@ def torch_load(path: Path) -> object:
             found: object = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:  # PyTorch's own message advises to switch the check off
         raise UsageError(f"{path} cannot be read: it is damaged, or holds other objects than tensors") from e
-    except UNREADABLE as e:
-        raise UsageError(f"{path} cannot be read: {first_line(e)}") from e
+    except UNREADABLE as e:  # of a file of another kind, a KeyError with a number
+        why = first_line(e) if isinstance(e, OSError) else "it is damaged, or no file that torch.save wrote"
+        raise UsageError(f"{path} cannot be read: {why}") from e
     return found
 
 
