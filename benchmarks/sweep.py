@@ -21,6 +21,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 from msgspec import Struct
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
@@ -162,7 +163,7 @@ def page(results: Sequence[Result]) -> str:
         "difference is relative, 0 is the same to the bit. *Memory* is what finding and cutting took, in sizes of the",
         "model, which is counted in. *Frame*: one image through EdgeSession and CloudSession at 4 levels.",
         "",
-        "| network | export, s | nodes | cuts | search, s | verified | cut, s | largest difference | memory | frame: cut, tensors, bytes |",  # noqa: E501
+        "| network | export, s | nodes | cuts | search, s | verified | cut, s | largest difference | memory | frame: cut, tensors, bytes |",  # noqa: E501 - one row
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|---|",
     ]
     for r in results:
@@ -258,7 +259,7 @@ def _cut(name: str, path: Path, to: Path) -> int:
     return 0
 
 
-def _frame(model: Path, label: str, inputs: np.ndarray) -> Frame:  # type: ignore[type-arg]
+def _frame(model: Path, label: str, inputs: NDArray[np.float32]) -> Frame:
     """Export a pair at `label`, calibrated on `inputs`, and send one of them through both sessions."""
     from splitwire.exporter.export import export_pair
     from splitwire.runtime_cloud.session import CloudSession

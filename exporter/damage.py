@@ -129,4 +129,4 @@ def _to_one_shape(a: Array, b: Array) -> tuple[Array, Array]:
     if a.shape == b.shape or a.ndim != b.ndim:
         return a, b
     shape = np.maximum(a.shape, b.shape)
-    return tuple(np.pad(z, [(0, n - m) for n, m in zip(shape, z.shape, strict=True)]) for z in (a, b))  # type: ignore[return-value]
+    return tuple(np.pad(z, [(0, n - m) for n, m in zip(shape, z.shape, strict=True)]) for z in (a, b))  # type: ignore[return-value]  # two in, two out

@@ -211,7 +211,7 @@ def recommend_cut(
 
     Raises UsageError if no cut can be recommended, and what `plan_cuts` raises.
     """
-    plan = plan_cuts(source, names, inputs, link=link, **options)  # type: ignore[arg-type]
+    plan = plan_cuts(source, names, inputs, link=link, **options)  # type: ignore[arg-type]  # plan_cuts names and checks them
     if plan.best_cut is None:
         raise UsageError("no cut can be chosen automatically: none separates this network; see `splitwire plan`")
     note = f"--cut auto chose {plan.best_cut.cut.label!r} for {plan.device.name}, {plan.cloud.name}, {link}"

@@ -134,7 +134,7 @@ def _reader(front: ir.Model, inputs: Sequence[Float32Array]) -> Any:
     fixed = entry.shape[0] if entry.shape is not None and isinstance(entry.shape[0], int) else None
     step = fixed or _BATCH
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
+    class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
         def __init__(self) -> None:
             self._starts = iter(range(0, len(inputs), step))
 

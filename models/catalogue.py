@@ -126,7 +126,7 @@ class _Wanted:
 
     @property
     def default(self) -> Any:
-        return self.known.DEFAULT  # type: ignore[attr-defined]
+        return self.known.DEFAULT  # type: ignore[attr-defined]  # every weights enum of torchvision's has it
 
     def preprocessing(self, entry: Any, trained: Size | None = None) -> Preprocessing:
         """trained: the size to take if none was asked for and it is not the preset's."""

@@ -78,7 +78,7 @@ def build(name: str, size: Size | None = None, *, weights: Any = None, **options
     module: nn.Module = torchvision.models.get_model(name, weights=weights, **_size_options(name, size), **options)
     if task_of(name) == "segmentation":
         # helps in training alone; here it would be a second output with a second cost
-        module.aux_classifier = None  # type: ignore[assignment]
+        module.aux_classifier = None  # type: ignore[assignment]  # as torchvision has it without one
     return module.eval()
 
 

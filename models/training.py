@@ -161,7 +161,7 @@ def _epoch(
     torch.manual_seed(settings.seed * 1_000_003 + epoch)  # dropout
     network.train()
     order = torch.randperm(len(pixels), generator=generator)
-    batches = order.split(settings.batch)  # type: ignore[no-untyped-call]
+    batches = order.split(settings.batch)  # type: ignore[no-untyped-call]  # torch has no types there
     steps, total = len(batches), 0.0
     for i, chosen in enumerate(batches):
         progress = (epoch * steps + i) / (settings.epochs * steps)
@@ -173,7 +173,7 @@ def _epoch(
             logits = network(inputs)
         loss = nn.functional.cross_entropy(logits.float(), targets[chosen], label_smoothing=settings.label_smoothing)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]  # torch has no types there
         nn.utils.clip_grad_norm_(network.parameters(), settings.clip)
         optimizer.step()
         total += float(loss.detach()) * len(chosen)
@@ -184,7 +184,7 @@ def _epoch(
 
 def predict(network: nn.Module, images: UInt8Array, batch: int = 250) -> UInt8Array:
     """(n, 28, 28) uint8 → (n,) uint8 class indices, in float32."""
-    parts = resize(images).split(batch)  # type: ignore[no-untyped-call]
+    parts = resize(images).split(batch)  # type: ignore[no-untyped-call]  # torch has no types there
     with torch.inference_mode():
         found = [network(normalise(part)).argmax(1) for part in parts]
     predicted: UInt8Array = torch.cat(found).numpy().astype(np.uint8)

@@ -73,7 +73,7 @@ class KernelCache:
             if body is None:
                 return None
             parts = pickle.loads(body)  # noqa: S301 - a file of ours or root's, machine code in any case (cache.py)
-            result = CompileResult._rebuild(target_context, *parts)  # type: ignore[no-untyped-call]
+            result = CompileResult._rebuild(target_context, *parts)  # type: ignore[no-untyped-call]  # numba has none
         except Exception:  # whatever it is, compiling does not need it
             return None
         self._record(sig, cached=True, path=str(STORE.folder() / name))
@@ -88,7 +88,7 @@ class KernelCache:
             if result.lifted or result.library.has_dynamic_globals:
                 raise RuntimeError(f"{self._kernel} holds addresses of this process")
             name = self._file_name(sig, result.codegen)
-            body = dumps(result._reduce())  # type: ignore[no-untyped-call]
+            body = dumps(result._reduce())  # type: ignore[no-untyped-call]  # numba has none
         except Exception as e:  # a Numba that does this in another way: kernels work, they are only not kept
             STORE.complain(e)
         else:
