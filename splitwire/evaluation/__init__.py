@@ -1,0 +1,1 @@
+"""`splitwire evaluate`: accuracy against bytes, for splitwire and for what a user would pick instead."""

@@ -1,0 +1,1 @@
+"""What splitwire is compared with, one kind per module."""
