@@ -8,12 +8,13 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
+import msgspec
 import onnx_ir as ir
 
-from splitwire.codec.errors import ExportError, UsageError
+from splitwire.codec.errors import ExportError, FingerprintMismatch, UsageError
 from splitwire.codec.profile import METADATA_KEY, CodecProfile
 
-from . import inference
+from . import inference, metadata
 from .inference import MAX_MODEL_BYTES
 
 FRONT, BACK = "front.onnx", "back.onnx"
@@ -74,6 +75,47 @@ def write_pair(
             raise ExportError(f"cannot write the pair to {out}: {e.strerror or e}; nothing was changed there") from e
         raise
     return targets
+
+
+def write_default(folder: Path, op: str) -> None:
+    """Make the operating point `op` the default of the pair in `folder`, in both files or in neither.
+
+    Only the profile in the files' metadata changes: the graphs, and with them the hashes and the fingerprint, stay, so
+    that running edges and clouds keep understanding each other. Large weights beside the graphs are not touched. Where
+    a crash of the machine between two renames leaves two defaults, the pair still works; calling it again mends that.
+    Raises UsageError if `folder` holds no pair or cannot be written to, ProfileError if a file carries no profile or
+    the profile has no such operating point, FingerprintMismatch if the files are of two pairs.
+    """
+    targets = (folder / FRONT, folder / BACK)
+    for target in targets:
+        if not target.is_file():
+            raise UsageError(f"{folder} holds no {target.name}; name the folder that `splitwire export` wrote")
+    started: list[Path] = []
+    try:
+        places = [metadata.find_profile(target) for target in targets]
+        front, back = (place.profile for place in places)
+        if front.fingerprint != back.fingerprint:
+            raise FingerprintMismatch(
+                f"{FRONT} and {BACK} in {folder} are of two pairs ({front.fingerprint.hex()} and"
+                f" {back.fingerprint.hex()}); export the model again"
+            )
+        front.point_index(op)
+        ready: list[tuple[Path, Path]] = []
+        for place in places:
+            if place.profile.default_op == op:
+                continue
+            spare = _spare_name(place.path, "tmp")
+            started.append(spare)
+            metadata.copy_with(place, msgspec.structs.replace(place.profile, default_op=op), spare)
+            shutil.copymode(place.path, spare)
+            _to_disk(spare)
+            ready.append((spare, place.path))
+        _replace_all(ready)
+    except OSError as e:
+        raise UsageError(f"cannot write the default to {folder}: {e.strerror or e}; nothing was changed there") from e
+    finally:
+        for path in started:
+            path.unlink(missing_ok=True)
 
 
 def _replace_all(ready: list[tuple[Path, Path]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -76,3 +77,24 @@ def write_images(folder: Path, n: int, classes: int = 2) -> list[Path]:
         files.append(place / f"{i:03}.png")
         Image.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(files[-1])
     return files
+
+
+DISK_FAULTS = {"write": ("fsync", 2), "rename first": ("replace", 1), "rename second": ("replace", 2)}
+"""Where a pair of files can fail to be written: which call of what."""
+
+
+def disk_full(monkeypatch, fault: str) -> None:
+    """Let the call that `fault` names in DISK_FAULTS fail; those before and behind it work."""
+    calls = {"fsync": 0, "replace": 0}
+
+    def failing(name, real):
+        def call(*args):
+            calls[name] += 1
+            if (name, calls[name]) == DISK_FAULTS[fault]:
+                raise OSError(28, "No space left on device")
+            return real(*args)
+
+        return call
+
+    monkeypatch.setattr(os, "fsync", failing("fsync", os.fsync))
+    monkeypatch.setattr(Path, "replace", failing("replace", Path.replace))

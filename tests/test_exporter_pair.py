@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from exporter_helpers import SHAPE, Net, inputs, network, write_images
+from exporter_helpers import DISK_FAULTS, SHAPE, Net, disk_full, inputs, network, write_images
 from torch import nn
 
 from splitwire.codec.errors import CutNotBounded, ExportError, NonFiniteFeatures, UnsupportedModel, UsageError
@@ -459,26 +458,13 @@ def other(model, tmp_path):
 
 
 @pytest.mark.parametrize("before", [True, False])
-@pytest.mark.parametrize("fault", ["write", "rename first", "rename second"])
+@pytest.mark.parametrize("fault", DISK_FAULTS)
 def test_a_fault_leaves_the_old_pair_or_nothing(model, tmp_path, other, monkeypatch, before, fault):
     out = tmp_path / "deep" / "out"
     if before:
         export(model, out)
     old = files(tmp_path / "deep")
-    calls = {"fsync": 0, "replace": 0}
-    fail_at = {"write": ("fsync", 2), "rename first": ("replace", 1), "rename second": ("replace", 2)}[fault]
-
-    def failing(name, real):
-        def call(*args):
-            calls[name] += 1
-            if (name, calls[name]) == fail_at:
-                raise OSError(28, "No space left on device")
-            return real(*args)
-
-        return call
-
-    monkeypatch.setattr(os, "fsync", failing("fsync", os.fsync))
-    monkeypatch.setattr(Path, "replace", failing("replace", Path.replace))
+    disk_full(monkeypatch, fault)
     with pytest.raises(
         ExportError, match=r"cannot write the pair to .*out: No space left on device; nothing was changed"
     ):
