@@ -33,7 +33,7 @@ from torch.utils import _pytree as pytree
 from splitwire.codec.errors import UnsupportedModel, UsageError
 
 from .compatibility import make_compatible
-from .inference import MAX_MODEL_BYTES, Graph, weight_bytes
+from .inference import MAX_MODEL_BYTES, MIN_APART, Graph, check_graph, load_external, weight_bytes
 from .passing import Seen, watching
 from .shapes import settle
 
@@ -133,19 +133,16 @@ def from_file(path: Path, input_shape: tuple[int, ...] | None = None) -> Source:
     if not path.is_file():
         raise UsageError(f"{path}: no such ONNX file")
     try:
-        # The checker wants the path: it looks for the external data, and takes files over 2 GB.
-        onnx.checker.check_model(str(path))
         model = ir.load(path)
-    except onnx.checker.ValidationError as e:
-        text = _line(e)
-        if "parse" in text.lower() or "ir_version" in text:
-            raise UsageError(f"{path}: not an ONNX file ({text})") from e
-        raise UnsupportedModel(f"{path}: not a valid ONNX model: {text}") from e
     except Exception as e:  # protobuf, onnx and onnx_ir raise a dozen kinds for a damaged file
         raise UsageError(f"{path}: not an ONNX file ({_line(e)})") from e
-    _check_external_data(model)
-    if weight_bytes(model) <= MAX_MODEL_BYTES:
-        ir.external_data.load_to_model(model)
+    _check_weights(model)
+    # over 2 GB the large ones stay where they are: the rest needs their shapes alone
+    load_external(model, below=float("inf") if weight_bytes(model) <= MAX_MODEL_BYTES else MIN_APART)
+    if reason := check_graph(model):
+        if "ir_version" in reason:
+            raise UsageError(f"{path}: not an ONNX file ({reason})")
+        raise UnsupportedModel(f"{path}: not a valid ONNX model: {reason}")
     return _source(model, "onnx", input_shape, {}, [])
 
 
@@ -200,18 +197,23 @@ def _check_module(module: torch.nn.Module) -> torch.device:
     return devices.pop()
 
 
-def _check_external_data(model: ir.Model) -> None:
+def _check_weights(model: ir.Model) -> None:
+    """Raises UnsupportedModel where a weight has not the bytes that its shape and type ask for."""
     for name, value in model.graph.initializers.items():
-        tensor = value.const_value
+        tensor, wrong = value.const_value, ""
         if isinstance(tensor, ir.ExternalTensor):
             place = Path(tensor.path)
             end = (tensor.offset or 0) + (tensor.length if tensor.length is not None else tensor.nbytes)
             if not place.is_file() or place.stat().st_size < end or end - (tensor.offset or 0) < tensor.nbytes:
                 has = f"has {place.stat().st_size:,} bytes" if place.is_file() else "is missing"
-                raise UnsupportedModel(
-                    f"the weights do not fit the model: {name!r} needs {tensor.nbytes:,} bytes up to byte {end:,} of"
-                    f" {place.name}, which {has}"
-                )
+                wrong = f"needs {tensor.nbytes:,} bytes up to byte {end:,} of {place.name}, which {has}"
+        elif tensor is not None:
+            try:
+                tensor.numpy()
+            except Exception as e:  # NumPy's and onnx_ir's kinds
+                wrong = f"of shape {tensor.shape} does not have the bytes for it ({_line(e)})"
+        if wrong:
+            raise UnsupportedModel(f"the weights do not fit the model: {name!r} {wrong}")
 
 
 def _source(

@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
+from onnx_ir.passes.common import CheckerPass
 
 from splitwire.codec.errors import UnsupportedModel
 
@@ -20,7 +22,7 @@ Float32Array = NDArray[np.float32]
 MAX_MODEL_BYTES = 1_900_000_000
 """A protobuf message, and with it an ONNX file without external data, ends at 2 GiB; the graph itself takes a part."""
 
-_MIN_APART = 1024
+MIN_APART = 1024
 """Smaller weights stay in the graph: ONNX Runtime reads shapes and axes from them while it loads."""
 
 _PLAIN = {getattr(ir.DataType, n) for n in ("FLOAT", "DOUBLE", "FLOAT16", "INT8", "UINT8", "INT32", "INT64")}
@@ -115,10 +117,29 @@ def serialise(model: ir.Model) -> bytes:
         raise UnsupportedModel(f"{weight_bytes(model) / 1e9:.1f} GB of weights do not fit into one ONNX message")
     if any(isinstance(v.const_value, ir.ExternalTensor) for v in model.graph.initializers.values()):
         model = model.clone()
-        for value in model.graph.initializers.values():
-            if isinstance(value.const_value, ir.ExternalTensor):
-                value.const_value = ir.Tensor(np.array(value.const_value.numpy()), value.dtype, name=value.name)
+        load_external(model)
     return _to_bytes(model)
+
+
+def load_external(model: ir.Model, below: float = float("inf")) -> None:
+    """Bring in the weights of fewer than `below` bytes that lie in other files."""
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes < below:
+            value.const_value = ir.Tensor(np.array(tensor.numpy()), tensor.dtype, name=value.name)
+
+
+def check_graph(model: ir.Model) -> str | None:
+    """What the ONNX checker has against the graph, a line; None if nothing. It does not see large weights, so that they
+    are in memory once, and may be larger than a protobuf message."""
+    order = list(model.graph.initializers)
+    try:
+        CheckerPass()(model)
+    except onnx.checker.ValidationError as e:
+        return str(e).strip().splitlines()[0][:200]
+    finally:  # the pass leaves the weights in another order, and the same export would give other bytes
+        model.graph.initializers.update({name: model.graph.initializers.pop(name) for name in order})
+    return None
 
 
 def digest(model: ir.Model, *, limit: int = MAX_MODEL_BYTES) -> str:
@@ -158,7 +179,7 @@ def _without_weights(model: ir.Model, location: str) -> tuple[ir.Model, dict[str
     position = 0
     for name, value in lean.graph.initializers.items():
         tensor = value.const_value
-        if tensor is None or tensor.nbytes < _MIN_APART or tensor.dtype not in _PLAIN:
+        if tensor is None or tensor.nbytes < MIN_APART or tensor.dtype not in _PLAIN:
             continue
         value.const_value = ir.ExternalTensor(
             location, position, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name

@@ -17,11 +17,10 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
-from onnx_ir.passes.common import CheckerPass
 
 from splitwire.codec.errors import UnsupportedModel, UsageError
 
-from .inference import MAX_MODEL_BYTES, Float32Array, Graph, serialise, weight_bytes
+from .inference import MAX_MODEL_BYTES, Float32Array, Graph, check_graph, serialise, weight_bytes
 
 QUANTIZED = (
     *("Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Mul"),
@@ -219,14 +218,8 @@ def _checked(made: ir.Model, half: ir.Model, what: str) -> ir.Model:
     for old, new in ((half.graph.inputs, made.graph.inputs), (half.graph.outputs, made.graph.outputs)):
         if [(v.name, v.dtype) for v in old] != [(v.name, v.dtype) for v in new]:
             raise UnsupportedModel(f"ONNX Runtime's tool changed the ends of the {what}; keep this half in float32")
-    order = list(made.graph.initializers)
-    try:
-        CheckerPass()(made)
-    except onnx.checker.ValidationError as e:
-        reason = str(e).strip().splitlines()[0]
-        raise UnsupportedModel(f"the {what} does not pass the ONNX checker: {reason}") from e
-    values = {name: made.graph.initializers.pop(name) for name in order}
-    made.graph.initializers.update(values)  # the checker's pass leaves them in another order (split.py)
+    if reason := check_graph(made):
+        raise UnsupportedModel(f"the {what} does not pass the ONNX checker: {reason}")
     Graph.of(made, what=what)
     return made
 

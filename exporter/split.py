@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import onnx
 import onnx_ir as ir
-from onnx_ir.passes.common import CheckerPass
 
 from splitwire.codec.errors import ExportError, UnsupportedModel
 
 from .dataflow import Flow, reads
+from .inference import check_graph
 from .liveness import separation
 from .sizes import Sizes
 
@@ -66,7 +65,7 @@ def split(model: ir.Model, tensors: Sequence[str]) -> Halves:
         early=tuple(str(v.name) for v in early),
         sizes=tuple(str(v.name) for v in sizes.sent),
     )
-    _ensure(halves, tensors, list(graph.initializers))
+    _ensure(halves, tensors)
     return halves
 
 
@@ -115,18 +114,12 @@ def _model(whole: ir.Model, graph: ir.Graph) -> ir.Model:
     )
 
 
-def _ensure(halves: Halves, tensors: Sequence[str], order: list[str]) -> None:
-    """The postconditions that need no inference; verify.py checks the numbers. order: of the whole's initialisers."""
+def _ensure(halves: Halves, tensors: Sequence[str]) -> None:
+    """The postconditions that need no inference; verify.py checks the numbers."""
     front, back = halves.front.graph, halves.back.graph
     meeting = [*tensors, *halves.sizes]
     if [v.name for v in front.outputs][: len(meeting)] != meeting or [v.name for v in back.inputs] != meeting:
         raise ExportError(f"internal: the halves do not meet at {', '.join(tensors)}; please report this network")
     for side, half in (("front", halves.front), ("back", halves.back)):
-        try:
-            CheckerPass()(half)  # sets the weights aside while it checks: they may be larger than a protobuf message
-        except onnx.checker.ValidationError as e:
-            reason = str(e).strip().splitlines()[0]
-            raise ExportError(f"the {side} half does not pass the ONNX checker: {reason}") from e
-        # The checker's pass puts the weights back in another order: the whole's, or the same export gives other bytes.
-        values = {name: half.graph.initializers.pop(name) for name in order if name in half.graph.initializers}
-        half.graph.initializers.update(values)
+        if reason := check_graph(half):
+            raise ExportError(f"the {side} half does not pass the ONNX checker: {reason}")

@@ -267,6 +267,14 @@ def test_weights_that_do_not_fit(tmp_path):
         graph.from_file(path)
 
 
+def test_weights_of_too_few_bytes(tmp_path):
+    weight = onnx.numpy_helper.from_array(np.zeros((4, 5), np.float32), "w")
+    weight.raw_data = weight.raw_data[:-4]
+    model = onnx_model([helper.make_node("MatMul", ["x", "w"], ["y"])], weights=[weight])
+    with pytest.raises(UnsupportedModel, match=r"weights do not fit the model: 'w' of shape \[4,5\]"):
+        read(tmp_path, model)
+
+
 def test_weights_of_the_wrong_shape(tmp_path):
     weight = helper.make_tensor("w", T.FLOAT, [5, 4], [0.0] * 20)
     model = onnx_model([helper.make_node("MatMul", ["x", "w"], ["y"])], weights=[weight])
