@@ -1,0 +1,273 @@
+"""Which contender is cheapest at a given loss: the one-screen answer of `splitwire compare` and of the report."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from msgspec import Struct
+
+from splitwire.codec.errors import UsageError
+
+from .results import FILE, Estimate, Evaluation, Point, Sends
+
+FOLDER = "evaluation"
+"""Where `splitwire evaluate DIR` writes, below DIR."""
+
+OURS = "splitwire"
+"""The family that the others are compared with."""
+
+USUAL_LOSS = 0.01
+"""Where no budget was given: one per cent point of the main figure."""
+
+SLACK = 1e-9
+"""Ten images of a thousand are a loss of 0.01, whatever binary fractions make of 0.93 − 0.92."""
+
+SHARES = frozenset({"top1", "top5", "agreement", "map50", "map"})
+"""Figures in [0, 1], which are written as per cent."""
+
+TITLES = {
+    "top1": "Top-1 accuracy",
+    "top5": "Top-5 accuracy",
+    "agreement": "agreement with the whole network",
+    "kl": "KL divergence from the whole network's answer",
+    "map50": "mAP@0.5",
+    "map": "mAP@[.5:.95]",
+}
+
+
+class Standing(Struct, frozen=True, kw_only=True):
+    """The cheapest setting of a family within the budget.
+
+    bytes, bits_per_element, encode_ms, loss: as in results.Point. ratio: its bytes over splitwire's, None where no
+    setting of splitwire's qualifies. certain: the upper bound of the loss is within the budget too.
+    """
+
+    family: str
+    setting: str
+    sends: Sends
+    bytes: float
+    bits_per_element: float
+    encode_ms: float
+    loss: Estimate
+    certain: bool
+    ratio: float | None
+
+
+class Missed(Struct, frozen=True, kw_only=True):
+    """A family without a setting within the budget. setting: the one that loses least."""
+
+    family: str
+    setting: str
+    sends: Sends
+    bytes: float
+    loss: Estimate
+
+
+class Comparison(Struct, frozen=True, kw_only=True):
+    """The answer for one pair, at one budget: `standings` by bytes, cheapest first; `verdict`: sentences."""
+
+    model: str
+    cut: str
+    images: int
+    figure: str
+    whole: Estimate
+    max_loss: float
+    default_op: str
+    standings: tuple[Standing, ...]
+    missed: tuple[Missed, ...]
+    verdict: tuple[str, ...]
+
+    def of(self, family: str) -> Standing | None:
+        """The standing of a family; None if it has none."""
+        return next((s for s in self.standings if s.family == family), None)
+
+
+def compare(evaluation: Evaluation, max_loss: float | None = None) -> Comparison:
+    """Per family the setting with the fewest bytes whose loss is at most `max_loss`, and what follows.
+
+    max_loss: of the main figure, in its own unit; None: the evaluation's budget, or USUAL_LOSS.
+    Raises UsageError for a negative one, or one of a share that is not below 1.
+    """
+    if max_loss is None:
+        max_loss = USUAL_LOSS if evaluation.max_loss is None else evaluation.max_loss
+    if not 0 <= max_loss < (1 if evaluation.figure in SHARES else math.inf):
+        raise UsageError(f"a loss of {max_loss:g} is out of range for {evaluation.figure}; write it as 1% or 0.01")
+    best: dict[str, Point] = {}
+    missed = []
+    for family, points in families(evaluation).items():
+        within = [p for p in points if p.loss.value <= max_loss + SLACK]
+        if within:
+            best[family] = min(within, key=lambda p: (p.bytes, p.loss.value))
+        else:
+            p = min(points, key=lambda p: (p.loss.value, p.bytes))
+            missed.append(Missed(family=family, setting=p.setting, sends=p.sends, bytes=p.bytes, loss=p.loss))
+    ours = best.get(OURS)
+    standings = [
+        Standing(
+            family=family,
+            setting=p.setting,
+            sends=p.sends,
+            bytes=p.bytes,
+            bits_per_element=p.bits_per_element,
+            encode_ms=p.encode_ms,
+            loss=p.loss,
+            certain=p.loss.high <= max_loss + SLACK,
+            ratio=None if ours is None else p.bytes / ours.bytes,
+        )
+        for family, p in best.items()
+    ]
+    standings.sort(key=lambda s: s.bytes)  # of equals ours is first: the sort is stable
+    missed.sort(key=lambda m: m.loss.value)
+    return Comparison(
+        model=evaluation.model,
+        cut=evaluation.cut,
+        images=evaluation.data.images,
+        figure=evaluation.figure,
+        whole=evaluation.whole[evaluation.figure],
+        max_loss=max_loss,
+        default_op=evaluation.default_op,
+        standings=tuple(standings),
+        missed=tuple(missed),
+        verdict=_verdict(evaluation, standings, missed, max_loss),
+    )
+
+
+def families(evaluation: Evaluation) -> dict[str, list[Point]]:
+    """Points by family, splitwire first, the others in the order of the results; bytes increase within each."""
+    grouped: dict[str, list[Point]] = {OURS: []}
+    for p in evaluation.points:
+        grouped.setdefault(p.family, []).append(p)
+    return {family: sorted(points, key=lambda p: p.bytes) for family, points in grouped.items() if points}
+
+
+def _verdict(
+    evaluation: Evaluation, standings: list[Standing], missed: list[Missed], max_loss: float
+) -> tuple[str, ...]:
+    """What a user should take from it, in sentences."""
+    figure = evaluation.figure
+    budget = loss_words(figure, max_loss)
+    ours = next((s for s in standings if s.family == OURS), None)
+    picture = next((s for s in standings if s.sends == "image"), None)
+    features = next((s for s in standings if s.sends == "features" and s.family != OURS), None)
+    said = []
+    if ours is None:
+        least = next((m for m in missed if m.family == OURS), None)
+        if least is not None:
+            said.append(
+                f"No operating point of splitwire stays within a loss of {budget}: the best, {least.setting}, "
+                f"loses {loss_words(figure, least.loss.value)}. Export more levels, or cut elsewhere."
+            )
+        if picture is not None and (features is None or picture.bytes < features.bytes):
+            said.append(
+                f"Sending the picture is the better choice here: {named(picture)} needs {count(picture.bytes)} bytes "
+                f"within the budget{_front_saved(evaluation)}."
+            )
+        elif features is not None:
+            said.append(f"{named(features)} needs the fewest bytes within the budget, {count(features.bytes)}.")
+        return tuple(said)
+    if picture is not None and picture.bytes < ours.bytes:
+        said.append(
+            f"Sending the picture is the better choice here: {named(picture)} needs {count(picture.bytes)} bytes where "
+            f"{named(ours)} needs {count(ours.bytes)}, within the same loss{_front_saved(evaluation)}."
+        )
+    elif picture is not None:
+        said.append(
+            f"{named(ours)} needs {count(ours.bytes)} bytes; the smallest picture within the same loss is "
+            f"{times(picture.bytes / ours.bytes)} as large ({named(picture)}, {count(picture.bytes)} bytes)."
+        )
+    elif any(m.sends == "image" for m in missed):
+        closest = min((m for m in missed if m.sends == "image"), key=lambda m: m.loss.value)
+        said.append(
+            f"No picture codec stays within a loss of {budget}; the closest, {named(closest)}, loses "
+            f"{loss_words(figure, closest.loss.value)}. {named(ours)} needs {count(ours.bytes)} bytes."
+        )
+    if features is not None and features.bytes < ours.bytes:
+        said.append(
+            f"Among features, {named(features)} needs fewer bytes than splitwire: {count(features.bytes)} against "
+            f"{count(ours.bytes)}, and takes {milliseconds(features.encode_ms)} ms to encode, against "
+            f"{milliseconds(ours.encode_ms)} ms."
+        )
+    elif features is not None:
+        said.append(
+            f"The next way to send features, {named(features)}, needs {times(features.bytes / ours.bytes)} the bytes "
+            f"({count(features.bytes)}) and takes {milliseconds(features.encode_ms)} ms to encode, against "
+            f"{milliseconds(ours.encode_ms)} ms."
+        )
+    if not ours.certain:
+        said.append(
+            f"On {evaluation.data.images:,} images the loss of {named(ours)} may be as high as "
+            f"{loss_words(figure, ours.loss.high)} (95 % interval)."
+        )
+    return tuple(said)
+
+
+def _front_saved(evaluation: Evaluation) -> str:
+    """The device's work that sending the picture saves, where it was measured."""
+    front = evaluation.stages.get("front")
+    return "" if front is None else f", and the device is spared the front ({milliseconds(front)} ms)"
+
+
+def named(contender: Point | Standing | Missed) -> str:
+    """Family and setting."""
+    return f"{contender.family} {contender.setting}".strip()
+
+
+def title(figure: str) -> str:
+    """What a figure is called on axes and in tables; a user's metric by its own name."""
+    return TITLES.get(figure, figure)
+
+
+def figure_words(figure: str, value: float) -> str:
+    """A figure as text: shares in per cent, KL in nats, a user's metric as it is."""
+    if not math.isfinite(value):
+        return "–"
+    if figure in SHARES:
+        return f"{100 * value:.2f} %"
+    return f"{value:.4f}" if figure == "kl" else f"{value:.4g}"
+
+
+def loss_words(figure: str, value: float) -> str:
+    """A loss as text: per cent points, to two decimals where it needs them; else in the figure's own unit."""
+    if figure not in SHARES:
+        return f"{value:.4g}"
+    rounded = round(100 * value, 2) + 0.0  # no negative zero
+    text = f"{rounded:.2f}"
+    return f"{text.rstrip('0').rstrip('.') if rounded == round(rounded) else text} %"
+
+
+def count(value: float) -> str:
+    """Bytes as text: with decimals only where they say something."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def milliseconds(value: float) -> str:
+    """Milliseconds as text, two or three significant digits."""
+    if not math.isfinite(value):
+        return "–"
+    return f"{value:,.0f}" if value >= 99.5 else f"{value:.1f}" if value >= 9.95 else f"{value:.3g}"
+
+
+def times(ratio: float) -> str:
+    """A ratio as text: 2.4×."""
+    return f"{ratio:,.0f}×" if ratio >= 99.5 else f"{ratio:.1f}×" if ratio >= 9.95 else f"{ratio:.2f}×"
+
+
+def parse_loss(text: str) -> float:
+    """A loss as the user writes it, "1%" or "0.01", as a number. Raises UsageError for anything else."""
+    stripped = text.strip()
+    try:
+        value = float(stripped.removesuffix("%")) / (100 if stripped.endswith("%") else 1)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise UsageError(f"a loss is such as 1% or 0.01, not {text!r}")
+    return value
+
+
+def evaluation_folder(path: Path) -> Path:
+    """The folder with the results: `path`, or evaluation/ in it. Raises UsageError if neither has any."""
+    for folder in (path, path / FOLDER):
+        if (folder / FILE).is_file():
+            return folder
+    raise UsageError(f"{path} holds no {FILE}, nor does {path / FOLDER}; make one with splitwire evaluate {path}")
