@@ -1,1 +1,79 @@
-"""What splitwire is compared with, one kind per module."""
+"""What splitwire is compared with, one kind per module.
+
+Everything encodes on one thread. Sizes beside the tensors (profile.sizes), where a pair has them, are counted for every
+contender that sends features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+from splitwire.codec.codec import FeatureCodec
+from splitwire.codec.errors import UsageError
+from splitwire.codec.profile import CodecProfile
+from splitwire.evaluation.contender import FeatureContender, ImageContender
+
+SPLITWIRE = "splitwire"
+PAPER_UNIFORM, PAPER_ECSQ = "paper, uniform", "paper, ECSQ"
+ZSTD = {level: f"zstd {level} of packed symbols" for level in (3, 19)}
+RAW = ("float32", "float16", "int8")
+HEVC, HEVC_SCREEN = "HEVC of features", "HEVC of features, screen"
+JPEG, WEBP, AVIF, HEVC_IMAGE = "JPEG", "WebP", "AVIF", "HEVC image"
+
+KEYS: dict[str, tuple[str, ...]] = {
+    "splitwire": (SPLITWIRE,),
+    "paper": (PAPER_UNIFORM, PAPER_ECSQ),
+    "zstd": tuple(ZSTD.values()),
+    "raw": RAW,
+    "hevc": (HEVC, HEVC_SCREEN),
+    "jpeg": (JPEG,),
+    "webp": (WEBP,),
+    "avif": (AVIF,),
+    "hevc-image": (HEVC_IMAGE,),
+}
+"""Short name, as `--contenders` takes it → families."""
+
+FAMILIES = tuple(family for families in KEYS.values() for family in families)
+"""Every family, in the order that tables and legends have them."""
+
+QUALITIES = {JPEG: (30, 50, 70, 85, 95), WEBP: (20, 40, 60, 80, 95), AVIF: (30, 45, 60, 75, 90)}
+
+
+def select(keys: Iterable[str]) -> tuple[str, ...]:
+    """The families of some short names, in the order of FAMILIES; splitwire's always. Raises UsageError."""
+    wanted = {SPLITWIRE}
+    for key in keys:
+        if key not in KEYS:
+            raise UsageError(f"there is no contender {key!r}; choose from {', '.join(KEYS)}")
+        wanted |= set(KEYS[key])
+    return tuple(f for f in FAMILIES if f in wanted)
+
+
+def feature_contenders(
+    profile: CodecProfile, *, families: Collection[str] = FAMILIES, detections: bool = False
+) -> list[FeatureContender]:
+    """Those that send features, in the order of FAMILIES. detections: the network is a detector (paper.py)."""
+    from .ours import Splitwire
+    from .packed import PackedZstd
+    from .paper import Paper
+    from .raw import Floats, Int8
+
+    codec = FeatureCodec(profile)
+    side = sum(8 * s.length for s in profile.size_specs)
+    ops = [p.name for p in profile.operating_points]
+    found: list[FeatureContender] = [Splitwire(codec, op, family=SPLITWIRE) for op in ops]
+    for family, constrained in ((PAPER_UNIFORM, False), (PAPER_ECSQ, True)):
+        mine = [op for op in ops if op.startswith("e") is constrained]
+        found += [Paper(profile, op, family=family, side=side, detections=detections) for op in mine]
+    for level, family in ZSTD.items():
+        found += [PackedZstd(profile, op, level, family=family, side=side) for op in ops]
+    found += [Floats(profile, "float32", side=side), Floats(profile, "float16", side=side), Int8(profile, side=side)]
+    return [c for c in found if c.family in families]
+
+
+def image_contenders(*, families: Collection[str] = FAMILIES) -> list[ImageContender]:
+    """Those that send the picture, in the order of FAMILIES."""
+    from .images import PillowImage
+
+    found: list[ImageContender] = [PillowImage(form, quality) for form, all_ in QUALITIES.items() for quality in all_]
+    return [c for c in found if c.family in families]
