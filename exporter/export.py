@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from .measure import PointMeasure
 from .names import Names
 from .options import Accept, BackPrecision, CodecMaker, Comparison, FrontPrecision, Half, check_precisions, choose
 from .plan import AUTO_LINK, DEFAULT_DEVICE, recommend_cut
-from .sensitivity import Option
+from .sensitivity import Kind, Option
 from .split import Halves, split
 
 LEVELS = (2, 3, 4, 6, 8)
@@ -40,6 +41,9 @@ AUTO = "auto"
 AUTO_IMAGES = 32
 """Calibration inputs that the automatic choice of the cut looks at."""
 
+Levels = Sequence[int | str]
+"""What `levels` takes: N for a uniform quantizer, "e<N>" for the entropy-constrained one of the same rate."""
+
 Network = torch.nn.Module | str | os.PathLike[str]
 """What can be exported: a module, or the path of an ONNX file."""
 
@@ -48,7 +52,7 @@ Network = torch.nn.Module | str | os.PathLike[str]
 class ExportResult:
     """front, back: the two files. profile: what was baked into both.
 
-    measures: one per operating point, in the profile's order. options: per tensor, the numbers of levels that the
+    measures: one per operating point, in the profile's order. options: per tensor, the quantizers that the
     operating points were chosen from. settled: after how many calibration images the clipping ranges stayed within 2 %
     and the code lengths within 1 % of where they ended; None if they still moved. torch_difference: largest relative
     difference between the ONNX graph and the torch module, None for ONNX files (the difference of the halves from the
@@ -81,7 +85,7 @@ def export_pair(
     input_shape: tuple[int, ...] | None = None,
     name: str | None = None,
     labels: Sequence[str] | None = None,
-    levels: Sequence[int] = LEVELS,
+    levels: Levels = LEVELS,
     default_op: str | None = None,
     images: int = LIMIT,
     front: FrontPrecision = "float32",
@@ -101,7 +105,8 @@ def export_pair(
     preprocessing: of image files; baked into the pair, the edge uses it too. None: as for ImageNet, with a note.
     input_shape: (1, C, H, W); for a module, and for an ONNX file that leaves the image size open. None reads it off
         an array of inputs or the crop of the preprocessing.
-    labels: class names, baked into the pair. levels: numbers of quantizer levels N, one operating point each, "n<N>".
+    labels: class names, baked into the pair. levels: one operating point each: a number of quantizer levels N makes
+        "n<N>", with uniform quantizers; "e<N>" the one with entropy-constrained quantizers that has its rate.
     default_op: name of the default operating point; None chooses by measurement (measure.py).
     front, back: what the halves compute in (precision.py). accept: asked for each one that is not float32, with its
         Comparison; a half that it refuses is written in float32. None accepts.
@@ -112,7 +117,7 @@ def export_pair(
     with it (checkpoint.py).
     """
     report = progress or _no_progress
-    points = _check_levels(levels, default_op)
+    kinds = _check_levels(levels, default_op)
     check_precisions(front, back)
     if cut != AUTO and (link is not None or device is not None):
         raise UsageError(f"a link or a device goes with cut='auto'; the cut is {cut!r}")
@@ -166,8 +171,8 @@ def export_pair(
     slopes = _slopes(halves.front, found.tensors)
     report("Split and verify", 1, 1)
 
-    maker = CodecMaker(specs=specs, slopes=slopes, points=points, default_op=default_op, progress=report)
-    with _checkpoint(folder, whole[0].digest, stream, preprocessing, images, points) as checkpoint:
+    maker = CodecMaker(specs=specs, slopes=slopes, kinds=kinds, default_op=default_op, progress=report)
+    with _checkpoint(folder, whole[0].digest, stream, preprocessing, images, kinds) as checkpoint:
         float32 = maker.make(*whole, stream, checkpoint=checkpoint)
         chosen, comparisons = choose(float32, maker, reopen, front=front, back=back, accept=accept)
         calibrated, measures = chosen.calibrated, chosen.measures
@@ -246,14 +251,29 @@ def _wanted_shape(
     return (1, 3, *preprocessing.crop) if preprocessing is not None else None
 
 
-def _check_levels(levels: Sequence[int], default_op: str | None) -> dict[str, int]:
-    """Name → N of the operating points. Raises UsageError."""
-    points = {f"n{n}": n for n in sorted(levels)}
-    if not points or len(points) != len(levels) or not all(2 <= n <= MAX_LEVELS for n in levels):
-        raise UsageError(f"levels must be different numbers from 2 to {MAX_LEVELS}, are {list(levels)}")
-    if default_op is not None and default_op not in points:
-        raise UsageError(f"default operating point {default_op!r} is not among {', '.join(points)}")
-    return points
+def _check_levels(levels: Levels, default_op: str | None) -> list[Kind]:
+    """The operating points to make, in their order. Raises UsageError."""
+    kinds = sorted(filter(None, map(_kind, levels)))
+    if not kinds or len(set(kinds)) != len(levels):
+        raise UsageError(
+            f"levels must be different numbers from 2 to {MAX_LEVELS}, or e2 to e{MAX_LEVELS} for entropy-constrained"
+            f" quantizers, are {list(levels)}"
+        )
+    names = [kind.name for kind in kinds]
+    if default_op is not None and default_op not in names:
+        raise UsageError(f"default operating point {default_op!r} is not among {', '.join(names)}")
+    return kinds
+
+
+def _kind(level: int | str) -> Kind | None:
+    """4 or "e4"; None for anything else."""
+    constrained = isinstance(level, str)
+    if isinstance(level, str):
+        if not re.fullmatch("e[0-9]{1,3}", level):
+            return None
+        level = level[1:]
+    n = int(level)
+    return Kind(levels=n, constrained=constrained) if 2 <= n <= MAX_LEVELS else None
 
 
 def _verify(model: Network, source: Source, halves: Halves, inputs: Float32Array) -> tuple[float, float | None]:
@@ -292,13 +312,13 @@ def _checkpoint(
     inputs: CalibrationInputs,
     preprocessing: Preprocessing | None,
     images: int,
-    points: dict[str, int],
+    kinds: Sequence[Kind],
 ) -> AbstractContextManager[Checkpoint | None]:
     """None for inputs that cannot be told to be the same the next time."""
     digest = inputs.digest()
     if digest is None:
         return nullcontext()
-    key = (version("splitwire"), msgspec.json.encode([preprocessing, images, points]), digest)
+    key = (version("splitwire"), msgspec.json.encode([preprocessing, images, [kind.name for kind in kinds]]), digest)
     return Checkpoint(folder, front_sha256, *key)
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import IO
 
 import onnx
-from google.protobuf.message import DecodeError
 
 from splitwire.codec.errors import ProfileError
 from splitwire.codec.profile import MAX_PROFILE_BYTES, METADATA_KEY, CodecProfile
@@ -52,7 +51,7 @@ def find_profile(path: Path) -> Place:
             if field == _METADATA_FIELD and kind == _BYTES and length <= 2 * MAX_PROFILE_BYTES:
                 try:
                     entry = onnx.StringStringEntryProto.FromString(file.read(length))
-                except DecodeError as e:
+                except Exception as e:  # protobuf's DecodeError, whose module has no types
                     raise _not_onnx(path) from e
                 if entry.key == METADATA_KEY:
                     return Place(path=path, start=start, end=end, profile=CodecProfile.from_json(entry.value))

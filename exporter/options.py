@@ -25,7 +25,7 @@ from .inference import MAX_MODEL_BYTES, Array, Float32Array, Graph, serialise, w
 from .inputs import CalibrationInputs, open_inputs
 from .measure import PointMeasure, Reference, choose_default, measure_points
 from .precision import float16_back, float16_by_hand, int8_front
-from .sensitivity import Option, design_points
+from .sensitivity import Kind, Option, design_points
 from .settling import Settling
 
 FrontPrecision = Literal["float32", "int8"]
@@ -80,13 +80,13 @@ class Candidate:
 class CodecMaker:
     """Calibrates, designs and measures the codec of a pair; the same for each pair of one cut.
 
-    specs: of the tensors. slopes: per tensor, as for the design. points: name → N. default_op: the caller's, None
-    chooses by measurement.
+    specs: of the tensors. slopes: per tensor, as for the design. kinds: one operating point each. default_op:
+    the caller's, None chooses by measurement.
     """
 
     specs: Sequence[TensorSpec]
     slopes: Sequence[float | None]
-    points: dict[str, int]
+    kinds: Sequence[Kind]
     default_op: str | None
     progress: Progress
 
@@ -104,13 +104,13 @@ class CodecMaker:
             front.graph,
             inputs,
             self.specs,
-            settling=Settling([*self.points.values()], self.slopes),
+            settling=Settling(sorted({kind.levels for kind in self.kinds}), self.slopes),
             progress=self.progress,
             checkpoint=checkpoint,
         )
         kept, graphs = calibrated.kept, (front.graph, back.graph)
         points, options = design_points(
-            *graphs, self.specs, calibrated.statistics, self.slopes, kept, self.points, self.progress
+            *graphs, self.specs, calibrated.statistics, self.slopes, kept, self.kinds, self.progress
         )
         measures = measure_points(*graphs, points, kept, self.progress, reference)
         return Candidate(

@@ -1,18 +1,21 @@
-"""Several tensors at the cut: how many levels each one gets at each operating point.
+"""The quantizers of the operating points; with several tensors at the cut, how many levels each one gets.
 
 One tensor is quantized while the others stay exact, and the back half shows what that does to the answers (damage.py).
 Damages of small independent changes nearly add up, so the best division of a number of bits is where every tensor
 would buy the same with its next bit: steps along the lower convex hulls of (bits, damage), the steepest first.
 Source: Shoham and Gersho 1988, bit allocation for an arbitrary set of quantizers.
+
+The division is found with uniform quantizers; an entropy-constrained point takes it over, with every tensor's rate.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from splitwire.codec.design import FeatureStatistics, design_operating_point
+from splitwire.codec.design import FeatureStatistics, design_entropy_constrained, design_operating_point
+from splitwire.codec.design.point import MAX_LEVELS
 from splitwire.codec.errors import ExportError
 from splitwire.codec.profile import OperatingPoint, TensorPoint, TensorSpec
 
@@ -27,15 +30,28 @@ INPUTS = 16
 """Inputs that the sensitivity is measured on: tensors differ by factors, not by percents."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Option:
-    """One tensor with N = `levels`.
-
-    bits: per image, expected. damage: of the answers, if only this tensor is quantized (damage.py); None for a single
-    tensor, where there is nothing to share.
-    """
+@dataclass(frozen=True, kw_only=True, order=True)
+class Kind:
+    """Of quantizer: uniform with `levels` levels; or, if `constrained`, the entropy-constrained one of its rate."""
 
     levels: int
+    constrained: bool = False
+
+    @property
+    def name(self) -> str:
+        """Of the operating point, and in reports: "n4" or "e4"."""
+        return f"{'e' if self.constrained else 'n'}{self.levels}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """One tensor with a quantizer of this kind.
+
+    bits: per image, expected. damage: of the answers, if only this tensor is quantized (damage.py); None for a single
+    tensor, where there is nothing to share, and for an entropy-constrained quantizer, which comes after the sharing.
+    """
+
+    kind: Kind
     point: TensorPoint
     bits: float
     damage: float | None = None
@@ -48,16 +64,16 @@ def design_points(
     statistics: Sequence[FeatureStatistics],
     slopes: Sequence[float | None],
     kept: Sequence[Float32Array],
-    points: dict[str, int],
+    kinds: Sequence[Kind],
     report: Progress,
 ) -> tuple[list[OperatingPoint], list[list[Option]]]:
     """The operating points, and per tensor the options that they were put together from.
 
-    points: name → N. With several tensors, point "n<N>" spends no more bits than N levels in every tensor would, on
-    the levels per tensor that do the least damage together.
+    kinds: of the points. With several tensors, point "n<N>" spends no more bits than N levels in every tensor would, on
+    the levels per tensor that do the least damage together; "e<N>" spends those of "n<N>", in every tensor as many.
     Raises ExportError for a tensor that no quantizer can be made for.
     """
-    wanted = sorted({*points.values(), *(FINER if len(specs) > 1 else ())})
+    wanted = sorted({*(kind.levels for kind in kinds), *(FINER if len(specs) > 1 else ())})
     options: list[list[Option]] = []
     for i, (spec, values, slope) in enumerate(zip(specs, statistics, slopes, strict=True)):
         options.append([])
@@ -66,19 +82,26 @@ def design_points(
             report("Design quantizers", i * len(wanted) + k + 1, len(specs) * len(wanted))
     if len(specs) > 1:
         options = _with_damage(front, back, options, kept, report)
+    chosen: list[list[Option]] = []
+    for kind in kinds:
+        uniform = [wanted.index(kind.levels)] * len(specs)
+        shared = share_bits(options, uniform) if len(specs) > 1 else uniform
+        chosen.append([own[k] for own, k in zip(options, shared, strict=True)])
+    constrained = [kind.constrained for kind in kinds]
+    refined = _refined(
+        [row for row, c in zip(chosen, constrained, strict=True) if c], specs, statistics, slopes, report
+    )
     designed = []
-    for name, n in points.items():
-        uniform = [wanted.index(n)] * len(specs)
-        chosen = share_bits(options, uniform) if len(specs) > 1 else uniform
-        taken = [own[k] for own, k in zip(options, chosen, strict=True)]
+    for kind, row in zip(kinds, chosen, strict=True):
+        taken = [found[o.kind.levels] for found, o in zip(refined, row, strict=True)] if kind.constrained else row
         designed.append(
             OperatingPoint(
-                name=name,
+                name=kind.name,
                 tensors=tuple(o.point for o in taken),
                 bits_per_element=sum(o.bits for o in taken) / sum(s.elements for s in specs),
             )
         )
-    return designed, options
+    return designed, [[*own, *found.values()] for own, found in zip(options, refined, strict=True)]
 
 
 def share_bits(options: Sequence[Sequence[Option]], start: Sequence[int]) -> list[int]:
@@ -131,14 +154,38 @@ def _damage(option: Option) -> float:
     return option.damage
 
 
-def _design(spec: TensorSpec, values: FeatureStatistics, slope: float | None, levels: int) -> Option:
+def _design(
+    spec: TensorSpec, values: FeatureStatistics, slope: float | None, levels: int, like: Option | None = None
+) -> Option:
+    """Uniform; or entropy-constrained, at the rate of `like`, the uniform one with so many levels."""
+    kind = Kind(levels=levels, constrained=like is not None)
     try:
-        point, bits = design_operating_point(levels=levels, statistics=values, slope=slope)
+        if like is None:
+            point, bits = design_operating_point(levels=levels, statistics=values, slope=slope)
+        else:
+            rate, most = like.bits / spec.elements, max(MAX_LEVELS, levels)
+            point, bits = design_entropy_constrained(bits=rate, statistics=values, slope=slope, max_levels=most)
     except ExportError as e:
         raise ExportError(f"tensor {spec.name!r}: {e}") from e
     except ValueError as e:
-        raise ExportError(f"no quantizer with {levels} levels can be made for tensor {spec.name!r}: {e}") from e
-    return Option(levels=levels, point=point, bits=bits * spec.elements)
+        raise ExportError(f"no quantizer {kind.name} can be made for tensor {spec.name!r}: {e}") from e
+    return Option(kind=kind, point=point, bits=bits * spec.elements)
+
+
+def _refined(
+    rows: Sequence[Sequence[Option]],
+    specs: Sequence[TensorSpec],
+    statistics: Sequence[FeatureStatistics],
+    slopes: Sequence[float | None],
+    report: Progress,
+) -> list[dict[int, Option]]:
+    """Per tensor, by the levels of the uniform quantizer: the entropy-constrained ones for the points `rows`."""
+    refined: list[dict[int, Option]] = [{} for _ in specs]
+    needed = {(i, option.kind.levels): option for row in rows for i, option in enumerate(row)}
+    for done, ((i, levels), like) in enumerate(sorted(needed.items(), key=lambda item: item[0])):
+        refined[i][levels] = _design(specs[i], statistics[i], slopes[i], levels, like)
+        report("Design entropy-constrained", done + 1, len(needed))
+    return refined
 
 
 def _with_damage(
@@ -154,7 +201,4 @@ def _with_damage(
     damages = iter(
         measure_damage(front, back, choices, some, lambda done: report("Measure sensitivity", done, len(some)))
     )
-    return [
-        [Option(levels=o.levels, point=o.point, bits=o.bits, damage=next(damages).total) for o in own]
-        for own in options
-    ]
+    return [[replace(o, damage=next(damages).total) for o in own] for own in options]

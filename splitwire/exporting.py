@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from splitwire.codec.device import DeviceProfile
     from splitwire.codec.profile import Preprocessing
     from splitwire.console import ProgressFn
-    from splitwire.exporter.export import ExportResult, Network
+    from splitwire.exporter.export import ExportResult, Levels, Network
     from splitwire.exporter.inputs import Calibration
     from splitwire.exporter.options import Accept, BackPrecision, FrontPrecision
 
@@ -31,7 +31,7 @@ def export(
     preprocessing: Preprocessing | None = None,
     input_shape: tuple[int, ...] | None = None,
     labels: Sequence[str] | None = None,
-    levels: Sequence[int] | None = None,
+    levels: Levels | None = None,
     default_op: str | None = None,
     images: int | None = None,
     front: FrontPrecision = "float32",
@@ -57,7 +57,8 @@ def export(
         catalogue says for this network; for a module or a file as for ImageNet, with a note.
     input_shape: (1, C, H, W). None: the catalogue's, else what the array or the preprocessing gives.
     labels: class names, baked into the pair.
-    levels: numbers of quantizer levels, one operating point each; (2, 3, 4, 6, 8) if None.
+    levels: one operating point each: a number of quantizer levels, or "e4" for the entropy-constrained quantizer with
+        the rate of 4 uniform levels (docs/codec.md); (2, 3, 4, 6, 8) if None.
     default_op: "n4", say; None chooses the cheapest that keeps the answers.
     front: "int8" quantizes the front half, on the same calibration. back: "float16" is for a back half on a GPU.
     accept: called as accept(comparison) for each half that is not float32, with what it gains and costs; where it

@@ -108,19 +108,28 @@ def test_json(model, tmp_path):
 def test_several_tensors(model, tmp_path):
     write_images(tmp_path / "images", 8)
     arguments = ("--cut", "layer1.1.bn2,layer1.0", "--data", tmp_path / "images", "--out", tmp_path / "out")
-    result = invoke(model, *arguments, "--levels", "2,4")
+    result = invoke(model, *arguments, "--levels", "2,4,e4")
     assert result.exit_code == 0, result.output
     assert "8×8×8 + 8×8×8 features, 4,096 bytes as float32" in result.stdout
     assert "tensors in the graph: " in result.stdout
     assert "…" not in result.stdout.replace(" … ", "")  # nothing is cut off at 80 columns
-    document = json.loads(invoke(model, *arguments, "--levels", "2,4", "--json").stdout)
-    assert [len(p["tensors"]) for p in document["points"]] == [2, 2]
+    document = json.loads(invoke(model, *arguments, "--levels", "2, 4, e4", "--json").stdout)
+    assert [p["op"] for p in document["points"]] == ["n2", "n4", "e4"]
+    assert [len(p["tensors"]) for p in document["points"]] == [2, 2, 2]
     for point in document["points"]:
         bits = sum(t["bits_per_element"] * 512 for t in point["tensors"])
         assert bits == pytest.approx(point["bits_per_element"] * 1024)
         assert point["bytes_per_image"] == pytest.approx(bits / 8)
-    assert [[o["levels"] for o in own] for own in document["sensitivity"]] == [[2, 4, 12, 16]] * 2
-    assert all(o["damage"] >= 0 for own in document["sensitivity"] for o in own)
+    for i, own in enumerate(document["sensitivity"]):
+        assert [o["quantizer"] for o in own[:4]] == ["n2", "n4", "n12", "n16"]
+        assert [o["levels"] for o in own[:4]] == [2, 4, 12, 16]
+        assert all(o["damage"] >= 0 for o in own[:4])
+        (refined,) = own[4:]  # of the quantizer that n4 has here
+        uniform, constrained = (point["tensors"][i] for point in document["points"][1:])
+        assert refined["quantizer"] == f"e{uniform['levels']}"
+        assert refined["levels"] == constrained["levels"]
+        assert refined["bits_per_image"] == pytest.approx(constrained["bits_per_element"] * 512)
+        assert constrained["bits_per_element"] <= uniform["bits_per_element"]
 
 
 def test_errors_pass_through(model, tmp_path):
@@ -128,6 +137,7 @@ def test_errors_pass_through(model, tmp_path):
     for arguments, message in (
         (("--cut", "layer7"), "nearest: layer2, layer1"),
         (("--cut", "layer1", "--levels", "2;4"), "--levels takes numbers"),
+        (("--cut", "layer1", "--levels", "2,e1"), r"levels must be different numbers .* are \[2, 'e1'\]"),
         (("--cut", "layer1", "--image-size", "99"), r"not \(1, 3, 99, 99\)"),
     ):
         result = invoke(model, "--data", tmp_path / "images", "--out", tmp_path / "out", *arguments)

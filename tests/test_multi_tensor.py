@@ -21,7 +21,7 @@ from splitwire.codec.quantizer import dequantize, quantize
 from splitwire.exporter import graph
 from splitwire.exporter.export import ExportResult, export_pair
 from splitwire.exporter.inference import serialise
-from splitwire.exporter.sensitivity import Option, share_bits
+from splitwire.exporter.sensitivity import Kind, Option, share_bits
 from splitwire.runtime_cloud.session import CloudSession
 from splitwire.runtime_edge.session import EdgeSession
 from splitwire.runtime_edge.transport import LoopbackTransport
@@ -224,7 +224,7 @@ def test_a_tensor_at_the_cut_that_is_an_output_comes_back_exact(tmp_path):
 def test_no_point_spends_more_than_its_uniform_levels_would(skip):
     elements = sum(t.elements for t in skip.profile.tensors)
     for point in skip.profile.operating_points:
-        uniform = sum(o.bits for own in skip.options for o in own if f"n{o.levels}" == point.name)
+        uniform = sum(o.bits for own in skip.options for o in own if o.kind.name == point.name)
         assert point.bits_per_element * elements <= uniform * (1 + 1e-9)
     assert [p.name for p in skip.profile.operating_points] == ["n2", "n3", "n4", "n6", "n8"]
 
@@ -258,7 +258,7 @@ def test_the_same_twice(skip, skip_file, tmp_path):
 
 
 def options(*pairs: tuple[float, float]) -> list[Option]:
-    return [Option(levels=i, point=None, bits=b, damage=d) for i, (b, d) in enumerate(pairs)]  # type: ignore[arg-type]
+    return [Option(kind=Kind(levels=i), point=None, bits=b, damage=d) for i, (b, d) in enumerate(pairs)]  # type: ignore[arg-type]
 
 
 def test_bits_go_where_they_save_most():

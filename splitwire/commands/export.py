@@ -48,7 +48,7 @@ def export(
     ] = None,
     weights: Annotated[str | None, typer.Option(help="Weights of the named network: a file, or torchvision's.")] = None,
     levels: Annotated[
-        str, typer.Option(help="Quantizer levels, one operating point each: 2 is the coarsest.")
+        str, typer.Option(help="Quantizer levels, one operating point each; e4: entropy-constrained, at the rate of 4.")
     ] = "2,3,4,6,8",
     images: Annotated[int | None, typer.Option(min=1, help="Most images to use.", show_default="512")] = None,
     image_size: Annotated[
@@ -113,11 +113,14 @@ def _asker(progress: Bar) -> Accept:
     return ask
 
 
-def _parse_levels(text: str) -> tuple[int, ...]:
+def _parse_levels(text: str) -> tuple[int | str, ...]:
+    parts = [part.strip() for part in text.split(",")]
     try:
-        return tuple(int(n) for n in text.split(","))
+        return tuple(part if part.startswith("e") else int(part) for part in parts)
     except ValueError:
-        raise UsageError(f"--levels takes numbers with commas between them, as in 2,3,4; got {text!r}") from None
+        raise UsageError(
+            f"--levels takes numbers, or e and a number, with commas between them, as in 2,3,4,e4; got {text!r}"
+        ) from None
 
 
 def _document(result: ExportResult) -> dict[str, Any]:
@@ -162,7 +165,16 @@ def _document(result: ExportResult) -> dict[str, Any]:
         ],
         "task": result.measures[0].task,
         "sensitivity": [
-            [{"levels": o.levels, "bits_per_image": o.bits, "damage": o.damage} for o in own] for own in result.options
+            [
+                {
+                    "quantizer": o.kind.name,
+                    "levels": len(o.point.quantizer.levels),
+                    "bits_per_image": o.bits,
+                    "damage": o.damage,
+                }
+                for o in own
+            ]
+            for own in result.options
         ],
         "comparisons": [dataclasses.asdict(c) for c in result.comparisons],
         "skipped": [{"path": s.path, "reason": s.reason} for s in result.skipped],
@@ -174,7 +186,7 @@ def _bits(result: ExportResult, point: OperatingPoint) -> list[float]:
     """Bits per element of each tensor at a point."""
     found = []
     for spec, tensor, own in zip(result.profile.tensors, point.tensors, result.options, strict=True):
-        found.append(next(o.bits for o in own if o.levels == len(tensor.quantizer.levels)) / spec.elements)
+        found.append(next(o.bits for o in own if o.point is tensor) / spec.elements)
     return found
 
 

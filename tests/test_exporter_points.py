@@ -1,14 +1,16 @@
-"""bake.write_default: another default operating point for a pair that is there, in both files or in neither."""
+"""Operating points: entropy-constrained ones, and bake.write_default, another default for a pair that is there."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
 from exporter_helpers import DISK_FAULTS, SHAPE, disk_full, inputs, network
 
+from splitwire.codec.codec import FeatureCodec
 from splitwire.codec.errors import FingerprintMismatch, ProfileError, UsageError
 from splitwire.codec.profile import CodecProfile
 from splitwire.exporter import bake, graph
@@ -30,6 +32,31 @@ def export(model, out, **options):
 
 def files(folder: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+
+
+def test_entropy_constrained_points_have_the_rate_and_less_error(model, tmp_path):
+    result = export(model, tmp_path, calibration=inputs(64), levels=("e4", 2, 4, "e2"))
+    profile = result.profile
+    assert [p.name for p in profile.operating_points] == ["n2", "e2", "n4", "e4"]
+    assert [[o.kind.name for o in own] for own in result.options] == [["n2", "n4", "e2", "e4"]]
+    front = ort.InferenceSession(result.front, providers=["CPUExecutionProvider"])
+    features = front.run([t.name for t in profile.tensors], {front.get_inputs()[0].name: inputs(64)})
+    codec = FeatureCodec(profile)
+    figures = {}
+    for point in profile.operating_points:
+        frame = codec.encode(features, op=point.name)
+        error = np.square(codec.decode(frame).tensors[0] - features[0]).mean()
+        figures[point.name] = len(frame), error
+        assert 8 * len(frame) / features[0].size == pytest.approx(point.bits_per_element, rel=0.05)  # with heads
+    for uniform, constrained in (("n2", "e2"), ("n4", "e4")):
+        assert figures[constrained][0] <= 1.02 * figures[uniform][0]
+        assert figures[constrained][1] < 0.9 * figures[uniform][1]
+    # the uniform points are those that an export without the others makes
+    alone = export(model, tmp_path / "alone", calibration=inputs(64)).profile
+    assert [p.tensors for p in profile.operating_points[0:3:2]] == [p.tensors for p in alone.operating_points]
+
+
+# Another default
 
 
 def profile_of(path: Path) -> CodecProfile:
