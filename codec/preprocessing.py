@@ -8,6 +8,8 @@ Source: torchvision.transforms.functional `resize`, `center_crop`, `pil_to_tenso
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,23 +26,33 @@ Float32Array = NDArray[np.float32]
 
 
 def apply(image: Image.Image, p: Preprocessing) -> Float32Array:
-    """Resize, centre crop, scale to [0, 1] and normalise `image` as `p` says.
+    """Resize, centre crop, scale to [0, 1] and normalise `image` as `p` says: `normalise(view(image, p), p)`.
 
     image: any PIL mode of 8 bits per channel; converted to RGB. Returns (3, *p.crop) float32, C-contiguous.
     Raises UsageError if the resized or padded image would hold more pixels than Pillow's decompression-bomb limit
     (a 1×60000 picture resized to 256 would need 4 GPixel), or if the image data is damaged.
     """
+    return normalise(view(image, p), p)
+
+
+def view(image: Image.Image, p: Preprocessing) -> Image.Image:
+    """What the network sees of `image`: resized and cropped, RGB of p.crop, not yet normalised. Raises like `apply`."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):  # converted, they would be white nearly everywhere
         raise UsageError(f"image has mode {image.mode!r}, expected 8 bits per channel; convert it to 8 bits first")
     try:
         rgb = image if image.mode == "RGB" else image.convert("RGB")
         if p.resize is not None:
             rgb = _resize(rgb, p.resize, p.interpolation)
-        rgb = _center_crop(rgb, p.crop)
-        pixels = np.asarray(rgb, dtype=np.uint8)
+        cropped = _center_crop(rgb, p.crop)
+        cropped.load()  # a crop is lazy, and so is a file
     except (OSError, SyntaxError, ValueError, MemoryError) as e:  # what Pillow raises while it decodes a damaged file
         raise UsageError(f"image cannot be decoded: {e}") from e
-    x = np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype=np.float32)
+    return cropped
+
+
+def normalise(view: Image.Image, p: Preprocessing) -> Float32Array:
+    """An RGB picture of p.crop, as `view` makes it, as network input: (3, *p.crop) float32, C-contiguous."""
+    x = np.ascontiguousarray(np.asarray(view, dtype=np.uint8).transpose(2, 0, 1), dtype=np.float32)
     x /= np.float32(255)
     x -= np.array(p.mean, dtype=np.float32)[:, None, None]
     x /= np.array(p.std, dtype=np.float32)[:, None, None]
@@ -52,11 +64,18 @@ def load(path: str | Path, p: Preprocessing) -> Float32Array:
 
     Raises UsageError, naming the file, if it is missing, not an image, damaged, or over Pillow's pixel limit.
     """
+    with opened(path) as image:
+        return apply(image, p)
+
+
+@contextmanager
+def opened(path: str | Path) -> Iterator[Image.Image]:
+    """The image file `path`. Whatever is wrong with it, found now or inside, is a UsageError that names the file."""
     from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(path) as image:
-            return apply(image, p)
+            yield image
     except UsageError as e:
         raise UsageError(f"{path}: {e}") from e
     except FileNotFoundError as e:
@@ -69,9 +88,30 @@ def load(path: str | Path, p: Preprocessing) -> Float32Array:
         raise UsageError(f"{path}: image cannot be read: {e}") from e
 
 
+def placement(size: tuple[int, int], p: Preprocessing) -> tuple[float, float, float, float]:
+    """Where a picture lies in the network's view: its point (x, y) is at (x·scale_x + shift_x, y·scale_y + shift_y).
+
+    size: (width, height) of the picture, as PIL has it. Returns (scale_x, scale_y, shift_x, shift_y), in pixels.
+    """
+    resized = size if p.resize is None else _resized(size, p.resize)
+    shift = []
+    for length, wanted in zip(resized, reversed(p.crop), strict=True):
+        before = max(wanted - length, 0) // 2  # padding, as in _center_crop, then the crop
+        shift.append(before - round((max(length, wanted) - wanted) / 2.0))
+    return resized[0] / size[0], resized[1] / size[1], float(shift[0]), float(shift[1])
+
+
+def _resized(size: tuple[int, int], wanted: int | tuple[int, int]) -> tuple[int, int]:
+    """(width, height) after resizing: the shorter side → `wanted`, the longer → int(wanted · long / short), which is
+    torchvision's rounding; or both sides, of (height, width)."""
+    if isinstance(wanted, tuple):
+        return wanted[1], wanted[0]
+    w, h = size
+    stretched = int(wanted * max(w, h) / min(w, h))
+    return (wanted, stretched) if w <= h else (stretched, wanted)
+
+
 def _resize(image: Image.Image, size: int | tuple[int, int], interpolation: str) -> Image.Image:
-    """Shorter side → `size` pixels, longer side → int(size · long / short), torchvision's rounding; or both sides, to
-    (height, width)."""
     from PIL import Image
 
     modes = {
@@ -80,11 +120,7 @@ def _resize(image: Image.Image, size: int | tuple[int, int], interpolation: str)
         "bicubic": Image.Resampling.BICUBIC,
     }
     w, h = image.size
-    if isinstance(size, tuple):
-        new_h, new_w = size
-    else:
-        stretched = int(size * max(w, h) / min(w, h))
-        new_w, new_h = (size, stretched) if w <= h else (stretched, size)
+    new_w, new_h = _resized((w, h), size)
     if (new_w, new_h) == (w, h):
         return image
     _check_pixels(new_w, new_h, f"resized from {w}x{h}")

@@ -109,7 +109,7 @@ def run(out: Path, weights: str | None, progress: ProgressFn) -> PhotosSummary:
                     bytes_sent=answer.bytes_sent,
                     bits_per_element=answer.bits_per_element,
                     packed_zstd_bytes=packed_zstd_bytes(features, point.tensors[0].quantizer),
-                    jpeg_bytes=len(jpeg(network_view(image, how))),
+                    jpeg_bytes=len(jpeg(preprocessing.view(image, how))),
                     ms={stage: getattr(answer.timings, stage) for stage in STAGES},
                 )
             )
@@ -148,12 +148,3 @@ def calibration_inputs(how: Preprocessing) -> Inputs:
             x, y = (int(rng.integers(0, length - side + 1)) for length in image.size)
             inputs.append(preprocessing.apply(image.crop((x, y, x + side, y + side)), how))
     return np.stack(inputs)
-
-
-def network_view(image: Image.Image, how: Preprocessing) -> Image.Image:
-    """The pixels that the network sees: resized and cropped as the preprocessing says, not normalised."""
-    plain = Preprocessing(
-        crop=how.crop, resize=how.resize, interpolation=how.interpolation, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)
-    )
-    pixels = preprocessing.apply(image, plain).transpose(1, 2, 0)
-    return Image.fromarray(np.rint(pixels * 255).astype(np.uint8))
