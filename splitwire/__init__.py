@@ -2,6 +2,7 @@
 
     splitwire.export(model, cut=…, calibration=…)   make front.onnx and back.onnx              [export]
     splitwire.plan(model, device=…, link=…)         compare the cuts, recommend one             [export]
+    splitwire.evaluate(folder, data)                accuracy against bytes                     [report]
     splitwire.EdgeSession                           run the front, send frames                 [edge]
     splitwire.CloudSession                          take frames, run the back                  [cloud]
     splitwire.FeatureCodec                          the codec alone: arrays in, bytes out
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from splitwire.codec.codec import FeatureCodec
     from splitwire.codec.errors import SplitwireError
     from splitwire.codec.profile import CodecProfile
+    from splitwire.evaluation.run import evaluate
     from splitwire.exporting import export
     from splitwire.planning import plan
     from splitwire.runtime_cloud.session import CloudSession
@@ -34,6 +36,7 @@ _HOME = {
     "HttpTransport": "splitwire.runtime_edge.transport",
     "LoopbackTransport": "splitwire.runtime_edge.transport",
     "SplitwireError": "splitwire.codec.errors",
+    "evaluate": "splitwire.evaluation.run",
     "export": "splitwire.exporting",
     "plan": "splitwire.planning",
 }
@@ -46,6 +49,7 @@ __all__ = [
     "HttpTransport",
     "LoopbackTransport",
     "SplitwireError",
+    "evaluate",
     "export",
     "plan",
 ]

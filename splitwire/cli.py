@@ -14,7 +14,7 @@ from rich.markup import escape
 
 from splitwire import __version__
 from splitwire.codec.errors import SplitwireError
-from splitwire.commands import cloud, demo, edge, export, models, plan, warmup
+from splitwire.commands import cloud, compare, demo, edge, evaluate, export, models, plan, warmup
 from splitwire.console import err
 
 MODULES = {
@@ -22,6 +22,7 @@ MODULES = {
     "cloud": ("starlette", "uvicorn", "anyio"),
     "export": ("torch", "torchvision", "onnx", "onnx_ir", "onnxscript", "scipy", "safetensors"),
     "demo": ("matplotlib", "zstandard", "skimage"),
+    "report": ("bjontegaard", "jinja2", "pycocotools", "av"),
 }
 """Extra of the distribution → the modules that it brings and a command may miss."""
 
@@ -40,6 +41,8 @@ app.add_typer(cloud_app, name="cloud")
 
 app.command()(export.export)
 app.command()(plan.plan)
+app.command()(evaluate.evaluate)
+app.command()(compare.compare)
 app.command()(models.models)
 app.command()(demo.demo)
 app.command()(warmup.warmup)

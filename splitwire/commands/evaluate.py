@@ -1,0 +1,174 @@
+"""`splitwire evaluate`: accuracy against bytes of an exported pair, beside what a user would send instead."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from splitwire.console import err, out, print_json, progress_bar
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from splitwire.evaluation.results import Estimate, Evaluation
+
+SHOWN_SKIPPED = 5
+PASSED_OVER = ("tensors", "designs", "disagreements")
+"""Parts of results.json that `--json` leaves out: long, and for the report."""
+
+
+def evaluate(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with front.onnx and back.onnx.")],
+    data: Annotated[
+        Path,
+        typer.Option(help="Folder with one folder per class, or of pictures; COCO .json; .npz; .txt list of pictures."),
+    ],
+    annotations: Annotated[
+        Path | None, typer.Option(help="COCO .json, where --data is the folder of its pictures.")
+    ] = None,
+    to: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the report.", show_default="DIR/evaluation")
+    ] = None,
+    max_loss: Annotated[
+        str | None, typer.Option(help="1% or 0.01 of the main figure: choose the default operating point by it.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Most images to use, evenly spread.")] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="module:function of yours in place of Top-1 or mAP; higher is better.")
+    ] = None,
+    contenders: Annotated[
+        str | None,
+        typer.Option(help="With commas between: paper, zstd, raw, hevc, jpeg, webp, avif, hevc-image.", show_default="all"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of the table.")] = False,
+) -> None:
+    """Measure accuracy against bytes on your images, for this pair and for what you would send instead."""
+    from splitwire.evaluation.compare import FOLDER, parse_loss
+
+    budget = None if max_loss is None else parse_loss(max_loss)
+    keys = None if contenders is None else [key.strip() for key in contenders.split(",") if key.strip()]
+    from splitwire.evaluation.run import evaluate as run
+
+    try:
+        with progress_bar(not as_json) as progress:
+            evaluation = run(
+                directory,
+                data,
+                annotations=annotations,
+                out=to,
+                max_loss=budget,
+                limit=limit,
+                metric=metric,
+                contenders=keys,
+                progress=progress,
+            )
+    except KeyboardInterrupt:
+        err.print("interrupted; the same command goes on after the last finished batch", markup=False)
+        raise typer.Exit(130) from None
+    folder = directory / FOLDER if to is None else to
+    if as_json:
+        print_json(_document(evaluation, folder))
+    else:
+        _show(evaluation, folder)
+
+
+def _document(evaluation: Evaluation, folder: Path) -> dict[str, Any]:
+    """What `--json` prints."""
+    import msgspec
+
+    from splitwire.evaluation.report import FILE as REPORT
+    from splitwire.evaluation.results import FILE
+
+    document = msgspec.to_builtins(evaluation)
+    for part in PASSED_OVER:
+        del document[part]
+    return {"results": str(folder / FILE), "report": str(folder / REPORT), **document}
+
+
+def _show(e: Evaluation, folder: Path) -> None:
+    from splitwire.evaluation.compare import milliseconds, title
+    from splitwire.evaluation.report import FILE as REPORT
+
+    _say(f"{e.model} cut after {e.cut}: {e.data.images:,} images, {e.elements:,} elements at the cut")
+    _say(f"whole network: {_figure(e.figure, e.whole[e.figure])} {title(e.figure)}")
+    out.print(_points(e))
+    _say("bytes, bits per element at the cut and encode ms of one image, on one core; of a picture the codec alone.")
+    _say(f"{title(e.figure)}, and what is lost of it against the whole network, with 95 % intervals; * default")
+    stages = ", ".join(f"{name} {milliseconds(ms)}" for name, ms in e.stages.items())
+    _say(f"ms per image at {e.default_op}, each stage on one core: {stages}")
+    for _, reason in e.data.skipped[:SHOWN_SKIPPED]:
+        err.print(f"skipped: {reason}", markup=False, soft_wrap=True)
+    if len(e.data.skipped) > SHOWN_SKIPPED:
+        err.print(f"skipped: {len(e.data.skipped) - SHOWN_SKIPPED} more, all of them in the report")
+    for note in e.notes:
+        err.print(f"note: {note}", markup=False, soft_wrap=True)
+    if e.max_loss is not None:
+        _say(_choice(e, e.max_loss))
+    _say(f"report: {folder / REPORT}")
+
+
+def _choice(e: Evaluation, max_loss: float) -> str:
+    """What became of --max-loss."""
+    from splitwire.evaluation.choose import choose
+    from splitwire.evaluation.compare import count, loss_words
+
+    choice = choose(e.points, max_loss)
+    budget = loss_words(e.figure, max_loss)
+    if choice.chosen is None:
+        near = choice.nearest
+        return (
+            f"no operating point loses at most {budget} for sure; nearest: {near.setting}, up to"
+            f" {loss_words(e.figure, near.loss.high)}; the default stays {e.default_op}. More images make the interval"
+            " narrower, more levels (splitwire export --levels) lose less"
+        )
+    p = choice.chosen
+    return (
+        f"chosen for a loss of at most {budget}: {p.setting}, {count(p.bytes)} bytes an image, which loses"
+        f" {loss_words(e.figure, p.loss.value)}, and up to {loss_words(e.figure, p.loss.high)}; now the default in both"
+        " graphs"
+    )
+
+
+def _points(e: Evaluation) -> Table:
+    """One row per contender and setting."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from splitwire.evaluation.compare import OURS, count, milliseconds
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("point", no_wrap=True)
+    for heading in ("bytes", "bits/el", "encode ms", e.figure, "loss"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for p in e.points:
+        default = p.family == OURS and p.setting == e.default_op
+        table.add_row(
+            escape(p.name) + (" *" if default else ""),
+            count(p.bytes),
+            f"{p.bits_per_element:.3f}",
+            milliseconds(p.encode_ms),
+            _figure(e.figure, p.figures[e.figure]),
+            _loss(e.figure, p.loss),
+            style="bold" if default else None,
+        )
+    return table
+
+
+def _figure(figure: str, x: Estimate) -> str:
+    from splitwire.evaluation.compare import figure_words
+
+    low, high = (figure_words(figure, v).removesuffix(" %") for v in (x.low, x.high))
+    return f"{figure_words(figure, x.value)} ({low} … {high})"
+
+
+def _loss(figure: str, x: Estimate) -> str:
+    from splitwire.evaluation.compare import loss_words
+
+    low, high = (loss_words(figure, v).removesuffix(" %") for v in (x.low, x.high))
+    return f"{loss_words(figure, x.value)} ({low} … {high})"
+
+
+def _say(text: str) -> None:
+    out.print(text, markup=False, soft_wrap=True)

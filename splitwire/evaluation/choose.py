@@ -1,0 +1,42 @@
+"""The operating point for a budget of loss: the cheapest that is within it for sure, as far as the images can tell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from msgspec import Struct
+
+from splitwire.codec.errors import UsageError
+
+from .compare import OURS, SHARES, SLACK
+from .results import Point
+
+
+class Choice(Struct, frozen=True, kw_only=True):
+    """chosen: the cheapest operating point whose upper bound of the loss is within the budget; None if there is none.
+
+    nearest: the one with the lowest upper bound.
+    """
+
+    chosen: Point | None
+    nearest: Point
+
+
+def choose(points: Sequence[Point], max_loss: float) -> Choice:
+    """Among splitwire's own of `points`, of which there must be one.
+
+    max_loss: of the main figure, in its own unit. What counts is the upper end of the 95 % interval of the loss: fewer
+    images make it wider, and the choice more careful.
+    """
+    ours = [p for p in points if p.family == OURS]
+    within = [p for p in ours if p.loss.high <= max_loss + SLACK]
+    return Choice(
+        chosen=min(within, key=lambda p: (p.bytes, p.loss.high), default=None),
+        nearest=min(ours, key=lambda p: (p.loss.high, p.bytes)),
+    )
+
+
+def check_budget(max_loss: float, figure: str) -> None:
+    """Before hours are spent on it. Raises UsageError for what cannot be a loss of this figure."""
+    if not 0 <= max_loss < (1 if figure in SHARES else float("inf")):
+        raise UsageError(f"a loss of {max_loss:g} is out of range for {figure}; write it as 1% or 0.01")

@@ -1,0 +1,321 @@
+"""`splitwire evaluate`: a pair and images → accuracy against bytes, for splitwire and what it competes with.
+
+Everything is measured on the same images in one run. The whole network is back(front(x)) with no codec between, which
+the exporter has verified to be the network that it was given.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.util
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from splitwire.codec.errors import SplitwireError, UsageError
+from splitwire.console import ProgressFn
+from splitwire.exporter.bake import write_default
+from splitwire.models.fashion import write_atomically
+
+from .bootstrap import intervals
+from .choose import check_budget, choose
+from .compare import FOLDER, OURS
+from .contender import FeatureContender, ImageContender
+from .contenders import KEYS, feature_contenders, image_contenders, select
+from .data import Dataset, open_data
+from .features import describe, designs
+from .measure import WHOLE, Measurement, Reader, Sample, first_answer, label, received, take_sample, thumbnail
+from .pair import Pair
+from .report import write_report
+from .results import FILE, Data, Disagreement, Estimate, Evaluation, Point, Sends
+from .stages import machine, time_stages, versions
+from .store import Batch, Store
+from .tasks import Outcome, Scored, is_detector, make_task
+
+SHOWN_DISAGREEMENTS = 24
+NEEDED = ("bjontegaard", "jinja2", "matplotlib")
+"""By the report."""
+
+FORMAT = 1
+"""Of what the store keeps: another number when it, or what a figure means, changes."""
+
+
+def evaluate(
+    folder: str | os.PathLike[str],
+    data: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Dataset,
+    *,
+    annotations: str | os.PathLike[str] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    max_loss: float | None = None,
+    limit: int | None = None,
+    metric: str | None = None,
+    contenders: Sequence[str] | None = None,
+    progress: ProgressFn | None = None,
+) -> Evaluation:
+    """Measure accuracy against bytes for the pair in `folder`, and for what a user would send instead.
+
+    data: what `open_data` takes (an ImageFolder, pictures without labels, a COCO JSON, an .npz), or a Dataset.
+    annotations: the COCO JSON where `data` is the folder of its pictures.
+    out: folder of results.json, results.csv, report.html and plots/; FOLDER/evaluation if None.
+    max_loss: of the main figure, in its own unit (0.01: one per cent point of Top-1). The cheapest operating point
+        whose upper 95 % bound of the loss is within it becomes the default of both graphs; their fingerprint stays. If
+        there is none, nothing is changed, and the result's `chosen` is None.
+    limit: most images to use, evenly spread. metric: "module:function" (docs/evaluate.md).
+    contenders: short names, as contenders.KEYS has them; None for all. splitwire's own points are always measured.
+    progress: called as progress(stage, done, total).
+
+    What has been measured is kept in `out` until the results are there: after an interruption, a kill too, the same
+    call goes on, and ends with the same figures. Writes the results and the report.
+    Raises UsageError, ProfileError, FingerprintMismatch, NonFiniteFeatures, ShapeMismatch, DeviceError.
+    """
+    _check_installed()
+    tell: ProgressFn = progress or (lambda stage, done, total: None)
+    families = select(KEYS if contenders is None else contenders)
+    pair = Pair(Path(folder))
+    target = Path(folder) / FOLDER if out is None else Path(out)
+    detections = is_detector(pair.outputs)
+    dataset = _opened(data, pair, annotations=annotations, limit=limit, detections=detections, metric=metric)
+    first = first_answer(pair, dataset)
+    task = make_task(first, dataset, batch=1, labels=pair.profile.labels, metric=metric)
+    if max_loss is not None:
+        check_budget(max_loss, task.main)
+    what = Measurement(
+        pair=pair,
+        data=dataset,
+        task=task,
+        features=feature_contenders(pair.profile, families=families, detections=detections),
+        images=image_contenders(families=families) if dataset.pictures else [],
+    )
+    store = Store(target, *_key(what, metric))
+    try:
+        sample = take_sample(pair, dataset, lambda done, total: tell("Sample the features", done, total))
+        batches = _measured(what, sample, store, tell)
+    except BaseException as e:
+        # an error of ours comes again, unless what the figures depend on changes; an interrupted run goes on
+        if isinstance(e, SplitwireError) or store.empty:
+            store.abandon()
+        raise
+    whole, points = _points(what, batches, tell)
+    choice = None if max_loss is None else choose(points, max_loss)
+    chosen = choice.chosen.setting if choice is not None and choice.chosen is not None else None
+    if chosen is not None:
+        write_default(pair.folder, chosen)
+    default = chosen or pair.profile.default_op
+    tell("Time the stages", 0, 1)
+    stages = time_stages(pair.folder, dataset, default)
+    tell("Time the stages", 1, 1)
+    skipped = tuple(s for b in batches for s in b.skipped)
+    evaluation = Evaluation(
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        command=_command(
+            folder,
+            data if isinstance(data, (str, os.PathLike)) else dataset.source,
+            {
+                "annotations": annotations,
+                "out": out,
+                "max-loss": max_loss,
+                "limit": limit,
+                "metric": metric,
+                "contenders": contenders,
+            },
+        ),
+        machine=machine(),
+        model=pair.profile.model,
+        cut=pair.profile.cut,
+        fingerprint=pair.fingerprint.hex(),
+        elements=pair.elements,
+        task=task.kind,
+        figure=task.main,
+        data=Data(
+            source=dataset.source,
+            images=sum(len(b.images) for b in batches),
+            labelled=dataset.labelled,
+            digest=dataset.digest,
+            skipped=skipped,
+        ),
+        whole=whole,
+        points=points,
+        default_op=default,
+        max_loss=max_loss,
+        chosen=chosen,
+        stages=stages,
+        tensors=describe(sample.features, pair.profile),
+        designs=tuple(designs(pair.profile)),
+        disagreements=tuple(_disagreements(what, batches, default)),
+        notes=tuple(_notes(what, len(sample.features), len(skipped))),
+    )
+    tell("Write the report", 0, 1)
+    _write(evaluation, target)
+    tell("Write the report", 1, 1)
+    store.remove()
+    return evaluation
+
+
+def _check_installed() -> None:
+    """Raise ModuleNotFoundError for what the report needs: now, not when hours of measuring are done."""
+    for name in NEEDED:
+        if importlib.util.find_spec(name) is None:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+def _opened(
+    data: Any, pair: Pair, *, annotations: Any, limit: int | None, detections: bool, metric: str | None
+) -> Dataset:
+    """The dataset: given, or found at the paths."""
+    if not isinstance(data, (str, os.PathLike, list, tuple)):
+        return data
+    paths = [Path(p) for p in data] if isinstance(data, (list, tuple)) else Path(data)
+    return open_data(
+        paths,
+        pair.profile,
+        pair.input_shape,
+        annotations=None if annotations is None else Path(annotations),
+        limit=limit,
+        detections=detections,
+        custom=metric is not None,
+    )
+
+
+def _key(what: Measurement, metric: str | None) -> list[str | bytes]:
+    """Everything that the figures depend on."""
+    contenders = [f"{label(c)} -> {received(c)}" for c in (*what.features, *what.images)]
+    settings = [FORMAT, what.pair.batch, what.task.kind, what.task.main, contenders, metric, versions()]
+    source = b"" if metric is None else _source_of(metric)
+    return [what.pair.fingerprint, what.data.digest, msgspec.json.encode(settings), source]
+
+
+def _source_of(metric: str) -> bytes:
+    """The file that a metric is in, so that an edited one is not mixed with figures of before; b"" if it has none."""
+    file = getattr(sys.modules.get(metric.partition(":")[0]), "__file__", None)
+    return Path(file).read_bytes() if file is not None else b""
+
+
+def _measured(what: Measurement, sample: Sample, store: Store, tell: ProgressFn) -> list[Batch]:
+    """All batches: those that an earlier run has left, and the others now."""
+    found = [store.load(i) for i in range(len(what.batches))]
+    if None in found:
+        what.fit(sample, lambda done, total: tell("Prepare the contenders", done, total))
+    total = len(what.data) * what.passes
+    batches = []
+    done = 0
+
+    def tick(images: int) -> None:
+        nonlocal done
+        done += images
+        tell("Images × contenders", done, total)
+
+    for i, (positions, kept) in enumerate(zip(what.batches, found, strict=True)):
+        batches.append(kept if kept is not None else what.batch(positions, tick))
+        if kept is None:
+            store.save(i, batches[i])
+        done = positions.stop * what.passes
+        tick(0)
+    return batches
+
+
+def _scored(what: Measurement, batches: Sequence[Batch], key: str) -> Scored:
+    return what.task.scored([o for b in batches for o in _outcomes(b, key)])
+
+
+def _outcomes(batch: Batch, key: str) -> list[Outcome]:
+    return msgspec.msgpack.decode(batch.outcomes[key], type=list[Outcome]) if batch.images else []
+
+
+def _points(
+    what: Measurement, batches: Sequence[Batch], tell: ProgressFn
+) -> tuple[dict[str, Estimate], tuple[Point, ...]]:
+    """Figures of the whole network, and every contender's point."""
+    reference = _scored(what, batches, WHOLE)
+    whole, _ = intervals(reference, reference, what.task.main)
+    keys = dict.fromkeys(received(c) for c in (*what.features, *what.images))
+    estimates: dict[str, tuple[dict[str, Estimate], Estimate]] = {}
+    for key in keys:
+        tell("Confidence intervals", len(estimates), len(keys))
+        estimates[key] = intervals(reference, _scored(what, batches, key), what.task.main)
+    tell("Confidence intervals", len(keys), len(keys))
+
+    def point(contender: FeatureContender | ImageContender, sends: Sends) -> Point:
+        sendings = [b.sendings[label(contender)] for b in batches if b.images]
+        size = float(np.mean([n for s in sendings for n in s.sent]))
+        figures, loss = estimates[received(contender)]
+        return Point(
+            family=contender.family,
+            setting=contender.setting,
+            sends=sends,
+            bytes=size,
+            bits_per_element=8 * size / what.pair.elements,
+            encode_ms=float(np.median([ns for s in sendings for ns in s.ns]) / 1e6),
+            figures=figures,
+            loss=loss,
+        )
+
+    return whole, (*(point(c, "features") for c in what.features), *(point(c, "image") for c in what.images))
+
+
+def _disagreements(what: Measurement, batches: Sequence[Batch], op: str) -> Iterator[Disagreement]:
+    """The images that whole and split answer most differently, the worst first."""
+    key = next(received(c) for c in what.features if (c.family, c.setting) == (OURS, op))
+    task = what.task
+    pairs = [
+        (i, whole, split)
+        for batch in batches
+        for i, whole, split in zip(batch.images, _outcomes(batch, WHOLE), _outcomes(batch, key), strict=True)
+        if task.disagreement(whole, split) > 0
+    ]
+    pairs.sort(key=lambda found: -task.disagreement(found[1], found[2]))  # stable: of equals the first in the data
+    answers = {i: (task.answer(whole), task.answer(split)) for i, whole, split in pairs[:SHOWN_DISAGREEMENTS]}
+    for i, item in Reader(what.data, list(answers)):
+        yield Disagreement(
+            name=item.name,
+            whole=answers[i][0],
+            split=answers[i][1],
+            target=task.target(item),
+            picture=None if item.picture is None else thumbnail(item.picture),
+        )
+
+
+def _notes(what: Measurement, sampled: int, skipped: int) -> Iterator[str]:
+    """What a reader of the figures should know."""
+    profile = what.pair.profile
+    if not what.data.labelled:
+        yield "no labels: what is measured is agreement with the whole network, not whether it is right"
+    if skipped:
+        yield f"{skipped} images could not be read and are left out"
+    if not what.data.pictures:
+        yield "the data are arrays of inputs: there is no picture to send, so picture codecs are left out"
+    halves = {"front": profile.front_precision, "back": profile.back_precision}
+    for half, precision in halves.items():
+        if isinstance(precision, str) and precision != "float32":
+            yield f"the {half} half computes in {precision}; the whole network here is the two halves as they are"
+    yield (
+        f"ranges of int8 and of HEVC of features, and the histograms, are of {sampled} of these images; splitwire and"
+        " the paper's codec know the calibration images only"
+    )
+
+
+def _write(evaluation: Evaluation, out: Path) -> None:
+    """The report, then the results: where there is a results.json, all is there."""
+    document = msgspec.json.format(msgspec.json.encode(evaluation), indent=1)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_report(evaluation, out)
+        write_atomically(out / FILE, document)
+    except OSError as e:
+        raise UsageError(
+            f"cannot write the report to {out}: {e.strerror or e}; mend it, and the same command goes on from here"
+        ) from e
+
+
+def _command(folder: object, data: object, options: dict[str, object]) -> str:
+    """What repeats the evaluation, from the same working folder."""
+    words = ["splitwire", "evaluate", str(folder), "--data", str(data)]
+    for name, value in options.items():
+        if value is not None:
+            words += [f"--{name}", ",".join(value) if isinstance(value, (list, tuple)) else str(value)]
+    return shlex.join(words)
