@@ -60,16 +60,16 @@ def points() -> tuple[Point, ...]:
         point("float32", "", 4 * ELEMENTS, 0.0, 0.01, kl=1e-9),
         point("float16", "", 2 * ELEMENTS, 0.0, 0.02, kl=1e-6),
         point("int8", "", ELEMENTS + 8, 0.0005, 0.03, kl=1e-4),
-        *sweep("bit-pack + zstd 3", "n2,n3,n4,n5,e4,n8", 680, 2600, 190, 0.05, "features"),
-        *sweep("bit-pack + zstd 19", "n2,n3,n4,n5,e4,n8", 640, 2400, 180, 1.9, "features"),
+        *sweep("zstd 3 of packed symbols", "n2,n3,n4,n5,e4,n8", 680, 2600, 190, 0.05, "features"),
+        *sweep("zstd 19 of packed symbols", "n2,n3,n4,n5,e4,n8", 640, 2400, 180, 1.9, "features"),
         *sweep("paper, uniform", "n2,n3,n4,n5,n8", 600, 2200, 170, 1.1, "features"),
         *sweep("paper, ECSQ", "e2,e3,e4", 560, 1500, 160, 1.1, "features"),
-        *sweep("HEVC of the features", "QP 45,QP 40,QP 35,QP 30,QP 25,QP 20", 420, 5200, 330, 14, "features"),
-        *sweep("HEVC-SCC of the features", "QP 45,QP 40,QP 35,QP 30,QP 25,QP 20", 430, 5300, 350, 18, "features"),
+        *sweep("HEVC of features", "QP 45,QP 40,QP 35,QP 30,QP 25,QP 20", 420, 5200, 330, 14, "features"),
+        *sweep("HEVC of features, screen", "QP 45,QP 40,QP 35,QP 30,QP 25,QP 20", 430, 5300, 350, 18, "features"),
         *sweep("JPEG", "q 10,q 25,q 50,q 75,q 90,q 95", 380, 1200, 240, 0.2, "image"),
         *sweep("WebP", "q 10,q 25,q 50,q 75,q 90,q 95", 200, 1000, 190, 1.5, "image"),
         *sweep("AVIF", "q 10,q 25,q 50,q 75,q 90,q 95", 330, 1100, 250, 9, "image"),
-        *sweep("HEVC", "QP 45,QP 40,QP 35,QP 30,QP 25,QP 20", 230, 1000, 200, 5, "image"),
+        *sweep("HEVC image", "QP 45,QP 40,QP 35,QP 30,QP 25,QP 20", 230, 1000, 200, 5, "image"),
     )  # fmt: skip
 
 

@@ -41,11 +41,11 @@ def compare(
 
 
 def _show(c: Comparison) -> None:
-    from splitwire.evaluation.compare import figure_words, loss_words, title
+    from splitwire.evaluation.compare import budget_words, figure_words, loss_words, title
 
     whole = figure_words(c.figure, c.whole.value)
     _say(f"{c.model} cut after {c.cut}: whole network {whole} {title(c.figure)}, {c.images:,} images")
-    budget = loss_words(c.figure, c.max_loss)
+    budget = budget_words(c.figure, c.max_loss)
     if c.standings:
         wide = out if out.is_terminal else Console(file=out.file, width=WIDTH, highlight=False)
         wide.print(table(c))
@@ -62,11 +62,11 @@ def table(c: Comparison) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
-    from splitwire.evaluation.compare import OURS, count, loss_words, milliseconds, times
+    from splitwire.evaluation.compare import OURS, budget_words, count, loss_words, milliseconds, times
 
     grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, caption_justify="left")
     grid.caption = (
-        f"the cheapest setting of each that loses at most {loss_words(c.figure, c.max_loss)}; bytes, bits per element"
+        f"the cheapest setting of each that loses at most {budget_words(c.figure, c.max_loss)}; bytes, bits per element"
         " at the cut and encode ms of one image, on one core; of a picture the codec alone. loss, up to: of the"
         f" {c.figure}, measured, and its upper 95 % bound; ! beyond the budget."
     )

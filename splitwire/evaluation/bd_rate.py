@@ -73,7 +73,7 @@ def bd_rate(reference: Sequence[Point], points: Sequence[Point], figure: str) ->
     if overlap < MIN_OVERLAP:
         reason = "the curves reach no common quality"
         if overlap > 0:
-            reason = f"the curves share {overlap:.0%} of the range only"
+            reason = f"the curves share {100 * overlap:.0f} % of the range only"
         return BdRate(rate=None, reason=reason, points=len(test), overlap=overlap)
     (anchor_bytes, anchor_quality), (test_bytes, test_quality) = np.array(anchor).T, np.array(test).T
     percent = library(

@@ -30,7 +30,7 @@ TITLES = {
     "top1": "Top-1 accuracy",
     "top5": "Top-5 accuracy",
     "agreement": "agreement with the whole network",
-    "kl": "KL divergence from the whole network's answer",
+    "kl": "KL divergence from the whole network",
     "map50": "mAP@0.5",
     "map": "mAP@[.5:.95]",
 }
@@ -146,7 +146,7 @@ def _verdict(
 ) -> tuple[str, ...]:
     """What a user should take from it, in sentences."""
     figure = evaluation.figure
-    budget = loss_words(figure, max_loss)
+    budget = budget_words(figure, max_loss)
     ours = next((s for s in standings if s.family == OURS), None)
     picture = next((s for s in standings if s.sends == "image"), None)
     features = next((s for s in standings if s.sends == "features" and s.family != OURS), None)
@@ -190,7 +190,7 @@ def _verdict(
         )
     elif features is not None:
         said.append(
-            f"The next way to send features, {named(features)}, needs {times(features.bytes / ours.bytes)} the bytes "
+            f"The next way to send features ({named(features)}) needs {times(features.bytes / ours.bytes)} the bytes "
             f"({count(features.bytes)}) and takes {milliseconds(features.encode_ms)} ms to encode, against "
             f"{milliseconds(ours.encode_ms)} ms."
         )
@@ -228,12 +228,15 @@ def figure_words(figure: str, value: float) -> str:
 
 
 def loss_words(figure: str, value: float) -> str:
-    """A loss as text: per cent points, to two decimals where it needs them; else in the figure's own unit."""
+    """A loss as text: per cent points, or in the figure's own unit."""
     if figure not in SHARES:
         return f"{value:.4g}"
-    rounded = round(100 * value, 2) + 0.0  # no negative zero
-    text = f"{rounded:.2f}"
-    return f"{text.rstrip('0').rstrip('.') if rounded == round(rounded) else text} %"
+    return f"{round(100 * value, 2) + 0.0:.2f} %"  # no negative zero
+
+
+def budget_words(figure: str, value: float) -> str:
+    """A largest loss as text, with no more decimals than it has: 1 %, 0.5 %."""
+    return f"{100 * value:.4g} %" if figure in SHARES else f"{value:.4g}"
 
 
 def count(value: float) -> str:
