@@ -50,10 +50,10 @@ class Damage:
             old, new = (y[0][:count].astype(np.float64) for y in (reference, outputs))
             self._kept += float((old.argmax(axis=1) == new.argmax(axis=1)).sum())
             self._all += count
-            self._moved += float(_divergence(old, new).sum())
+            self._moved += float(divergence(old, new).sum())
         elif self.task == "detections":
             before, after = (dict(zip(self._names, y, strict=True)) for y in (reference, outputs))
-            overlap = _overlaps(before, after)
+            overlap = overlaps(before, after)
             scores = before["scores"].astype(np.float64)
             self._kept += float(scores[overlap >= MIN_OVERLAP].sum())
             self._all += float(scores.sum())
@@ -102,14 +102,14 @@ def _task(names: Sequence[str], outputs: Sequence[Array]) -> Task:
     return "classes" if logits else "values"
 
 
-def _divergence(a: Float64Array, b: Float64Array) -> Float64Array:
+def divergence(a: Float64Array, b: Float64Array) -> Float64Array:
     """(B,) KL(softmax a ‖ softmax b), nats."""
     log_p, log_q = (z - np.logaddexp.reduce(z, axis=1, keepdims=True) for z in (a, b))
     divergence: Float64Array = (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
     return divergence
 
 
-def _overlaps(old: dict[str, Array], new: dict[str, Array]) -> Float64Array:
+def overlaps(old: dict[str, Array], new: dict[str, Array]) -> Float64Array:
     """Per box of `old`, the largest intersection over union with a box of the same label in `new`; 0 without one."""
     a, b = (d["boxes"].astype(np.float64).reshape(-1, 4) for d in (old, new))
     if not len(b):

@@ -67,8 +67,13 @@ def class_numbers(path: Path, files: Sequence[Path], fit: Labels) -> dict[str, i
         return named
     if all(name.isdecimal() for name in found):
         return _by_number(path, found, classes)
-    if classes is None or (not named and len(found) == classes):
+    if fit.custom or (not named and len(found) == classes):
         return {name: i for i, name in enumerate(found)}
+    if classes is None:
+        raise UsageError(
+            f"neither the profile nor the graph says which classes there are, so the folders in {path} must be named by"
+            " class number: 0, 1, 2, …"
+        )
     raise UsageError(_mismatch(path, found, named, labels, classes))
 
 

@@ -1,0 +1,100 @@
+"""What an answer for one image is worth: a few numbers, kept while the next image is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+Float32Array = NDArray[np.float32]
+Int64Array = NDArray[np.int64]
+Outputs = dict[str, NDArray[Any]]
+"""Outputs of the network for a batch of images, by name, in the network's order."""
+
+
+class ClassOutcome(Struct, frozen=True, kw_only=True, tag="class"):
+    """Of a classifier. answer: the likeliest class. probability: that the network gives it, in [0, 1].
+
+    top1, top5: 1.0 where the label is the likeliest, or among the five likeliest classes, else 0.0; None without label,
+    or where there are no more than five classes. agreement: 1.0 where the whole network's answer is the same.
+    kl: Kullback–Leibler divergence of the answer from the whole network's, nats.
+    """
+
+    answer: int
+    probability: float
+    agreement: float
+    kl: float
+    top1: float | None = None
+    top5: float | None = None
+
+
+class DetectionOutcome(Struct, frozen=True, kw_only=True, tag="detection"):
+    """Of a detector: arrays as little-endian bytes, best score first (a Python list would take ten times the memory).
+
+    boxes: (n, 4) float32, left, top, right, bottom, pixels of the input. scores: (n,) float32. labels: (n,) int32.
+    true_boxes, true_labels: what there is to find, alike. ignored: (m,) bool: not to be found, and no mistake to find.
+    """
+
+    boxes: bytes
+    scores: bytes
+    labels: bytes
+    true_boxes: bytes
+    true_labels: bytes
+    ignored: bytes
+
+    @property
+    def found(self) -> tuple[Float32Array, Float32Array, Int64Array]:
+        """(n, 4) boxes, (n,) scores, (n,) labels."""
+        return _corners(self.boxes), np.frombuffer(self.scores, "<f4"), _numbers(self.labels)
+
+    @property
+    def truth(self) -> tuple[Float32Array, Int64Array, NDArray[np.bool_]]:
+        """(m, 4) boxes, (m,) labels, (m,) ignored."""
+        return _corners(self.true_boxes), _numbers(self.true_labels), np.frombuffer(self.ignored, np.bool_)
+
+
+class ValueOutcome(Struct, frozen=True, kw_only=True, tag="value"):
+    """Of a user's metric: what it said."""
+
+    value: float
+
+
+Outcome = ClassOutcome | DetectionOutcome | ValueOutcome
+"""msgspec encodes it; decode with `type=list[Outcome]`."""
+
+T = TypeVar("T", bound=Struct)
+
+
+class Scored(Protocol):
+    """One contender's outcomes over all images. replicates: bootstrap draws that its figures are worth."""
+
+    @property
+    def replicates(self) -> int: ...
+
+    def __len__(self) -> int:
+        """Images."""
+
+    def figures(self, counts: Int64Array | None = None) -> dict[str, float]:
+        """By name. counts: (n,) how often each image is drawn; None: once each. NaN where the draw has no answer."""
+
+    def draws(self, counts: Int64Array) -> dict[str, NDArray[np.float64]]:
+        """`figures` of many draws at once: (R, n) counts → (R,) of each figure."""
+
+
+def only(kind: type[T], outcomes: Sequence[Outcome]) -> list[T]:
+    """`outcomes`, all of which are of this kind. Raises TypeError."""
+    found = [o for o in outcomes if isinstance(o, kind)]
+    if len(found) != len(outcomes):
+        raise TypeError(f"outcomes of another task than {kind.__name__}")
+    return found
+
+
+def _corners(data: bytes) -> Float32Array:
+    return np.frombuffer(data, "<f4").reshape(-1, 4)
+
+
+def _numbers(data: bytes) -> Int64Array:
+    return np.frombuffer(data, "<i4").astype(np.int64)
