@@ -53,6 +53,7 @@ def feature_contenders(
     profile: CodecProfile, *, families: Collection[str] = FAMILIES, detections: bool = False
 ) -> list[FeatureContender]:
     """Those that send features, in the order of FAMILIES. detections: the network is a detector (paper.py)."""
+    from . import mosaic
     from .ours import Splitwire
     from .packed import PackedZstd
     from .paper import Paper
@@ -68,12 +69,16 @@ def feature_contenders(
     for level, family in ZSTD.items():
         found += [PackedZstd(profile, op, level, family=family, side=side) for op in ops]
     found += [Floats(profile, "float32", side=side), Floats(profile, "float16", side=side), Int8(profile, side=side)]
+    for family, tuning in ((HEVC, mosaic.DEFAULT), (HEVC_SCREEN, mosaic.SCREEN)):
+        found += [mosaic.HevcFeatures(profile, qp, tuning, family=family, side=side) for qp in mosaic.QPS]
     return [c for c in found if c.family in families]
 
 
 def image_contenders(*, families: Collection[str] = FAMILIES) -> list[ImageContender]:
     """Those that send the picture, in the order of FAMILIES."""
+    from . import hevc_image
     from .images import PillowImage
 
     found: list[ImageContender] = [PillowImage(form, quality) for form, all_ in QUALITIES.items() for quality in all_]
+    found += [hevc_image.HevcImage(qp, family=HEVC_IMAGE) for qp in hevc_image.QPS]
     return [c for c in found if c.family in families]

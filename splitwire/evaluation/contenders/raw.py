@@ -52,7 +52,8 @@ class Floats:
     setting = ""
 
     def __init__(self, profile: CodecProfile, dtype: Literal["float32", "float16"], *, side: int) -> None:
-        self.family = self.received = dtype
+        self.family: str = dtype
+        self.received: str = dtype
         self._dtype, self._side = np.dtype(dtype), side
         self._shapes = [(1, *t.shape) for t in profile.tensors]
 
