@@ -124,31 +124,35 @@ def _shown(outcome: Outcome) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
 class _Matches:
     """Of one class, over all images: D detections, best score first. T thresholds of intersection over union.
 
-    image: (D,) whose image it is. right, wrong: (T, D) float64, 1 where the detection is that. truths: (n,) boxes to
-    find in each image.
+    image: (D,) whose image it is. counted: (T, D) bool, False where a detection is neither right nor wrong.
+    right: for each threshold the indices of the right ones. truths: (n,) boxes to find in each image.
     """
 
     image: NDArray[np.int64]
-    right: Float64Array
-    wrong: Float64Array
+    counted: NDArray[np.bool_]
+    right: tuple[NDArray[np.int64], ...]
     truths: NDArray[np.int64]
 
     def precision(self, counts: NDArray[np.int64]) -> Float64Array | None:
         """(T,) average precision if image i is there counts[i] times; None if nothing of the class is to be found.
 
-        As pycocotools' accumulate: the precision at a recall is the best at that or any higher one.
+        As pycocotools' accumulate: the precision at a recall is the best at that or any higher one. Precision only
+        falls between right detections, so that it is enough to look at these.
         """
         present = int(self.truths @ counts)
         if not present:
             return None
         times = counts[self.image]
-        right, wrong = np.cumsum(self.right * times, axis=1), np.cumsum(self.wrong * times, axis=1)
-        precision = right / (right + wrong + np.spacing(1))
-        best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-        best = np.pad(best, ((0, 0), (0, 1)))  # beyond the last recall there is none
-        recall = right / present
-        at = [np.searchsorted(row, _RECALLS, side="left") for row in recall]
-        return np.array([row[i].mean() for row, i in zip(best, at, strict=True)])
+        shared = None if (self.counted != self.counted[0]).any() else np.cumsum(times * self.counted[0])
+        found = []
+        for counted, right in zip(self.counted, self.right, strict=True):
+            seen = np.cumsum(times * counted) if shared is None else shared
+            hits = np.cumsum(times[right])
+            precision = hits / (seen[right] + np.spacing(1))
+            best = np.maximum.accumulate(precision[::-1])[::-1]
+            at = np.searchsorted(hits / present, _RECALLS, side="left")
+            found.append(best[at[at < len(best)]].sum() / len(_RECALLS))  # beyond the last recall it is 0
+        return np.array(found)
 
 
 class Precision:
@@ -262,8 +266,8 @@ def _matches(evaluation: Any, n: int) -> list[_Matches]:
         classes.append(
             _Matches(
                 image=image,
-                right=(matched & ~ignored).astype(np.float64),
-                wrong=(~matched & ~ignored).astype(np.float64),
+                counted=~ignored,
+                right=tuple(np.flatnonzero(row) for row in matched & ~ignored),
                 truths=truths,
             )
         )
