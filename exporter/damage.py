@@ -1,7 +1,8 @@
 """How far a network's outputs have moved from what they were, in the terms of its task.
 
-Three tasks are told apart by the outputs: classes ((B, K) logits first), detections (boxes, scores and labels of one
-image), and anything else, where there is only the error of the numbers.
+Three tasks are told apart by the outputs: classes ((B, K) logits first), detections (boxes, scores and labels, of one
+image or, with an axis in front, of each image of a batch), and anything else, where there is only the error of the
+numbers.
 """
 
 from __future__ import annotations
@@ -53,11 +54,12 @@ class Damage:
             self._moved += float(divergence(old, new).sum())
         elif self.task == "detections":
             before, after = (dict(zip(self._names, y, strict=True)) for y in (reference, outputs))
-            overlap = overlaps(before, after)
-            scores = before["scores"].astype(np.float64)
-            self._kept += float(scores[overlap >= MIN_OVERLAP].sum())
-            self._all += float(scores.sum())
-            self._moved += float((scores * (1 - overlap)).sum())
+            for wanted, found in zip(_images(before, count), _images(after, count), strict=True):
+                overlap = overlaps(wanted, found)
+                scores = wanted["scores"].astype(np.float64)
+                self._kept += float(scores[overlap >= MIN_OVERLAP].sum())
+                self._all += float(scores.sum())
+                self._moved += float((scores * (1 - overlap)).sum())
         else:
             for i, (a, b) in enumerate(zip(reference, outputs, strict=True)):
                 if np.issubdtype(a.dtype, np.floating):
@@ -107,6 +109,13 @@ def divergence(a: Float64Array, b: Float64Array) -> Float64Array:
     log_p, log_q = (z - np.logaddexp.reduce(z, axis=1, keepdims=True) for z in (a, b))
     divergence: Float64Array = (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
     return divergence
+
+
+def _images(found: dict[str, Array], count: int) -> list[dict[str, Array]]:
+    """Boxes (N, 4), scores and labels (N,) of each of the first `count` images, without the rows of score 0 with which
+    a detector of batches fills up."""
+    images = [found] if found["boxes"].ndim == 2 else [{n: found[n][i] for n in DETECTION} for i in range(count)]
+    return [{n: image[n][image["scores"] > 0] for n in DETECTION} for image in images]
 
 
 def overlaps(old: dict[str, Array], new: dict[str, Array]) -> Float64Array:

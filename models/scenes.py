@@ -1,0 +1,333 @@
+"""Scenes to detect garments in, composed from Fashion-MNIST; and the same as a COCO data set. No torch here.
+
+    python -m splitwire.models.scenes OUT --count 1000 --seed 1
+
+A scene is a picture of 160×160 pixels: a background (smooth noise, a gradient, stripes, checks, or a crop of a
+photograph that scikit-image carries), and on it one to six garments of any size and tint, cut out along their
+silhouettes, which hardly overlap. Scene i of a seed is always the same, whatever was composed before it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from splitwire.codec.errors import SplitwireError, UsageError
+from splitwire.models import demo, fashion
+from splitwire.models.fashion import UInt8Array
+
+SIDE = 160
+"""Height and width of a scene, pixels."""
+
+LABELS = ("__background__", *fashion.CLASSES)
+"""Names of the labels 0…10; a COCO category has the number of its label. Nothing is labelled 0."""
+
+MAX_GARMENTS = 6
+SIZES = (32, 80)
+"""Smallest and largest side that a garment's 28×28 image is scaled to, pixels; log-uniform."""
+
+MAX_COVERED = 0.15
+"""Share of a garment's box that another's may overlap."""
+
+PHOTOGRAPHS = {
+    "train": (
+        "astronaut.png", "coffee.png", "camera.png", "coins.png", "brick.png", "grass.png", "retina.jpg",
+        "hubble_deep_field.jpg",
+    ),
+    "test": ("chelsea.png", "rocket.jpg", "gravel.png", "moon.png", "motorcycle_left.png"),
+}  # fmt: skip
+"""Files of scikit-image. Held-out scenes have other photographs, as they have other garments."""
+
+SPLITS = ("train", "test", "samples")
+LONGEST = 512
+OPAQUE = 128
+BLACK = 10
+"""Fashion-MNIST's ground is not quite 0 near a garment: nothing darker than this is seen as garment."""
+
+Float32Array = NDArray[np.float32]
+Draw = np.random.Generator
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """picture: (160, 160, 3) uint8 RGB. boxes: (n, 4) float32, x0 y0 x1 y1 in pixels, tight around each garment's
+    silhouette, also where another covers it. labels: (n,) int64 in 1…10. owners: (160, 160) uint8, the garment seen
+    at each pixel, counted from 1 in the order of boxes; 0 where the background is."""
+
+    picture: UInt8Array
+    boxes: Float32Array
+    labels: NDArray[np.int64]
+    owners: UInt8Array
+
+
+class Composer:
+    """Composes scene after scene from garments, photographs and a seed.
+
+    images: (n, 28, 28) uint8; labels: (n,) uint8 in 0…9; photographs: (H, W, 3) uint8 each, at least one.
+    """
+
+    def __init__(
+        self, images: UInt8Array, labels: UInt8Array, photographs: Sequence[UInt8Array], seed: tuple[int, ...]
+    ) -> None:
+        self._images, self._labels, self._seed = images, labels, seed
+        self._photographs = tuple(photographs)
+
+    def __call__(self, index: int) -> Scene:
+        """Scene number `index`, ≥ 0, of this seed."""
+        draw = np.random.default_rng((*self._seed, index))
+        canvas = self.background(draw)
+        owners = np.zeros((SIDE, SIDE), np.uint8)
+        boxes: list[tuple[int, int, int, int]] = []
+        labels: list[int] = []
+        for _ in range(draw.integers(1, MAX_GARMENTS + 1)):
+            which = int(draw.integers(len(self._images)))
+            tint, opacity = _garment(self._images[which], draw)
+            place = _place(opacity, boxes, draw)
+            if place is None:  # no room left
+                continue
+            x, y = place
+            window = slice(y, y + opacity.shape[0]), slice(x, x + opacity.shape[1])
+            alpha = opacity[..., None].astype(np.float32) / 255
+            canvas[window] += alpha * (tint - canvas[window])
+            boxes.append((x, y, x + opacity.shape[1], y + opacity.shape[0]))
+            labels.append(int(self._labels[which]) + 1)
+            owners[window][opacity >= OPAQUE] = len(boxes)
+        return Scene(
+            picture=np.rint(canvas).astype(np.uint8),
+            boxes=np.array(boxes, np.float32).reshape(-1, 4),
+            labels=np.array(labels, np.int64),
+            owners=owners,
+        )
+
+    def background(self, draw: Draw) -> Float32Array:
+        """(160, 160, 3) float32 in [0, 255]: half of them photographs, the others drawn."""
+        kind = int(draw.integers(8))
+        if kind < 4:
+            return _crop(self._photographs[int(draw.integers(len(self._photographs)))], draw)
+        return (_noise, _gradient, _stripes, _checks)[kind - 4](draw)
+
+
+def composer(split: str, seed: int, folder: Path = fashion.DEFAULT_FOLDER) -> Composer:
+    """Scenes of a split: "train" (60,000 garments), "test" (10,000 others, other photographs), or "samples": as test,
+    but of the 1,000 test images in the package, for a machine without the data set.
+
+    Raises UsageError if Fashion-MNIST is not in `folder`, or scikit-image is not installed.
+    """
+    if split not in SPLITS:
+        raise UsageError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
+    images, labels = demo.test_set() if split == "samples" else fashion.read_split(folder, split)
+    return Composer(images, labels, photographs("train" if split == "train" else "test"), (SPLITS.index(split), seed))
+
+
+def photographs(split: str) -> tuple[UInt8Array, ...]:
+    """The photographs of PHOTOGRAPHS, (H, W, 3) uint8, longer side at most 512. Raises UsageError without skimage."""
+    try:
+        import skimage
+    except ImportError as e:
+        raise UsageError("scenes need the photographs of scikit-image; `pip install splitwire[demo]`") from e
+    found = []
+    for name in PHOTOGRAPHS[split]:
+        picture = Image.open(Path(skimage.__file__).parent / "data" / name).convert("RGB")
+        picture.thumbnail((LONGEST, LONGEST))
+        found.append(np.asarray(picture))
+    return tuple(found)
+
+
+def silhouette(image: UInt8Array) -> UInt8Array:
+    """(28, 28) uint8 in; 255 inside the garment, 0 outside: what is not black, and what lies between such pixels both
+    along its row and along its column (black parts of a garment, not the gap between trouser legs)."""
+    seen = image >= BLACK
+    if not seen.any():  # a garment so dark is all there is
+        seen = image > 0
+    between = [
+        np.logical_or.accumulate(seen, axis) & np.flip(np.logical_or.accumulate(np.flip(seen, axis), axis), axis)
+        for axis in (0, 1)
+    ]
+    return np.where(between[0] & between[1], np.uint8(255), np.uint8(0))
+
+
+def _garment(image: UInt8Array, draw: Draw) -> tuple[Float32Array, UInt8Array]:
+    """Flipped or not, scaled, cropped to its silhouette, tinted: (h, w, 3) float32 in [0, 255], (h, w) uint8 alpha."""
+    if draw.random() < 0.5:
+        image = image[:, ::-1]
+    side = float(np.exp(draw.uniform(*np.log(SIZES))))
+    stretch = float(np.exp(draw.uniform(-0.1, 0.1)))
+    size = min(SIZES[1], round(side * stretch)), min(SIZES[1], round(side / stretch))
+    both = Image.fromarray(np.stack([image, silhouette(image)], axis=-1), "LA")
+    scaled = np.asarray(both.resize(size, Image.Resampling.BILINEAR))
+    opaque = scaled[..., 1] >= OPAQUE
+    rows, columns = np.flatnonzero(opaque.any(axis=1)), np.flatnonzero(opaque.any(axis=0))
+    grey, alpha = np.moveaxis(scaled[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], -1, 0)
+    bright = draw.uniform(60, 255, 3)
+    bright *= draw.uniform(170, 255) / bright.max()
+    dark = draw.uniform(0, 50, 3)
+    tint = dark + (bright - dark) * (grey[..., None].astype(np.float32) / 255)
+    return tint.astype(np.float32), alpha
+
+
+def _place(opacity: UInt8Array, boxes: list[tuple[int, int, int, int]], draw: Draw) -> tuple[int, int] | None:
+    """Left and top of a place inside the picture where no two boxes overlap too much; None if 20 draws found none."""
+    h, w = opacity.shape
+    for _ in range(20):
+        x, y = int(draw.integers(SIDE - w + 1)), int(draw.integers(SIDE - h + 1))
+        for x0, y0, x1, y1 in boxes:
+            common = max(0, min(x + w, x1) - max(x, x0)) * max(0, min(y + h, y1) - max(y, y0))
+            if common > MAX_COVERED * min(w * h, (x1 - x0) * (y1 - y0)):
+                break
+        else:
+            return x, y
+    return None
+
+
+def _crop(photograph: UInt8Array, draw: Draw) -> Float32Array:
+    """A square of a photograph, at least 160 pixels, or its whole shorter side, wide; scaled, flipped, dimmed."""
+    height, width = photograph.shape[:2]
+    shorter = min(height, width)
+    side = int(draw.integers(min(SIDE, shorter), shorter + 1))
+    x, y = int(draw.integers(width - side + 1)), int(draw.integers(height - side + 1))
+    picture = Image.fromarray(photograph[y : y + side, x : x + side]).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+    pixels = np.asarray(picture).astype(np.float32)
+    if draw.random() < 0.5:
+        pixels = pixels[:, ::-1]
+    return pixels * np.float32(draw.uniform(0.6, 1.0))
+
+
+def _colours(n: int, draw: Draw) -> Float32Array:
+    return draw.uniform(0, 255, (n, 3)).astype(np.float32)
+
+
+def _mix(share: Float32Array, draw: Draw) -> Float32Array:
+    """(160, 160) shares in [0, 1] → a picture between two colours."""
+    a, b = _colours(2, draw)
+    return a + share[..., None] * (b - a)
+
+
+def _noise(draw: Draw) -> Float32Array:
+    """Coloured noise of a few scales, the finer the weaker, and a little grain."""
+    total = np.zeros((SIDE, SIDE, 3), np.float32)
+    for cells, weight in ((3, 0.5), (9, 0.3), (30, 0.2)):
+        coarse = draw.integers(0, 256, (cells, cells, 3), dtype=np.uint8)
+        total += weight * np.asarray(Image.fromarray(coarse).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+    grain = draw.normal(0, draw.uniform(0, 12), (SIDE, SIDE, 1)).astype(np.float32)
+    return np.clip(total + grain, 0, 255)
+
+
+def _ramp(draw: Draw) -> Float32Array:
+    """(160, 160) float32: the distance in pixels along a random direction."""
+    angle = float(draw.uniform(0, 2 * np.pi))
+    axis = np.arange(SIDE, dtype=np.float32) - SIDE / 2
+    return np.float32(np.cos(angle)) * axis + np.float32(np.sin(angle)) * axis[:, None]
+
+
+def _gradient(draw: Draw) -> Float32Array:
+    ramp = _ramp(draw)
+    return _mix((ramp - ramp.min()) / (ramp.max() - ramp.min()), draw)
+
+
+def _stripes(draw: Draw) -> Float32Array:
+    wave = np.sin(_ramp(draw) * np.float32(2 * np.pi / draw.uniform(5, 40)))
+    return _mix(np.clip(0.5 + np.float32(draw.uniform(0.5, 4)) * wave, 0, 1), draw)
+
+
+def _checks(draw: Draw) -> Float32Array:
+    side = float(draw.uniform(5, 30))
+    along = np.floor((np.arange(SIDE) + float(draw.uniform(0, side))) / side).astype(np.int64)
+    return _mix(((along[:, None] + along) % 2).astype(np.float32), draw)
+
+
+def annotations(scenes: Sequence[Scene], names: Sequence[str]) -> dict[str, Any]:
+    """The COCO document of scenes whose pictures have these file names. Category ids are the labels 1…10."""
+    found: list[dict[str, Any]] = []
+    for i, scene in enumerate(scenes):
+        for (x0, y0, x1, y1), label in zip(scene.boxes.tolist(), scene.labels.tolist(), strict=True):
+            box = [x0, y0, x1 - x0, y1 - y0]
+            found.append(
+                {"id": len(found) + 1, "image_id": i + 1, "category_id": label, "bbox": box,
+                 "area": box[2] * box[3], "iscrowd": 0}
+            )  # fmt: skip
+    return {
+        "images": [{"id": i + 1, "file_name": n, "width": SIDE, "height": SIDE} for i, n in enumerate(names)],
+        "annotations": found,
+        "categories": [{"id": i, "name": name} for i, name in enumerate(LABELS) if i],
+    }
+
+
+def write_coco(
+    folder: Path,
+    n: int,
+    seed: int,
+    split: str = "test",
+    *,
+    data: Path = fashion.DEFAULT_FOLDER,
+    on_scene: Callable[[int], None] | None = None,
+) -> Path:
+    """Write scenes 0…n−1 of a seed: folder/000000.png …, and last folder/annotations.json, whose path is returned.
+
+    on_scene: called with the number written so far. Raises UsageError as `composer` does, and if n is below 1.
+    """
+    if n < 1:
+        raise UsageError(f"the number of scenes must be at least 1; got {n}")
+    compose = composer(split, seed, data)
+    scenes, names = [], []
+    for i in range(n):
+        scene, name = compose(i), f"{i:06d}.png"
+        buffer = io.BytesIO()
+        Image.fromarray(scene.picture).save(buffer, "PNG")
+        fashion.write_atomically(folder / name, buffer.getvalue())
+        scenes.append(scene)
+        names.append(name)
+        if on_scene is not None:
+            on_scene(i + 1)
+    path = folder / "annotations.json"
+    fashion.write_atomically(path, msgspec.json.encode(annotations(scenes, names)) + b"\n")
+    return path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    parser = argparse.ArgumentParser(
+        prog="python -m splitwire.models.scenes", description="Compose scenes of garments, as a COCO data set."
+    )
+    parser.add_argument("out", type=Path, help="folder for the pictures and annotations.json")
+    parser.add_argument("--count", type=int, default=1000, help="[%(default)s]")
+    parser.add_argument("--seed", type=int, default=1, help="[%(default)s]")
+    parser.add_argument("--split", choices=SPLITS, default="test", help="which garments and photographs [%(default)s]")
+    parser.add_argument("--data", type=Path, default=fashion.DEFAULT_FOLDER, help="folder of the Fashion-MNIST files")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    o = parser.parse_args(arguments)
+    err = Console(stderr=True, highlight=False)
+    try:
+        with Progress(console=err, disable=not err.is_terminal, transient=True) as bar:
+            task = bar.add_task("composing", total=o.count)
+            path = write_coco(
+                o.out, o.count, o.seed, o.split, data=o.data, on_scene=lambda n: bar.update(task, completed=n)
+            )
+    except SplitwireError as e:
+        err.print(f"error: {e}", markup=False, soft_wrap=True)
+        return e.exit_status
+    except OSError as e:
+        err.print(f"error: {o.out}: {e.strerror or e}", markup=False, soft_wrap=True)
+        return 1
+    if o.json:
+        result = {"annotations": str(path), "scenes": o.count, "seed": o.seed, "split": o.split}
+        sys.stdout.write(msgspec.json.encode(result).decode() + "\n")
+    else:
+        print(f"{o.count:,} scenes of the {o.split} split, seed {o.seed}: {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
