@@ -1,25 +1,12 @@
-"""The plots of the report: each once for a wide page, once for a narrow one, as SVG for the page, and as files.
-
-matplotlib writes concrete colours. They are chosen so that none stands for two things; in the page each becomes a
-variable of its style sheet (`themed`), so that one drawing serves light and dark.
-"""
+"""The plots of the report, in the page's order: the curves, what they cost, the features."""
 
 from __future__ import annotations
 
-import io
 import math
-import re
-import warnings
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from html import escape
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-import matplotlib as mpl
-import numpy as np
-from matplotlib.figure import Figure  # no pyplot: nothing global, no display
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
-from numpy.typing import NDArray
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from .compare import (
     OURS,
@@ -34,96 +21,31 @@ from .compare import (
     named,
     title,
 )
-from .contenders import FAMILIES
+from .drawing import (
+    FAMILY_COLOURS,
+    INK,
+    PAGE,
+    Drawing,
+    Plot,
+    Sheet,
+    bytes_axis,
+    capital,
+    dressed,
+    family_style,
+    figure_axis,
+    log_ticks,
+    plot,
+)
+from .feature_plots import draw_channels, draw_histogram, histogram_caption
 from .results import Estimate, Evaluation, Point, Tensor
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from splitwire.codec.design.density import FeatureDensity
-    from splitwire.codec.profile import Clipping
-
-INK, MUTED, GRID, PAGE = "#1c2430", "#5b6675", "#dde2e8", "#fefefe"
-THEME = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PAGE: "--card"}
-
-FAMILY_COLOURS = (
-    ("#2456e6", "#84a9ff"),
-    ("#d9541e", "#ff8f61"),
-    ("#0f8a6a", "#3ecf9f"),
-    ("#8b3fc7", "#c493ff"),
-    ("#b07d06", "#e6bd4f"),
-    ("#c2185b", "#ff7fae"),
-    ("#007f9e", "#51c8e4"),
-    ("#687a1d", "#b7cd5d"),
-    ("#7a4b2b", "#d09c78"),
-    ("#59636f", "#a9b4c2"),
-    ("#3b409f", "#9fa5f2"),
-    ("#a3312f", "#f28f8a"),
-    ("#2e7d32", "#83d287"),
-    ("#99487d", "#e09ac8"),
-)
-"""On light, on dark: in the order of FAMILIES, splitwire's first."""
-
-MARKERS = "oshDv^<>pPX*d8"
-
-TIP = "tip-"
-WIDE, NARROW = 9.4, 3.9
-"""Widths, inches of 72 pt: what the column of a desktop and of a phone give, at a readable size of the letters."""
-
-CANDIDATE_SLOPES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3)
 LARGEST_LOSS_SHOWN = 0.12
 LEAST_LOSS_SHOWN = 0.03
 ROOM_RIGHT = 4.0
 """The close-up ends at so many times the bytes of splitwire's dearest setting."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plot:
-    """One plot. wide, narrow: SVG elements for the page. svg, png: the wide one as files, on white."""
-
-    name: str
-    title: str
-    caption: str
-    wide: str
-    narrow: str
-    svg: str
-    png: bytes
-
-
-@dataclass(kw_only=True)
-class Sheet:
-    """What a drawing function draws on."""
-
-    figure: Figure
-    evaluation: Evaluation
-    comparison: Comparison
-    narrow: bool
-    tips: list[str] = field(default_factory=list)
-
-    def tip(self, text: str) -> str:
-        """Id of an element that shows `text` under the pointer."""
-        self.tips.append(text)
-        return f"{TIP}{len(self.tips) - 1}"
-
-    def axes(self) -> Axes:
-        """The only axes of a plot, styled."""
-        return dressed(self.figure.add_subplot())
-
-    def legend(self, axes: Axes | None = None) -> None:
-        """Beside the axes where there is room, else below them."""
-        source = self.figure.axes if axes is None else [axes]
-        found: dict[str, object] = {}
-        for a in source:
-            for handle, label in zip(*a.get_legend_handles_labels(), strict=True):
-                found.setdefault(label, handle)
-        if self.narrow:
-            where = {"loc": "outside lower center", "ncols": 2, "fontsize": 7, "columnspacing": 1, "handlelength": 1.8}
-        else:
-            where = {"loc": "outside right upper"}
-        self.figure.legend(list(found.values()), list(found), frameon=False, **where)
-
-
-Drawing = Callable[[Sheet], None]
 
 
 def draw(evaluation: Evaluation, comparison: Comparison) -> list[Plot]:
@@ -131,44 +53,44 @@ def draw(evaluation: Evaluation, comparison: Comparison) -> list[Plot]:
     e = evaluation
     second = second_figure(e)
     plots = [
-        _plot(
-            "curve", f"{_capital(title(e.figure))} against bytes", _curve_caption(e, comparison), _draw_curve,
+        plot(
+            "curve", f"{capital(title(e.figure))} against bytes", _curve_caption(e, comparison), _draw_curve,
             e, comparison, height=5.4,
         )
     ]  # fmt: skip
     if hidden(e, comparison):
         caption = "The same without limits: every setting of every contender."
-        plots.append(_plot("curve-all", "Every setting", caption, _draw_all, e, comparison, height=4.6))
+        plots.append(plot("curve-all", "Every setting", caption, _draw_all, e, comparison, height=4.6))
     if second is not None:
         better = "Lower is better; it sees changes before an answer flips." if second == "kl" else "Higher is better."
         caption = f"{better} Bands: 95 % intervals over images."
-        name = f"{_capital(title(second))} against bytes"
-        plots.append(_plot(second, name, caption, _draw_second, e, comparison, height=5.0))
+        name = f"{capital(title(second))} against bytes"
+        plots.append(plot(second, name, caption, _draw_second, e, comparison, height=5.0))
     caption = (
         "One image on one core, medians. Left and down is better. Filled: the cheapest setting of each family within "
         f"a loss of {budget_words(e.figure, comparison.max_loss)}. For pictures the codec alone; features "
         "also need the front on the device."
     )
-    plots.append(_plot("encode", "Time to encode against bytes", caption, _draw_encode, e, comparison, height=5.0))
+    plots.append(plot("encode", "Time to encode against bytes", caption, _draw_encode, e, comparison, height=5.0))
     if e.stages:
         caption = (
             f"At the default operating point, {e.default_op}: median milliseconds of one image on one core, and what "
             "one image's features take on their way through the codec."
         )
-        plots.append(_plot("stages", "Time and bytes per stage", caption, _draw_stages, e, comparison, height=3.0))
+        plots.append(plot("stages", "Time and bytes per stage", caption, _draw_stages, e, comparison, height=3.0))
     for k, tensor in enumerate(e.tensors):
         suffix = f"-{k + 1}" if len(e.tensors) > 1 else ""
         of = f" of {tensor.name}" if len(e.tensors) > 1 else ""
-        drawing = _bound(_draw_histogram, tensor)
+        drawing = _bound(draw_histogram, tensor)
         plots.append(
-            _plot(
-                f"features{suffix}", f"The features{of} and their quantizer", _histogram_caption(e, tensor), drawing,
+            plot(
+                f"features{suffix}", f"The features{of} and their quantizer", histogram_caption(e, tensor), drawing,
                 e, comparison, height=4.6,
             )
         )  # fmt: skip
         caption = "Mean and standard deviation of each channel over the images, the channels sorted by their mean."
-        drawing = _bound(_draw_channels, tensor)
-        plots.append(_plot(f"channels{suffix}", f"The channels{of}", caption, drawing, e, comparison, height=3.4))
+        drawing = _bound(draw_channels, tensor)
+        plots.append(plot(f"channels{suffix}", f"The channels{of}", caption, drawing, e, comparison, height=3.4))
     return plots
 
 
@@ -176,131 +98,10 @@ def _bound(drawing: Callable[[Sheet, Tensor], None], tensor: Tensor) -> Drawing:
     return lambda sheet: drawing(sheet, tensor)
 
 
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
 def second_figure(evaluation: Evaluation) -> str | None:
     """The figure of the second curve: KL for classes, the strict mAP for detections, where the points have it."""
     names = {name for p in evaluation.points for name in p.figures} - {evaluation.figure}
     return next((name for name in ("kl", "map") if name in names), None)
-
-
-# How a drawing becomes text and files
-
-
-def _plot(
-    name: str, heading: str, caption: str, drawing: Drawing, e: Evaluation, comparison: Comparison, *, height: float
-) -> Plot:
-    wide, tips = _drawn(drawing, e, comparison, narrow=False, height=height)
-    small, small_tips = _drawn(drawing, e, comparison, narrow=True, height=height)
-    svg, page, png = _svg(wide, name), _svg(small, f"{name}-narrow"), io.BytesIO()
-    with _style():
-        wide.savefig(png, format="png", dpi=160, facecolor="white", metadata={"Software": None})
-    return Plot(
-        name=name,
-        title=heading,
-        caption=caption,
-        wide=themed(svg, f"{name}-w-", tips, heading),
-        narrow=themed(page, f"{name}-n-", small_tips, heading),
-        svg=svg,
-        png=png.getvalue(),
-    )
-
-
-def _style() -> mpl.rc_context:
-    """Letters stay text, dollars in a user's names stay dollars."""
-    return mpl.rc_context(
-        {
-            "svg.fonttype": "none", "text.parse_math": False, "font.size": 8.5, "axes.labelsize": 8.5,
-            "legend.fontsize": 8, "xtick.labelsize": 8, "ytick.labelsize": 8, "axes.unicode_minus": True,
-            "text.color": INK, "axes.labelcolor": INK, "xtick.color": MUTED, "ytick.color": MUTED,
-            "axes.edgecolor": MUTED, "axes.facecolor": "none", "axes.linewidth": 0.7, "grid.color": GRID,
-            "grid.linewidth": 0.7, "legend.labelcolor": INK,
-        }
-    )  # fmt: skip
-
-
-def _drawn(
-    drawing: Drawing, e: Evaluation, comparison: Comparison, *, narrow: bool, height: float
-) -> tuple[Figure, list[str]]:
-    with _style(), warnings.catch_warnings():
-        figure = Figure(figsize=(NARROW, 0.66 * height + 1.2) if narrow else (WIDE, height), layout="constrained")
-        sheet = Sheet(figure=figure, evaluation=e, comparison=comparison, narrow=narrow)
-        drawing(sheet)
-    return figure, sheet.tips
-
-
-def _svg(figure: Figure, salt: str) -> str:
-    file = io.StringIO()
-    with _style(), mpl.rc_context({"svg.hashsalt": salt}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # of names; a browser has more letters than one font
-        figure.savefig(file, format="svg", facecolor="white", metadata={"Date": None, "Creator": None})
-    return file.getvalue()
-
-
-def themed(svg: str, prefix: str, tips: Sequence[str], label: str) -> str:
-    """The `svg` element for the page: ids of its own, colours as variables, no background, tips as <title>."""
-    text = svg[svg.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
-    view = re.search(r'viewBox="([^"]+)"', text)
-    box = view.group(1) if view else "0 0 1 1"
-    body = text[text.index(">") + 1 :]
-    body = re.sub(r'<g id="patch_1">.*?</g>\s*', "", body, count=1, flags=re.DOTALL)  # the white ground
-    body = re.sub(r'\bid="', f'id="{prefix}', body)
-    body = body.replace("url(#", f"url(#{prefix}").replace('href="#', f'href="#{prefix}')
-    for k, tip in enumerate(tips):
-        body = body.replace(
-            f'id="{prefix}{TIP}{k}">', f'id="{prefix}{TIP}{k}" class="tip"><title>{escape(tip)}</title>', 1
-        )
-    for colour, variable in (*THEME.items(), *((c, f"--f{k}") for k, (c, _) in enumerate(FAMILY_COLOURS))):
-        body = body.replace(colour, f"var({variable})")
-    return f'<svg viewBox="{box}" role="img" aria-label="{escape(label)}">{body}'
-
-
-def family_style(evaluation: Evaluation, family: str) -> tuple[str, str]:
-    """(colour, marker) of a family: the same in every report, also where some contenders are missing."""
-    order = [*FAMILIES, *(f for f in families(evaluation) if f not in FAMILIES)]
-    k = order.index(family)
-    if k >= len(FAMILY_COLOURS):
-        k = 1 + k % (len(FAMILY_COLOURS) - 1)  # never splitwire's own
-    return FAMILY_COLOURS[k][0], MARKERS[k]
-
-
-def dressed(axes: Axes) -> Axes:
-    """The common look: two spines, a grid behind."""
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(visible=True)
-    axes.set_axisbelow(True)
-    return axes
-
-
-def _bytes_axis(sheet: Sheet, axes: Axes) -> None:
-    """Log bytes below, bits per element at the cut above."""
-    elements = sheet.evaluation.elements
-    axes.set_xscale("log")
-    axes.set_xlabel("bytes per image (log)")
-    above = axes.secondary_xaxis("top", functions=(lambda b: 8 * b / elements, lambda r: r * elements / 8))
-    above.set_xlabel("bits per element at the cut")
-    above.spines["top"].set_visible(False)
-    for axis in (axes.xaxis, above.xaxis):
-        _log_ticks(axis, axes.get_xlim())
-
-
-def _log_ticks(axis: object, limits: tuple[float, float]) -> None:
-    """Plain numbers, at 1, 2 and 5 where the axis is short."""
-    decades = math.log10(limits[1] / limits[0])
-    subs = (1.0, 2.0, 5.0) if decades < 2.2 else (1.0, 3.0) if decades < 3 else (1.0,)
-    axis.set_major_locator(LogLocator(subs=subs, numticks=20))  # type: ignore[attr-defined]
-    axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.10g}"))  # type: ignore[attr-defined]
-    axis.set_minor_formatter(NullFormatter())  # type: ignore[attr-defined]
-
-
-def _figure_axis(axes: Axes, figure: str) -> None:
-    unit = ", %" if figure in SHARES else ", nats" if figure == "kl" else ""
-    axes.set_ylabel(_capital(title(figure)) + unit)
-    if figure in SHARES:
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:.10g}"))
 
 
 # The curves
@@ -359,8 +160,8 @@ def _draw_curve(sheet: Sheet) -> None:
     top = max([whole, *(min(paired(e, p).high, paired(e, p).value + 0.5 * most) for p in seen)])
     axes.set_ylim(whole - 1.04 * most, top + 0.06 * most)
     axes.set_xlim(0.86 * min(p.bytes for p in seen), 1.16 * max(p.bytes for p in seen))
-    _figure_axis(axes, e.figure)
-    _bytes_axis(sheet, axes)
+    figure_axis(axes, e.figure)
+    bytes_axis(sheet, axes)
     _name_settings(e, axes, [p for p in seen if p.family == OURS])
     sheet.legend(axes)
 
@@ -371,8 +172,8 @@ def _draw_all(sheet: Sheet) -> None:
     _whole_lines(sheet, axes)
     for family, points in families(e).items():
         _family_curve(sheet, axes, family, points, lambda p: paired(e, p))
-    _figure_axis(axes, e.figure)
-    _bytes_axis(sheet, axes)
+    figure_axis(axes, e.figure)
+    bytes_axis(sheet, axes)
     sheet.legend(axes)
 
 
@@ -398,9 +199,9 @@ def _draw_second(sheet: Sheet) -> None:
         axes.set_yscale("log")
         values = [p.figures[figure].value for p in seen]
         axes.set_ylim(max(min(values) / 1.6, 1e-7), 1.6 * max(values))
-        _log_ticks(axes.yaxis, axes.get_ylim())
-    _figure_axis(axes, figure)
-    _bytes_axis(sheet, axes)
+        log_ticks(axes.yaxis, axes.get_ylim())
+    figure_axis(axes, figure)
+    bytes_axis(sheet, axes)
     sheet.legend(axes)
 
 
@@ -489,11 +290,11 @@ def _draw_encode(sheet: Sheet) -> None:
         axes.set_yscale("log")
         times = [p.encode_ms for p in drawn]
         axes.set_ylim(min(times) / 1.6, 1.6 * max(times))
-        _log_ticks(axes.yaxis, axes.get_ylim())
+        log_ticks(axes.yaxis, axes.get_ylim())
         axes.set_xscale("log")
         axes.set_xlim(0.8 * min(p.bytes for p in drawn), 1.25 * max(p.bytes for p in drawn))
     axes.set_ylabel("encode, ms per image (log)")
-    _bytes_axis(sheet, axes)
+    bytes_axis(sheet, axes)
     sheet.legend(axes)
 
 
@@ -554,110 +355,3 @@ def _bar_ends(axes: Axes, names: Sequence[str], values: Sequence[float], words: 
     axes.grid(visible=False, axis="y")
     for k, value in enumerate(values):
         axes.annotate(words(value), (value, k), xytext=(4, 0), textcoords="offset points", va="center", color=INK)
-
-
-# The features
-
-
-def fitted(tensor: Tensor, clipping: Clipping) -> FeatureDensity | None:
-    """The density that the clipping range was found with; None where the histogram decided.
-
-    A profile does not keep the slope of a leaky ReLU; of the usual ones it is the one nearest to what was measured.
-    """
-    from splitwire.codec.design.density import FeatureDensity
-
-    if clipping.method == "histogram" or clipping.rate is None or clipping.location is None:
-        return None
-    slopes: Iterable[float] = (0.0,) if clipping.method == "relu_model" else CANDIDATE_SLOPES
-    edges = np.array(tensor.edges)
-    measured = np.cumsum(tensor.densities)[:-1]
-
-    def distance(density: FeatureDensity) -> float:
-        return float(np.abs(density.cdf(edges[1:-1]) - measured).max(initial=0.0))
-
-    return min((FeatureDensity(rate=clipping.rate, location=clipping.location, slope=s) for s in slopes), key=distance)
-
-
-def expected_shares(density: FeatureDensity, edges: Sequence[float]) -> NDArray[np.float64]:
-    """(B,) probability of each bin [low, high); a point mass at an edge belongs to the bin on its right."""
-    return np.diff(density.cdf(np.nextafter(np.array(edges), -np.inf)))
-
-
-def _histogram_caption(e: Evaluation, tensor: Tensor) -> str:
-    shape = "×".join(map(str, tensor.shape))
-    text = (
-        f"Tensor {tensor.name}, {shape}: mean {tensor.mean:.4g}, standard deviation {tensor.deviation:.4g}, range "
-        f"{tensor.minimum:.4g} to {tensor.maximum:.4g}, {100 * tensor.zeros:.1f} % exact zeros."
-    )
-    found = next((d for d in e.designs if d.op == e.default_op and d.tensor == tensor.name), None)
-    if found is None:
-        return text
-    low, high = found.quantizer.clipping_range
-    text += f" At {found.op} it is clipped to [{low:.4g}, {high:.4g}]."
-    clipping = found.clipping
-    if clipping.method == "histogram":
-        return text + f" The range was chosen on the histogram: {clipping.reason or 'no density was fitted'}."
-    kind = "ReLU" if clipping.method == "relu_model" else "leaky-ReLU"
-    if clipping.ks_distance is not None:
-        kind += f" density, Kolmogorov–Smirnov distance {clipping.ks_distance:.3f} when calibrated"
-    return text + f" The range was chosen by the fitted {kind}."
-
-
-def _draw_histogram(sheet: Sheet, tensor: Tensor) -> None:
-    e = sheet.evaluation
-    axes = sheet.axes()
-    edges, shares = np.array(tensor.edges), np.array(tensor.densities)
-    blue, orange, green = FAMILY_COLOURS[0][0], FAMILY_COLOURS[1][0], FAMILY_COLOURS[2][0]
-    positive = shares[shares > 0]
-    least = float(positive.min(initial=1.0)) / 2
-    axes.stairs(np.maximum(shares, least / 10), edges, baseline=least / 10, fill=True, color=blue, alpha=0.35)
-    axes.stairs(np.maximum(shares, least / 10), edges, baseline=least / 10, color=blue, linewidth=0.9,
-                label="measured")  # fmt: skip
-    found = next((d for d in e.designs if d.op == e.default_op and d.tensor == tensor.name), None)
-    if found is not None:
-        density = fitted(tensor, found.clipping)
-        if density is not None:
-            expected = expected_shares(density, tensor.edges)
-            slope = f", slope {density.slope:g}" if density.slope else ""
-            label = f"fitted density (λ {density.rate:.3g}, μ {density.location:.3g}{slope})"
-            centres = (edges[1:] + edges[:-1]) / 2
-            axes.plot(centres, np.where(expected > 0, expected, np.nan), color=orange, linewidth=1.6, label=label)
-        low, high = found.quantizer.clipping_range
-        for k, (a, b) in enumerate(((min(edges[0], low) - 1e9, low), (high, max(edges[-1], high) + 1e9))):
-            axes.axvspan(a, b, color=MUTED, alpha=0.13, linewidth=0, label="clipped" if k == 0 else None)
-        for k, level in enumerate(found.quantizer.levels):
-            label = f"levels of {found.op}" if k == 0 else None
-            axes.axvline(level, color=green, linewidth=1.3, label=label)
-        for k, threshold in enumerate(found.quantizer.thresholds):
-            label = "thresholds" if k == 0 else None
-            axes.axvline(threshold, color=green, linewidth=0.9, linestyle=(0, (1, 2)), label=label)
-        span = max(edges[-1], high) - min(edges[0], low)
-        axes.set_xlim(min(edges[0], low) - 0.02 * span, max(edges[-1], high) + 0.02 * span)
-    axes.set_yscale("log")
-    axes.set_ylim(least, 2 * float(shares.max(initial=least)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:.6g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel("value of a feature")
-    axes.set_ylabel("share of the elements per bin, % (log)")
-    sheet.legend(axes)
-
-
-def _draw_channels(sheet: Sheet, tensor: Tensor) -> None:
-    axes = sheet.axes()
-    means, deviations = np.array(tensor.channel_means), np.array(tensor.channel_deviations)
-    order = np.argsort(means, kind="stable")
-    means, deviations = means[order], deviations[order]
-    xs = np.arange(1, means.size + 1)
-    colour = FAMILY_COLOURS[0][0]
-    mark = "o" if means.size <= 64 else ""
-    axes.fill_between(
-        xs, means - deviations, means + deviations, step="mid", color=colour, alpha=0.2, linewidth=0,
-        label="± one standard deviation",
-    )  # fmt: skip
-    axes.plot(xs, means, mark + "-", color=colour, linewidth=1.4, markersize=2.5, label="mean of the channel")
-    axes.axhline(tensor.mean, color=INK, linewidth=0.9, linestyle=(0, (5, 3)), label="mean of the tensor")
-    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-    axes.set_xlim(0.5, max(means.size, 1) + 0.5)
-    axes.set_xlabel(f"channel, sorted by mean (of {means.size})")
-    axes.set_ylabel("value of a feature")
-    sheet.legend(axes)

@@ -33,7 +33,7 @@ from .compare import (
 from .results import Estimate, Evaluation, Point
 
 if TYPE_CHECKING:
-    from .plots import Plot
+    from .drawing import Plot
 
 FILE = "report.html"
 TABLE = "results.csv"
@@ -92,7 +92,7 @@ def render(evaluation: Evaluation, comparison: Comparison, plots: list[Plot]) ->
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
-    from .plots import FAMILY_COLOURS, THEME
+    from .drawing import FAMILY_COLOURS, THEME
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     source = resources.files(__package__).joinpath(FILE).read_text(encoding="utf-8")
@@ -187,7 +187,7 @@ def _tiles(e: Evaluation, c: Comparison) -> list[tuple[str, str, str]]:
 
 def _colour(e: Evaluation, family: str) -> str:
     """Its variable in the style sheet."""
-    from .plots import FAMILY_COLOURS, family_style
+    from .drawing import FAMILY_COLOURS, family_style
 
     colours = [light for light, _ in FAMILY_COLOURS]
     return f"--f{colours.index(family_style(e, family)[0])}"
