@@ -6,13 +6,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
 
 from splitwire.console import err, out, print_json, progress_bar
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.table import Table
 
     from splitwire.evaluation.results import Estimate, Evaluation
+
+WIDTH = 110
+"""Columns that the table fits in."""
 
 SHOWN_SKIPPED = 5
 PASSED_OVER = ("tensors", "designs", "disagreements")
@@ -40,7 +46,9 @@ def evaluate(
     ] = None,
     contenders: Annotated[
         str | None,
-        typer.Option(help="With commas between: paper, zstd, raw, hevc, jpeg, webp, avif, hevc-image.", show_default="all"),
+        typer.Option(
+            help="With commas between: paper, zstd, raw, hevc, jpeg, webp, avif, hevc-image.", show_default="all"
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of the table.")] = False,
 ) -> None:
@@ -88,12 +96,15 @@ def _document(evaluation: Evaluation, folder: Path) -> dict[str, Any]:
 
 
 def _show(e: Evaluation, folder: Path) -> None:
-    from splitwire.evaluation.compare import milliseconds, title
+    from splitwire.evaluation.compare import figure_words, milliseconds, title
     from splitwire.evaluation.report import FILE as REPORT
 
     _say(f"{e.model} cut after {e.cut}: {e.data.images:,} images, {e.elements:,} elements at the cut")
-    _say(f"whole network: {_figure(e.figure, e.whole[e.figure])} {title(e.figure)}")
-    out.print(_points(e))
+    whole = e.whole[e.figure]
+    low, high = (figure_words(e.figure, v) for v in (whole.low, whole.high))
+    _say(f"whole network: {figure_words(e.figure, whole.value)} {title(e.figure)} ({low} … {high})")
+    wide = out if out.is_terminal else Console(file=out.file, width=WIDTH, highlight=False)
+    wide.print(_points(e))
     _say("bytes, bits per element at the cut and encode ms of one image, on one core; of a picture the codec alone.")
     _say(f"{title(e.figure)}, and what is lost of it against the whole network, with 95 % intervals; * default")
     stages = ", ".join(f"{name} {milliseconds(ms)}" for name, ms in e.stages.items())
@@ -132,15 +143,16 @@ def _choice(e: Evaluation, max_loss: float) -> str:
 
 
 def _points(e: Evaluation) -> Table:
-    """One row per contender and setting."""
+    """One row per contender and setting. Fits WIDTH columns; in fewer, names are wrapped."""
     from rich.markup import escape
     from rich.table import Table
 
-    from splitwire.evaluation.compare import OURS, count, milliseconds
+    from splitwire.evaluation.compare import OURS, SHARES, count, figure_words, loss_words, milliseconds
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("point", no_wrap=True)
-    for heading in ("bytes", "bits/el", "encode ms", e.figure, "loss"):
+    unit = ", %" if e.figure in SHARES else ""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("point")
+    for heading in ("bytes", "bits/el", "encode ms", f"{e.figure}{unit}", f"loss{unit}"):
         table.add_column(heading, justify="right", no_wrap=True)
     for p in e.points:
         default = p.family == OURS and p.setting == e.default_op
@@ -149,25 +161,17 @@ def _points(e: Evaluation) -> Table:
             count(p.bytes),
             f"{p.bits_per_element:.3f}",
             milliseconds(p.encode_ms),
-            _figure(e.figure, p.figures[e.figure]),
-            _loss(e.figure, p.loss),
+            _interval(p.figures[e.figure], figure_words, e.figure),
+            _interval(p.loss, loss_words, e.figure),
             style="bold" if default else None,
         )
     return table
 
 
-def _figure(figure: str, x: Estimate) -> str:
-    from splitwire.evaluation.compare import figure_words
-
-    low, high = (figure_words(figure, v).removesuffix(" %") for v in (x.low, x.high))
-    return f"{figure_words(figure, x.value)} ({low} … {high})"
-
-
-def _loss(figure: str, x: Estimate) -> str:
-    from splitwire.evaluation.compare import loss_words
-
-    low, high = (loss_words(figure, v).removesuffix(" %") for v in (x.low, x.high))
-    return f"{loss_words(figure, x.value)} ({low} … {high})"
+def _interval(x: Estimate, words: Callable[[str, float], str], figure: str) -> str:
+    """94.00 (93.00 … 95.00), the unit left to the heading."""
+    value, low, high = (words(figure, v).removesuffix(" %") for v in (x.value, x.low, x.high))
+    return f"{value} ({low} … {high})"
 
 
 def _say(text: str) -> None:

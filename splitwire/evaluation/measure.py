@@ -61,7 +61,7 @@ class Reader:
             try:
                 yield i, self._data.item(i)
             except UsageError as e:
-                self.skipped.append((self._data.name(i), str(e)))
+                self.skipped.append((self._data.names[i], str(e)))
 
 
 def first_answer(pair: Pair, data: Dataset) -> Outputs:

@@ -55,8 +55,17 @@ class Pair:
 
     @property
     def input_shape(self) -> tuple[int | None, ...]:
-        """(C, H, W) of an input, None where any size is taken."""
-        return self._front.input_shape[1:]
+        """(B, C, H, W) of the network's input, None where any size is taken."""
+        return self._front.input_shape
+
+    @property
+    def classes(self) -> int | None:
+        """K of the network's one output of (B, K) floats, as its graph says; None if it does not, or has none."""
+        made = [*self._back.session.get_outputs(), *self._front.session.get_outputs()]
+        named = {o.name: o for o in made if o.name in self.outputs}
+        found = {o.shape[1] for o in named.values() if "float" in o.type and len(o.shape) == 2}
+        (k,) = found if len(found) == 1 else (None,)
+        return k if isinstance(k, int) else None
 
     @property
     def outputs(self) -> tuple[str, ...]:

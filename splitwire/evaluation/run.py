@@ -179,6 +179,7 @@ def _opened(
         limit=limit,
         detections=detections,
         custom=metric is not None,
+        classes=None if detections else pair.classes,
     )
 
 
