@@ -287,7 +287,7 @@ def _notes(what: Measurement, sampled: int, skipped: int) -> Iterator[str]:
     if not what.data.labelled:
         yield "no labels: what is measured is agreement with the whole network, not whether it is right"
     if skipped:
-        yield f"{skipped} images could not be read and are left out"
+        yield f"{skipped} image{'s' * (skipped > 1)} could not be read, left out"
     if not what.data.pictures:
         yield "the data are arrays of inputs: there is no picture to send, so picture codecs are left out"
     halves = {"front": profile.front_precision, "back": profile.back_precision}
