@@ -115,7 +115,7 @@ def _images(found: dict[str, Array], count: int) -> list[dict[str, Array]]:
     """Boxes (N, 4), scores and labels (N,) of each of the first `count` images, without the rows of score 0 with which
     a detector of batches fills up."""
     images = [found] if found["boxes"].ndim == 2 else [{n: found[n][i] for n in DETECTION} for i in range(count)]
-    return [{n: image[n][image["scores"] > 0] for n in DETECTION} for image in images]
+    return [{n: image[n][np.asarray(image["scores"], np.float32) > 0] for n in DETECTION} for image in images]
 
 
 def overlaps(old: dict[str, Array], new: dict[str, Array]) -> Float64Array:

@@ -6,6 +6,8 @@
     networks    torchvision's builders; weights: state dicts from files                 torch
     demo        the demo network and its images; the images alone need only numpy
     train       python -m splitwire.models.train: how the demo network was made         torch
+    scenes      garments on backgrounds, with COCO annotations: python -m splitwire.models.scenes
+    detector    a small detector for them; train_detector: how it was made              torch
 
 Importing this package imports none of them.
 """

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from splitwire.codec.profile import Preprocessing
-from splitwire.models.scenes import LABELS, SIDE
+from splitwire.models.backgrounds import SIDE
+from splitwire.models.scenes import LABELS
 
 __all__ = ["CUT", "LABELS", "NAME", "PREPROCESSING", "Detector", "load_detector"]
 

@@ -142,11 +142,13 @@ def train(
     checkpoint: Path,
     *,
     keep_every: int = 250,
+    workers: int = 1,
     on_step: Callable[[int, float], None] | None = None,
     on_keep: Callable[[int, Detector], None] | None = None,
 ) -> tuple[Detector, float]:
     """Train from `checkpoint` if it exists, else from the seed; leave a checkpoint every `keep_every` steps.
 
+    workers: processes that compose scenes beside this one; 0: this one does.
     on_step: called with the steps done and the last loss; on_keep: after a checkpoint, with the averaged network.
     Returns the averaged network in eval mode, and the seconds of training so far, over all sessions.
     Raises UsageError if the checkpoint is damaged or was made with other settings. Other `steps` than the checkpoint's
@@ -159,8 +161,13 @@ def train(
     optimizer = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     first, seconds = _restore(checkpoint, settings, network, averaged, optimizer) if checkpoint.exists() else (0, 0.0)
     order = range(first, settings.steps)
+    side = {"prefetch_factor": 8, "multiprocessing_context": "spawn"} if workers else {}
     loader = DataLoader(
-        Batches(compose, settings.batch), batch_size=None, sampler=order, num_workers=1, prefetch_factor=8
+        Batches(compose, settings.batch),
+        batch_size=None,
+        sampler=order,
+        num_workers=workers,
+        **side,  # type: ignore[arg-type]  # of two kinds
     )
     begun = time.monotonic()
     network.train()

@@ -23,11 +23,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from splitwire.codec.errors import SplitwireError, UsageError
-from splitwire.models import demo, fashion
+from splitwire.models import backgrounds, demo, fashion
+from splitwire.models.backgrounds import SIDE, Draw, Float32Array
 from splitwire.models.fashion import UInt8Array
-
-SIDE = 160
-"""Height and width of a scene, pixels."""
 
 LABELS = ("__background__", *fashion.CLASSES)
 """Names of the labels 0…10; a COCO category has the number of its label. Nothing is labelled 0."""
@@ -39,23 +37,10 @@ SIZES = (32, 80)
 MAX_COVERED = 0.15
 """Share of a garment's box that another's may overlap."""
 
-PHOTOGRAPHS = {
-    "train": (
-        "astronaut.png", "coffee.png", "camera.png", "coins.png", "brick.png", "grass.png", "retina.jpg",
-        "hubble_deep_field.jpg",
-    ),
-    "test": ("chelsea.png", "rocket.jpg", "gravel.png", "moon.png", "motorcycle_left.png"),
-}  # fmt: skip
-"""Files of scikit-image. Held-out scenes have other photographs, as they have other garments."""
-
 SPLITS = ("train", "test", "samples")
-LONGEST = 512
 OPAQUE = 128
 BLACK = 10
 """Fashion-MNIST's ground is not quite 0 near a garment: nothing darker than this is seen as garment."""
-
-Float32Array = NDArray[np.float32]
-Draw = np.random.Generator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +70,7 @@ class Composer:
     def __call__(self, index: int) -> Scene:
         """Scene number `index`, ≥ 0, of this seed."""
         draw = np.random.default_rng((*self._seed, index))
-        canvas = self.background(draw)
+        canvas = backgrounds.any_of(self._photographs, draw)
         owners = np.zeros((SIDE, SIDE), np.uint8)
         boxes: list[tuple[int, int, int, int]] = []
         labels: list[int] = []
@@ -109,13 +94,6 @@ class Composer:
             owners=owners,
         )
 
-    def background(self, draw: Draw) -> Float32Array:
-        """(160, 160, 3) float32 in [0, 255]: half of them photographs, the others drawn."""
-        kind = int(draw.integers(8))
-        if kind < 4:
-            return _crop(self._photographs[int(draw.integers(len(self._photographs)))], draw)
-        return (_noise, _gradient, _stripes, _checks)[kind - 4](draw)
-
 
 def composer(split: str, seed: int, folder: Path = fashion.DEFAULT_FOLDER) -> Composer:
     """Scenes of a split: "train" (60,000 garments), "test" (10,000 others, other photographs), or "samples": as test,
@@ -126,21 +104,7 @@ def composer(split: str, seed: int, folder: Path = fashion.DEFAULT_FOLDER) -> Co
     if split not in SPLITS:
         raise UsageError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
     images, labels = demo.test_set() if split == "samples" else fashion.read_split(folder, split)
-    return Composer(images, labels, photographs("train" if split == "train" else "test"), (SPLITS.index(split), seed))
-
-
-def photographs(split: str) -> tuple[UInt8Array, ...]:
-    """The photographs of PHOTOGRAPHS, (H, W, 3) uint8, longer side at most 512. Raises UsageError without skimage."""
-    try:
-        import skimage
-    except ImportError as e:
-        raise UsageError("scenes need the photographs of scikit-image; `pip install splitwire[demo]`") from e
-    found = []
-    for name in PHOTOGRAPHS[split]:
-        picture = Image.open(Path(skimage.__file__).parent / "data" / name).convert("RGB")
-        picture.thumbnail((LONGEST, LONGEST))
-        found.append(np.asarray(picture))
-    return tuple(found)
+    return Composer(images, labels, backgrounds.photographs(split), (SPLITS.index(split), seed))
 
 
 def silhouette(image: UInt8Array) -> UInt8Array:
@@ -189,63 +153,7 @@ def _place(opacity: UInt8Array, boxes: list[tuple[int, int, int, int]], draw: Dr
     return None
 
 
-def _crop(photograph: UInt8Array, draw: Draw) -> Float32Array:
-    """A square of a photograph, at least 160 pixels, or its whole shorter side, wide; scaled, flipped, dimmed."""
-    height, width = photograph.shape[:2]
-    shorter = min(height, width)
-    side = int(draw.integers(min(SIDE, shorter), shorter + 1))
-    x, y = int(draw.integers(width - side + 1)), int(draw.integers(height - side + 1))
-    picture = Image.fromarray(photograph[y : y + side, x : x + side]).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
-    pixels = np.asarray(picture).astype(np.float32)
-    if draw.random() < 0.5:
-        pixels = pixels[:, ::-1]
-    return pixels * np.float32(draw.uniform(0.6, 1.0))
-
-
-def _colours(n: int, draw: Draw) -> Float32Array:
-    return draw.uniform(0, 255, (n, 3)).astype(np.float32)
-
-
-def _mix(share: Float32Array, draw: Draw) -> Float32Array:
-    """(160, 160) shares in [0, 1] → a picture between two colours."""
-    a, b = _colours(2, draw)
-    return a + share[..., None] * (b - a)
-
-
-def _noise(draw: Draw) -> Float32Array:
-    """Coloured noise of a few scales, the finer the weaker, and a little grain."""
-    total = np.zeros((SIDE, SIDE, 3), np.float32)
-    for cells, weight in ((3, 0.5), (9, 0.3), (30, 0.2)):
-        coarse = draw.integers(0, 256, (cells, cells, 3), dtype=np.uint8)
-        total += weight * np.asarray(Image.fromarray(coarse).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
-    grain = draw.normal(0, draw.uniform(0, 12), (SIDE, SIDE, 1)).astype(np.float32)
-    return np.clip(total + grain, 0, 255)
-
-
-def _ramp(draw: Draw) -> Float32Array:
-    """(160, 160) float32: the distance in pixels along a random direction."""
-    angle = float(draw.uniform(0, 2 * np.pi))
-    axis = np.arange(SIDE, dtype=np.float32) - SIDE / 2
-    return np.float32(np.cos(angle)) * axis + np.float32(np.sin(angle)) * axis[:, None]
-
-
-def _gradient(draw: Draw) -> Float32Array:
-    ramp = _ramp(draw)
-    return _mix((ramp - ramp.min()) / (ramp.max() - ramp.min()), draw)
-
-
-def _stripes(draw: Draw) -> Float32Array:
-    wave = np.sin(_ramp(draw) * np.float32(2 * np.pi / draw.uniform(5, 40)))
-    return _mix(np.clip(0.5 + np.float32(draw.uniform(0.5, 4)) * wave, 0, 1), draw)
-
-
-def _checks(draw: Draw) -> Float32Array:
-    side = float(draw.uniform(5, 30))
-    along = np.floor((np.arange(SIDE) + float(draw.uniform(0, side))) / side).astype(np.int64)
-    return _mix(((along[:, None] + along) % 2).astype(np.float32), draw)
-
-
-def annotations(scenes: Sequence[Scene], names: Sequence[str]) -> dict[str, Any]:
+def coco_document(scenes: Sequence[Scene], names: Sequence[str]) -> dict[str, Any]:
     """The COCO document of scenes whose pictures have these file names. Category ids are the labels 1…10."""
     found: list[dict[str, Any]] = []
     for i, scene in enumerate(scenes):
@@ -289,7 +197,7 @@ def write_coco(
         if on_scene is not None:
             on_scene(i + 1)
     path = folder / "annotations.json"
-    fashion.write_atomically(path, msgspec.json.encode(annotations(scenes, names)) + b"\n")
+    fashion.write_atomically(path, msgspec.json.encode(coco_document(scenes, names)) + b"\n")
     return path
 
 

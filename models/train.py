@@ -86,7 +86,7 @@ def _train(options: argparse.Namespace) -> None:
         settings=dataclasses.asdict(settings),
         images=len(images),
         seconds=round(seconds),
-        machine=_machine(),
+        machine=machine(),
         versions={
             "python": platform.python_version(),
             "torch": str(torch.__version__),
@@ -179,7 +179,7 @@ def _progress(epochs: int) -> Iterator[tuple[Callable[[int, int], None], Callabl
         yield on_step, on_epoch
 
 
-def _machine() -> str:
+def machine() -> str:
     """Processor and threads, in words."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

@@ -1,0 +1,269 @@
+"""Train, measure and ship the detector: `python -m splitwire.models.train_detector`.
+
+Works in a folder of its own (--out). Stop it at any time; the same command goes on after the last checkpoint. `--ship`
+copies what came out into the package, for a new release.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import hashlib
+import io
+import platform
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from splitwire.codec.errors import SplitwireError, UsageError
+from splitwire.models import detector, detector_card, detector_training, fashion, scenes
+from splitwire.models.card import Training
+from splitwire.models.train import machine
+
+DEFAULT_OUT = Path("build") / detector.NAME
+CARD = Path(detector.__file__).parent / "DETECTOR.md"
+
+HELD_OUT, SEED = 1000, 1
+"""The held-out scenes: how many, and of which seed."""
+CHECK, CHECK_SEED = 200, 2
+"""The same of the scenes that are looked at while training; other scenes of the test garments."""
+BATCH = 50
+
+err = Console(stderr=True, highlight=False)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status: 0, 1 or 2 as the error says, 130 if interrupted."""
+    options = _parser().parse_args(arguments)
+    try:
+        if options.evaluate:
+            record = detector_card.read(detector.RESULTS).training
+            content = detector.WEIGHTS.read_bytes()
+            _finish(measure(detector.load_detector(), content, options.data, record), content, None, options)
+        else:
+            _train(options)
+    except SplitwireError as e:
+        err.print(f"error: {e}", markup=False, soft_wrap=True)
+        return e.exit_status
+    except KeyboardInterrupt:
+        err.print("stopped; the same command goes on from the last checkpoint")
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    usual = detector_training.Settings()
+    parser = argparse.ArgumentParser(
+        prog="python -m splitwire.models.train_detector", description=__doc__.partition("\n")[0]
+    )
+    parser.add_argument("--data", type=Path, default=fashion.DEFAULT_FOLDER, help="folder of the Fashion-MNIST files")
+    parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help="working folder [%(default)s]")
+    parser.add_argument("--steps", type=int, default=usual.steps, help="of 32 scenes [%(default)s]")
+    parser.add_argument("--seed", type=int, default=usual.seed, help="[%(default)s]")
+    parser.add_argument("--threads", type=int, default=usual.threads, help="of torch; changes the bits [%(default)s]")
+    parser.add_argument("--precision", default=usual.precision, help="bfloat16 or float32 [%(default)s]")
+    parser.add_argument("--check-every", type=int, default=500, metavar="N",
+                        help="keep a checkpoint, and measure on 200 scenes, every N steps [%(default)s]")  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print the results as JSON")
+    parser.add_argument("--ship", action="store_true", help="also replace weights, figures and card in the package")
+    parser.add_argument("--evaluate", action="store_true", help="train nothing; measure the shipped weights again")
+    return parser
+
+
+def _train(options: argparse.Namespace) -> None:
+    """Train or go on, measure, and write weights, figures and card."""
+    settings = detector_training.Settings(
+        steps=options.steps, seed=options.seed, threads=options.threads, precision=options.precision
+    )
+    if options.check_every < 1:
+        raise UsageError(f"--check-every must be at least 1; got {options.check_every}")
+    _pycocotools()  # rather now than after an hour
+    compose, check = (
+        scenes.composer(s, seed, options.data) for s, seed in (("train", settings.seed), ("test", CHECK_SEED))
+    )
+    with _progress(settings.steps) as (on_step, say):
+
+        def on_keep(step: int, network: detector.Detector) -> None:
+            found = precision(network, check, CHECK, split="test", seed=CHECK_SEED)
+            say(f"step {step}: mAP@0.5 {found.map50:.3f} on {CHECK} scenes")
+
+        network, seconds = detector_training.train(
+            compose, settings, options.out / "checkpoint.pt", keep_every=options.check_every, on_step=on_step,
+            on_keep=on_keep,
+        )  # fmt: skip
+    weights = options.out / detector.WEIGHTS.name
+    content = safetensors.torch.save(
+        {
+            # Most of the file, and as good in half precision; the figures are of what is in the file.
+            k: v.contiguous().to(torch.float16 if v.ndim > 1 else v.dtype)
+            for k, v in network.state_dict().items()
+        }
+    )
+    fashion.write_atomically(weights, content)
+    record = Training(
+        settings=dataclasses.asdict(settings),
+        images=settings.steps * settings.batch,
+        seconds=round(seconds),
+        machine=machine(),
+        versions={"python": platform.python_version(), "torch": str(torch.__version__)},
+    )
+    # Measured as users run it: read back from the file.
+    _finish(measure(detector.load_detector(weights), content, options.data, record), content, options.out, options)
+
+
+def measure(network: detector.Detector, content: bytes, data: Path, record: Training) -> detector_card.Results:
+    """Precision on the held-out scenes and on those of the shipped garments; costs; the features at the cut.
+
+    content: of the weights file. Raises UsageError as `scenes.composer` does.
+    """
+    held_out = precision(network, scenes.composer("test", SEED, data), HELD_OUT, split="test", seed=SEED)
+    compose = scenes.composer("samples", SEED)
+    x = detector_training.inputs_of(np.stack([compose(i).picture for i in range(BATCH)]))
+    with torch.inference_mode():
+        features = network.get_submodule(detector.CUT)(x)
+    return detector_card.Results(
+        name=detector.NAME,
+        parameters=sum(p.numel() for p in network.parameters()),
+        macs=_macs(network, x[:1]),
+        macs_front=_macs(network.get_submodule(detector.CUT), x[:1]),
+        weights_bytes=len(content),
+        weights_sha256=hashlib.sha256(content).hexdigest(),
+        cut=detector.CUT,
+        feature_shape=tuple(features.shape[1:]),
+        feature_negative=round(float((features < 0).double().mean()), 4),
+        held_out=held_out,
+        samples=precision(network, compose, CHECK, split="samples", seed=SEED),
+        training=record,
+    )
+
+
+def precision(
+    network: nn.Module, compose: scenes.Composer, count: int, *, split: str, seed: int
+) -> detector_card.Precision:
+    """COCO's average precision of the network on scenes 0…count−1, by pycocotools; split and seed: what to record.
+
+    Raises UsageError if pycocotools is not installed.
+    """
+    coco, evaluator = _pycocotools()
+    truth, rows = [], []
+    for start in range(0, count, BATCH):
+        batch = [compose(i) for i in range(start, min(start + BATCH, count))]
+        rows += found_rows(network, [scene.picture for scene in batch], first_id=start + 1)
+        truth += batch
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints as it goes
+        known = coco()
+        known.dataset = scenes.coco_document(truth, [str(i) for i in range(count)])
+        known.createIndex()
+        # It cannot load an empty list; a sure-to-miss row changes no figure.
+        nothing = [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 0, 0], "score": 0.0}]
+        judge = evaluator(known, known.loadRes(rows or nothing), "bbox")
+        judge.evaluate()
+        judge.accumulate()
+        judge.summarize()
+    curves = judge.eval["precision"][0, :, :, 0, -1]  # 101 recalls × classes at IoU 0.5, all sizes, 100 detections
+    return detector_card.Precision(
+        split=split,
+        seed=seed,
+        scenes=count,
+        garments=sum(len(scene.labels) for scene in truth),
+        map50=round(float(judge.stats[1]), 5),
+        map=round(float(judge.stats[0]), 5),
+        map50_per_class=tuple(round(float(v), 5) for v in curves.mean(axis=0)),
+    )
+
+
+def found_rows(network: nn.Module, pictures: Sequence[fashion.UInt8Array], first_id: int) -> list[dict[str, Any]]:
+    """What the network finds in pictures (160, 160, 3) uint8, as COCO's results: one map for each detection."""
+    with torch.inference_mode():
+        found = network(detector_training.inputs_of(np.stack(pictures)))
+    rows = []
+    for i, scores in enumerate(found["scores"].tolist()):
+        boxes, labels = found["boxes"][i].tolist(), found["labels"][i].tolist()
+        rows += [
+            {"image_id": first_id + i, "category_id": label, "bbox": [x0, y0, x1 - x0, y1 - y0], "score": score}
+            for (x0, y0, x1, y1), label, score in zip(boxes, labels, scores, strict=True)
+            if score > 0
+        ]
+    return rows
+
+
+def _pycocotools() -> tuple[Any, Any]:
+    try:
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+    except ImportError as e:
+        raise UsageError("measuring a detector needs pycocotools; `pip install splitwire[report]`") from e
+    return COCO, COCOeval
+
+
+def _macs(network: nn.Module, x: Tensor) -> int:
+    """Multiply-accumulates of the convolutions for input x (1, C, H, W)."""
+    total = 0
+
+    def count(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        nonlocal total
+        weight = module.get_parameter("weight")
+        # Each weight meets every place of the output; of a transposed convolution, of the input.
+        places = inputs[0] if isinstance(module, nn.ConvTranspose2d) else output
+        total += weight.numel() * places[0, 0].numel()
+
+    convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
+    handles = [m.register_forward_hook(count) for m in convolutions]
+    with torch.inference_mode():
+        network(x)
+    for handle in handles:
+        handle.remove()
+    return total
+
+
+def _finish(results: detector_card.Results, weights: bytes, out: Path | None, options: argparse.Namespace) -> None:
+    """Write figures and card, into the package too if that is asked for, and print the result."""
+    figures, text = detector_card.encode(results), detector_card.render(results).encode()
+    if out is not None:
+        fashion.write_atomically(out / detector.RESULTS.name, figures)
+        fashion.write_atomically(out / CARD.name, text)
+    if options.ship:
+        fashion.write_atomically(detector.WEIGHTS, weights)
+        fashion.write_atomically(detector.RESULTS, figures)
+        fashion.write_atomically(CARD, text)
+    if options.json:
+        sys.stdout.write(figures.decode())
+    else:
+        held, where = results.held_out, out if out is not None else detector.DATA
+        print(
+            f"{results.name}: mAP@0.5 {held.map50:.3f}, mAP@[.5:.95] {held.map:.3f} on {held.scenes:,} scenes; {where}"
+        )
+
+
+@contextmanager
+def _progress(steps: int) -> Iterator[tuple[Callable[[int, float], None], Callable[[str], None]]]:
+    """A bar with the time left on a terminal, and a line per check; both on stderr."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err, disable=not err.is_terminal, speed_estimate_period=300) as bar:
+        task = bar.add_task("training", total=steps)
+
+        def on_step(done: int, loss: float) -> None:
+            bar.update(task, completed=done, description=f"loss {loss:.2f}")
+
+        yield on_step, bar.console.print
+
+
+if __name__ == "__main__":
+    sys.exit(main())
