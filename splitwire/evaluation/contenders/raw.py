@@ -34,7 +34,8 @@ class Ranges:
             if low == high:  # nearly all of it one value: what is seldom is all there is to see
                 low, high = values.min(), values.max()
             self._low.append(np.float32(low))
-            self._step.append(np.float32((high - low) / 255) if high > low else np.float32(1))
+            # of a constant: so small that whatever a codec makes of it changes nothing
+            self._step.append(np.float32(max((high - low) / 255, 1e-12)))
 
     def to_bytes(self, x: Float32Array, tensor: int) -> NDArray[np.uint8]:
         """The nearest of the 256 values, of any shape."""
