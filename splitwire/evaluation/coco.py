@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from splitwire.codec import preprocessing
 from splitwire.codec.errors import UsageError
-from splitwire.codec.profile import Preprocessing
+from splitwire.codec.profile import MAX_DIM, Preprocessing
 
 MIN_VISIBLE = 0.5
 """A box of which the centre crop leaves less than this share is nobody's to find: it counts neither for nor against."""
@@ -96,7 +96,7 @@ def read(path: Path, folder: Path, labels: Sequence[str] | None) -> list[Annotat
             raise UsageError(f"{path}: annotation {i} is of image {annotation.image_id}, which the file does not name")
         if annotation.category_id not in known:
             raise UsageError(f"{path}: annotation {i} is of category {annotation.category_id}, which the file lacks")
-        if min(annotation.bbox[2:]) < 0 or not np.isfinite(np.array(annotation.bbox, np.float32)).all():
+        if min(annotation.bbox[2:]) < 0 or max(map(abs, annotation.bbox)) > MAX_DIM:
             raise UsageError(f"{path}: annotation {i} has the box {annotation.bbox}; expected x, y, width, height")
         boxes[annotation.image_id].append(annotation)
     return [

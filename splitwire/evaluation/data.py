@@ -272,7 +272,7 @@ def _from_npz(
 def _read_npz(path: Path) -> dict[str, Array]:
     """What we know of an .npz; other arrays by name alone. Never pickled objects."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             names = [str(n) for n in file.files]
             return {n: file[n] if n in ("images", "inputs", "labels") else np.empty(0) for n in names}
     except FileNotFoundError:

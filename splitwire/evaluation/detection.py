@@ -163,7 +163,7 @@ class Precision:
     def __init__(self, outcomes: Sequence[DetectionOutcome]) -> None:
         self._n = len(outcomes)
         evaluation = _evaluated(outcomes)
-        self._whole = _figures(evaluation.eval["precision"][:, :, :, 0, 0].mean(axis=1).T)
+        self._whole = _figures(list(evaluation.eval["precision"][:, :, :, 0, 0].mean(axis=1).T))
         self._classes = _matches(evaluation, self._n)
 
     def __len__(self) -> int:
@@ -173,8 +173,7 @@ class Precision:
         """As outcomes.Scored."""
         if counts is None:
             return dict(self._whole)
-        found = [p for p in (c.precision(counts) for c in self._classes) if p is not None]
-        return _figures(np.array(found).reshape(len(found), -1))
+        return _figures([c.precision(counts) for c in self._classes])
 
     def draws(self, counts: NDArray[np.int64]) -> dict[str, Float64Array]:
         """As outcomes.Scored."""
@@ -182,9 +181,9 @@ class Precision:
         return {name: np.array([row[name] for row in rows]) for name in self._whole}
 
 
-def _figures(precisions: Float64Array) -> dict[str, float]:
-    """precisions: (classes, T), of the classes that are there to be found; -1 (pycocotools) if one is not."""
-    there = precisions[(precisions >= 0).all(axis=1)] if precisions.size else precisions
+def _figures(precisions: Sequence[Float64Array | None]) -> dict[str, float]:
+    """precisions: (T,) of each class; None of one that is nowhere to be found, which counts for nothing."""
+    there = np.array([p for p in precisions if p is not None])
     if not len(there):
         return {"map50": float("nan"), "map": float("nan")}
     return {"map50": float(there[:, 0].mean()), "map": float(there.mean())}
@@ -201,7 +200,7 @@ def _evaluated(outcomes: Sequence[DetectionOutcome]) -> Any:
         truth += _annotations(i, boxes, labels, "iscrowd", ignored.astype(int))
         boxes, scores, labels = outcome.found
         found += _annotations(i, boxes, labels, "score", scores)
-    # A class that is nowhere to be found has no precision; its detections count for nothing.
+    # Of the classes that are to be found somewhere: pycocotools gives no precision of the others, and takes its time.
     classes = sorted({a["category_id"] for a in truth if not a["iscrowd"]})
     if not classes:
         raise UsageError("there is nothing to find in any of these images; give images with objects, or annotations")
