@@ -70,12 +70,12 @@ class DetectionTask:
 
     def disagreement(self, whole: Outcome, other: Outcome) -> float:
         """Confident detections of either that overlap with no confident one of the same class of the other."""
-        a, b = (dict(zip(("boxes", "labels"), _shown(o), strict=True)) for o in (whole, other))
+        a, b = (_shown(o) for o in (whole, other))
         return float(sum((overlaps(x, y) < MIN_OVERLAP).sum() for x, y in ((a, b), (b, a))))
 
     def answer(self, outcome: Outcome) -> str:
         """The confident detections, counted."""
-        return self._counted(_shown(outcome)[1])
+        return self._counted(_shown(outcome)["labels"])
 
     def target(self, item: Item) -> str | None:
         """What there is to find, counted."""
@@ -114,10 +114,10 @@ def _confident(outputs: Outputs, i: int, batch: int) -> Truth:
     return Truth(boxes=boxes[kept], labels=labels[kept], ignored=np.zeros(int(kept.sum()), np.bool_))
 
 
-def _shown(outcome: Outcome) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def _shown(outcome: Outcome) -> dict[str, NDArray[Any]]:
     (one,) = only(DetectionOutcome, [outcome])
     boxes, scores, labels = one.found
-    return boxes[scores >= CONFIDENT], labels[scores >= CONFIDENT]
+    return {"boxes": boxes[scores >= CONFIDENT], "labels": labels[scores >= CONFIDENT]}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,7 +69,11 @@ T = TypeVar("T", bound=Struct)
 
 
 class Scored(Protocol):
-    """One contender's outcomes over all images. replicates: bootstrap draws that its figures are worth."""
+    """One contender's outcomes over all images. replicates: bootstrap draws that its figures are worth.
+
+    Never changes, and is hashed by identity."""
+
+    def __hash__(self) -> int: ...
 
     @property
     def replicates(self) -> int: ...
@@ -86,7 +90,7 @@ class Scored(Protocol):
 
 def only(kind: type[T], outcomes: Sequence[Outcome]) -> list[T]:
     """`outcomes`, all of which are of this kind. Raises TypeError."""
-    found = [o for o in outcomes if isinstance(o, kind)]
+    found: list[T] = [o for o in outcomes if isinstance(o, kind)]
     if len(found) != len(outcomes):
         raise TypeError(f"outcomes of another task than {kind.__name__}")
     return found
