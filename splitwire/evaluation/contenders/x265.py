@@ -2,8 +2,9 @@
 
 Set for every use: one intra picture, constant QP (`ipratio=1`, so that an intra picture has the QP that is asked for),
 one thread (`pools=none`, one frame thread, no wavefronts, whose entry points would cost bytes), no SEI with the
-encoder's options in words. The encoder is opened anew for each picture, since that is what it takes to encode one;
-what that costs is stated in docs/evaluate.md.
+encoder's options in words. The encoder is opened anew for each picture, since that is what it takes to encode one:
+about 1.3 ms of the 4 to 7 that a 60 × 60 picture takes, and of the 70 to 90 of one of 336 × 336 (one core of a cloud
+server). The size of the stream is the same as from an encoder that is kept open.
 """
 
 from __future__ import annotations
