@@ -123,10 +123,10 @@ def _show(e: Evaluation, folder: Path) -> None:
 def _choice(e: Evaluation, max_loss: float) -> str:
     """What became of --max-loss."""
     from splitwire.evaluation.choose import choose
-    from splitwire.evaluation.compare import count, loss_words
+    from splitwire.evaluation.compare import budget_words, count, loss_words
 
     choice = choose(e.points, max_loss)
-    budget = loss_words(e.figure, max_loss)
+    budget = budget_words(e.figure, max_loss)
     if choice.chosen is None:
         near = choice.nearest
         return (
