@@ -310,11 +310,15 @@ def test_the_chosen_point_becomes_the_default_of_both_graphs(pair, data):
     assert files == {name: (pair / name).read_bytes() for name in files}
 
 
-def test_data_that_are_open_already(pair, data):
-    profile = Pair(pair).profile
-    opened = open_data(data, profile, (None, 3, 8, 8), limit=20, detections=False)
-    by_hand = splitwire.evaluate(pair, opened, contenders=[])
-    assert figures(by_hand) == figures(splitwire.evaluate(pair, data, contenders=[], limit=20))
+def test_data_as_arrays_and_open_already(pair, data):
+    with np.load(data) as file:
+        arrays = dict(file)
+    opened = open_data(data, Pair(pair).profile, (None, 3, 8, 8), limit=20, detections=False)
+    from_file = splitwire.evaluate(pair, data, contenders=[], limit=20)
+    assert figures(splitwire.evaluate(pair, opened, contenders=[])) == figures(from_file)
+    from_arrays = splitwire.evaluate(pair, arrays, contenders=[], limit=20)
+    assert (from_arrays.points[0].figures, from_arrays.whole) == (from_file.points[0].figures, from_file.whole)
+    assert (from_arrays.data.source, from_arrays.data.digest) == ("arrays", from_file.data.digest)
 
 
 def test_inputs_without_labels_or_pictures(pair, tmp_path):

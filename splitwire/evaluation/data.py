@@ -7,14 +7,14 @@ import os
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from splitwire.codec import preprocessing
@@ -152,7 +152,7 @@ class _InputArray(Dataset):
 
 
 def open_data(
-    path: Path | Sequence[Path],
+    path: Path | Sequence[Path] | Mapping[str, ArrayLike],
     profile: CodecProfile,
     input_shape: Sequence[int | None],
     *,
@@ -168,7 +168,7 @@ def open_data(
     many as classes); a folder of pictures without labels (a detector's may have folders inside); a picture, a list of
     them, or a .txt file with one per line; a COCO .json with its pictures beside it, or a folder of pictures with
     `annotations` (or with one .json in it); an .npz with `images` (n, H, W) or (n, H, W, 3) uint8 or `inputs`
-    (n, C, H, W) float32, and maybe `labels` (n,) integers.
+    (n, C, H, W) float32, and maybe `labels` (n,) integers; or a dict of such arrays.
     input_shape: of the front graph, with the batch axis; None where an axis is free. limit: at most so many images,
     evenly spread. detections: whether the network is a detector (tasks.is_detector). custom: a user's metric judges, so
     that labels may be anything. classes: K of the network's (B, K) answer, where its graph says so.
@@ -179,7 +179,11 @@ def open_data(
     fit = folders.Labels(names=profile.labels, classes=classes, detections=detections, custom=custom)
     if isinstance(path, Path) and path.suffix.lower() == ".npz":
         _without(annotations, path)
-        return _from_npz(path, profile.preprocessing, input_shape, fit, limit)
+        return _from_arrays(path, _read_npz(path), profile.preprocessing, input_shape, fit, limit)
+    if isinstance(path, Mapping):
+        _without(annotations, "arrays")
+        arrays = {name: np.asarray(array) for name, array in path.items()}
+        return _from_arrays(Path("arrays"), arrays, profile.preprocessing, input_shape, fit, limit)
     how = _usable(profile.preprocessing, input_shape)
     if not isinstance(path, Path):
         _without(annotations, "a list of pictures")
@@ -236,10 +240,15 @@ def _from_coco(path: Path, folder: Path, how: Preprocessing, fit: folders.Labels
     return _Files(str(path), [(a.name, a.file) for a in chosen], chosen, how)
 
 
-def _from_npz(
-    path: Path, how: Preprocessing | None, input_shape: Sequence[int | None], fit: folders.Labels, limit: int | None
+def _from_arrays(
+    path: Path,
+    arrays: Mapping[str, Array],
+    how: Preprocessing | None,
+    input_shape: Sequence[int | None],
+    fit: folders.Labels,
+    limit: int | None,
 ) -> Dataset:
-    arrays = _read_npz(path)
+    """path: where they are from, for messages and names."""
     kind = [name for name in ("images", "inputs") if name in arrays]
     if len(kind) != 1:
         raise UsageError(

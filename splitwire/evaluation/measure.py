@@ -107,6 +107,11 @@ class Measurement:
     images: Sequence[ImageContender]
 
     @property
+    def contenders(self) -> list[FeatureContender | ImageContender]:
+        """All."""
+        return [*self.features, *self.images]
+
+    @property
     def batches(self) -> list[range]:
         """Positions in the data, batch by batch."""
         n = len(self.data)

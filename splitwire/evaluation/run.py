@@ -11,12 +11,12 @@ import importlib.util
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import ArrayLike
 
 from splitwire.codec.errors import SplitwireError, UsageError
 from splitwire.console import ProgressFn
@@ -46,12 +46,16 @@ FORMAT = 1
 """Of what the store keeps: another number when it, or what a figure means, changes."""
 
 
+StrPath = str | os.PathLike[str]
+DataLike = StrPath | Sequence[StrPath] | Mapping[str, ArrayLike] | Dataset
+
+
 def evaluate(
-    folder: str | os.PathLike[str],
-    data: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Dataset,
+    folder: StrPath,
+    data: DataLike,
     *,
-    annotations: str | os.PathLike[str] | None = None,
-    out: str | os.PathLike[str] | None = None,
+    annotations: StrPath | None = None,
+    out: StrPath | None = None,
     max_loss: float | None = None,
     limit: int | None = None,
     metric: str | None = None,
@@ -60,7 +64,8 @@ def evaluate(
 ) -> Evaluation:
     """Measure accuracy against bytes for the pair in `folder`, and for what a user would send instead.
 
-    data: what `open_data` takes (an ImageFolder, pictures without labels, a COCO JSON, an .npz), or a Dataset.
+    data: what `open_data` takes: an ImageFolder, pictures without labels, a COCO JSON, an .npz, a dict of arrays as in
+        an .npz ("images" (n, H, W[, 3]) uint8 or "inputs" (n, C, H, W) float32, and "labels" (n,)); or a Dataset.
     annotations: the COCO JSON where `data` is the folder of its pictures.
     out: folder of results.json, results.csv, report.html and plots/; FOLDER/evaluation if None.
     max_loss: of the main figure, in its own unit (0.01: one per cent point of Top-1). The cheapest operating point
@@ -165,12 +170,18 @@ def _check_installed() -> None:
 
 
 def _opened(
-    data: Any, pair: Pair, *, annotations: Any, limit: int | None, detections: bool, metric: str | None
+    data: DataLike, pair: Pair, *, annotations: StrPath | None, limit: int | None, detections: bool, metric: str | None
 ) -> Dataset:
     """The dataset: given, or found at the paths."""
-    if not isinstance(data, (str, os.PathLike, list, tuple)):
+    if isinstance(data, Dataset):
         return data
-    paths = [Path(p) for p in data] if isinstance(data, (list, tuple)) else Path(data)
+    paths = (
+        data
+        if isinstance(data, Mapping)
+        else Path(data)
+        if isinstance(data, (str, os.PathLike))
+        else [Path(p) for p in data]
+    )
     return open_data(
         paths,
         pair.profile,
@@ -185,7 +196,7 @@ def _opened(
 
 def _key(what: Measurement, metric: str | None) -> list[str | bytes]:
     """Everything that the figures depend on."""
-    contenders = [f"{label(c)} -> {received(c)}" for c in (*what.features, *what.images)]
+    contenders = [f"{label(c)} -> {received(c)}" for c in what.contenders]
     settings = [FORMAT, what.pair.batch, what.task.kind, what.task.main, contenders, metric, versions()]
     source = b"" if metric is None else _source_of(metric)
     return [what.pair.fingerprint, what.data.digest, msgspec.json.encode(settings), source]
@@ -234,7 +245,7 @@ def _points(
     """Figures of the whole network, and every contender's point."""
     reference = _scored(what, batches, WHOLE)
     whole, _ = intervals(reference, reference, what.task.main)
-    keys = dict.fromkeys(received(c) for c in (*what.features, *what.images))
+    keys = dict.fromkeys(received(c) for c in what.contenders)
     estimates: dict[str, tuple[dict[str, Estimate], Estimate]] = {}
     for key in keys:
         tell("Confidence intervals", len(estimates), len(keys))
