@@ -80,7 +80,7 @@ def tensor(name: str = "features", seed: int = 0) -> Tensor:
     left = rng.exponential(DENSITY.kappa / DENSITY.rate, 200_000)
     x = DENSITY.location + np.where(rng.random(200_000) < 1 / (1 + DENSITY.kappa**2), right, -left)
     y = np.where(x >= 0, x, DENSITY.slope * x) * rng.normal(1, 0.05, x.size)
-    densities, edges = np.histogram(y, bins=200, range=(-1.5, 18))
+    densities, edges = np.histogram(np.clip(y, -1.5, 18), bins=200, range=(-1.5, 18))
     channels = rng.gamma(2, 0.5, 192)
     return Tensor(
         name=name,

@@ -73,7 +73,9 @@ def test_a_smaller_picture_is_said_to_be_the_better_choice():
 def test_a_larger_picture_is_not():
     words = " ".join(compare(of(*OURS_POINTS, *BIG_JPEG, *ZSTD)).verdict)
     assert PICTURE_BETTER not in words
-    assert "splitwire n3 needs 700 bytes; the smallest picture within the same loss is 3.00× as large (JPEG q 90" in words
+    assert (
+        "splitwire n3 needs 700 bytes; the smallest picture within the same loss is 3.00× as large (JPEG q 90" in words
+    )
     assert "The next way to send features (zstd 3 n3) needs 1.30× the bytes" in words
     assert "may be as high as 1.30 %" in words
 
@@ -130,7 +132,7 @@ def test_json(tmp_path):
 
 @pytest.mark.parametrize("text", ["", "one", "-1%", "nan", "inf"])
 def test_what_is_no_loss(text):
-    with pytest.raises(UsageError, match="1% or 0.01"):
+    with pytest.raises(UsageError, match=r"1% or 0\.01"):
         parse_loss(text)
 
 
@@ -141,7 +143,7 @@ def test_losses():
 
 
 def test_a_loss_of_one_is_a_mistake_for_a_share_only():
-    with pytest.raises(UsageError, match="1% or 0.01"):
+    with pytest.raises(UsageError, match=r"1% or 0\.01"):
         compare(of(*OURS_POINTS), 1.0)
     e = of(*OURS_POINTS, figure="psnr", whole={"psnr": evaluation().whole["top1"]})
     assert len(compare(e, 1.0).standings) == 1

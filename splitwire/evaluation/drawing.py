@@ -11,14 +11,16 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.figure import Figure  # no pyplot: nothing global, no display
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from numpy.typing import ArrayLike
 
 from .compare import SHARES, Comparison, families, title
 from .contenders import FAMILIES
@@ -26,6 +28,7 @@ from .results import Evaluation
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
 INK, MUTED, GRID, PAGE = "#1c2430", "#5b6675", "#dde2e8", "#fefefe"
 THEME = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PAGE: "--card"}
@@ -87,18 +90,16 @@ class Sheet:
         """The only axes of a plot, styled."""
         return dressed(self.figure.add_subplot())
 
-    def legend(self, axes: Axes | None = None) -> None:
+    def legend(self, axes: Axes) -> None:
         """Beside the axes where there is room, else below them."""
-        source = self.figure.axes if axes is None else [axes]
-        found: dict[str, object] = {}
-        for a in source:
-            for handle, label in zip(*a.get_legend_handles_labels(), strict=True):
-                found.setdefault(label, handle)
+        handles, labels = axes.get_legend_handles_labels()
         if self.narrow:
-            where = {"loc": "outside lower center", "ncols": 2, "fontsize": 7, "columnspacing": 1, "handlelength": 1.8}
+            self.figure.legend(
+                handles, labels, frameon=False, loc="outside lower center", ncols=2, fontsize=7, columnspacing=1,
+                handlelength=1.8,
+            )  # fmt: skip
         else:
-            where = {"loc": "outside right upper"}
-        self.figure.legend(list(found.values()), list(found), frameon=False, **where)
+            self.figure.legend(handles, labels, frameon=False, loc="outside right upper")
 
 
 Drawing = Callable[[Sheet], None]
@@ -130,7 +131,7 @@ def plot(
     )
 
 
-def _style() -> mpl.rc_context:
+def _style() -> AbstractContextManager[None]:
     """Letters stay text, dollars in a user's names stay dollars."""
     return mpl.rc_context(
         {
@@ -205,25 +206,30 @@ def dressed(axes: Axes) -> Axes:
     return axes
 
 
+def scaled(factor: float) -> Callable[[ArrayLike], ArrayLike]:
+    """What multiplies by `factor`."""
+    return lambda values: np.multiply(values, factor)
+
+
 def bytes_axis(sheet: Sheet, axes: Axes) -> None:
     """Log bytes below, bits per element at the cut above."""
     elements = sheet.evaluation.elements
     axes.set_xscale("log")
     axes.set_xlabel("bytes per image (log)")
-    above = axes.secondary_xaxis("top", functions=(lambda b: 8 * b / elements, lambda r: r * elements / 8))
+    above = axes.secondary_xaxis("top", functions=(scaled(8 / elements), scaled(elements / 8)))
     above.set_xlabel("bits per element at the cut")
     above.spines["top"].set_visible(False)
     for axis in (axes.xaxis, above.xaxis):
         log_ticks(axis, axes.get_xlim())
 
 
-def log_ticks(axis: object, limits: tuple[float, float]) -> None:
+def log_ticks(axis: Axis, limits: tuple[float, float]) -> None:
     """Plain numbers, at 1, 2 and 5 where the axis is short."""
     decades = math.log10(limits[1] / limits[0])
     subs = (1.0, 2.0, 5.0) if decades < 2.2 else (1.0, 3.0) if decades < 3 else (1.0,)
-    axis.set_major_locator(LogLocator(subs=subs, numticks=20))  # type: ignore[attr-defined]
-    axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.10g}"))  # type: ignore[attr-defined]
-    axis.set_minor_formatter(NullFormatter())  # type: ignore[attr-defined]
+    axis.set_major_locator(LogLocator(subs=subs, numticks=20))
+    axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.10g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def figure_axis(axes: Axes, figure: str) -> None:

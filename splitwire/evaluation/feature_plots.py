@@ -40,8 +40,9 @@ def fitted(tensor: Tensor, clipping: Clipping) -> FeatureDensity | None:
 
 
 def expected_shares(density: FeatureDensity, edges: Sequence[float]) -> NDArray[np.float64]:
-    """(B,) probability of each bin [low, high); a point mass at an edge belongs to the bin on its right."""
-    return np.diff(density.cdf(np.nextafter(np.array(edges), -np.inf)))
+    """(B,) probability of each bin [low, high); the outer ones take what is beyond, as the measured ones do."""
+    inner = np.nextafter(np.array(edges[1:-1]), -np.inf)  # a point mass at an edge belongs to the bin on its right
+    return np.diff(np.concatenate([[0.0], density.cdf(inner), [1.0]]))
 
 
 def histogram_caption(e: Evaluation, tensor: Tensor) -> str:
@@ -50,6 +51,7 @@ def histogram_caption(e: Evaluation, tensor: Tensor) -> str:
     text = (
         f"Tensor {tensor.name}, {shape}: mean {tensor.mean:.4g}, standard deviation {tensor.deviation:.4g}, range "
         f"{tensor.minimum:.4g} to {tensor.maximum:.4g}, {100 * tensor.zeros:.1f} % exact zeros."
+        " The outermost bins hold everything beyond."
     )
     found = next((d for d in e.designs if d.op == e.default_op and d.tensor == tensor.name), None)
     if found is None:
@@ -89,11 +91,12 @@ def draw_histogram(sheet: Sheet, tensor: Tensor) -> None:
         for k, (a, b) in enumerate(((min(edges[0], low) - 1e9, low), (high, max(edges[-1], high) + 1e9))):
             axes.axvspan(a, b, color=MUTED, alpha=0.13, linewidth=0, label="clipped" if k == 0 else None)
         for k, level in enumerate(found.quantizer.levels):
-            label = f"levels of {found.op}" if k == 0 else None
-            axes.axvline(level, color=green, linewidth=1.3, label=label)
+            axes.axvline(level, color=green, linewidth=1.3, label=f"levels of {found.op}" if k == 0 else None)
         for k, threshold in enumerate(found.quantizer.thresholds):
-            label = "thresholds" if k == 0 else None
-            axes.axvline(threshold, color=green, linewidth=0.9, linestyle=(0, (1, 2)), label=label)
+            dotted = (0, (1, 2))
+            axes.axvline(
+                threshold, color=green, linewidth=0.9, linestyle=dotted, label="thresholds" if k == 0 else None
+            )
         span = max(edges[-1], high) - min(edges[0], low)
         axes.set_xlim(min(edges[0], low) - 0.02 * span, max(edges[-1], high) + 0.02 * span)
     axes.set_yscale("log")

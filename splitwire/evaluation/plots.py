@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -226,7 +226,7 @@ def _family_curve(
     if len(points) > 1:
         low, high = [y.low for y in ys], [y.high for y in ys]
         axes.fill_between(xs, low, high, color=colour, alpha=0.2 if ours else 0.08, linewidth=0, zorder=layer - 2)
-    mark = {
+    mark: dict[str, Any] = {
         "marker": marker, "color": colour, "markeredgecolor": colour, "markersize": 5.5 if ours else 4,
         "markerfacecolor": PAGE if sends == "image" else colour,
     }  # fmt: skip

@@ -39,6 +39,9 @@ FILE = "report.html"
 TABLE = "results.csv"
 PLOTS = "plots"
 
+OF_ITSELF = frozenset({"agreement", "kl"})
+"""Figures that say nothing of the whole network, being measured against it."""
+
 LONGEST_BAR = 8.0
 """Times the best: the bars of the ranking end here, marked as longer."""
 
@@ -128,7 +131,7 @@ def render(evaluation: Evaluation, comparison: Comparison, plots: list[Plot]) ->
             }
             for d in e.disagreements
         ],
-        whole=[(title(n), _estimate(n, x)) for n, x in e.whole.items()],
+        whole=[(title(n), _estimate(n, x)) for n, x in e.whole.items() if n not in OF_ITSELF],
         budget=budget_words(e.figure, comparison.max_loss),
         figure=title(e.figure),
     )  # fmt: skip
@@ -181,6 +184,8 @@ def _tiles(e: Evaluation, c: Comparison) -> list[tuple[str, str, str]]:
             (milliseconds(ours.encode_ms), "ms", "to encode, one core"),
             (times(4 * e.elements / ours.bytes), "", "smaller than float32"),
         ]
+    if e.figure in OF_ITSELF or not e.data.labelled:
+        return [*tiles, (f"{e.data.images:,}", "images", "without labels, judged by the whole network's answers")]
     whole = figure_words(e.figure, e.whole[e.figure].value)
     return [*tiles, (whole.removesuffix(" %"), "%" if whole.endswith("%") else "", f"{title(e.figure)}, whole network")]
 
