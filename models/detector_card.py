@@ -32,7 +32,8 @@ class Results(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     macs, macs_front: multiply-accumulates of one picture, convolutions, of all and of what is before the cut.
     feature_negative: share of negative values in the tensor at the cut. held_out: on garments and photographs that the
-    training never saw; samples: the same of the 1,000 garments in the package. training.images: scenes.
+    training never saw; samples: the same of the 1,000 garments in the package.
+    training.images: scenes. remark: what else to know of the run.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Results(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     held_out: Precision
     samples: Precision
     training: Training
+    remark: str = ""
 
 
 def read(path: Path) -> Results:
@@ -70,6 +72,7 @@ def render(r: Results) -> str:
                          for k, v in t.settings.items())  # fmt: skip
     versions = ", ".join(f"{name} {version}" for name, version in t.versions.items())
     shape = "×".join(map(str, r.feature_shape))
+    remark = f"\n{r.remark}" if r.remark else ""
     return f"""# Model card: {r.name}
 
 *Written by `python -m splitwire.models.train_detector` from `data/{r.name}.json`; it measured every figure below.*
@@ -103,7 +106,7 @@ silhouette, also where another garment covers it; two boxes share at most 15 % o
 ## Training
 {t.images:,} scenes, each seen once, in {t.seconds / 60:.0f} minutes on {t.machine}
 ({versions}).
-AdamW, linear warm-up and half a cosine; the weights are the running average at the last step.
+AdamW, linear warm-up and half a cosine; the weights are the running average at the last step.{remark}
 Settings: {settings}.
 
 `python -m splitwire.models.train_detector` does it again; another machine adds in another order, and makes another

@@ -47,9 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         if options.evaluate:
-            record = detector_card.read(detector.RESULTS).training
-            content = detector.WEIGHTS.read_bytes()
-            _finish(measure(detector.load_detector(), content, options.data, record), content, None, options)
+            old, content = detector_card.read(detector.RESULTS), detector.WEIGHTS.read_bytes()
+            remark = old.remark if options.remark is None else options.remark
+            results = measure(detector.load_detector(), content, options.data, old.training, remark)
+            _finish(results, content, None, options)
         else:
             _train(options)
     except SplitwireError as e:
@@ -74,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--precision", default=usual.precision, help="bfloat16 or float32 [%(default)s]")
     parser.add_argument("--check-every", type=int, default=500, metavar="N",
                         help="keep a checkpoint, and measure on 200 scenes, every N steps [%(default)s]")  # fmt: skip
+    parser.add_argument("--remark", help="a sentence for the card: what else to know of the run")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     parser.add_argument("--ship", action="store_true", help="also replace weights, figures and card in the package")
     parser.add_argument("--evaluate", action="store_true", help="train nothing; measure the shipped weights again")
@@ -118,10 +120,13 @@ def _train(options: argparse.Namespace) -> None:
         versions={"python": platform.python_version(), "torch": str(torch.__version__)},
     )
     # Measured as users run it: read back from the file.
-    _finish(measure(detector.load_detector(weights), content, options.data, record), content, options.out, options)
+    results = measure(detector.load_detector(weights), content, options.data, record, options.remark or "")
+    _finish(results, content, options.out, options)
 
 
-def measure(network: detector.Detector, content: bytes, data: Path, record: Training) -> detector_card.Results:
+def measure(
+    network: detector.Detector, content: bytes, data: Path, record: Training, remark: str
+) -> detector_card.Results:
     """Precision on the held-out scenes and on those of the shipped garments; costs; the features at the cut.
 
     content: of the weights file. Raises UsageError as `scenes.composer` does.
@@ -144,6 +149,7 @@ def measure(network: detector.Detector, content: bytes, data: Path, record: Trai
         held_out=held_out,
         samples=precision(network, compose, CHECK, split="samples", seed=SEED),
         training=record,
+        remark=remark,
     )
 
 

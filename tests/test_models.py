@@ -22,7 +22,7 @@ from PIL import Image
 from splitwire.codec import preprocessing
 from splitwire.codec.errors import ExportError, UsageError
 from splitwire.codec.profile import Preprocessing
-from splitwire.models import card, catalogue, demo, fashion, figures, networks, train, training
+from splitwire.models import card, catalogue, demo, detector, fashion, figures, networks, train, training
 from splitwire.models import weights as files
 
 ARRAYS_SHA256 = "31f595a37c7fde8662783ef15cf44b3527269118285ea1fd07fa4c9009c222a2"
@@ -75,6 +75,8 @@ def test_shipped_files_keep_their_limits():
         demo.WEIGHTS.name,
         demo.SAMPLES.name,
         demo.RESULTS.name,
+        detector.WEIGHTS.name,
+        detector.RESULTS.name,
     }
     assert "Zalando" in (demo.DATA / "LICENSE-fashion-mnist").read_text(encoding="utf-8")
 
