@@ -13,7 +13,7 @@ PINS := pyproject.toml constraints.txt
 .DELETE_ON_ERROR:
 # Two installs into one environment at a time would damage it, so -j is ignored.
 .NOTPARALLEL:
-.PHONY: help demo photos test lint format bench bench-codec sweep-models cuts readme hostile fuzz arm clean
+.PHONY: help demo photos test lint format bench bench-codec reports sweep-models cuts readme hostile fuzz arm clean
 
 help: ## list the targets
 	@awk -F ': .*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -42,6 +42,9 @@ bench-codec: $(VENV)/.dev $(VENV)/.weights ## the codec alone, beside bit-pack +
 
 sweep-models: $(VENV)/.dev ## export, cut and verify 23 networks of torchvision; writes docs/results/models.md
 	$(RUN) -m benchmarks.sweep $(ARGS)
+
+reports: $(VENV)/.dev $(VENV)/.weights ## accuracy against bytes, beside all alternatives; writes docs/results/ (ARGS=demo for one)
+	$(RUN) -m benchmarks.reports $(ARGS)
 
 cuts: $(VENV)/.dev $(VENV)/.weights ## measure the cuts that the recipes suggest; writes models/data/cuts.json
 	$(RUN) -m benchmarks.cuts $(ARGS)

@@ -216,7 +216,24 @@ def _whole_lines(sheet: Sheet, axes: Axes) -> None:
 def _family_curve(
     sheet: Sheet, axes: Axes, family: str, points: Sequence[Point], of: Callable[[Point], Estimate]
 ) -> None:
-    """Line, band and marks of one family; each mark says what it is under the pointer."""
+    """Lines, bands and marks of one family; each mark says what it is under the pointer.
+
+    Uniform and entropy-constrained operating points are two lines: between them there is nothing to interpolate."""
+    kinds: dict[str, list[Point]] = {}
+    for p in points:
+        kinds.setdefault(p.setting.rstrip("0123456789"), []).append(p)
+    for k, own in enumerate(kinds.values()):
+        _line(sheet, axes, family, own, of, label=family if k == 0 else None)
+
+
+def _line(
+    sheet: Sheet,
+    axes: Axes,
+    family: str,
+    points: Sequence[Point],
+    of: Callable[[Point], Estimate],
+    label: str | None,
+) -> None:
     e = sheet.evaluation
     colour, marker = family_style(e, family)
     ours, sends = family == OURS, points[0].sends
@@ -230,10 +247,9 @@ def _family_curve(
         "marker": marker, "color": colour, "markeredgecolor": colour, "markersize": 5.5 if ours else 4,
         "markerfacecolor": PAGE if sends == "image" else colour,
     }  # fmt: skip
-    line = "" if len(points) == 1 else "--" if sends == "image" else "-"
-    axes.plot(
-        xs, [y.value for y in ys], line, linewidth=2.2 if ours else 1.2, label=family, zorder=layer, **mark
-    )  # fmt: skip
+    line = "" if len(points) == 1 else "--" if sends == "image" else "-" if label else ":"
+    width = 2.2 if ours and label else 1.2
+    axes.plot(xs, [y.value for y in ys], line, linewidth=width, label=label, zorder=layer, **mark)
     for p, y in zip(points, ys, strict=True):
         axes.plot([p.bytes], [y.value], zorder=layer + 0.1, gid=sheet.tip(_tip(e, p)), **mark)
 

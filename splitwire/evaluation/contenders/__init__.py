@@ -63,11 +63,11 @@ def feature_contenders(
     side = sum(8 * s.length for s in profile.size_specs)
     ops = [p.name for p in profile.operating_points]
     found: list[FeatureContender] = [Splitwire(codec, op, family=SPLITWIRE) for op in ops]
-    for family, constrained in ((PAPER_UNIFORM, False), (PAPER_ECSQ, True)):
-        mine = [op for op in ops if op.startswith("e") is constrained]
+    uniform, constrained = ([op for op in ops if op.startswith("e") is e] for e in (False, True))
+    for family, mine in ((PAPER_UNIFORM, uniform), (PAPER_ECSQ, constrained)):
         found += [Paper(profile, op, family=family, side=side, detections=detections) for op in mine]
     for level, family in ZSTD.items():
-        found += [PackedZstd(profile, op, level, family=family, side=side) for op in ops]
+        found += [PackedZstd(profile, op, level, family=family, side=side) for op in uniform]
     found += [Floats(profile, "float32", side=side), Floats(profile, "float16", side=side), Int8(profile, side=side)]
     for family, tuning in ((HEVC, mosaic.DEFAULT), (HEVC_SCREEN, mosaic.SCREEN)):
         found += [mosaic.HevcFeatures(profile, qp, tuning, family=family, side=side) for qp in mosaic.QPS]

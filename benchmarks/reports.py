@@ -1,0 +1,149 @@
+"""`make reports`: the evaluations under docs/results/, from weights and pictures that come with packages.
+
+Three pairs are exported, each with uniform and entropy-constrained operating points, and evaluated on pictures that
+they were not calibrated on: the demo classifier (labels), MobileNetV2 on photographs (agreement with the whole
+network: ImageNet's labels are not to be had offline), and the detector of garments (COCO annotations). Everything is
+left in build/reports/NAME; an interrupted evaluation goes on. `make reports ARGS=detector` makes one.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+
+from splitwire.codec.profile import Preprocessing
+from splitwire.console import progress_bar
+from splitwire.demo import photos
+from splitwire.demo.fashion import to_inputs
+from splitwire.evaluation.compare import compare
+from splitwire.evaluation.run import evaluate
+from splitwire.exporter.export import Network, export_pair
+from splitwire.exporter.inputs import Calibration
+from splitwire.models import demo, detector, scenes
+from splitwire.models.catalogue import load
+
+OUT = Path("build/reports")
+PAGES = Path("docs/results")
+KEPT = ("report.html", "results.csv", "results.json")
+"""What is committed of an evaluation, and the plot of its curve."""
+CURVE = "curve.png"
+
+LEVELS = (2, 3, 4, 6, 8, "e2", "e3", "e4", "e6", "e8")
+MAX_LOSS = 0.01
+
+CALIBRATION_SCENES = 256
+TEST_SCENES = 1000
+CALIBRATION_SEED, TEST_SEED = 2, 1
+
+PHOTOGRAPHS = (*(source.file for source in photos.TEST), "coins.png", "camera.png")
+"""Natural ones, each a network's view of one thing; what else scikit-image ships are textures and microscopy."""
+PER_PHOTOGRAPH = 40
+SHARE = (0.6, 1.0)
+"""Side of a random crop, in shorter sides of its photograph: the subject stays in view."""
+PHOTO_CUT = "features.14.conv.0"
+"""ReLU6 of the expansion in block 14, 576×14×14: what the paper is about, features of a clipped activation."""
+
+
+class Task(NamedTuple):
+    """What is exported and what it is evaluated on. data: where the pictures are; made by `prepare`."""
+
+    module: object
+    cut: str
+    calibration: Calibration
+    preprocessing: Preprocessing
+    input_shape: tuple[int, ...]
+    name: str
+    labels: tuple[str, ...]
+    data: Path
+
+
+def demo_task(folder: Path) -> Task:
+    """SqueezeNet on 1,000 labelled garments."""
+    images, labels = demo.test_set()
+    data = folder / "garments.npz"
+    np.savez_compressed(data, images=images, labels=labels)
+    return Task(
+        demo.load_network(), demo.CUT, to_inputs(demo.calibration_set()), demo.PREPROCESSING,
+        (1, 3, *demo.PREPROCESSING.crop), demo.NAME, demo.CLASSES, data,
+    )  # fmt: skip
+
+
+def photographs_task(folder: Path) -> Task:
+    """MobileNetV2 on crops of photographs."""
+    loaded = load(photos.MODEL, "DEFAULT")
+    data = folder / "photographs"
+    write_crops(data)
+    return Task(
+        loaded.module, PHOTO_CUT, photos.calibration_inputs(loaded.preprocessing), loaded.preprocessing,
+        loaded.input_shape, loaded.name, tuple(loaded.labels or ()), data,
+    )  # fmt: skip
+
+
+def detector_task(folder: Path) -> Task:
+    """The leaky-ReLU detector on scenes."""
+    data = folder / "scenes"
+    scenes.write_coco(data, TEST_SCENES, TEST_SEED, "test")
+    pictures = folder / "calibration"
+    scenes.write_coco(pictures, CALIBRATION_SCENES, CALIBRATION_SEED, "train")
+    return Task(
+        detector.load_detector(), detector.CUT, pictures, detector.PREPROCESSING,
+        (1, 3, scenes.SIDE, scenes.SIDE), detector.NAME, detector.LABELS, data / "annotations.json",
+    )  # fmt: skip
+
+
+TASKS: dict[str, Callable[[Path], Task]] = {
+    "demo": demo_task,
+    "mobilenet_v2": photographs_task,
+    "detector": detector_task,
+}
+
+
+def write_crops(folder: Path) -> None:
+    """Seeded random crops of PHOTOGRAPHS as PNG files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(20210513)
+    for file in PHOTOGRAPHS:
+        picture = photos.open_photo(file)
+        for i in range(PER_PHOTOGRAPH):
+            side = int(rng.uniform(*SHARE) * min(picture.size))
+            x, y = (int(rng.integers(0, length - side + 1)) for length in picture.size)
+            crop = picture.crop((x, y, x + side, y + side))
+            crop.resize((256, 256), Image.Resampling.BICUBIC).save(folder / f"{Path(file).stem}-{i:02}.png")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Make the reports named, or all."""
+    console = Console(stderr=True)
+    unknown = set(arguments) - set(TASKS)
+    if unknown:
+        console.print(f"there is no report {', '.join(sorted(unknown))}; there are {', '.join(TASKS)}")
+        return 2
+    for name in arguments or TASKS:
+        folder = OUT / name
+        folder.mkdir(parents=True, exist_ok=True)
+        task = TASKS[name](folder)
+        pair = folder / "pair"
+        with progress_bar() as progress:
+            export_pair(
+                task.module, cut=task.cut, calibration=task.calibration, out=pair, preprocessing=task.preprocessing,
+                input_shape=task.input_shape, name=task.name, labels=task.labels, levels=LEVELS, progress=progress,
+            )  # fmt: skip
+            evaluation = evaluate(pair, task.data, out=folder / "evaluation", max_loss=MAX_LOSS, progress=progress)
+        page = PAGES / name
+        page.mkdir(parents=True, exist_ok=True)
+        for file in KEPT:
+            shutil.copyfile(folder / "evaluation" / file, page / file)
+        shutil.copyfile(folder / "evaluation" / "plots" / CURVE, page / CURVE)
+        console.print(*compare(evaluation, MAX_LOSS).verdict, markup=False, soft_wrap=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
