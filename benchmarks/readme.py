@@ -1,6 +1,6 @@
 """`make readme`: put the measured figures between the markers of README.md, and the demo's plot under docs/results/.
 
-Reads what `make demo` and `make bench` wrote; nothing in those parts of the README is typed by hand.
+Reads what `make demo`, `make bench` and `make reports` wrote; nothing in those parts of the README is typed by hand.
 """
 
 from __future__ import annotations
@@ -15,13 +15,22 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.codec import OURS, Row
+from benchmarks.reports import PAGES
 from splitwire.demo import report
 from splitwire.demo.fashion import Summary
+from splitwire.evaluation.compare import USUAL_LOSS, Standing, compare, milliseconds
+from splitwire.evaluation.contenders import HEVC, HEVC_SCREEN, PAPER_ECSQ, PAPER_UNIFORM, SPLITWIRE, ZSTD
+from splitwire.evaluation.results import read_results
 
 README = Path("README.md")
 PLOT = Path("docs/results/demo.png")
 WIDTH = 110
 SHOWN_LEVELS = 4
+EVALUATED = {
+    "demo": "demo classifier, 1,000 garments",
+    "detector": "leaky-ReLU detector, 1,000 scenes",
+    "mobilenet_v2": "MobileNetV2, crops of photographs",
+}
 
 
 def as_text(grid: Table) -> str:
@@ -53,6 +62,29 @@ def as_markdown(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def answers() -> str:
+    """What each of the evaluations under docs/results/ needs at the usual loss, as a Markdown table."""
+    lines = [
+        "| network, data | splitwire | paper's codec | zstd 19 | HEVC of features | smallest picture |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for name, data in EVALUATED.items():
+        found = compare(read_results(PAGES / name), USUAL_LOSS)
+        picture = next((s for s in found.standings if s.sends == "image"), None)
+        groups = [(SPLITWIRE,), (PAPER_UNIFORM, PAPER_ECSQ), (ZSTD[19],), (HEVC, HEVC_SCREEN)]
+        best = [next((s for s in found.standings if s.family in group), None) for group in groups]
+        cells = [_cell(s) for s in best] + [_cell(picture, named=True)]
+        lines.append(f"| [{data}](docs/results/{name}/report.html) | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(standing: Standing | None, *, named: bool = False) -> str:
+    if standing is None:
+        return "none"
+    what = f"{standing.family} {standing.setting}, " if named else f"{standing.setting}, "
+    return f"{what}{standing.bytes:,.0f} bytes, {milliseconds(standing.encode_ms)} ms"
+
+
 def fill(text: str, marker: str, content: str) -> str:
     """Replace what stands between `<!-- marker: … -->` and `<!-- /marker -->`."""
     pattern = re.compile(rf"(<!-- {marker}:[^>]*-->\n).*?(<!-- /{marker} -->)", re.DOTALL)
@@ -69,12 +101,13 @@ class Bench(msgspec.Struct):
 
 
 def main() -> None:
-    """Fill both parts."""
+    """Fill all parts."""
     summary = msgspec.json.decode(Path("build/demo/summary.json").read_bytes(), type=Summary)
     bench = msgspec.json.decode(Path("build/bench/codec.json").read_bytes(), type=Bench)
     text = README.read_text(encoding="utf-8")
     text = fill(text, "demo", as_text(report.table(summary)))
     text = fill(text, "bench", as_markdown([r for r in bench.rows if r.levels == SHOWN_LEVELS]))
+    text = fill(text, "answers", answers())
     README.write_text(text, encoding="utf-8")
     PLOT.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile("build/demo/accuracy_vs_rate.png", PLOT)

@@ -31,9 +31,6 @@ from splitwire.models.catalogue import load
 
 OUT = Path("build/reports")
 PAGES = Path("docs/results")
-KEPT = ("report.html", "results.csv", "results.json")
-"""What is committed of an evaluation, and the plot of its curve."""
-CURVE = "curve.png"
 
 LEVELS = (2, 3, 4, 6, 8, "e2", "e3", "e4", "e6", "e8")
 MAX_LOSS = 0.01
@@ -47,14 +44,16 @@ PHOTOGRAPHS = (*(source.file for source in photos.TEST), "coins.png", "camera.pn
 PER_PHOTOGRAPH = 40
 SHARE = (0.6, 1.0)
 """Side of a random crop, in shorter sides of its photograph: the subject stays in view."""
-PHOTO_CUT = "features.14.conv.0"
-"""ReLU6 of the expansion in block 14, 576×14×14: what the paper is about, features of a clipped activation."""
+PHOTO_CUT = "features.18"
+"""The last ReLU6, 1280×7×7: nearly all of the work and 63 % of the weights are before it. Without labels every changed
+answer counts, also between two classes as good as each other (5 % of these crops are decided by less than 0.02 of
+probability), and at earlier cuts nobody stays within 1 %: at features.14.conv.0 n8 keeps 92.5 % and JPEG 95 86.4 %."""
 
 
 class Task(NamedTuple):
     """What is exported and what it is evaluated on. data: where the pictures are; made by `prepare`."""
 
-    module: object
+    module: Network
     cut: str
     calibration: Calibration
     preprocessing: Preprocessing
@@ -136,11 +135,8 @@ def main(arguments: Sequence[str]) -> int:
                 input_shape=task.input_shape, name=task.name, labels=task.labels, levels=LEVELS, progress=progress,
             )  # fmt: skip
             evaluation = evaluate(pair, task.data, out=folder / "evaluation", max_loss=MAX_LOSS, progress=progress)
-        page = PAGES / name
-        page.mkdir(parents=True, exist_ok=True)
-        for file in KEPT:
-            shutil.copyfile(folder / "evaluation" / file, page / file)
-        shutil.copyfile(folder / "evaluation" / "plots" / CURVE, page / CURVE)
+        shutil.rmtree(PAGES / name, ignore_errors=True)
+        shutil.copytree(folder / "evaluation", PAGES / name)
         console.print(*compare(evaluation, MAX_LOSS).verdict, markup=False, soft_wrap=True)
     return 0
 

@@ -106,8 +106,8 @@ Drawing = Callable[[Sheet], None]
 
 
 def capital(text: str) -> str:
-    """With a capital letter in front."""
-    return text[:1].upper() + text[1:]
+    """With a capital letter in front; mAP stays mAP."""
+    return text if text[1:2].isupper() else text[:1].upper() + text[1:]
 
 
 def plot(

@@ -16,9 +16,8 @@ from splitwire.evaluation.contender import Features, Sent
 
 SIDE_BYTES = 12
 SIDE_BYTES_DETECTION = 24
-"""Side information of one tensor, as the paper counts it (§ on results; shared/design/method.md §4): clipping range,
-levels and sizes, and for detection also what maps boxes back to the picture. Four of them are real here, the length of
-the coded tensor."""
+"""Side information of one tensor, bytes, as Cohen et al. 2021 count it. Four of them are real here, the length of the
+coded tensor."""
 
 LENGTH_BYTES = 4
 
