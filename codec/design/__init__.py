@@ -1,6 +1,6 @@
 """What the exporter needs to make a profile: feature densities, clipping ranges, probability tables.
 
-scipy lives here, and only the exporter (and the benchmarks) import this package: nothing in it runs on both ends.
+scipy lives here. The exporter, the evaluation and the benchmarks alone import it: nothing in it runs on both ends.
 """
 
 from .channels import ChannelRange, ChannelReport, design_channel_ranges
