@@ -21,12 +21,13 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.features import Floats, Tensor, tensors, without_tables
-from benchmarks.measure import machine, medians
+from benchmarks.measure import medians
 from splitwire.codec.codec import FeatureCodec
 from splitwire.codec.kernels import quantize as kernels
 from splitwire.codec.profile import Quantizer
 from splitwire.codec.quantizer import dequantize, quantize
 from splitwire.demo.report import write_json
+from splitwire.evaluation.stages import machine
 
 OUT = Path("build/bench")
 OURS = "splitwire"

@@ -16,7 +16,6 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.features import LEVELS, Floats, Tensor, profile, tensors
-from benchmarks.measure import machine
 from splitwire.codec.codec import FeatureCodec
 from splitwire.codec.design import design_channel_ranges, design_entropy_constrained, design_operating_point
 from splitwire.codec.design.channels import ChannelReport
@@ -27,6 +26,7 @@ from splitwire.codec.design.statistics import FeatureStatistics
 from splitwire.codec.profile import OperatingPoint, Quantizer
 from splitwire.codec.quantizer import dequantize, quantize
 from splitwire.demo.report import write_json
+from splitwire.evaluation.stages import machine
 
 OUT = Path("build/bench")
 FINE = (16, 32)

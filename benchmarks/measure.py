@@ -1,12 +1,9 @@
-"""How times are taken, and what is said about the machine."""
+"""How times are taken."""
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
 
@@ -29,19 +26,3 @@ def medians(calls: Mapping[str, Callable[[], object]], repeats: int = REPEATS) -
             call()
             times[name].append(time.perf_counter() - start)
     return {name: float(np.median(t)) for name, t in times.items()}
-
-
-def machine() -> dict[str, str]:
-    """Processor and versions, for the JSON beside the figures."""
-    info = {"architecture": platform.machine(), "processor": _processor(), "python": platform.python_version()}
-    for package in ("splitwire", "numpy", "numba", "zstandard", "constriction"):
-        info[package] = version(package)
-    return info
-
-
-def _processor() -> str:
-    try:
-        with Path("/proc/cpuinfo").open() as f:
-            return next(line.split(":", 1)[1].strip() for line in f if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or "unknown"

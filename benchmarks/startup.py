@@ -20,8 +20,8 @@ from msgspec import Struct
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.measure import machine
 from splitwire.demo.report import write_json
+from splitwire.evaluation.stages import machine
 
 OUT = Path("build/bench")
 REPEATS = 7

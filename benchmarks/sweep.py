@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks.measure import machine
 from splitwire.demo.report import write_json
+from splitwire.evaluation.stages import machine
 
 OUT = Path("build/sweep")
 PAGE = Path("docs/results/models.md")

@@ -18,13 +18,13 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.features import Floats, activations, crops, profile
-from benchmarks.measure import machine
 from splitwire.codec.codec import FeatureCodec
 from splitwire.codec.design import FeatureStatistics, design_entropy_constrained, design_operating_point
 from splitwire.codec.profile import OperatingPoint, TensorPoint
 from splitwire.demo import photos
 from splitwire.demo.fashion import batches, to_inputs
 from splitwire.demo.report import write_json
+from splitwire.evaluation.stages import machine
 from splitwire.models import demo
 from splitwire.models.catalogue import load
 

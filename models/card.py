@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 from msgspec import Struct
 
 from splitwire.codec.errors import UsageError
 from splitwire.models.fashion import CLASSES
+
+R = TypeVar("R", bound=Struct)
 
 
 class Training(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -50,17 +53,30 @@ class Results(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return self.correct / self.images
 
 
-def read(path: Path) -> Results:
-    """Read a results file. Raises UsageError if it is missing or not one."""
+def read(path: Path, kind: type[R]) -> R:
+    """Read a results file of a network. Raises UsageError if it is missing or not one."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Results)
+        return msgspec.json.decode(path.read_bytes(), type=kind)
     except (OSError, msgspec.DecodeError) as e:
         raise UsageError(f"{path} is not a results file: {e}") from e
 
 
-def encode(results: Results) -> bytes:
+def encode(results: Struct) -> bytes:
     """The results as JSON, indented, with a final newline."""
     return msgspec.json.format(msgspec.json.encode(results), indent=2) + b"\n"
+
+
+def settings_words(t: Training) -> str:
+    """The settings in one line."""
+    return ", ".join(
+        f"{name.replace('_', ' ')} {f'{value:g}' if isinstance(value, float) else value}"
+        for name, value in t.settings.items()
+    )
+
+
+def versions_words(t: Training) -> str:
+    """The versions in one line."""
+    return ", ".join(f"{name} {version}" for name, version in t.versions.items())
 
 
 def render(r: Results) -> str:
@@ -70,9 +86,6 @@ def render(r: Results) -> str:
     per_class = "\n".join(
         f"| {name} | {10 * right / r.images:.1%} |" for name, right in zip(CLASSES, r.correct_per_class, strict=True)
     )
-    settings = ", ".join(f"{k.replace('_', ' ')} {v:g}" if isinstance(v, float) else f"{k.replace('_', ' ')} {v}"
-                         for k, v in t.settings.items())  # fmt: skip
-    versions = ", ".join(f"{name} {version}" for name, version in t.versions.items())
     shape = "×".join(map(str, r.feature_shape))
     return f"""# Model card: {r.name}
 
@@ -95,11 +108,11 @@ Both accuracies are of the whole network, in float32, in PyTorch; the ONNX halve
 
 ## Training
 {t.images:,} training images; {t.settings["epochs"]} epochs in {t.seconds / 60:.0f} minutes on {t.machine}
-({versions}).
+({versions_words(t)}).
 AdamW, linear warm-up and half a cosine, label smoothing; half of the images flipped left to right, each shifted by a
 few pixels. The weights are those of the last epoch; learning rate and batch were picked once, after a few trials of
 two epochs on a part of the training images, which were scored on the test images.
-Settings: {settings}.
+Settings: {settings_words(t)}.
 
 `python -m splitwire.models.train` does it again. The same settings give the same bits on the same machine with the same
 versions; elsewhere another network of about this accuracy.

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import msgspec
 from msgspec import Struct
 
-from splitwire.codec.errors import UsageError
-from splitwire.models.card import Training
+from splitwire.models.card import Training, settings_words, versions_words
 from splitwire.models.fashion import CLASSES
 
 
@@ -51,26 +47,10 @@ class Results(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     remark: str = ""
 
 
-def read(path: Path) -> Results:
-    """Read a results file. Raises UsageError if it is missing or not one."""
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Results)
-    except (OSError, msgspec.DecodeError) as e:
-        raise UsageError(f"{path} is not a results file: {e}") from e
-
-
-def encode(results: Results) -> bytes:
-    """The results as JSON, indented, with a final newline."""
-    return msgspec.json.format(msgspec.json.encode(results), indent=2) + b"\n"
-
-
 def render(r: Results) -> str:
     """The model card, Markdown."""
     t, held, samples = r.training, r.held_out, r.samples
     per_class = "\n".join(f"| {name} | {ap:.3f} |" for name, ap in zip(CLASSES, held.map50_per_class, strict=True))
-    settings = ", ".join(f"{k.replace('_', ' ')} {v:g}" if isinstance(v, float) else f"{k.replace('_', ' ')} {v}"
-                         for k, v in t.settings.items())  # fmt: skip
-    versions = ", ".join(f"{name} {version}" for name, version in t.versions.items())
     shape = "×".join(map(str, r.feature_shape))
     remark = f"\n{r.remark}" if r.remark else ""
     return f"""# Model card: {r.name}
@@ -105,9 +85,9 @@ silhouette, also where another garment covers it; two boxes share at most 15 % o
 
 ## Training
 {t.images:,} scenes, each seen once, in {t.seconds / 60:.0f} minutes on {t.machine}
-({versions}).
+({versions_words(t)}).
 AdamW, linear warm-up and half a cosine; the weights are the running average at the last step.{remark}
-Settings: {settings}.
+Settings: {settings_words(t)}.
 
 `python -m splitwire.models.train_detector` does it again; another machine adds in another order, and makes another
 network of about this precision.

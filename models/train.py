@@ -39,7 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.write_samples:
             _write_samples(options.data)
         elif options.evaluate:
-            results = measure(demo.load_network(), demo.WEIGHTS, options.data, card.read(demo.RESULTS).training)
+            results = measure(
+                demo.load_network(), demo.WEIGHTS, options.data, card.read(demo.RESULTS, card.Results).training
+            )
             _finish(results, demo.WEIGHTS.read_bytes(), None, options)
         else:
             _train(options)

@@ -26,7 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from splitwire.codec.errors import SplitwireError, UsageError
-from splitwire.models import detector, detector_card, detector_training, fashion, scenes
+from splitwire.models import card, detector, detector_card, detector_training, fashion, scenes
 from splitwire.models.card import Training
 from splitwire.models.train import machine
 
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         if options.evaluate:
-            old, content = detector_card.read(detector.RESULTS), detector.WEIGHTS.read_bytes()
+            old, content = card.read(detector.RESULTS, detector_card.Results), detector.WEIGHTS.read_bytes()
             remark = old.remark if options.remark is None else options.remark
             results = measure(detector.load_detector(), content, options.data, old.training, remark)
             _finish(results, content, None, options)
@@ -234,7 +234,7 @@ def _macs(network: nn.Module, x: Tensor) -> int:
 
 def _finish(results: detector_card.Results, weights: bytes, out: Path | None, options: argparse.Namespace) -> None:
     """Write figures and card, into the package too if that is asked for, and print the result."""
-    figures, text = detector_card.encode(results), detector_card.render(results).encode()
+    figures, text = card.encode(results), detector_card.render(results).encode()
     if out is not None:
         fashion.write_atomically(out / detector.RESULTS.name, figures)
         fashion.write_atomically(out / CARD.name, text)

@@ -17,7 +17,16 @@ from splitwire.codec import preprocessing
 from splitwire.codec.errors import UsageError
 from splitwire.exporter.damage import Damage
 from splitwire.exporter.export import export_pair
-from splitwire.models import backgrounds, detector, detector_card, detector_training, fashion, scenes, train_detector
+from splitwire.models import (
+    backgrounds,
+    card,
+    detector,
+    detector_card,
+    detector_training,
+    fashion,
+    scenes,
+    train_detector,
+)
 
 FASHION = pytest.mark.skipif(
     not (fashion.DEFAULT_FOLDER / "train-labels-idx1-ubyte.gz").is_file(),
@@ -38,7 +47,7 @@ def network() -> detector.Detector:
 
 @pytest.fixture(scope="module")
 def results() -> detector_card.Results:
-    return detector_card.read(detector.RESULTS)
+    return card.read(detector.RESULTS, detector_card.Results)
 
 
 @pytest.fixture(scope="module")

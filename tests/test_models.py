@@ -40,7 +40,7 @@ PACKAGE = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def results() -> card.Results:
-    return card.read(demo.RESULTS)
+    return card.read(demo.RESULTS, card.Results)
 
 
 @pytest.fixture
@@ -397,7 +397,7 @@ def test_the_command_trains_measures_and_writes_a_card(tmp_path, small_folder, f
     assert figures["images"] == 96
     assert figures["training"]["settings"]["epochs"] == 1
     assert "epoch 1 of 1: loss" in captured.err
-    found = card.read(tmp_path / demo.RESULTS.name)
+    found = card.read(tmp_path / demo.RESULTS.name, card.Results)
     assert (tmp_path / "CARD.md").read_text(encoding="utf-8") == card.render(found)
     network = demo.load_network(tmp_path / demo.WEIGHTS.name)
     assert found.correct == int((training.predict(network, few[0]) == few[1]).sum())

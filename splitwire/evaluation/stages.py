@@ -20,8 +20,8 @@ IMAGES = 32
 SECONDS = 20.0
 """On so many images; but no further one begins after so many seconds."""
 
-PACKAGES = ("splitwire", "numpy", "numba", "onnxruntime", "pillow", "av", "zstandard", "pycocotools")
-"""Figures depend on them."""
+PACKAGES = ("splitwire", "numpy", "numba", "onnxruntime", "pillow", "av", "zstandard", "pycocotools", "constriction")
+"""Figures depend on them, those of the benchmarks too."""
 
 
 def time_stages(folder: Path, data: Dataset, op: str) -> dict[str, float]:
