@@ -34,7 +34,7 @@ def golden(name: str) -> str:
     v = vectors.load(name)
     codec = FeatureCodec(CodecProfile.from_json(v.profile))
     frame = codec.encode(v.features, op=v.op, frame_id=v.frame_id, sizes=v.sizes)
-    if v.encoded and frame != v.frame:
+    if v.encoded and not vectors.is_made_as(v.frame, frame):
         raise SystemExit(f"{name}: the encoder gives other bytes")
     if [vectors.digest(x) for x in codec.decode(v.frame).tensors] != v.decoded:
         raise SystemExit(f"{name}: the decoder gives other features")
@@ -46,7 +46,7 @@ def seeded(shape: tuple[int, ...], levels: int, coder: int) -> str:
     block = BLOCKS[levels] if coder == 1 else None
     recipe = make_vectors.Recipe(
         about="", tensors=[(shape, levels, block)], batch=3, activities=1 + levels % 8, tables=1 + levels % 11,
-        signed=levels % 2 == 0, uniform=levels % 3 == 0,
+        signed=levels % 2 == 0, uniform=levels % 3 == 0, short=True,
     )  # fmt: skip
     make_vectors.RECIPES["seeded"] = recipe
     files, _ = make_vectors.make("seeded")  # compares the encoder with the oracle in plain integers

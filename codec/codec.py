@@ -73,10 +73,10 @@ class TensorCoder:
         payload, lanes = self.entropy.encode(symbols, self.packer.rows, self.packer.cols, channel)
         return Chunk(tensor=tensor, coder=self.entropy.coder_id, lanes=lanes, planes=len(x), payload=payload)
 
-    def decode(self, chunk: Chunk, first_plane: int, out: Float32Array) -> None:
+    def decode(self, chunk: Chunk, first_plane: int, planes: int, out: Float32Array) -> None:
         """Decode the chunk's planes into `out`, (planes·H·W,) float32. Raises Truncated or Corrupt."""
         symbols = self.entropy.decode(
-            chunk.payload, chunk.planes, self.packer.rows, self.packer.cols, chunk.lanes, first_plane % self.channels
+            chunk.payload, planes, self.packer.rows, self.packer.cols, chunk.lanes, first_plane % self.channels
         )
         self.packer.unpack(symbols, out)
 
@@ -134,7 +134,8 @@ class FeatureCodec:
         """Frame → tensors.
 
         conceal: fill the planes of a damaged chunk with the calibration mean, and say so in the result, instead of
-        refusing the frame. A damaged header, or a profile without a mean, is refused all the same.
+        refusing the frame. Refused all the same: a damaged header, a profile without a mean, and a frame of one chunk,
+        of which nothing would be left.
         Raises BitstreamError (Truncated, Corrupt, UnsupportedVersion, LimitExceeded) or FingerprintMismatch; nothing
         else, whatever the bytes.
         """
@@ -151,21 +152,21 @@ class FeatureCodec:
             raise LimitExceeded(f"frame decodes to {elements} elements, over the limit of {self.limits.elements}")
         specs = self.profile.size_specs
         last = max(0, len(frame.chunks) - len(specs))
-        coded = frame.chunks[:last]
         sizes = decode_sizes(frame.chunks[last:], specs, len(self.profile.tensors))
-        self._check_chunks(frame, coded)
+        coded = frame.chunks[:last]
+        counts = self._check_chunks(frame, coded)
         tensors = [np.empty((frame.batch, *spec.shape), np.float32) for spec in self.profile.tensors]
         coders = self._coders(frame.op)
         jobs: list[Callable[[], None]] = []
         concealed = []
         done = [0] * len(tensors)
-        for i, chunk in enumerate(coded):
+        for i, (chunk, count) in enumerate(zip(coded, counts, strict=True)):
             spec, first = self.profile.tensors[chunk.tensor], done[chunk.tensor]
-            done[chunk.tensor] = first + chunk.planes
+            done[chunk.tensor] = first + count
             size = spec.planes[1] * spec.planes[2]
-            out = tensors[chunk.tensor].reshape(-1)[first * size : (first + chunk.planes) * size]
+            out = tensors[chunk.tensor].reshape(-1)[first * size : (first + count) * size]
             if not chunk.damaged:
-                jobs.append(partial(coders[chunk.tensor].decode, chunk, first, out))
+                jobs.append(partial(coders[chunk.tensor].decode, chunk, first, count, out))
             elif spec.mean is not None:
                 out[:] = spec.mean
                 concealed.append(i)
@@ -201,10 +202,15 @@ class FeatureCodec:
             raise ShapeMismatch(f"batch must be 1..{MAX_BATCH}, got {batch}")
         return batch
 
-    def _check_chunks(self, frame: Frame, coded: Sequence[Chunk]) -> None:
-        """Every plane of every tensor once, in order, by a coder and lanes we have. coded: the tensors' chunks."""
+    def _check_chunks(self, frame: Frame, coded: Sequence[Chunk]) -> list[int]:
+        """Every plane of every tensor once, in order, by a coder and lanes we have. coded: the tensors' chunks.
+
+        Returns how many planes each holds.
+        """
         known = {kind.coder_id: kind for kind in CODERS}
         coders = self._coders(frame.op)
+        expected = [frame.batch * t.planes[0] for t in self.profile.tensors]
+        counts = [expected[0] if chunk.planes is None else chunk.planes for chunk in coded]
         planes = [0] * len(coders)
         current = 0
         for i, chunk in enumerate(coded):
@@ -222,10 +228,10 @@ class FeatureCodec:
                     f"{coders[chunk.tensor].entropy.coder_id}"
                 )
             current = chunk.tensor
-            planes[current] += chunk.planes
-        expected = [frame.batch * t.planes[0] for t in self.profile.tensors]
+            planes[current] += counts[i]
         if planes != expected:
             raise Corrupt(f"chunks hold {planes} planes per tensor, a batch of {frame.batch} needs {expected}")
+        return counts
 
 
 def planes_per_chunk(spec: TensorSpec) -> int:

@@ -1,4 +1,4 @@
-"""The wire format, version 1.0: header, chunk table, payloads (docs/bitstream.md is normative).
+"""The wire format, version 1.1: a short frame for a single chunk, a long one for several (docs/bitstream.md is normative).
 
 The parser checks every size before anything is allocated, refuses trailing bytes, and raises only BitstreamError.
 """
@@ -13,10 +13,16 @@ from dataclasses import dataclass
 from .errors import Corrupt, LimitExceeded, Truncated, UnsupportedVersion
 
 MAGIC = b"SPLW"
-MAJOR, MINOR = 1, 0
-HEADER = struct.Struct("<4sBBBB8sIHH")
+MAJOR = 1
+LONG, SHORT = 0, 1
+"""Flags of the two forms, and the minor version that brought each."""
+HEADER = struct.Struct("<4sBBBB8sIH")
+COUNT = struct.Struct("<H")
 CHUNK = struct.Struct("<BBBBIII")
+SHORT_CHUNK = struct.Struct("<BB")
 CHECKSUM = struct.Struct("<I")
+HEAD_SIZE = HEADER.size + COUNT.size
+SHORT_SIZE = HEADER.size + SHORT_CHUNK.size + CHECKSUM.size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +35,8 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """Consecutive planes of one tensor, decodable on their own. planes: how many (batch × channels in all chunks).
+    """Consecutive planes of one tensor, decodable on their own. planes: how many (batch × channels in all chunks);
+    None is all there are: a short frame does not say.
 
     damaged: the payload does not match its checksum; only `parse_frame(…, keep_damaged=True)` gives such a chunk.
     """
@@ -37,7 +44,7 @@ class Chunk:
     tensor: int
     coder: int
     lanes: int
-    planes: int
+    planes: int | None
     payload: bytes | memoryview
     damaged: bool = False
 
@@ -55,25 +62,29 @@ class Frame:
 
 def side_information(chunks: int) -> int:
     """Bytes of a frame that are not payload."""
-    return HEADER.size + chunks * CHUNK.size + CHECKSUM.size
+    return SHORT_SIZE if chunks == 1 else HEAD_SIZE + chunks * CHUNK.size + CHECKSUM.size
 
 
 def build_frame(frame: Frame) -> bytes:
-    """Serialise. The fields are ours and already in range."""
-    head = HEADER.pack(
-        MAGIC, MAJOR, MINOR, 0, frame.op, frame.fingerprint, frame.frame_id, frame.batch, len(frame.chunks)
-    )
-    table = b"".join(
+    """Serialise: the short form for a single chunk, which is then all planes of tensor 0. The fields are ours and
+    already in range.
+    """
+    form = SHORT if len(frame.chunks) == 1 else LONG
+    head = HEADER.pack(MAGIC, MAJOR, form, form, frame.op, frame.fingerprint, frame.frame_id, frame.batch)
+    if form == SHORT:
+        (chunk,) = frame.chunks
+        head += SHORT_CHUNK.pack(chunk.coder, chunk.lanes)
+        return b"".join([head, CHECKSUM.pack(zlib.crc32(chunk.payload, zlib.crc32(head))), chunk.payload])
+    head += COUNT.pack(len(frame.chunks)) + b"".join(
         CHUNK.pack(c.tensor, c.coder, c.lanes, 0, c.planes, len(c.payload), zlib.crc32(c.payload)) for c in frame.chunks
     )
-    head += table
     return b"".join([head, CHECKSUM.pack(zlib.crc32(head)), *(c.payload for c in frame.chunks)])
 
 
 def peek_fingerprint(data: bytes | memoryview) -> bytes:
     """The pair fingerprint of a frame, to route by; checks magic and version only. Raises BitstreamError."""
-    if len(data) < HEADER.size:
-        raise Truncated(f"a frame is at least {side_information(1)} bytes; got {len(data)}")
+    if len(data) < SHORT_SIZE:
+        raise Truncated(f"a frame is at least {SHORT_SIZE} bytes; got {len(data)}")
     magic, major, minor, *_ = HEADER.unpack_from(data)
     if magic != MAGIC:
         raise Corrupt(f"not a splitwire frame: it must begin with {MAGIC!r}, begins with {bytes(magic)!r}")
@@ -87,28 +98,53 @@ def peek_fingerprint(data: bytes | memoryview) -> bytes:
 def parse_frame(data: bytes | memoryview, limits: Limits | None = None, *, keep_damaged: bool = False) -> Frame:
     """Parse and check everything but the entropy-coded content. Raises BitstreamError, whatever the bytes.
 
-    keep_damaged: mark a chunk whose checksum does not match, instead of refusing the frame. The header must be whole.
+    keep_damaged: mark a chunk whose checksum does not match, instead of refusing the frame. The header must be whole,
+    and a short frame too: it has one checksum for both.
     """
     limits = limits or Limits()
     view = memoryview(data).cast("B")
     if len(view) > limits.frame_bytes:
         raise LimitExceeded(f"frame of {len(view)} bytes is over the limit of {limits.frame_bytes}")
     fingerprint = peek_fingerprint(view)
-    _, _, _, flags, op, _, frame_id, batch, count = HEADER.unpack_from(view)
-    table_end = HEADER.size + count * CHUNK.size
-    if len(view) < table_end + CHECKSUM.size:
-        raise Truncated(f"frame with {count} chunks needs at least {table_end + CHECKSUM.size} bytes; got {len(view)}")
-    (checksum,) = CHECKSUM.unpack_from(view, table_end)
-    entries = [CHUNK.unpack_from(view, HEADER.size + i * CHUNK.size) for i in range(count)]
+    _, _, minor, flags, op, _, frame_id, batch = HEADER.unpack_from(view)
+    if flags not in (LONG, SHORT):
+        raise UnsupportedVersion(
+            f"frame of version {MAJOR}.{minor} has flags {flags}, this build knows {LONG} and {SHORT}; update splitwire"
+        )
+    chunks = [_short_chunk(view)] if flags == SHORT else _long_chunks(view, limits, keep_damaged)
+    if not batch or not chunks:
+        raise Corrupt(f"frame header is invalid: batch {batch} and chunks {len(chunks)} must be at least 1")
+    return Frame(op=op, fingerprint=fingerprint, frame_id=frame_id, batch=batch, chunks=chunks)
+
+
+def _short_chunk(view: memoryview) -> Chunk:
+    """Of a frame of SHORT_SIZE bytes or more."""
+    end = HEADER.size + SHORT_CHUNK.size
+    coder, lanes = SHORT_CHUNK.unpack_from(view, HEADER.size)
+    (checksum,) = CHECKSUM.unpack_from(view, end)
+    payload = view[SHORT_SIZE:]
+    if zlib.crc32(payload, zlib.crc32(view[:end])) != checksum:
+        raise Corrupt("frame is damaged or not of its full length: its checksum does not match")
+    if not lanes:
+        raise Corrupt("frame header is invalid: lanes must be at least 1")
+    return Chunk(tensor=0, coder=coder, lanes=lanes, planes=None, payload=payload)
+
+
+def _long_chunks(view: memoryview, limits: Limits, keep_damaged: bool) -> list[Chunk]:
+    """Checks the header's checksum besides."""
+    (count,) = COUNT.unpack_from(view, HEADER.size)
+    table_end = HEAD_SIZE + count * CHUNK.size
     start = table_end + CHECKSUM.size
+    if len(view) < start:
+        raise Truncated(f"frame with {count} chunks needs at least {start} bytes; got {len(view)}")
+    (checksum,) = CHECKSUM.unpack_from(view, table_end)
+    entries = [CHUNK.unpack_from(view, HEAD_SIZE + i * CHUNK.size) for i in range(count)]
     total = start + sum(entry[5] for entry in entries)
     # Before the checksum, because a length nobody could mean deserves its own answer.
     if total > limits.frame_bytes:
         raise LimitExceeded(f"frame announces {total} bytes, over the limit of {limits.frame_bytes}")
     if zlib.crc32(view[:table_end]) != checksum:
         raise Corrupt("frame header is damaged: its checksum does not match")
-    if flags or not batch or not count:
-        raise Corrupt(f"frame header is invalid: flags {flags} must be 0, batch {batch} and chunks {count} at least 1")
     if len(view) < total:
         raise Truncated(f"frame announces {total} bytes, has {len(view)}")
     if len(view) > total:
@@ -123,4 +159,4 @@ def parse_frame(data: bytes | memoryview, limits: Limits | None = None, *, keep_
         if damaged and not keep_damaged:
             raise Corrupt(f"chunk {i} is damaged: its checksum does not match")
         chunks.append(Chunk(tensor=tensor, coder=coder, lanes=lanes, planes=planes, payload=payload, damaged=damaged))
-    return Frame(op=op, fingerprint=fingerprint, frame_id=frame_id, batch=batch, chunks=chunks)
+    return chunks

@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from reference import write_frame
-from vectors import FOLDER, MANIFEST, SUFFIXES, digest
+from vectors import FOLDER, MANIFEST, SUFFIXES, chunk_table, digest, is_made_as
 
 from splitwire.codec.codec import FeatureCodec
 from splitwire.codec.profile import (
@@ -41,7 +41,8 @@ Float32Array = NDArray[np.float32]
 class Recipe:
     """What one vector is made of. tensors: (shape, levels, block) each; without block there are no tables, and it is
     coded by coder 2. sizes: vectors of integers beside the tensors. chunks: (tensor, coder, lanes, planes) of each, for
-    a frame that the encoder would not make.
+    a frame that the encoder would not make. short: a single chunk in a short frame; without it in a long one, as the
+    encoder sent it before version 1.1.
     """
 
     about: str
@@ -54,6 +55,7 @@ class Recipe:
     extremes: bool = True
     chunks: Sequence[tuple[int, int, int, int]] = field(default=())
     sizes: Sequence[tuple[int, ...]] = ()
+    short: bool = False
 
 
 RECIPES = {
@@ -88,6 +90,11 @@ RECIPES = {
                           chunks=[(0, 1, 1, 1), (0, 1, 2, 4), (0, 1, 1, 1), (1, 2, 1, 2)]),
     "sizes": Recipe(about="two vectors of sizes beside two tensors", tensors=[((3, 5, 4), 4, (2, 2)), ((7,), 3, None)],
                     batch=2, sizes=[(0,), (13, 1 << 26, 640)]),
+    "short-n2": Recipe(about="a short frame", tensors=[((6, 9, 7), 2, (2, 4))], batch=3, tables=1, short=True),
+    "short-lanes4-n4": Recipe(about="a short frame of four lanes", tensors=[((5, 29, 31), 4, (1, 1))], short=True),
+    "short-binary-n3": Recipe(about="a short frame of coder 2", tensors=[((4, 5, 6), 3, None)], signed=True, short=True),
+    "short-rest-n4": Recipe(about="a short frame, every feature is zero", tensors=[((40,), 4, (1, 4))],
+                            extremes=False, tables=1, short=True),
 }  # fmt: skip
 
 
@@ -127,8 +134,10 @@ def make(name: str) -> tuple[dict[str, bytes], dict[str, object]]:
         encoded = codec.encode(features, frame_id=frame_id, sizes=sizes)
         chunks = chunk_table(encoded)
     planes = [level_planes(x, p.quantizer) for x, p in zip(features, points, strict=True)]
-    frame = write_frame(profile.to_json(), 1, frame_id, recipe.batch, planes, chunks, recipe.sizes)
-    if not recipe.chunks and frame != encoded:
+    frame = write_frame(
+        profile.to_json(), 1, frame_id, recipe.batch, planes, chunks, recipe.sizes, long=not recipe.short
+    )
+    if not recipe.chunks and not is_made_as(frame, encoded):
         raise SystemExit(f"{name}: the encoder and the oracle disagree; nothing to make a golden vector of")
     archive = io.BytesIO()
     arrays = {f"t{i}": x for i, x in enumerate(features)} | {f"s{i}": s for i, s in enumerate(sizes)}
@@ -145,12 +154,6 @@ def make(name: str) -> tuple[dict[str, bytes], dict[str, object]]:
         ],
     }  # fmt: skip
     return files, entry
-
-
-def chunk_table(frame: bytes) -> list[tuple[int, int, int, int]]:
-    """(tensor, coder, lanes, planes) of each chunk (docs/bitstream.md §2)."""
-    entries = [frame[24 + 16 * i : 40 + 16 * i] for i in range(int.from_bytes(frame[22:24], "little"))]
-    return [(e[0], e[1], e[2], int.from_bytes(e[4:8], "little")) for e in entries]
 
 
 def level_planes(x: Float32Array, quantizer: Quantizer) -> list[list[list[int]]]:

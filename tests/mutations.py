@@ -10,16 +10,24 @@ from collections.abc import Callable
 import numpy as np
 
 EXTREMES = (0, 1, 2, 7, 8, 9, 127, 128, 255, 256, 32767, 65535, 1 << 16, 1 << 24, (1 << 31) - 1, 1 << 31, (1 << 32) - 1)
-FIELDS = ((4, 1), (5, 1), (6, 1), (7, 1), (16, 4), (20, 2), (22, 2))
+FIELDS = ((4, 1), (5, 1), (6, 1), (7, 1), (16, 4), (20, 2), (22, 2), (22, 1), (23, 1))
 CHUNK_FIELDS = ((0, 1), (1, 1), (2, 1), (3, 1), (4, 4), (8, 4), (12, 4))
 
 Rng = np.random.Generator
 Mutation = Callable[[Rng, bytearray, bytes], bytearray]
 
 
+SMALLEST = 28
+"""Bytes of a short frame without its payload, and of a long one's header without its chunk table."""
+
+
+def is_short(frame: bytes | bytearray) -> bool:
+    return frame[6] == 1
+
+
 def chunks_of(frame: bytes | bytearray) -> int:
-    """How many chunks its header says, and its length has room for; 0 if it has none for any."""
-    count = int.from_bytes(frame[22:24], "little") if len(frame) >= 44 else 0
+    """How many entries its chunk table has by its header, and has room for; 0 if for none, or in a short frame."""
+    count = int.from_bytes(frame[22:24], "little") if len(frame) >= 44 and not is_short(frame) else 0
     return count if len(frame) >= 28 + 16 * count else 0
 
 
@@ -79,8 +87,10 @@ def swap_chunks(rng: Rng, frame: bytearray, other: bytes) -> bytearray:
 def lie(rng: Rng, frame: bytearray, other: bytes) -> bytearray:
     """Some fields of the header or of the chunk table hold what they should not: lengths, counts, ids, sizes."""
     for _ in range(rng.integers(1, 4)):
-        start = 24 + 16 * int(rng.integers(max(1, chunks_of(frame)))) if rng.random() < 0.7 else 0
-        offset, size = (CHUNK_FIELDS if start else FIELDS)[int(rng.integers(7))]
+        count = chunks_of(frame)
+        start = 24 + 16 * int(rng.integers(count)) if count and rng.random() < 0.7 else 0
+        fields = CHUNK_FIELDS if start else FIELDS
+        offset, size = fields[int(rng.integers(len(fields)))]
         now = int.from_bytes(frame[start + offset : start + offset + size], "little")
         value = EXTREMES[int(rng.integers(len(EXTREMES)))] if rng.random() < 0.5 else now + int(rng.integers(-3, 4))
         frame[start + offset : start + offset + size] = (value % (1 << 8 * size)).to_bytes(size, "little")
@@ -95,6 +105,14 @@ def inflate(rng: Rng, frame: bytearray, other: bytes) -> bytearray:
         (planes,) = struct.unpack_from("<I", frame, 28 + 16 * k)
         struct.pack_into("<I", frame, 28 + 16 * k, min((1 << 32) - 1, times * planes))
     return frame
+
+
+def other_form(rng: Rng, frame: bytearray, other: bytes) -> bytearray:
+    """A single chunk in the other form, as an older or newer encoder would send it; else only the flag."""
+    if is_short(frame):
+        return bytearray(long_form(bytes(frame), int(rng.integers(1, 64))))
+    head = frame[:6] + b"\1" + frame[7:22]
+    return head + (frame[25:27] + bytes(4) + frame[44:] if chunks_of(frame) == 1 else frame[22:])
 
 
 def random_payload(rng: Rng, frame: bytearray, other: bytes) -> bytearray:
@@ -122,24 +140,36 @@ def change_sizes(rng: Rng, frame: bytearray, other: bytes) -> bytearray:
 
 MUTATIONS: tuple[Mutation, ...] = (
     flip_bits, overwrite, truncate, random_tail, shift, splice, foreign_payloads, swap_chunks, lie, inflate,
-    random_payload, change_sizes,
+    random_payload, change_sizes, other_form,
 )  # fmt: skip
 
 
 def make_checksums_right(rng: Rng, frame: bytearray) -> bytearray:
     """Every checksum as a sender would have written it; half the time the last length too."""
     count = chunks_of(frame)
-    if not count:
-        return frame
-    position = 28 + 16 * count
-    adjust = rng.random() < 0.5
-    for k in range(count):
-        entry = 24 + 16 * k
-        (length,) = struct.unpack_from("<I", frame, entry + 8)
-        if k == count - 1 and adjust:
-            length = max(0, len(frame) - position)
-            struct.pack_into("<I", frame, entry + 8, length)
-        struct.pack_into("<I", frame, entry + 12, zlib.crc32(frame[position : position + length]))
-        position += length
-    struct.pack_into("<I", frame, 24 + 16 * count, zlib.crc32(frame[: 24 + 16 * count]))
+    if count and rng.random() < 0.5:
+        entry = 8 + 16 * count
+        before = 28 + 16 * count + sum(int.from_bytes(frame[24 + 16 * k + 8 :][:4], "little") for k in range(count - 1))
+        struct.pack_into("<I", frame, entry + 8, max(0, len(frame) - before))
+    return seal(frame)
+
+
+def seal(frame: bytearray) -> bytearray:
+    """Its checksums made right, wherever it has room for them."""
+    count = chunks_of(frame)
+    if len(frame) >= SMALLEST and is_short(frame):
+        struct.pack_into("<I", frame, 24, zlib.crc32(frame[:24] + frame[28:]))
+    elif count:
+        position = 28 + 16 * count
+        for entry in range(24, 24 + 16 * count, 16):
+            (length,) = struct.unpack_from("<I", frame, entry + 8)
+            struct.pack_into("<I", frame, entry + 12, zlib.crc32(frame[position : position + length]))
+            position += length
+        struct.pack_into("<I", frame, 24 + 16 * count, zlib.crc32(frame[: 24 + 16 * count]))
     return frame
+
+
+def long_form(frame: bytes, planes: int) -> bytes:
+    """A short frame with a chunk table in its place, as version 1.0 wrote it. planes: batch × channels."""
+    chunk = struct.pack("<BBBBIII", 0, frame[22], frame[23], 0, planes, len(frame) - 28, 0)
+    return bytes(seal(bytearray(frame[:5] + b"\0\0" + frame[7:22] + b"\1\0" + chunk + bytes(4) + frame[28:])))

@@ -12,11 +12,15 @@ import zlib
 from spec_reader import fingerprint_of, read_tables
 
 
-def write_frame(profile_text: str, op: int, frame_id: int, batch: int, planes, chunks=None, sizes=()) -> bytes:
+def write_frame(
+    profile_text: str, op: int, frame_id: int, batch: int, planes, chunks=None, sizes=(), long: bool = False
+) -> bytes:
     """planes: per tensor the list of its planes, each a list of rows of level indices.
 
-    chunks: (tensor, coder, lanes, number of planes) of each; by default what our encoder makes, one chunk per tensor.
+    chunks: (tensor, coder, lanes, number of planes or None for all) of each; by default what our encoder makes, one
+    chunk per tensor.
     sizes: the vectors of integers behind them; `chunks` may name their chunks (coder 3) too, they are left out there.
+    long: the long form even for a single chunk.
     """
     profile = json.loads(profile_text)
     points = profile["operating_points"][op]["tensors"]
@@ -24,7 +28,7 @@ def write_frame(profile_text: str, op: int, frame_id: int, batch: int, planes, c
         chunks = [(t, 2 if points[t]["tables"] is None else 1, None, len(tensor)) for t, tensor in enumerate(planes)]
     table, payloads, done = b"", b"", [0] * len(planes)
     for t, coder, wanted, count in (c for c in chunks if c[1] != 3):
-        first = done[t]
+        first, count = done[t], count or len(planes[t])
         done[t] += count
         channels = ([1, 1] + profile["tensors"][t]["shape"])[-3]
         payload, lanes = ENCODERS[coder](planes[t][first : done[t]], points[t], channels, first, wanted)
@@ -34,10 +38,12 @@ def write_frame(profile_text: str, op: int, frame_id: int, batch: int, planes, c
         payload = b"".join(v.to_bytes(8, "little", signed=True) for v in values)
         table += struct.pack("<BBBBIII", len(planes) + j, 3, 1, 0, 1, len(payload), zlib.crc32(payload))
         payloads += payload
-    head = struct.pack(
-        "<4sBBBB8sIHH", b"SPLW", 1, 0, 0, op, fingerprint_of(profile_text), frame_id, batch, len(table) // 16
-    )
-    head += table
+    short = len(table) == 16 and not long
+    head = struct.pack("<4sBBBB8sIH", b"SPLW", 1, short, short, op, fingerprint_of(profile_text), frame_id, batch)
+    if short:
+        head += table[1:3]
+        return head + struct.pack("<I", zlib.crc32(head + payloads)) + payloads
+    head += struct.pack("<H", len(table) // 16) + table
     return head + struct.pack("<I", zlib.crc32(head)) + payloads
 
 

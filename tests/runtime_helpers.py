@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import socket
-import struct
 import threading
 import time
 import zlib
@@ -16,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import uvicorn
+from mutations import long_form, seal
 from onnx import TensorProto, helper, numpy_helper
 
-from splitwire.codec import frame as wire_frame
 from splitwire.codec.profile import (
     METADATA_KEY,
     Clipping,
@@ -299,18 +298,17 @@ def _complete(answer: bytes) -> bool:
 # ------------------------------------------------------------------ frames
 
 
-def reheaded(frame: bytes, **fields: int | bytes) -> bytes:
-    """The frame with header fields changed and the header's checksum made right again."""
-    names = ("magic", "major", "minor", "flags", "op", "fingerprint", "frame_id", "batch", "chunks")
-    values = dict(zip(names, wire_frame.HEADER.unpack_from(frame), strict=True)) | fields
-    table_end = wire_frame.HEADER.size + values["chunks"] * wire_frame.CHUNK.size
-    head = wire_frame.HEADER.pack(*values.values()) + frame[wire_frame.HEADER.size : table_end]
-    return head + struct.pack("<I", zlib.crc32(head)) + frame[table_end + 4 :]
+def reheaded(frame: bytes, *, major: int | None = None, op: int | None = None, batch: int | None = None) -> bytes:
+    """The frame with header fields changed and its checksums made right again."""
+    changed = bytearray(frame)
+    for offset, size, value in ((4, 1, major), (7, 1, op), (20, 2, batch)):
+        if value is not None:
+            changed[offset : offset + size] = value.to_bytes(size, "little")
+    return bytes(seal(changed))
 
 
 def with_chunk_length(frame: bytes, length: int) -> bytes:
-    """The frame with its first chunk announcing `length` bytes, and the header's checksum made right again."""
-    at = wire_frame.HEADER.size
-    fields = list(wire_frame.CHUNK.unpack_from(frame, at))
-    fields[5] = length
-    return reheaded(frame[:at] + wire_frame.CHUNK.pack(*fields) + frame[at + wire_frame.CHUNK.size :])
+    """A short frame in the long form, its chunk announcing `length` bytes, and the header's checksum right."""
+    changed = bytearray(long_form(frame, planes=1))
+    changed[32:36] = length.to_bytes(4, "little")
+    return bytes(seal(changed))

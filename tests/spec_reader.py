@@ -17,8 +17,16 @@ def read_frame(frame: bytes, profile_text: str):
     """(operating point index, frame id, batch, [level indices per tensor: list of planes, each a list of rows])."""
     profile = json.loads(profile_text)
     magic, major, _, flags, op, fingerprint, frame_id, batch, n_chunks = struct.unpack_from("<4sBBBB8sIHH", frame)
-    assert magic == b"SPLW" and major == 1 and flags == 0 and batch >= 1 and n_chunks >= 1
+    assert magic == b"SPLW" and major == 1 and flags in (0, 1) and batch >= 1
     assert fingerprint == fingerprint_of(profile_text)
+    shapes = [([1, 1] + spec["shape"])[-3:] for spec in profile["tensors"]]
+    if flags == 1:
+        coder, lanes, checksum = struct.unpack_from("<BBI", frame, 22)
+        assert zlib.crc32(frame[:24] + frame[28:]) == checksum and len(shapes) == 1 and "sizes" not in profile
+        point = profile["operating_points"][op]["tensors"][0]
+        planes = DECODERS[coder](frame[28:], point, shapes[0], lanes, batch * shapes[0][0], 0)
+        return op, frame_id, batch, [planes]
+    assert n_chunks >= 1
     end = 24 + 16 * n_chunks
     assert zlib.crc32(frame[:end]) == struct.unpack_from("<I", frame, end)[0]
     position = end + 4
@@ -33,17 +41,17 @@ def read_frame(frame: bytes, profile_text: str):
             assert (coder, lanes, count) == (3, 1, 1)  # read_sizes
             continue
         point = profile["operating_points"][op]["tensors"][tensor]
-        shape = ([1, 1] + profile["tensors"][tensor]["shape"])[-3:]
-        planes[tensor] += DECODERS[coder](payload, point, shape, lanes, count, len(planes[tensor]))
+        planes[tensor] += DECODERS[coder](payload, point, shapes[tensor], lanes, count, len(planes[tensor]))
     assert position == len(frame)
-    for t, spec in enumerate(profile["tensors"]):
-        assert len(planes[t]) == batch * ([1, 1] + spec["shape"])[-3]
+    assert [len(p) for p in planes] == [batch * channels for channels, _, _ in shapes]
     return op, frame_id, batch, planes
 
 
 def read_sizes(frame: bytes, profile_text: str):
     """The vectors of integers of coder 3, of a frame that `read_frame` takes."""
     profile = json.loads(profile_text)
+    if frame[6] == 1:
+        return []
     (n_chunks,) = struct.unpack_from("<H", frame, 22)
     position, found = 28 + 16 * n_chunks, []
     for k in range(n_chunks):

@@ -217,7 +217,7 @@ def damaged(frame: bytes) -> bytes:
 
 FAULTS = {
     "empty": (lambda f, o: b"", 400, "truncated", Truncated),
-    "cut short": (lambda f, o: f[:-3], 400, "truncated", Truncated),
+    "cut short": (lambda f, o: f[:-3], 400, "corrupt", Corrupt),
     "header only": (lambda f, o: f[:20], 400, "truncated", Truncated),
     "bit flipped": (lambda f, o: damaged(f), 400, "corrupt", Corrupt),
     "one byte more": (lambda f, o: f + b"\0", 400, "corrupt", Corrupt),

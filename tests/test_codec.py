@@ -8,6 +8,7 @@ import pytest
 from codec_helpers import expected, make_profile, relu_features
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mutations import is_short, long_form, seal
 from spec_reader import read_frame
 
 from splitwire.codec.codec import FeatureCodec
@@ -23,7 +24,7 @@ from splitwire.codec.errors import (
     UnsupportedVersion,
 )
 from splitwire.codec.frame import Limits, parse_frame, side_information
-from splitwire.codec.profile import CodecProfile, Quantizer
+from splitwire.codec.profile import CodecProfile, Quantizer, SizeSpec
 
 SHAPES = [(16, 14, 14), (5, 7, 3), (1, 1, 1), (3, 1, 9), (9, 2, 2), (64,), (6, 10), (1, 33, 17)]
 
@@ -70,7 +71,7 @@ def test_independent_decoder_written_from_the_spec_agrees(shape: tuple[int, ...]
     x[:, :, ::3] *= np.float32(9)
     for op in ("n3", "n4"):
         frame = codec.encode([x], op=op, frame_id=99)
-        assert frame[26] == lanes
+        assert frame[23] == lanes
         index, frame_id, b, planes = read_frame(frame, codec.profile.to_json())
         assert (codec.profile.operating_points[index].name, frame_id, b) == (op, 99, batch)
         levels = codec.profile.operating_points[index].tensors[0].quantizer.levels
@@ -88,8 +89,11 @@ def test_coded_size_is_near_the_ideal_of_its_tables() -> None:
     assert ideal * 0.999 < size < ideal * 1.01 + side_information(1)
 
 
-def test_side_information_is_at_most_48_bytes() -> None:
-    assert side_information(1) == 44
+def test_side_information_is_at_most_48_bytes(codec: FeatureCodec) -> None:
+    assert side_information(1) == 28 and side_information(3) == 76
+    frame = codec.encode([relu_features((1, 12, 7, 9))])
+    (chunk,) = parse_frame(frame).chunks
+    assert len(frame) == len(chunk.payload) + 28
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -121,22 +125,53 @@ def test_non_contiguous_features_are_accepted(codec: FeatureCodec) -> None:
 # ---- hostile frames -----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def frame(codec: FeatureCodec) -> bytes:
-    return codec.encode([relu_features((2, 12, 7, 9), 21)], op="n4", frame_id=5)
+@pytest.fixture(scope="module", params=["short", "long"])
+def frame(codec: FeatureCodec, request: pytest.FixtureRequest) -> bytes:
+    """In both forms; the long one is what version 1.0 wrote."""
+    frame = codec.encode([relu_features((2, 12, 7, 9), 21)], op="n4", frame_id=5)
+    return frame if request.param == "short" else long_form(frame, planes=24)
+
+
+def test_both_forms_decode_to_the_same(codec: FeatureCodec, frame: bytes) -> None:
+    decoded = codec.decode(frame)
+    assert (decoded.op, decoded.frame_id, decoded.batch) == ("n4", 5, 2)
+    np.testing.assert_array_equal(decoded.tensors[0], expected(codec, "n4", 0, relu_features((2, 12, 7, 9), 21)))
 
 
 def test_every_truncation_is_refused(codec: FeatureCodec, frame: bytes) -> None:
     for n in range(len(frame)):
         with pytest.raises(BitstreamError):
             codec.decode(frame[:n])
-    with pytest.raises(Truncated):
+    with pytest.raises(Truncated, match="a frame is at least 28 bytes; got 27"):
+        codec.decode(frame[:27])
+    # A short frame does not say how long it is: its checksum tells.
+    with pytest.raises(Corrupt if is_short(frame) else Truncated, match="not of its full length|announces"):
         codec.decode(frame[:-1])
 
 
 def test_trailing_bytes_are_refused(codec: FeatureCodec, frame: bytes) -> None:
-    with pytest.raises(Corrupt, match="1 too many"):
+    with pytest.raises(Corrupt, match="not of its full length|1 too many"):
         codec.decode(frame + b"\0")
+
+
+def test_a_flag_of_a_newer_version_says_so(codec: FeatureCodec, frame: bytes) -> None:
+    with pytest.raises(UnsupportedVersion, match="has flags 2, this build knows 0 and 1; update splitwire"):
+        codec.decode(frame[:6] + b"\2" + frame[7:])
+
+
+def test_a_short_frame_of_another_tensor_count_is_refused() -> None:
+    """It holds all planes of one tensor: for a pair that sends two, or sizes beside it, it is never right."""
+    two = FeatureCodec(make_profile(((4, 5, 5), (3, 4)), (4,)))
+    one = FeatureCodec(make_profile(((4, 5, 5),), (4,)))
+    frame = bytearray(one.encode([relu_features((2, 4, 5, 5))]))
+    frame[8:16] = two.fingerprint
+    with pytest.raises(Corrupt, match=r"chunks hold \[8, 0\] planes per tensor, a batch of 2 needs \[8, 2\]"):
+        two.decode(bytes(seal(frame)))
+    sizes = (SizeSpec(name="sizes", length=2),)
+    sized = FeatureCodec(msgspec.structs.replace(one.profile, sizes=sizes))
+    frame[8:16] = sized.fingerprint
+    with pytest.raises(Corrupt, match="the last chunks are not the 1 vectors of sizes"):
+        sized.decode(bytes(seal(frame)))
 
 
 def test_every_bit_flip_is_refused_or_harmless(codec: FeatureCodec, frame: bytes) -> None:
@@ -149,7 +184,7 @@ def test_every_bit_flip_is_refused_or_harmless(codec: FeatureCodec, frame: bytes
 
 
 def test_newer_major_version_says_so(codec: FeatureCodec, frame: bytes) -> None:
-    with pytest.raises(UnsupportedVersion, match=r"version 2\.0, this build reads 1\.x"):
+    with pytest.raises(UnsupportedVersion, match=r"version 2\.[01], this build reads 1\.x"):
         codec.decode(frame[:4] + b"\2" + frame[5:])
 
 
@@ -160,7 +195,8 @@ def test_another_pair_names_both_fingerprints(frame: bytes) -> None:
     assert frame[8:16].hex() in str(caught.value) and other.fingerprint.hex() in str(caught.value)
 
 
-def test_a_length_of_two_gigabytes_is_a_limit_not_an_allocation(codec: FeatureCodec, frame: bytes) -> None:
+def test_a_length_of_two_gigabytes_is_a_limit_not_an_allocation(codec: FeatureCodec) -> None:
+    frame = long_form(codec.encode([relu_features((2, 12, 7, 9))]), planes=24)
     lying = frame[:32] + (2 << 30).to_bytes(4, "little") + frame[36:]
     with pytest.raises(LimitExceeded, match="announces 21474836"):
         codec.decode(lying)
@@ -175,7 +211,7 @@ def test_limits_are_checked_before_decoding(codec: FeatureCodec, frame: bytes) -
 
 @given(data=st.binary(max_size=4096))
 def test_parser_is_total(codec: FeatureCodec, data: bytes) -> None:
-    for candidate in (data, b"SPLW\1\0\0\0" + data):
+    for candidate in (data, b"SPLW\1\0\0\0" + data, b"SPLW\1\1\1\0" + data):
         with pytest.raises((BitstreamError, FingerprintMismatch)):
             codec.decode(candidate)
 
@@ -185,7 +221,7 @@ def test_parser_is_total(codec: FeatureCodec, data: bytes) -> None:
 def test_payload_decoder_is_total(codec: FeatureCodec, frame: bytes, data: st.DataObject) -> None:
     """Damage behind valid checksums: the coder itself refuses it or returns symbols in range, and never crashes."""
     coder = codec._coders(codec.profile.point_index("n4"))[0]
-    payload = bytearray(frame[side_information(1) :])
+    payload = bytearray(parse_frame(frame).chunks[0].payload)
     lanes = data.draw(st.integers(1, 8))
     for _ in range(data.draw(st.integers(1, 6))):
         payload[data.draw(st.integers(0, len(payload) - 1))] = data.draw(st.integers(0, 255))
@@ -218,7 +254,7 @@ def test_large_tensors_are_chunks_that_decode_independently(chunked: tuple[Featu
     np.testing.assert_array_equal(whole, expected(codec, "n4", 0, x))
     coder = codec._coders(0)[0]
     out = np.empty(256 * 64 * 64, np.float32)
-    coder.decode(parsed.chunks[1], 256, out)  # a plane that does not begin an image: 256 is no multiple of 6
+    coder.decode(parsed.chunks[1], 256, 256, out)  # a plane that does not begin an image: 256 is no multiple of 6
     np.testing.assert_array_equal(out, whole.reshape(-1)[256 * 64 * 64 : 512 * 64 * 64])
 
 
@@ -254,9 +290,17 @@ def test_damaged_chunk_is_concealed_only_when_asked(chunked: tuple[FeatureCodec,
         codec.decode(bytes(header), conceal=True)
 
 
-def test_concealment_needs_a_mean_in_the_profile(codec: FeatureCodec, frame: bytes) -> None:
+def test_what_cannot_be_concealed_is_refused(codec: FeatureCodec) -> None:
+    x = relu_features((2, 12, 7, 9), 21)
+    short = damaged(codec.encode([x], op="n4"))
     with pytest.raises(Corrupt, match="no mean to conceal tensor 't0' with"):
-        codec.decode(frame[:-1] + bytes([frame[-1] ^ 1]), conceal=True)
+        codec.decode(damaged(long_form(codec.encode([x], op="n4"), planes=24)), conceal=True)
+    with pytest.raises(Corrupt, match="frame is damaged"):  # one checksum for all: perhaps the header is damaged
+        codec.decode(short, conceal=True)
+
+
+def damaged(frame: bytes) -> bytes:
+    return frame[:-1] + bytes([frame[-1] ^ 1])
 
 
 # ---- profile ------------------------------------------------------------------------------------------------------

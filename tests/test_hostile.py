@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import vectors
-from mutations import MUTATIONS, Rng, chunks_of, make_checksums_right
+from mutations import MUTATIONS, SMALLEST, Rng, chunks_of, make_checksums_right
 
 from splitwire.codec.codec import DecodedFrame, FeatureCodec
 from splitwire.codec.errors import BitstreamError, FingerprintMismatch, ProfileError
@@ -80,7 +80,7 @@ def mutate(source: Source, rng: Rng) -> tuple[bytes, str, bool, set[bytes]]:
     chosen = [MUTATIONS[i] for i in rng.integers(len(MUTATIONS), size=rng.integers(1, 3))]
     changed = bytearray(frame)
     for change in chosen:
-        if len(changed) >= 44:
+        if len(changed) >= SMALLEST:
             changed = change(rng, changed, other)
     forged = bool(rng.random() < 0.5)
     if forged:

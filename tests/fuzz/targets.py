@@ -50,7 +50,8 @@ def frame(data: bytes) -> None:
     except BitstreamError:
         return
     assert peek_fingerprint(data) == parsed.fingerprint
-    assert 28 + sum(16 + len(c.payload) for c in parsed.chunks) == len(data)
+    table = 0 if parsed.chunks[0].planes is None else 16 * len(parsed.chunks)
+    assert 28 + table + sum(len(c.payload) for c in parsed.chunks) == len(data)
 
 
 def decode(data: bytes) -> None:
@@ -65,8 +66,12 @@ def forged(data: bytes) -> None:
         return
     codec = CODECS[data[0] % len(CODECS)]
     made = bytearray(data[1:])
-    made[:6], made[6], made[8:16] = b"SPLW\1\0", 0, codec.fingerprint
+    made[:6], made[6], made[8:16] = b"SPLW\1\0", made[6] % 2, codec.fingerprint
     made[7] %= len(codec.profile.operating_points)
+    if made[6]:
+        struct.pack_into("<I", made, 24, zlib.crc32(made[:24] + made[28:]))
+        check_decoded(codec, bytes(made))
+        return
     count = 1 + int.from_bytes(made[22:24], "little") % 4
     position = 28 + 16 * count
     if len(made) < position:

@@ -25,7 +25,7 @@ Float32Array = NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class Vector:
-    """about: what it is there for. encoded: the encoder makes these bytes; otherwise they only have to be decoded.
+    """about: what it is there for. encoded: the encoder makes these chunks; otherwise they only have to be decoded.
     escapes: how many symbols its tables have no room for. decoded: SHA-256 of each tensor that decoding gives.
     """
 
@@ -60,6 +60,28 @@ def load(name: str) -> Vector:
     return Vector(
         name=name, profile=files["profile"].decode(), features=features, sizes=sizes, frame=files["frame"], **known
     )  # fmt: skip
+
+
+def is_long(frame: bytes) -> bool:
+    """Whether it has a chunk table (docs/bitstream.md §1)."""
+    return frame[6] == 0
+
+
+def is_made_as(golden: bytes, encoded: bytes) -> bool:
+    """Whether the encoder makes the golden frame. Before version 1.1 it sent a single chunk in a long frame too: of
+    such a one the fields that both forms have, and the payload, must be the same.
+    """
+    if is_long(golden) and not is_long(encoded):
+        return encoded[7:24] + encoded[28:] == golden[7:22] + golden[25:27] + golden[44:]
+    return encoded == golden
+
+
+def chunk_table(frame: bytes) -> list[tuple[int, int, int, int | None]]:
+    """(tensor, coder, lanes, planes) of each chunk (docs/bitstream.md §2); None where the frame does not say."""
+    if not is_long(frame):
+        return [(0, frame[22], frame[23], None)]
+    entries = [frame[24 + 16 * i : 40 + 16 * i] for i in range(int.from_bytes(frame[22:24], "little"))]
+    return [(e[0], e[1], e[2], int.from_bytes(e[4:8], "little")) for e in entries]
 
 
 def digest(x: Float32Array) -> str:
