@@ -1,4 +1,4 @@
-"""The wire format, version 1.1: a short frame for a single chunk, a long one for several (docs/bitstream.md is normative).
+"""The wire format, version 1.1: short for a single chunk, long for several (docs/bitstream.md is normative).
 
 The parser checks every size before anything is allocated, refuses trailing bytes, and raises only BitstreamError.
 """
