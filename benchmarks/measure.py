@@ -14,14 +14,16 @@ SECONDS = 1.0
 
 
 def medians(calls: Mapping[str, Callable[[], object]], repeats: int = REPEATS) -> dict[str, float]:
-    """Median seconds of each call. One warm-up each, then round robin, so that a busy moment hits all alike."""
-    for call in calls.values():
-        call()
+    """Median seconds of each call. Round robin, so that a busy moment hits all alike; each timed call follows an untimed
+    one of the same kind, so that what is measured is a stream of them on a core with nothing else to do, and not the
+    caches that another contender has left.
+    """
     times: dict[str, list[float]] = {name: [] for name in calls}
     for i in range(repeats):
         for name, call in calls.items():
             if i >= FEWEST and sum(times[name]) > SECONDS:
                 continue
+            call()
             start = time.perf_counter()
             call()
             times[name].append(time.perf_counter() - start)

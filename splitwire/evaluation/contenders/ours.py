@@ -11,7 +11,7 @@ from splitwire.evaluation.contender import Features, Sent
 
 
 class Splitwire:
-    """The real frame of one image at one operating point, header, chunk table and checksums included.
+    """The real frame of one image at one operating point, header and checksum included.
 
     Sizes beside the tensors are sent as zeros: they are not coded, so that the bytes are as many, and the evaluation
     hands the real ones to the back half.
