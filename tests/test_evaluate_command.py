@@ -82,7 +82,7 @@ def test_table(pair, data, capsys):
     rows = {line.partition("  ")[0].strip(): line.split() for line in lines[3:] if " (" in line and " … " in line}
     assert list(rows)[:5] == ["splitwire n2 *", "splitwire n4", "float32", "float16", "int8"]
     assert rows["float32"][1:3] == ["1,024", "32.000"]
-    assert rows["float32"][-4:] == ["0.00", "(0.00", "…", "0.00)"]
+    assert rows["float32"][-4:] == ["0.00", "(0.00", "…", "15.00)"]
     assert max(len(line) for line in lines[2:13]) <= 110
     (choice,) = (line for line in lines if line.startswith("chosen for a loss of at most 90 %: n2, "))
     assert choice.endswith("now the default in both graphs")

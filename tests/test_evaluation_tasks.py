@@ -360,11 +360,31 @@ def test_the_interval_is_that_of_the_binomial():
     assert figures["top1"].high - figures["top1"].low == pytest.approx(2 * 1.96 * np.sqrt(p * (1 - p) / 1000), rel=0.1)
 
 
-def test_intervals_are_the_same_every_time_and_zero_against_itself():
+def test_intervals_are_the_same_every_time():
     whole, split = experiment(100, 1)
     assert intervals(whole, split, "top1") == intervals(*experiment(100, 1), "top1")
     assert intervals(whole, split, "top1") != intervals(whole, split, "top1", seed=1)
-    _, loss = intervals(whole, whole, "top1")
+
+
+def test_where_no_image_is_lost_some_of_others_may_be():
+    """The true share of those lost is 1 %: in 50 images mostly none, and no draw of them can say so."""
+    held = []
+    for seed in range(60):
+        lost = np.random.default_rng(seed).random(50) < 0.01
+        answers = np.where(lost[:, None], [1.0, 0.0], [0.0, 1.0]).astype(np.float32)
+        right = np.tile(np.array([0.0, 1.0], np.float32), (50, 1))
+        whole, split = (scored({"y": y}, Targets(50, [1] * 50)) for y in (right, answers))
+        _, loss = intervals(whole, split, "top1", replicates=200)
+        held.append(loss.high >= 0.01)
+        if not lost.any():
+            assert (loss.low, loss.value, loss.high) == (0.0, 0.0, 0.06)
+    assert sum(held) == 60
+    # an image that is won does not make up for what was not seen; of a figure that is no share nothing is known
+    won, _ = (scored({"y": y}, Targets(50, [1] * 50)) for y in (right, answers))
+    lower, _ = (scored({"y": -y}, Targets(50, [1] * 50)) for y in (right, answers))
+    _, loss = intervals(lower, won, "top1")
+    assert (loss.low, loss.value, loss.high) == (-1.0, -1.0, 0.06)
+    _, loss = intervals(won, won, "kl")
     assert (loss.low, loss.value, loss.high) == (0.0, 0.0, 0.0)
 
 

@@ -1,13 +1,16 @@
 """Paired bootstrap over images: how far figures, and losses, would move on other images of the same kind.
 
 Source: B. Efron, R. J. Tibshirani, "An Introduction to the Bootstrap", 1993, percentile intervals. Paired: a draw takes
-the same images for both networks, so that the difficulty of the images cancels out of their difference.
+the same images for both networks, so that the difficulty of the images cancels out of their difference. Where no image
+is lost, no draw loses one either; the rule of three says what that leaves open (J. A. Hanley, A. Lippman-Hand, "If
+Nothing Goes Wrong, Is Everything All Right?", JAMA 1983).
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,6 +21,9 @@ Float64Array = NDArray[np.float64]
 
 SHARES = (2.5, 97.5)
 """Percentiles: a 95 % interval."""
+
+NONE_OF = 3.0
+"""With none of n images lost, up to this many in n may be, by the rule of three."""
 
 _AT_ONCE = 1 << 22
 """Numbers drawn at a time."""
@@ -30,7 +36,8 @@ def intervals(
 
     whole, other: of the same images in the same order. replicates: None takes what the task is worth (2,000; 200 for
     COCO). The same draws for both, and for every call with the same seed. A draw without an answer (nothing to detect
-    in any of its images) is left out. An interval always holds its value.
+    in any of its images) is left out. An interval always holds its value. With a share of the images as `main`, none of
+    them lost, the loss may be as high as NONE_OF in as many.
     """
     if len(whole) != len(other):
         raise ValueError(f"{len(whole)} and {len(other)} images cannot be paired")
@@ -38,7 +45,11 @@ def intervals(
     figures, reference = other.figures(), whole.figures()
     theirs, ours = (_draws(scored, times, seed) for scored in (other, whole))
     estimates = {name: _estimate(value, theirs[name]) for name, value in figures.items()}
-    return estimates, _estimate(reference[main] - figures[main], ours[main] - theirs[main])
+    loss = _estimate(reference[main] - figures[main], ours[main] - theirs[main])
+    before, after = whole.right(main), other.right(main)
+    if before is not None and after is not None and bool((after >= before).all()):
+        loss = msgspec.structs.replace(loss, high=max(loss.high, NONE_OF / len(whole)))
+    return estimates, loss
 
 
 @lru_cache(maxsize=2)

@@ -180,6 +180,9 @@ class Precision:
         rows = [self.figures(row) for row in counts]
         return {name: np.array([row[name] for row in rows]) for name in self._whole}
 
+    def right(self, figure: str) -> None:
+        """As outcomes.Scored: a precision is no share of the images."""
+
 
 def _figures(precisions: Sequence[Float64Array | None]) -> dict[str, float]:
     """precisions: (T,) of each class; None of one that is nowhere to be found, which counts for nothing."""

@@ -87,6 +87,9 @@ class Scored(Protocol):
     def draws(self, counts: Int64Array) -> dict[str, NDArray[np.float64]]:
         """`figures` of many draws at once: (R, n) counts → (R,) of each figure."""
 
+    def right(self, figure: str) -> NDArray[np.float64] | None:
+        """(n,) of a figure that is a share of the images: 1.0 for each that counts, else 0.0. None of any other."""
+
 
 def only(kind: type[T], outcomes: Sequence[Outcome]) -> list[T]:
     """`outcomes`, all of which are of this kind. Raises TypeError."""

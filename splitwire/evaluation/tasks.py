@@ -125,7 +125,8 @@ class ClassTask:
         """As Task."""
         rows = only(ClassOutcome, outcomes)
         figures = {name: [getattr(o, name) for o in rows] for name in ("top1", "top5", "agreement", "kl")}
-        return Means({name: np.array(values) for name, values in figures.items() if None not in values})
+        known = {name: np.array(values) for name, values in figures.items() if None not in values}
+        return Means(known, shares=("top1", "top5", "agreement"))
 
     def disagreement(self, whole: Outcome, other: Outcome) -> float:
         """The divergence where the answers differ."""
@@ -194,12 +195,13 @@ class MetricTask:
 
 
 class Means:
-    """Scored figures that are means over the images. values: (n,) of each figure."""
+    """Scored figures that are means over the images. values: (n,) of each figure. shares: those that are 0 or 1."""
 
     replicates = 2000
 
-    def __init__(self, values: dict[str, Float64Array]) -> None:
+    def __init__(self, values: dict[str, Float64Array], shares: Collection[str] = ()) -> None:
         self._names = tuple(values)
+        self._shares = shares
         self._values = np.stack([v.astype(np.float64) for v in values.values()], axis=1)
 
     def __len__(self) -> int:
@@ -215,6 +217,10 @@ class Means:
         """As outcomes.Scored."""
         sums = counts.astype(np.float64) @ self._values / counts.sum(axis=1, keepdims=True)
         return dict(zip(self._names, sums.T, strict=True))
+
+    def right(self, figure: str) -> Float64Array | None:
+        """As outcomes.Scored."""
+        return self._values[:, self._names.index(figure)] if figure in self._shares else None
 
 
 def _logits(outputs: Outputs, batch: int) -> Float64Array:
