@@ -92,7 +92,8 @@ RECIPES = {
                     batch=2, sizes=[(0,), (13, 1 << 26, 640)]),
     "short-n2": Recipe(about="a short frame", tensors=[((6, 9, 7), 2, (2, 4))], batch=3, tables=1, short=True),
     "short-lanes4-n4": Recipe(about="a short frame of four lanes", tensors=[((5, 29, 31), 4, (1, 1))], short=True),
-    "short-binary-n3": Recipe(about="a short frame of coder 2", tensors=[((4, 5, 6), 3, None)], signed=True, short=True),
+    "short-binary-n3": Recipe(about="a short frame of coder 2", tensors=[((4, 5, 6), 3, None)], signed=True,
+                              short=True),
     "short-rest-n4": Recipe(about="a short frame, every feature is zero", tensors=[((40,), 4, (1, 4))],
                             extremes=False, tables=1, short=True),
 }  # fmt: skip

@@ -27,8 +27,8 @@ def write_frame(
     if chunks is None:
         chunks = [(t, 2 if points[t]["tables"] is None else 1, None, len(tensor)) for t, tensor in enumerate(planes)]
     table, payloads, done = b"", b"", [0] * len(planes)
-    for t, coder, wanted, count in (c for c in chunks if c[1] != 3):
-        first, count = done[t], count or len(planes[t])
+    for t, coder, wanted, some in (c for c in chunks if c[1] != 3):
+        first, count = done[t], some or len(planes[t])
         done[t] += count
         channels = ([1, 1] + profile["tensors"][t]["shape"])[-3]
         payload, lanes = ENCODERS[coder](planes[t][first : done[t]], points[t], channels, first, wanted)

@@ -145,12 +145,12 @@ def test_every_truncation_is_refused(codec: FeatureCodec, frame: bytes) -> None:
     with pytest.raises(Truncated, match="a frame is at least 28 bytes; got 27"):
         codec.decode(frame[:27])
     # A short frame does not say how long it is: its checksum tells.
-    with pytest.raises(Corrupt if is_short(frame) else Truncated, match="not of its full length|announces"):
+    with pytest.raises(Corrupt if is_short(frame) else Truncated, match=r"not of its full length|announces"):
         codec.decode(frame[:-1])
 
 
 def test_trailing_bytes_are_refused(codec: FeatureCodec, frame: bytes) -> None:
-    with pytest.raises(Corrupt, match="not of its full length|1 too many"):
+    with pytest.raises(Corrupt, match=r"not of its full length|1 too many"):
         codec.decode(frame + b"\0")
 
 
