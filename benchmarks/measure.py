@@ -14,9 +14,10 @@ SECONDS = 1.0
 
 
 def medians(calls: Mapping[str, Callable[[], object]], repeats: int = REPEATS) -> dict[str, float]:
-    """Median seconds of each call. Round robin, so that a busy moment hits all alike; each timed call follows an untimed
-    one of the same kind, so that what is measured is a stream of them on a core with nothing else to do, and not the
-    caches that another contender has left.
+    """Median seconds of each call.
+
+    Round robin, so that a busy moment hits all alike. Each timed call follows an untimed one of its own: what is
+    measured is a stream of them on a core with nothing else to do, not the caches that another contender has left.
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
     for i in range(repeats):
