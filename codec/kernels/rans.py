@@ -324,7 +324,7 @@ def _decode_eights(
     edges = np.uint64(top[EDGE]) * EIGHT_ONES
     for g in range(groups):
         first = np.uint64(g * 8)
-        for c in range(cols):  # eight at once: a call of memset costs small planes a tenth of their time
+        for c in range(cols):  # eight at once: a call of memset costs small planes 4 % of their time
             columns[c] = edges
         c0, c1 = plane_context[first], plane_context[first + ONE]
         c2, c3 = plane_context[first + TWO], plane_context[first + THREE]
