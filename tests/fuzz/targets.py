@@ -13,7 +13,6 @@ import os
 import pkgutil
 import struct
 import sys
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,6 +34,7 @@ with atheris.instrument_imports(include=["splitwire.codec"]):
     from splitwire.codec.profile import CodecProfile
     from splitwire.codec.reply import decode_reply, encode_reply
 
+import mutations  # noqa: E402 - lies beside this folder
 import vectors  # noqa: E402 - lies beside this folder
 
 LIMITS = Limits(frame_bytes=1 << 16, elements=1 << 13)
@@ -68,24 +68,19 @@ def forged(data: bytes) -> None:
     made = bytearray(data[1:])
     made[:6], made[6], made[8:16] = b"SPLW\1\0", made[6] % 2, codec.fingerprint
     made[7] %= len(codec.profile.operating_points)
-    if made[6]:
-        struct.pack_into("<I", made, 24, zlib.crc32(made[:24] + made[28:]))
-        check_decoded(codec, bytes(made))
-        return
-    count = 1 + int.from_bytes(made[22:24], "little") % 4
-    position = 28 + 16 * count
-    if len(made) < position:
-        return
-    struct.pack_into("<H", made, 22, count)
-    for entry in range(24, 24 + 16 * count, 16):
-        made[entry + 3] = 0
-        length = min(int.from_bytes(made[entry + 8 : entry + 12], "little"), len(made) - position)
-        if entry == 8 + 16 * count:
-            length = len(made) - position
-        struct.pack_into("<II", made, entry + 8, length, zlib.crc32(made[position : position + length]))
-        position += length
-    struct.pack_into("<I", made, 24 + 16 * count, zlib.crc32(made[: 24 + 16 * count]))
-    check_decoded(codec, bytes(made))
+    if not mutations.is_short(made):
+        count = 1 + int.from_bytes(made[22:24], "little") % 4
+        left = len(made) - 28 - 16 * count
+        if left < 0:
+            return
+        struct.pack_into("<H", made, 22, count)
+        for entry in range(24, 24 + 16 * count, 16):
+            made[entry + 3] = 0
+            last = entry == 8 + 16 * count
+            length = left if last else min(int.from_bytes(made[entry + 8 : entry + 12], "little"), left)
+            struct.pack_into("<I", made, entry + 8, length)
+            left -= length
+    check_decoded(codec, bytes(mutations.seal(made)))
 
 
 def check_decoded(codec: FeatureCodec, data: bytes) -> None:
