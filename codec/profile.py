@@ -119,6 +119,8 @@ class Clipping(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """μ of the fitted density."""
     reason: str | None = None
     """Why the histogram was used, in words."""
+    scale: float | UnsetType = UNSET
+    """The range is so many times as wide as the method made it, which served the task better at its rate; unset: 1."""
 
 
 class ContextTables(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -34,15 +34,19 @@ from .plan import AUTO_LINK, DEFAULT_DEVICE, recommend_cut
 from .sensitivity import Kind, Option
 from .split import Halves, split
 
-LEVELS = (2, 3, 4, 6, 8)
-"""The operating points made unless the caller says otherwise: what Cohen et al. 2021 tabulate."""
+LEVELS = (2, 3, 4, 6, 8, "r0.2", "r0.3", "r0.4", "r0.6", "r0.8")
+"""The operating points made unless the caller says otherwise: what Cohen et al. 2021 tabulate, and five budgets."""
 
 AUTO = "auto"
 AUTO_IMAGES = 32
 """Calibration inputs that the automatic choice of the cut looks at."""
 
 Levels = Sequence[int | str]
-"""What `levels` takes: N for a uniform quantizer, "e<N>" for the entropy-constrained one of the same rate."""
+"""What `levels` takes: N for a uniform quantizer, "e<N>" for the entropy-constrained one of the same rate, "r<bits>"
+for the uniform one that serves the task best at so many bits per element."""
+
+MAX_RATE = 4
+"""Bits per element of "r<bits>": where 16 levels end."""
 
 Network = torch.nn.Module | str | os.PathLike[str]
 """What can be exported: a module, or the path of an ONNX file."""
@@ -106,7 +110,8 @@ def export_pair(
     input_shape: (1, C, H, W); for a module, and for an ONNX file that leaves the image size open. None reads it off
         an array of inputs or the crop of the preprocessing.
     labels: class names, baked into the pair. levels: one operating point each: a number of quantizer levels N makes
-        "n<N>", with uniform quantizers; "e<N>" the one with entropy-constrained quantizers that has its rate.
+        "n<N>", with uniform quantizers; "e<N>" the one with entropy-constrained quantizers that has its rate;
+        "r<bits>" the one with uniform quantizers that does the least damage at so many bits per element (budget.py).
     default_op: name of the default operating point; None chooses by measurement (measure.py).
     front, back: what the halves compute in (precision.py). accept: asked for each one that is not float32, with its
         Comparison; a half that it refuses is written in float32. None accepts.
@@ -253,11 +258,11 @@ def _wanted_shape(
 
 def _check_levels(levels: Levels, default_op: str | None) -> list[Kind]:
     """The operating points to make, in their order. Raises UsageError."""
-    kinds = sorted(filter(None, map(_kind, levels)))
+    kinds = sorted(filter(None, map(_kind, levels)), key=_order)
     if not kinds or len(set(kinds)) != len(levels):
         raise UsageError(
-            f"levels must be different numbers from 2 to {MAX_LEVELS}, or e2 to e{MAX_LEVELS} for entropy-constrained"
-            f" quantizers, are {list(levels)}"
+            f"levels must be different numbers from 2 to {MAX_LEVELS}, e2 to e{MAX_LEVELS} for entropy-constrained"
+            f" quantizers, or a budget of bits per element like r0.4, up to r{MAX_RATE}; are {list(levels)}"
         )
     names = [kind.name for kind in kinds]
     if default_op is not None and default_op not in names:
@@ -265,15 +270,20 @@ def _check_levels(levels: Levels, default_op: str | None) -> list[Kind]:
     return kinds
 
 
+def _order(kind: Kind) -> tuple[bool, float, bool]:
+    """n2, e2, n3, …, then the budgets."""
+    return kind.family == "r", kind.value, kind.family == "e"
+
+
 def _kind(level: int | str) -> Kind | None:
-    """4 or "e4"; None for anything else."""
-    constrained = isinstance(level, str)
-    if isinstance(level, str):
-        if not re.fullmatch("e[0-9]{1,3}", level):
-            return None
-        level = level[1:]
-    n = int(level)
-    return Kind(levels=n, constrained=constrained) if 2 <= n <= MAX_LEVELS else None
+    """4, "e4" or "r0.4"; None for anything else."""
+    if isinstance(level, int):
+        return Kind(value=level) if 2 <= level <= MAX_LEVELS else None
+    if re.fullmatch("e[0-9]{1,3}", level) and 2 <= int(level[1:]) <= MAX_LEVELS:
+        return Kind(value=int(level[1:]), family="e")
+    if re.fullmatch(r"r[0-9]{1,2}(\.[0-9]{1,3})?", level) and 0 < float(level[1:]) <= MAX_RATE:
+        return Kind(value=float(level[1:]), family="r")
+    return None
 
 
 def _verify(model: Network, source: Source, halves: Halves, inputs: Float32Array) -> tuple[float, float | None]:

@@ -34,6 +34,9 @@ BackPrecision = Literal["float32", "float16"]
 REPEATS = 40
 """Runs of each half that is timed, the two in turn; the median counts."""
 
+TYPICAL_LEVELS = 4
+"""Whose range is watched while calibrating, where only budgets are asked for."""
+
 TIME_LIMIT_S = 4.0
 """No further repeat begins after this; three are made in any case."""
 
@@ -104,7 +107,7 @@ class CodecMaker:
             front.graph,
             inputs,
             self.specs,
-            settling=Settling(sorted({kind.levels for kind in self.kinds}), self.slopes),
+            settling=Settling(self._levels_watched(), self.slopes),
             progress=self.progress,
             checkpoint=checkpoint,
         )
@@ -122,6 +125,10 @@ class CodecMaker:
             measures=measures,
             default=self.default_op or choose_default(points, measures),
         )
+
+    def _levels_watched(self) -> list[int]:
+        """Numbers of levels whose ranges show whether the calibration has settled."""
+        return sorted({int(kind.value) for kind in self.kinds if kind.family != "r"}) or [TYPICAL_LEVELS]
 
     def with_back(self, pair: Candidate, back: Half, graph: Graph, reference: Reference) -> Candidate:
         """The same front and codec with another back, measured again. graph: what is measured in its place."""

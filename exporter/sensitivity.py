@@ -1,27 +1,26 @@
-"""The quantizers of the operating points; with several tensors at the cut, how many levels each one gets.
+"""The quantizers of the operating points; with several tensors at the cut, how the bits are shared among them.
 
-One tensor is quantized while the others stay exact, and the back half shows what that does to the answers (damage.py).
-Damages of small independent changes nearly add up, so the best division of a number of bits is where every tensor
-would buy the same with its next bit: steps along the lower convex hulls of (bits, damage), the steepest first.
-Source: Shoham and Gersho 1988, bit allocation for an arbitrary set of quantizers.
-
-The division is found with uniform quantizers; an entropy-constrained point takes it over, with every tensor's rate.
+One tensor is quantized while the others stay exact, and the back half shows what that does to the answers (damage.py);
+sharing.py divides the bits by that. The division is found with uniform quantizers; an entropy-constrained point takes
+it over, with every tensor's rate.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from typing import Literal
 
 from splitwire.codec.design import FeatureStatistics, design_entropy_constrained, design_operating_point
-from splitwire.codec.design.point import MAX_LEVELS
+from splitwire.codec.design.rate import MAX_LEVELS
 from splitwire.codec.errors import ExportError
 from splitwire.codec.profile import OperatingPoint, TensorPoint, TensorSpec
 
+from .budget import buy
 from .calibrate import Progress
 from .inference import Float32Array, Graph
 from .measure import Quantizers, measure_damage
+from .sharing import Cost, share_bits
 
 FINER = (12, 16)
 """Numbers of levels tried beyond those asked for, so that a sensitive tensor can have more than the others."""
@@ -32,23 +31,27 @@ INPUTS = 16
 
 @dataclass(frozen=True, kw_only=True, order=True)
 class Kind:
-    """Of quantizer: uniform with `levels` levels; or, if `constrained`, the entropy-constrained one of its rate."""
+    """What an operating point is asked to be.
 
-    levels: int
-    constrained: bool = False
+    "n": uniform quantizers with `value` levels. "e": the entropy-constrained ones of its rate. "r": the uniform ones
+    that do the least damage to the answers at `value` bits per element (budget.py).
+    """
+
+    value: float
+    family: Literal["n", "e", "r"] = "n"
 
     @property
     def name(self) -> str:
-        """Of the operating point, and in reports: "n4" or "e4"."""
-        return f"{'e' if self.constrained else 'n'}{self.levels}"
+        """Of the operating point, and in reports: "n4", "e4" or "r0.4"."""
+        return f"{self.family}{self.value:g}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
     """One tensor with a quantizer of this kind.
 
-    bits: per image, expected. damage: of the answers, if only this tensor is quantized (damage.py); None for a single
-    tensor, where there is nothing to share, and for an entropy-constrained quantizer, which comes after the sharing.
+    bits: per image, expected. damage: of the answers, if only this tensor is quantized (damage.py); None where the bits
+    are not shared by it: for a single tensor, and for what is not a uniform quantizer with N levels.
     """
 
     kind: Kind
@@ -71,94 +74,64 @@ def design_points(
 
     kinds: of the points. With several tensors, point "n<N>" spends no more bits than N levels in every tensor would, on
     the levels per tensor that do the least damage together; "e<N>" spends those of "n<N>", in every tensor as many.
+    "r<bits>" spends at most so many per element (budget.py).
     Raises ExportError for a tensor that no quantizer can be made for.
     """
-    wanted = sorted({*(kind.levels for kind in kinds), *(FINER if len(specs) > 1 else ())})
+    budgets = [kind for kind in kinds if kind.family == "r"]
+    shared = len(specs) > 1
+    wanted = {int(kind.value) for kind in kinds if kind not in budgets}
+    if shared and wanted:
+        wanted |= set(FINER)
+    levels = sorted(wanted)
     options: list[list[Option]] = []
     for i, (spec, values, slope) in enumerate(zip(specs, statistics, slopes, strict=True)):
         options.append([])
-        for k, n in enumerate(wanted):
+        for k, n in enumerate(levels):
             options[i].append(_design(spec, values, slope, n))
-            report("Design quantizers", i * len(wanted) + k + 1, len(specs) * len(wanted))
-    if len(specs) > 1:
+            report("Design quantizers", i * len(levels) + k + 1, len(specs) * len(levels))
+    if shared and wanted:
         options = _with_damage(front, back, options, kept, report)
-    chosen: list[list[Option]] = []
+    taken: dict[Kind, list[Option]] = {}
     for kind in kinds:
-        uniform = [wanted.index(kind.levels)] * len(specs)
-        shared = share_bits(options, uniform) if len(specs) > 1 else uniform
-        chosen.append([own[k] for own, k in zip(options, shared, strict=True)])
-    constrained = [kind.constrained for kind in kinds]
-    refined = _refined(
-        [row for row, c in zip(chosen, constrained, strict=True) if c], specs, statistics, slopes, report
-    )
-    designed = []
-    for kind, row in zip(kinds, chosen, strict=True):
-        taken = [found[o.kind.levels] for found, o in zip(refined, row, strict=True)] if kind.constrained else row
-        designed.append(
-            OperatingPoint(
-                name=kind.name,
-                tensors=tuple(o.point for o in taken),
-                bits_per_element=sum(o.bits for o in taken) / sum(s.elements for s in specs),
-            )
+        if kind not in budgets:
+            uniform = [levels.index(int(kind.value))] * len(specs)
+            chosen = share_bits(_costs(options), uniform) if shared else uniform
+            taken[kind] = [own[k] for own, k in zip(options, chosen, strict=True)]
+    refined = _refined({k: row for k, row in taken.items() if k.family == "e"}, specs, statistics, slopes, report)
+    taken |= refined
+    if budgets:
+        bought = buy(front, back, specs, statistics, slopes, kept, [kind.value for kind in budgets], report)
+        for kind, row in zip(budgets, bought, strict=True):
+            taken[kind] = [
+                Option(kind=kind, point=point, bits=bits * spec.elements)
+                for spec, (point, bits) in zip(specs, row, strict=True)
+            ]
+    designed = [
+        OperatingPoint(
+            name=kind.name,
+            tensors=tuple(o.point for o in taken[kind]),
+            bits_per_element=sum(o.bits for o in taken[kind]) / sum(s.elements for s in specs),
         )
-    return designed, [[*own, *found.values()] for own, found in zip(options, refined, strict=True)]
+        for kind in kinds
+    ]
+    special = [row for kind, row in taken.items() if kind.family != "n"]
+    return designed, [[*own, *_distinct(row[i] for row in special)] for i, own in enumerate(options)]
 
 
-def share_bits(options: Sequence[Sequence[Option]], start: Sequence[int]) -> list[int]:
-    """Which option each tensor gets: the least damage in sum that costs no more bits than the options `start` do.
-
-    Greedy along the convex hulls, so at most one step short of the best; where that is worse than `start` itself, it is
-    `start`. Every option has a damage.
-    """
-    budget = sum(own[k].bits for own, k in zip(options, start, strict=True))
-    hulls = [_hull(own) for own in options]
-    chosen = [hull[0] for hull in hulls]
-    spent = sum(own[k].bits for own, k in zip(options, chosen, strict=True))
-    if spent > budget:
-        return list(start)
-    steps = [(_slope(options[i][a], options[i][b]), i, b) for i, hull in enumerate(hulls) for a, b in pairwise(hull)]
-    blocked: set[int] = set()
-    for _, i, b in sorted(steps, key=lambda step: -step[0]):
-        extra = options[i][b].bits - options[i][chosen[i]].bits
-        if i in blocked or spent + extra > budget:
-            blocked.add(i)  # its later steps build on this one
-            continue
-        chosen[i], spent = b, spent + extra
-    return chosen if _total(options, chosen) < _total(options, start) else list(start)
+def _costs(options: Sequence[Sequence[Option]]) -> list[list[Cost]]:
+    return [[Cost(o.bits, o.damage) for o in own if o.damage is not None] for own in options]
 
 
-def _hull(own: Sequence[Option]) -> list[int]:
-    """Indices of the options on the lower convex hull of (bits, damage), from the cheapest to the least damage."""
-    hull: list[int] = []
-    for k in sorted(range(len(own)), key=lambda k: (own[k].bits, own[k].damage)):
-        if hull and _damage(own[k]) >= _damage(own[hull[-1]]):
-            continue
-        while len(hull) > 1 and _slope(own[hull[-1]], own[k]) >= _slope(own[hull[-2]], own[hull[-1]]):
-            hull.pop()
-        hull.append(k)
-    return hull
-
-
-def _slope(a: Option, b: Option) -> float:
-    """Damage that is saved per bit on the way from a to b."""
-    return (_damage(a) - _damage(b)) / max(b.bits - a.bits, 1e-9)
-
-
-def _total(options: Sequence[Sequence[Option]], chosen: Sequence[int]) -> float:
-    return sum(_damage(own[k]) for own, k in zip(options, chosen, strict=True))
-
-
-def _damage(option: Option) -> float:
-    if option.damage is None:
-        raise ValueError("the option's damage was not measured")
-    return option.damage
+def _distinct(options: Iterable[Option]) -> Iterable[Option]:
+    """One of each kind: several points may share an entropy-constrained quantizer."""
+    return {option.kind: option for option in options}.values()
 
 
 def _design(
     spec: TensorSpec, values: FeatureStatistics, slope: float | None, levels: int, like: Option | None = None
 ) -> Option:
     """Uniform; or entropy-constrained, at the rate of `like`, the uniform one with so many levels."""
-    kind = Kind(levels=levels, constrained=like is not None)
+    kind = Kind(value=levels, family="n" if like is None else "e")
     try:
         if like is None:
             point, bits = design_operating_point(levels=levels, statistics=values, slope=slope)
@@ -173,19 +146,19 @@ def _design(
 
 
 def _refined(
-    rows: Sequence[Sequence[Option]],
+    rows: Mapping[Kind, Sequence[Option]],
     specs: Sequence[TensorSpec],
     statistics: Sequence[FeatureStatistics],
     slopes: Sequence[float | None],
     report: Progress,
-) -> list[dict[int, Option]]:
-    """Per tensor, by the levels of the uniform quantizer: the entropy-constrained ones for the points `rows`."""
-    refined: list[dict[int, Option]] = [{} for _ in specs]
-    needed = {(i, option.kind.levels): option for row in rows for i, option in enumerate(row)}
+) -> dict[Kind, list[Option]]:
+    """The entropy-constrained quantizers for the uniform ones of `rows`, each made once."""
+    needed = {(i, option.kind.value): option for row in rows.values() for i, option in enumerate(row)}
+    made: dict[tuple[int, float], Option] = {}
     for done, ((i, levels), like) in enumerate(sorted(needed.items(), key=lambda item: item[0])):
-        refined[i][levels] = _design(specs[i], statistics[i], slopes[i], levels, like)
+        made[i, levels] = _design(specs[i], statistics[i], slopes[i], int(levels), like)
         report("Design entropy-constrained", done + 1, len(needed))
-    return refined
+    return {kind: [made[i, option.kind.value] for i, option in enumerate(row)] for kind, row in rows.items()}
 
 
 def _with_damage(

@@ -41,16 +41,19 @@ def test_codec_off_agrees_on_every_image(summary: dict) -> None:
 
 
 def test_every_point_is_measured(summary: dict) -> None:
-    assert [p["levels"] for p in summary["points"]] == [2, 3, 4, 6, 8]
+    uniform, budgets = summary["points"][:5], summary["points"][5:]
+    assert [p["op"] for p in budgets] == ["r0.2", "r0.3", "r0.4", "r0.6", "r0.8"]
+    assert [p["levels"] for p in uniform] == [2, 3, 4, 6, 8]
+    assert [p["op"] for p in uniform] == [f"n{p['levels']}" for p in uniform]
     elements = summary["baselines"]["float32_bytes"] / 4
     for p in summary["points"]:
-        assert p["op"] == f"n{p['levels']}"
         assert p["bits_per_element"] == pytest.approx(8 * p["bytes_per_image"] / elements)
         # HTTP heads are counted, and nothing but they lies between frame and socket
         assert 40 < p["bytes_per_image"] - p["frame_bytes_per_image"] < 150
         assert set(p["ms"]) == set(STAGES) and all(v > 0 for v in p["ms"].values())
-    rates = [p["bits_per_element"] for p in summary["points"]]
-    assert rates == sorted(rates)
+    for kind in (uniform, budgets):
+        rates = [p["bits_per_element"] for p in kind]
+        assert rates == sorted(rates)
 
 
 def test_files_for_people(summary: dict) -> None:

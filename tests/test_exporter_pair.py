@@ -234,7 +234,7 @@ def test_bad_calibration(model, tmp_path, calibration, message):
         ({"levels": (1, 4)}, UsageError, "levels must be different numbers"),
         ({"levels": (4, 4)}, UsageError, "levels must be different numbers"),
         ({"levels": ("e4", 4, "e4")}, UsageError, "levels must be different numbers"),
-        ({"levels": (4, "e1")}, UsageError, "or e2 to e256 for entropy-constrained"),
+        ({"levels": (4, "e1")}, UsageError, "e2 to e256 for entropy-constrained"),
         ({"levels": (4, "4")}, UsageError, "levels must be different numbers"),
         ({"levels": (4, "e4"), "default_op": "e3"}, UsageError, "'e3' is not among n4, e4"),
         ({"default_op": "n7"}, UsageError, "'n7' is not among n2, n4"),

@@ -21,7 +21,7 @@ from splitwire.codec.quantizer import dequantize, quantize
 from splitwire.exporter import graph
 from splitwire.exporter.export import ExportResult, export_pair
 from splitwire.exporter.inference import serialise
-from splitwire.exporter.sensitivity import Kind, Option, share_bits
+from splitwire.exporter.sharing import Cost, share_bits, share_budget
 from splitwire.runtime_cloud.session import CloudSession
 from splitwire.runtime_edge.session import EdgeSession
 from splitwire.runtime_edge.transport import LoopbackTransport
@@ -223,17 +223,27 @@ def test_a_tensor_at_the_cut_that_is_an_output_comes_back_exact(tmp_path):
 
 def test_no_point_spends_more_than_its_uniform_levels_would(skip):
     elements = sum(t.elements for t in skip.profile.tensors)
-    for point in skip.profile.operating_points:
+    for point in skip.profile.operating_points[:5]:
         uniform = sum(o.bits for own in skip.options for o in own if o.kind.name == point.name)
         assert point.bits_per_element * elements <= uniform * (1 + 1e-9)
-    assert [p.name for p in skip.profile.operating_points] == ["n2", "n3", "n4", "n6", "n8"]
+    assert [p.name for p in skip.profile.operating_points[:5]] == ["n2", "n3", "n4", "n6", "n8"]
+
+
+def test_no_point_spends_more_than_its_budget(skip):
+    budgets = skip.profile.operating_points[5:]
+    assert [p.name for p in budgets] == ["r0.2", "r0.3", "r0.4", "r0.6", "r0.8"]
+    for point in budgets:
+        assert 0.8 * float(point.name[1:]) < point.bits_per_element <= float(point.name[1:])
+        early, deep = (o.bits / s.elements for own, s in zip(skip.options, skip.profile.tensors, strict=True)
+                       for o in own if o.kind.name == point.name)  # fmt: skip
+        assert early < deep  # the skip matters little
 
 
 def test_the_tensor_that_matters_gets_the_bits(skip):
     """The skip is scaled down to a twentieth: its damage is small at any N, and it never gets more levels."""
-    by_tensor = [[o.damage for o in own] for own in skip.options]
+    by_tensor = [[o.damage for o in own if o.kind.family == "n"] for own in skip.options]
     assert all(a < b for a, b in zip(*by_tensor, strict=True))
-    levels = [[len(t.quantizer.levels) for t in p.tensors] for p in skip.profile.operating_points]
+    levels = [[len(t.quantizer.levels) for t in p.tensors] for p in skip.profile.operating_points[:5]]
     assert all(a <= b for a, b in levels)
     assert any(a < b for a, b in levels)
 
@@ -257,20 +267,27 @@ def test_the_same_twice(skip, skip_file, tmp_path):
 # Sharing the bits
 
 
-def options(*pairs: tuple[float, float]) -> list[Option]:
-    return [Option(kind=Kind(levels=i), point=None, bits=b, damage=d) for i, (b, d) in enumerate(pairs)]  # type: ignore[arg-type]
+def costs(*pairs: tuple[float, float]) -> list[Cost]:
+    return [Cost(*pair) for pair in pairs]
 
 
 def test_bits_go_where_they_save_most():
-    a = options((10, 1.0), (20, 0.9), (30, 0.85))
-    b = options((10, 8.0), (20, 4.0), (30, 1.0))
+    a = costs((10, 1.0), (20, 0.9), (30, 0.85))
+    b = costs((10, 8.0), (20, 4.0), (30, 1.0))
     assert share_bits([a, b], [1, 1]) == [0, 2]
 
 
+def test_a_budget_is_spent_where_it_saves_most():
+    a, b = costs((10, 1.0), (20, 0.9)), costs((10, 8.0), (20, 4.0), (30, 1.0))
+    assert share_budget([a, b], 45) == [0, 2]
+    assert share_budget([a, b], 50) == [1, 2]
+    assert share_budget([a, b], 5) == [0, 0]  # not even that is affordable: the fewest
+
+
 def test_options_off_the_hull_are_left_out():
-    a = options((10, 5.0), (20, 4.9), (30, 1.0), (40, 1.2))
-    assert share_bits([a, options((10, 0.0))], [1, 0]) == [1, 0]  # the hull has 10 bits only: uniform is better
-    assert share_bits([a, options((10, 0.0))], [3, 0]) == [2, 0]
+    a = costs((10, 5.0), (20, 4.9), (30, 1.0), (40, 1.2))
+    assert share_bits([a, costs((10, 0.0))], [1, 0]) == [1, 0]  # the hull has 10 bits only: uniform is better
+    assert share_bits([a, costs((10, 0.0))], [3, 0]) == [2, 0]
 
 
 def test_sharing_is_near_the_best_and_never_worse_than_uniform():
@@ -278,7 +295,7 @@ def test_sharing_is_near_the_best_and_never_worse_than_uniform():
     ratios = []
     for _ in range(200):
         tensors = [
-            options(*zip(np.cumsum(rng.uniform(1, 9, 6)), np.sort(rng.exponential(rng.uniform(0.1, 5), 6))[::-1],
+            costs(*zip(np.cumsum(rng.uniform(1, 9, 6)), np.sort(rng.exponential(rng.uniform(0.1, 5), 6))[::-1],
                          strict=True))
             for _ in range(3)
         ]  # fmt: skip

@@ -4,7 +4,8 @@ scipy lives here. The exporter, the evaluation and the benchmarks alone import i
 """
 
 from .channels import ChannelRange, ChannelReport, design_channel_ranges
-from .point import design_entropy_constrained, design_operating_point
+from .point import design_operating_point
+from .rate import Widening, design_entropy_constrained
 from .statistics import FeatureStatistics, Histogram
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "ChannelReport",
     "FeatureStatistics",
     "Histogram",
+    "Widening",
     "design_channel_ranges",
     "design_entropy_constrained",
     "design_operating_point",

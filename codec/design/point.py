@@ -14,25 +14,12 @@ from splitwire.codec.quantizer import quantize
 
 from .clipping import best_c_max, best_range, density_error, float32_quantizer, histogram_error, uniform_cells
 from .density import FeatureDensity, fit_density
-from .ecsq import design_ecsq, ecsq_at_rate
+from .ecsq import design_ecsq
 from .statistics import Distribution, FeatureStatistics, Histogram
 from .tables import estimate_tables
 
 MAX_EXCESS = 0.10
 """The fitted density is used if its range costs at most this much more error than the histogram's own optimum."""
-
-MAX_LEVELS = 16
-"""Of the entropy-constrained quantizer: two elements still fit into a block."""
-
-FINE_STARTS = (32,)
-"""Uniform quantizers that it is improved from, beside the one with its most levels. Many starting levels find a better
-minimum, 1 to 18 % less error from 32 than from 16 (benchmarks/ecsq.py), if as few remain as wanted."""
-
-RATE_STEPS = 6
-RATE_MARGIN = 0.98
-FIRST_GUESS = 1.2
-"""A target rate is met from below, to this share of it if it can be in so many attempts. The first assumes that the
-coder needs 1/1.2 of the entropy."""
 
 Coder = Literal["rans", "cabac"]
 
@@ -55,66 +42,16 @@ def design_operating_point(
     Returns the point and its rate on the sample, bits per element.
     Raises ExportError if the features are constant.
     """
-    histogram = _varying(statistics)
+    histogram = varying(statistics)
     (c_min, c_max), clipping = choose_range(levels, statistics, known_slope(histogram, slope))
     quantizer = float32_quantizer(c_min, c_max, levels)
     if rate_weight is not None:
         quantizer = design_ecsq(histogram, quantizer, rate_weight=rate_weight).quantizer
-    tables, bits = _coded(statistics.sample, quantizer, coder)
+    tables, bits = coded(statistics.sample, quantizer, coder)
     return TensorPoint(quantizer=quantizer, clipping=clipping, tables=tables), bits
 
 
-def design_entropy_constrained(
-    *,
-    bits: float,
-    statistics: FeatureStatistics,
-    slope: float | None = None,
-    coder: Coder = "rans",
-    max_levels: int = MAX_LEVELS,
-) -> tuple[TensorPoint, float]:
-    """The entropy-constrained quantizer for a target rate: the least error at `bits` per element of the real coder.
-
-    Least squared error; whether the task gains has to be measured (docs/codec.md). It takes some seconds.
-    bits: as `design_operating_point` reports them; a uniform quantizer's, to get a point of the same rate with less
-    error. slope, coder: as there. max_levels: N is what λ_R leaves, 2 to this.
-    Returns the point and its rate on the sample: at most `bits` where that can be had, and seldom more than a few per
-    cent below, unless `max_levels` levels cannot use so many.
-    Raises ExportError if the features are constant, or ValueError unless bits > 0 and max_levels ≥ 2.
-    """
-    if not bits > 0 or max_levels < 2:
-        raise ValueError(f"need bits > 0 and at least 2 levels; got {bits} and {max_levels}")
-    histogram = _varying(statistics)
-    slope = known_slope(histogram, slope)
-    starts = []
-    for n in sorted({max_levels, *FINE_STARTS}):
-        if n >= max_levels:
-            (c_min, c_max), clipping = choose_range(n, statistics, slope)
-            starts.append((float32_quantizer(c_min, c_max, n), clipping))
-    sample = statistics.sample
-    # A coder that knows the neighbours spends less than the entropy of order 0, by a share that changes slowly with the
-    # rate. low, high: entropies known to be affordable and not to be.
-    low, high, rate = 0.0, np.inf, FIRST_GUESS * bits
-    tried = []
-    for _ in range(RATE_STEPS):
-        results = [(ecsq_at_rate(histogram, start, rate, tolerance=1e-3)[1], clipping) for start, clipping in starts]
-        # the start with `max_levels` is always within them
-        within = [(r, clipping) for r, clipping in results if len(r.quantizer.levels) <= max_levels]
-        found, clipping = min(within, key=lambda r: r[0].distortion)
-        tables, coded = _coded(sample, found.quantizer, coder)
-        tried.append((TensorPoint(quantizer=found.quantizer, clipping=clipping, tables=tables), coded))
-        if RATE_MARGIN * bits <= coded <= bits:
-            break
-        low, high = (rate, high) if coded <= bits else (low, rate)
-        rate *= (1 + RATE_MARGIN) / 2 * bits / max(coded, 1e-9)
-        if not low < rate < high:
-            rate = (low + high) / 2 if high < np.inf else 2 * low
-        if high - low < (1 - RATE_MARGIN) * rate or rate > np.log2(max_levels):
-            break
-    affordable = [t for t in tried if t[1] <= bits]
-    return max(affordable, key=lambda t: t[1]) if affordable else min(tried, key=lambda t: t[1])
-
-
-def _varying(statistics: FeatureStatistics) -> Histogram:
+def varying(statistics: FeatureStatistics) -> Histogram:
     """The histogram. Raises ExportError if there is but one value."""
     histogram = statistics.histogram
     if histogram.minimum == histogram.maximum:
@@ -125,7 +62,7 @@ def _varying(statistics: FeatureStatistics) -> Histogram:
     return histogram
 
 
-def _coded(sample: NDArray[np.float32], quantizer: Quantizer, coder: Coder) -> tuple[ContextTables | None, float]:
+def coded(sample: NDArray[np.float32], quantizer: Quantizer, coder: Coder) -> tuple[ContextTables | None, float]:
     """Tables, and bits per element on the sample."""
     if coder == "cabac":
         return None, adaptive_rate(sample, quantizer)

@@ -48,8 +48,12 @@ def export(
     ] = None,
     weights: Annotated[str | None, typer.Option(help="Weights of the named network: a file, or torchvision's.")] = None,
     levels: Annotated[
-        str, typer.Option(help="Quantizer levels, one operating point each; e4: entropy-constrained, at the rate of 4.")
-    ] = "2,3,4,6,8",
+        str,
+        typer.Option(
+            help="Operating points: 4 for so many uniform levels; e4: entropy-constrained, at the rate of 4; "
+            "r0.4: the levels and range that keep the most answers at 0.4 bits per element."
+        ),
+    ] = "2,3,4,6,8,r0.2,r0.3,r0.4,r0.6,r0.8",
     images: Annotated[int | None, typer.Option(min=1, help="Most images to use.", show_default="512")] = None,
     image_size: Annotated[
         str | None, typer.Option(help="Of the input, pixels: 224, or HEIGHTxWIDTH.", show_default="the network's")
@@ -116,10 +120,10 @@ def _asker(progress: Bar) -> Accept:
 def _parse_levels(text: str) -> tuple[int | str, ...]:
     parts = [part.strip() for part in text.split(",")]
     try:
-        return tuple(part if part.startswith("e") else int(part) for part in parts)
+        return tuple(part if part[:1] in ("e", "r") else int(part) for part in parts)
     except ValueError:
         raise UsageError(
-            f"--levels takes numbers, or e and a number, with commas between them, as in 2,3,4,e4; got {text!r}"
+            f"--levels takes numbers, some with e or r in front, with commas between, as in 2,4,e4,r0.4; got {text!r}"
         ) from None
 
 
@@ -154,6 +158,7 @@ def _document(result: ExportResult) -> dict[str, Any]:
                         "levels": len(tensor.quantizer.levels),
                         "clipping_range": tensor.quantizer.clipping_range,
                         "method": tensor.clipping.method,
+                        "scale": tensor.clipping.scale if isinstance(tensor.clipping.scale, float) else 1.0,
                         "ks_distance": tensor.clipping.ks_distance,
                         "reason": tensor.clipping.reason,
                         "bits_per_element": bits,

@@ -69,27 +69,34 @@ def write_plot(summary: Summary, path: Path) -> None:
     axes = figure.add_subplot()
     elements = summary.baselines.float32_bytes / 4
     accuracy = [100 * p.accuracy for p in summary.points]
-    ours = [p.bits_per_element for p in summary.points]
-    zstd = [8 * p.packed_zstd_bytes_per_image / elements for p in summary.points]
+    rates = [(p.bits_per_element, 8 * p.packed_zstd_bytes_per_image / elements) for p in summary.points]
     whole = 100 * summary.whole.accuracy
     axes.axhline(whole, color="0.2", linewidth=1.2, label=f"whole network, {whole:.1f} %")
     axes.axhline(
         whole - 100 * ALLOWED_LOSS, color="0.5", linewidth=1, linestyle="--", label="one point of accuracy less"
     )
-    axes.plot(zstd, accuracy, "s-", color="tab:orange", label="same symbols, bit-packed + zstd 3 (no headers)")
-    axes.plot(ours, accuracy, "o-", color="tab:blue", label="splitwire (all headers, HTTP included)")
-    for p, x, y in zip(summary.points, ours, accuracy, strict=True):
+    for kind, line, ranges in (("n", ":", "least squared error"), ("r", "-", "by the answers")):
+        own = [i for i, p in enumerate(summary.points) if p.op.startswith(kind)]
+        zstd, ours = ([rates[i][k] for i in own] for k in (1, 0))
+        ys = [accuracy[i] for i in own]
+        packed, sent = (
+            "same symbols, bit-packed + zstd 3 (no headers)",
+            f"splitwire (all headers, HTTP too), range {ranges}",
+        )
+        axes.plot(zstd, ys, "s" + line, color="tab:orange", label=packed if kind == "r" else None, markersize=4)
+        axes.plot(ours, ys, "o" + line, color="tab:blue", label=sent)
+    for p, (x, _), y in zip(summary.points, rates, accuracy, strict=True):
         default = p.op == summary.default_op
         axes.annotate(
-            f"N = {p.levels}" + (" (default)" if default else ""),
-            (x, y), xytext=(0, -15), textcoords="offset points", ha="center", color="tab:blue",
-            fontweight="bold" if default else "normal",
+            p.op + (" (default)" if default else ""),
+            (x, y), xytext=(0, -15 if p.op.startswith("n") else 8), textcoords="offset points", ha="center",
+            color="tab:blue", fontsize=8, fontweight="bold" if default else "normal",
             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
         )  # fmt: skip
     low = min(*accuracy, whole - 100 * ALLOWED_LOSS)
     margin = 0.15 * max(whole - low, 1.0)
     axes.set_ylim(low - 2 * margin, max(*accuracy, whole) + margin)
-    axes.set_xlim(0, 1.08 * max(zstd + ours))
+    axes.set_xlim(0, 1.08 * max(map(max, rates)))
     axes.set_xlabel("bits per element of the feature tensor")
     axes.set_ylabel(f"accuracy on {summary.images:,} test images, %")
     axes.set_title(f"{summary.model} cut after {summary.cut}")

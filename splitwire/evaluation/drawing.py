@@ -37,6 +37,7 @@ FAMILY_COLOURS = (
     ("#2456e6", "#84a9ff"),
     ("#d9541e", "#ff8f61"),
     ("#0f8a6a", "#3ecf9f"),
+    ("#9a6a55", "#dbb3a1"),
     ("#8b3fc7", "#c493ff"),
     ("#b07d06", "#e6bd4f"),
     ("#c2185b", "#ff7fae"),
@@ -51,7 +52,7 @@ FAMILY_COLOURS = (
 )
 """On light, on dark: in the order of FAMILIES, splitwire's first."""
 
-MARKERS = "oshDv^<>pPX*d8"
+MARKERS = "oshHDv^<>pPX*d8"
 
 TIP = "tip-"
 WIDE, NARROW = 9.4, 3.9

@@ -218,10 +218,10 @@ def _family_curve(
 ) -> None:
     """Lines, bands and marks of one family; each mark says what it is under the pointer.
 
-    Uniform and entropy-constrained operating points are two lines: between them there is nothing to interpolate."""
+    Operating points of one kind (n, e, r) are a line each: between kinds there is nothing to interpolate."""
     kinds: dict[str, list[Point]] = {}
     for p in points:
-        kinds.setdefault(p.setting.rstrip("0123456789"), []).append(p)
+        kinds.setdefault(p.setting.rstrip("0123456789."), []).append(p)
     for k, own in enumerate(kinds.values()):
         _line(sheet, axes, family, own, of, label=family if k == 0 else None)
 

@@ -1,7 +1,9 @@
 """The codec of Cohen et al. 2021 as published: clip, quantize, truncated unary, adaptive binary arithmetic coder.
 
-The quantizers are those of the profile, which are made as the paper makes them: uniform with pinned ends, or
-entropy-constrained. The elements run channel by channel, and the contexts start afresh with each tensor of each image.
+The quantizers are those of the profile. Points n and e are made as the paper makes them: uniform with pinned ends, or
+entropy-constrained, over the range with the least squared error. Those of points r have ranges that are splitwire's
+(exporter/budget.py); the paper's coder on them is a family of its own. The elements run channel by channel, and the
+contexts start afresh with each tensor of each image.
 """
 
 from __future__ import annotations
