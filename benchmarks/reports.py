@@ -1,9 +1,9 @@
 """`make reports`: the evaluations under docs/results/, from weights and pictures that come with packages.
 
-Three pairs are exported, each with uniform and entropy-constrained operating points, and evaluated on pictures that
-they were not calibrated on: the demo classifier (labels), MobileNetV2 on photographs (agreement with the whole
-network: ImageNet's labels are not to be had offline), and the detector of garments (COCO annotations). Everything is
-left in build/reports/NAME; an interrupted evaluation goes on. `make reports ARGS=detector` makes one.
+Three pairs are exported, each with operating points of every kind, and evaluated on pictures that they were not
+calibrated on: the demo classifier (labels), MobileNetV2 on photographs (agreement with the whole network: ImageNet's
+labels are not to be had offline), and the detector of garments (COCO annotations). Everything is left in
+build/reports/NAME; an interrupted evaluation goes on. `make reports ARGS=detector` makes one.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ OUT = Path("build/reports")
 PAGES = Path("docs/results")
 
 LEVELS = (2, 3, 4, 6, 8, "e2", "e3", "e4", "e6", "e8")
-FINER = (12, 16, 32, "e12", "e16")
+BUDGETS = ("r0.15", "r0.2", "r0.25", "r0.3", "r0.4", "r0.5", "r0.6", "r0.8")
+FINER = (12, 16, 32, "e12", "e16", "r0.7", "r1", "r1.2")
 """Further ones for MobileNetV2, where every changed answer counts (PHOTO_CUT)."""
 
 MAX_LOSS = 0.01
@@ -136,8 +137,8 @@ def main(arguments: Sequence[str]) -> int:
         with progress_bar() as progress:
             export_pair(
                 task.module, cut=task.cut, calibration=task.calibration, out=pair, preprocessing=task.preprocessing,
-                input_shape=task.input_shape, name=task.name, labels=task.labels, levels=(*LEVELS, *task.finer),
-                progress=progress,
+                input_shape=task.input_shape, name=task.name, labels=task.labels,
+                levels=(*LEVELS, *BUDGETS, *task.finer), progress=progress,
             )  # fmt: skip
             evaluation = evaluate(pair, task.data, out=folder / "evaluation", max_loss=MAX_LOSS, progress=progress)
         shutil.rmtree(PAGES / name, ignore_errors=True)

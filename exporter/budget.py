@@ -21,8 +21,8 @@ from .inference import Float32Array, Graph
 from .measure import Quantizers, measure_damage
 from .sharing import Cost, share_budget
 
-LEVELS = (2, 3, 4, 5, 6, 8, 12, 16)
-"""Numbers of levels tried. Two elements fit into a block up to 16."""
+LEVELS = (2, 3, 4, 5, 6, 8, 12, 16, 32)
+"""Numbers of levels tried."""
 
 PILOT = 5
 """The number of them that shows what the coder spends at an entropy; odd, so that features around zero can rest."""
@@ -64,46 +64,65 @@ def buy(
     some = kept[: INPUTS if len(specs) == 1 else INPUTS_SHARED]
     rates = [[budget] for budget in budgets]
     if len(specs) > 1:
-        grid = np.geomspace(min(budgets) / REACH, max(budgets) * REACH, GRID)
-        choices: list[Quantizers] = [
-            [pilot.for_entropy(spends[t].entropy(float(rate))) if i == t else None for i in range(len(specs))]
-            for t, pilot in enumerate(pilots)
-            for rate in grid
-        ]
-        damages = measure_damage(front, back, choices, some, lambda done: report("Share the bits", done, len(some)))
-        totals = iter(d.total for d in damages)
-        costs = [[Cost(float(rate) * spec.elements, next(totals)) for rate in grid] for spec in specs]
-        rates = [_divided(costs, specs, budget) for budget in budgets]
+        rates = _shared(front, back, specs, pilots, spends, some, budgets, report)
     entropies = [[s.entropy(rate) for s, rate in zip(spends, row, strict=True)] for row in rates]
-    tried = [
-        (b, n, [_nearest(own, n, entropy) for own, entropy in zip(made, row, strict=True)])
-        for b, row in enumerate(entropies)
-        for n in LEVELS
-        if any(own[LEVELS.index(n)].has(entropy) for own, entropy in zip(made, row, strict=True))
-    ]
-    choices = [[w.for_entropy(entropy) for w, entropy in zip(row, entropies[b], strict=True)] for b, _, row in tried]
-    damages = measure_damage(front, back, choices, some, lambda done: report("Try ranges", done, len(some)))
     bought: list[list[Bought]] = []
-    for b, row in enumerate(rates):
-        least = min((d.total, n) for (own, n, _), d in zip(tried, damages, strict=True) if own == b)[1]
-        best = next(widenings for own, n, widenings in tried if (own, n) == (b, least))
-        bought.append([w.design(r, entropy=h) for w, r, h in zip(best, row, entropies[b], strict=True)])
-        report("Design for a budget", b + 1, len(rates))
+    for best, row, wanted in zip(_best(front, back, made, entropies, some, report), rates, entropies, strict=True):
+        bought.append([w.design(r, entropy=h) for w, r, h in zip(best, row, wanted, strict=True)])
+        report("Design for a budget", len(bought), len(rates))
     return bought
 
 
-def _nearest(own: Sequence[Widening], levels: int, entropy: float) -> Widening:
-    """The one with `levels`, or with the number nearest to it, that has this entropy; the finest if none has."""
-    able = [w for w in own if w.has(entropy)]
-    return min(able, key=lambda w: abs(np.log(w.levels / levels))) if able else own[-1]
+def _shared(
+    front: Graph,
+    back: Graph,
+    specs: Sequence[TensorSpec],
+    pilots: Sequence[Widening],
+    spends: Sequence[RateOf],
+    some: Sequence[Float32Array],
+    budgets: Sequence[float],
+    report: Progress,
+) -> list[list[float]]:
+    """Per budget, per tensor: bits per element, by what the pilots' rates do to the answers."""
+    grid = np.geomspace(min(budgets) / REACH, max(budgets) * REACH, GRID).tolist()
+    choices: list[Quantizers] = [
+        [pilot.for_entropy(spend.entropy(rate)) if i == t else None for i in range(len(specs))]
+        for t, (pilot, spend) in enumerate(zip(pilots, spends, strict=True))
+        for rate in grid
+    ]
+    damages = measure_damage(front, back, choices, some, lambda done: report("Share the bits", done, len(some)))
+    totals = iter(d.total for d in damages)
+    costs = [[Cost(rate * spec.elements, next(totals)) for rate in grid] for spec in specs]
+    rates = []
+    for budget in budgets:
+        bits = budget * sum(spec.elements for spec in specs)
+        chosen = [own[k] for own, k in zip(costs, share_budget(costs, bits), strict=True)]
+        scale = bits / sum(c.bits for c in chosen)  # the rest that no step could use; or less than the smallest rates
+        rates.append([scale * c.bits / spec.elements for c, spec in zip(chosen, specs, strict=True)])
+    return rates
 
 
-def _divided(costs: Sequence[Sequence[Cost]], specs: Sequence[TensorSpec], budget: float) -> list[float]:
-    """Bits per element of each tensor, so that all together have `budget` in the mean."""
-    chosen = [own[k] for own, k in zip(costs, share_budget(costs, budget * _elements(specs)), strict=True)]
-    scale = budget * _elements(specs) / sum(c.bits for c in chosen)  # what no step could use; or less than any has
-    return [scale * c.bits / spec.elements for c, spec in zip(chosen, specs, strict=True)]
+def _best(
+    front: Graph,
+    back: Graph,
+    made: Sequence[Sequence[Widening]],
+    entropies: Sequence[Sequence[float]],
+    some: Sequence[Float32Array],
+    report: Progress,
+) -> list[list[Widening]]:
+    """Per budget, per tensor: the widening of the number of levels that does the least damage at these entropies."""
+    tried: list[tuple[int, list[Widening]]] = []
+    for b, row in enumerate(entropies):
+        able = [k for k in range(len(LEVELS)) if any(own[k].has(h) for own, h in zip(made, row, strict=True))]
+        able = able or [len(LEVELS) - 1]
+        tried += [(b, [_nearest(own, k, h) for own, h in zip(made, row, strict=True)]) for k in able]
+    choices = [[w.for_entropy(h) for w, h in zip(row, entropies[b], strict=True)] for b, row in tried]
+    damages = measure_damage(front, back, choices, some, lambda done: report("Try ranges", done, len(some)))
+    order = sorted(range(len(tried)), key=lambda i: damages[i].total)
+    return [next(tried[i][1] for i in order if tried[i][0] == b) for b in range(len(entropies))]
 
 
-def _elements(specs: Sequence[TensorSpec]) -> int:
-    return sum(spec.elements for spec in specs)
+def _nearest(own: Sequence[Widening], k: int, entropy: float) -> Widening:
+    """The k-th, or the one nearest to it that has this entropy; the finest if none has."""
+    able = [i for i, w in enumerate(own) if w.has(entropy)]
+    return own[min(able, key=lambda i: abs(i - k))] if able else own[-1]

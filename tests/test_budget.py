@@ -163,6 +163,35 @@ def test_the_same_twice(exported: ExportResult, tmp_path: Path) -> None:
     assert again.front.read_bytes() == exported.front.read_bytes()
 
 
+class Gate(nn.Module):
+    """Features of two values: no number of levels has more than one bit of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+        self.gate = nn.Hardsigmoid()
+        self.head = nn.Linear(4, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.gate(1e6 * self.conv(x)).mean((2, 3)))
+
+
+def test_more_bits_than_the_features_have(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    result = export_pair(
+        Gate().eval(),
+        cut="gate",
+        calibration=inputs(8),
+        out=tmp_path,
+        input_shape=(1, 3, 16, 16),
+        levels=("r0.1", "r4"),
+    )
+    few, many = result.profile.operating_points
+    # the gate is open or not: there is no cheaper way to say so
+    assert 0 <= few.bits_per_element <= many.bits_per_element <= 1.01
+    assert 0.5 < many.bits_per_element
+
+
 @pytest.mark.parametrize("level", ["r0", "r0.0", "r-1", "r4.1", "r0.1234", "r", "r.5", "r1e0", "R1"])
 def test_budgets_that_are_none(level: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"or a budget of bits per element like r0\.4, up to r4; are"):

@@ -28,16 +28,16 @@ SHAPES = {
     "tokens": ((50, 24),),
     "vector": ((70,),),
 }
-SAME = (room.PAPER_UNIFORM, room.PAPER_ECSQ, *room.ZSTD.values())
+SAME = (*room.KEYS["paper"], *room.ZSTD.values())
 """Families that give back what splitwire does."""
 
 
 @lru_cache
 def profile_of(name: str) -> CodecProfile:
-    """Uniform points n2, n3 and n5, and one more that counts as entropy-constrained."""
+    """Uniform points n2, n3 and n5, one more that counts as entropy-constrained, and one as made for a budget."""
     profile = make_profile(SHAPES[name], levels=(2, 3, 5))
     points = profile.operating_points
-    return replace(profile, operating_points=(*points, replace(points[1], name="e3")))
+    return replace(profile, operating_points=(*points, replace(points[1], name="e3"), replace(points[2], name="r0.5")))
 
 
 def images_of(name: str, count: int = 4) -> list[Features]:
@@ -99,15 +99,15 @@ def test_the_same_received_is_the_same_features() -> None:
         decoded = c.decode(c.encode(features))
         for a, b in zip(found.setdefault(c.received, decoded), decoded, strict=True):
             np.testing.assert_array_equal(a, b, err_msg=f"{c.family} {c.setting}")
-    # four points, three without a codec, HEVC
-    assert len(found) == 4 + 3 + 2 * len(mosaic.QPS)
+    # five points, three without a codec, HEVC
+    assert len(found) == 5 + 3 + 2 * len(mosaic.QPS)
 
 
 def test_splitwire_is_the_real_frame() -> None:
     profile, features = profile_of("two tensors"), images_of("two tensors")[0]
     codec = FeatureCodec(profile)
     ours = family("two tensors", room.SPLITWIRE)
-    assert [c.setting for c in ours] == ["n2", "n3", "n5", "e3"]
+    assert [c.setting for c in ours] == ["n2", "n3", "n5", "e3", "r0.5"]
     for c in ours:
         sent = c.encode(features)
         assert sent.payload == codec.encode(features, op=c.setting) and sent.side == 0
@@ -130,9 +130,10 @@ def test_sizes_beside_the_tensors_cost_everyone_the_same() -> None:
 def test_paper_is_its_coder_and_its_side_information(detections: bool, side: int) -> None:
     profile, features = profile_of("two tensors"), images_of("two tensors")[2]
     everyone = room.feature_contenders(profile, detections=detections)
-    papers = {c.setting: c for c in everyone if c.family in (room.PAPER_UNIFORM, room.PAPER_ECSQ)}
+    papers = {c.setting: c for c in everyone if c.family in room.KEYS["paper"]}
     assert {op: c.family for op, c in papers.items()} == {
-        "n2": room.PAPER_UNIFORM, "n3": room.PAPER_UNIFORM, "n5": room.PAPER_UNIFORM, "e3": room.PAPER_ECSQ
+        "n2": room.PAPER_UNIFORM, "n3": room.PAPER_UNIFORM, "n5": room.PAPER_UNIFORM, "e3": room.PAPER_ECSQ,
+        "r0.5": room.PAPER_OURS,
     }  # fmt: skip
     for point in profile.operating_points:
         coded = 0

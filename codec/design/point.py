@@ -99,9 +99,10 @@ def choose_range(levels: int, values: Distribution, slope: float | None) -> tupl
         return by_histogram, Clipping(method="histogram", reason="no density has this mean and variance")
     distance = kolmogorov_smirnov(density, histogram)
     by_density = (0.0, best_c_max(density_error(density), levels, 2 * upper))
-    excess = measured(*uniform_cells(*by_density, levels)) / measured(*uniform_cells(*by_histogram, levels)) - 1
-    if excess > MAX_EXCESS:
-        reason = f"the fitted density's range [0, {by_density[1]:.4g}] has {excess:.0%} more error on the features"
+    found, least = (measured(*uniform_cells(*r, levels)) for r in (by_density, by_histogram))
+    if found > (1 + MAX_EXCESS) * least:
+        more = f"{found / least - 1:.0%} more error" if least > 0 else "an error where there need be none"
+        reason = f"the fitted density's range [0, {by_density[1]:.4g}] has {more} on the features"
         return by_histogram, Clipping(method="histogram", ks_distance=distance, reason=reason)
     return by_density, Clipping(
         method="relu_model" if slope == 0 else "leaky_relu_model",

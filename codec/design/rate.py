@@ -38,6 +38,9 @@ PILOTS = 3
 NARROWEST, WIDEST = 0.8, 16.0
 """Multiples of the range with the least squared error."""
 
+LEAST = 1e-9
+"""Bits per element that count as none."""
+
 BISECTIONS = 24
 """Of log₂ of the multiple: to less than what float32 levels tell apart."""
 
@@ -154,8 +157,8 @@ class RateOf:
         low, high = between
         tried = np.geomspace(FIRST_GUESS * low, FIRST_GUESS**2 * high, PILOTS)
         points = [pilot.at(float(entropy)) for entropy in tried]
-        self._spent = np.log([max(bits, 1e-9) for _, bits in points])
-        self._shares = np.log([pilot.entropy(p.quantizer) for p, _ in points]) - self._spent
+        self._spent = np.log([max(bits, LEAST) for _, bits in points])
+        self._shares = np.log([max(pilot.entropy(p.quantizer), LEAST) for p, _ in points]) - self._spent
 
     def entropy(self, bits: float) -> float:
         """Bits per element: about what is spent, or a little more → the entropy."""
@@ -184,7 +187,7 @@ def _meet(
         if MARGIN * bits <= spent <= bits:
             break
         low, high = (entropy, high) if spent <= bits else (low, entropy)
-        entropy *= (1 + MARGIN) / 2 * bits / max(spent, 1e-9)
+        entropy *= (1 + MARGIN) / 2 * bits / max(spent, LEAST)
         if not low < entropy < high:
             entropy = (low + high) / 2 if high < np.inf else 2 * low
         if high - low < (1 - MARGIN) * entropy or entropy > most:

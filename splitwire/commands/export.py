@@ -213,6 +213,8 @@ def _show(result: ExportResult, compared: bool) -> None:
         _say(f"the tensors at {profile.default_op}:")
         out.print(_tensors(result))
     _say(f"* default: {profile.default_op}; KS: distance of the fitted density from the measured distribution")
+    if any(isinstance(t.clipping.scale, float) for p in profile.operating_points for t in p.tensors):
+        _say("×: so many times the range with the least squared error, for the sake of the answers")
     measured = result.measures[0]
     _say(f"{MEANING[measured.task]}, of {measured.inputs} measured; calibrated on {profile.calibration_images} images")
     settled = f"were there after {result.settled} images" if result.settled else "still moved; more images would help"
@@ -290,8 +292,9 @@ def _tensors(result: ExportResult) -> Table:
 
 def _range(tensor: TensorPoint) -> tuple[str, str, str]:
     low, high = tensor.quantizer.clipping_range
-    distance = tensor.clipping.ks_distance
-    return f"{low:.3g} … {high:.3g}", METHODS[tensor.clipping.method], "–" if distance is None else f"{distance:.3f}"
+    clipping = tensor.clipping
+    method = METHODS[clipping.method] + (f" ×{clipping.scale:.2f}" if isinstance(clipping.scale, float) else "")
+    return f"{low:.3g} … {high:.3g}", method, "–" if clipping.ks_distance is None else f"{clipping.ks_distance:.3f}"
 
 
 def _table(*headings: str) -> Table:
