@@ -14,6 +14,7 @@ import numpy as np
 
 from splitwire.codec.design import FeatureStatistics, Widening
 from splitwire.codec.design.rate import RateOf
+from splitwire.codec.errors import ExportError
 from splitwire.codec.profile import TensorPoint, TensorSpec
 
 from .calibrate import Progress
@@ -53,8 +54,9 @@ def buy(
 
     All tensors of a point have the same number of levels, where they can have it at their rate, and ranges of their
     own. Every number is tried at the same entropies, and only the best one gets tables: those take the time.
+    Raises ExportError for a tensor that never changes.
     """
-    made = [[Widening(n, values, slope) for n in LEVELS] for values, slope in zip(statistics, slopes, strict=True)]
+    made = [_widenings(*each) for each in zip(specs, statistics, slopes, strict=True)]
     pilots = [own[LEVELS.index(PILOT)] for own in made]
     reach = REACH if len(specs) > 1 else 1.0
     spends = []
@@ -71,6 +73,13 @@ def buy(
         bought.append([w.design(r, entropy=h) for w, r, h in zip(best, row, wanted, strict=True)])
         report("Design for a budget", len(bought), len(rates))
     return bought
+
+
+def _widenings(spec: TensorSpec, statistics: FeatureStatistics, slope: float | None) -> list[Widening]:
+    try:
+        return [Widening(n, statistics, slope) for n in LEVELS]
+    except ExportError as e:
+        raise ExportError(f"tensor {spec.name!r}: {e}") from e
 
 
 def _shared(

@@ -29,7 +29,7 @@ INPUTS = 16
 """Inputs that the sensitivity is measured on: tensors differ by factors, not by percents."""
 
 
-@dataclass(frozen=True, kw_only=True, order=True)
+@dataclass(frozen=True, kw_only=True)
 class Kind:
     """What an operating point is asked to be.
 

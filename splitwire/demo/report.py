@@ -75,21 +75,18 @@ def write_plot(summary: Summary, path: Path) -> None:
     axes.axhline(
         whole - 100 * ALLOWED_LOSS, color="0.5", linewidth=1, linestyle="--", label="one point of accuracy less"
     )
-    for kind, line, ranges in (("n", ":", "least squared error"), ("r", "-", "by the answers")):
+    packed = "same symbols, bit-packed + zstd 3 (no headers)"
+    for kind, line, meaning in (("n", ":", "the paper's ranges"), ("r", "-", "ranges by the answers")):
         own = [i for i, p in enumerate(summary.points) if p.op.startswith(kind)]
         zstd, ours = ([rates[i][k] for i in own] for k in (1, 0))
         ys = [accuracy[i] for i in own]
-        packed, sent = (
-            "same symbols, bit-packed + zstd 3 (no headers)",
-            f"splitwire (all headers, HTTP too), range {ranges}",
-        )
         axes.plot(zstd, ys, "s" + line, color="tab:orange", label=packed if kind == "r" else None, markersize=4)
-        axes.plot(ours, ys, "o" + line, color="tab:blue", label=sent)
+        axes.plot(ours, ys, "o" + line, color="tab:blue", label=f"splitwire {kind}: {meaning} (all headers, HTTP too)")
     for p, (x, _), y in zip(summary.points, rates, accuracy, strict=True):
         default = p.op == summary.default_op
         axes.annotate(
             p.op + (" (default)" if default else ""),
-            (x, y), xytext=(0, -15 if p.op.startswith("n") else 8), textcoords="offset points", ha="center",
+            (x, y), xytext=(0, 8 if p.op.startswith("n") else -15), textcoords="offset points", ha="center",
             color="tab:blue", fontsize=8, fontweight="bold" if default else "normal",
             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
         )  # fmt: skip

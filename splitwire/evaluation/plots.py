@@ -139,7 +139,8 @@ def hidden(evaluation: Evaluation, comparison: Comparison) -> list[Point]:
 def _curve_caption(e: Evaluation, comparison: Comparison) -> str:
     text = (
         "Up and left is better. Bands: 95 % intervals of the difference from the whole network on the same images "
-        "(paired bootstrap). Dashed with open marks: the picture is sent, and the whole network runs in the cloud."
+        "(paired bootstrap). Dashed with open marks: the picture is sent, and the whole network runs in the cloud. "
+        "Operating points n (uniform), e (entropy-constrained) and r (made for so many bits) are a line each."
     )
     left_out = len(hidden(e, comparison))
     if left_out:
