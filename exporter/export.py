@@ -46,7 +46,7 @@ Levels = Sequence[int | str]
 for the uniform one that serves the task best at so many bits per element."""
 
 MAX_RATE = 4
-"""Bits per element of "r<bits>": where 16 levels end."""
+"""Most bits per element of "r<bits>"."""
 
 Network = torch.nn.Module | str | os.PathLike[str]
 """What can be exported: a module, or the path of an ONNX file."""
@@ -262,7 +262,7 @@ def _check_levels(levels: Levels, default_op: str | None) -> list[Kind]:
     if not kinds or len(set(kinds)) != len(levels):
         raise UsageError(
             f"levels must be different numbers from 2 to {MAX_LEVELS}, e2 to e{MAX_LEVELS} for entropy-constrained"
-            f" quantizers, or a budget of bits per element like r0.4, up to r{MAX_RATE}; are {list(levels)}"
+            f" quantizers, or r0.001 to r{MAX_RATE} for so many bits per element; are {list(levels)}"
         )
     names = [kind.name for kind in kinds]
     if default_op is not None and default_op not in names:
@@ -277,8 +277,8 @@ def _order(kind: Kind) -> tuple[bool, float, bool]:
 
 def _kind(level: int | str) -> Kind | None:
     """4, "e4" or "r0.4"; None for anything else."""
-    if isinstance(level, int):
-        return Kind(value=level) if 2 <= level <= MAX_LEVELS else None
+    if not isinstance(level, str):
+        return Kind(value=int(level)) if 2 <= level <= MAX_LEVELS else None
     if re.fullmatch("e[0-9]{1,3}", level) and 2 <= int(level[1:]) <= MAX_LEVELS:
         return Kind(value=int(level[1:]), family="e")
     if re.fullmatch(r"r[0-9]{1,2}(\.[0-9]{1,3})?", level) and 0 < float(level[1:]) <= MAX_RATE:
