@@ -122,6 +122,11 @@ class Clipping(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     scale: float | UnsetType = UNSET
     """The range is so many times as wide as the method made it, which served the task better at its rate; unset: 1."""
 
+    @property
+    def widening(self) -> float:
+        """`scale`, 1 where unset."""
+        return self.scale if isinstance(self.scale, float) else 1.0
+
 
 class ContextTables(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Static tables of the neighbour-context block-symbol rANS coder (docs/bitstream.md, coder id 1).

@@ -1,6 +1,6 @@
 """Operating points for a budget of bits: the number of levels and the clipping range that the answers like best.
 
-The range with the least squared error is seldom the best one for the task. At one rate there are many uniform
+The range with the least squared error is not the best one for the task. At one rate there are many uniform
 quantizers, few levels over a narrow range or more of them over a wider one; those of about the budget's rate are tried
 in the back half, and the one that does the least damage to the answers (damage.py) is taken. docs/codec.md says what
 that saved on three networks.
@@ -18,8 +18,7 @@ from splitwire.codec.errors import ExportError
 from splitwire.codec.profile import TensorPoint, TensorSpec
 
 from .calibrate import Progress
-from .inference import Float32Array, Graph
-from .measure import Quantizers, measure_damage
+from .measure import DamageOf, alone
 from .sharing import Cost, share_budget
 
 LEVELS = (2, 3, 4, 5, 6, 8, 12, 16, 32)
@@ -29,8 +28,8 @@ PILOT = 5
 """The number of them that shows what the coder spends at an entropy; odd, so that features around zero can rest."""
 
 INPUTS, INPUTS_SHARED = 64, 16
-"""Inputs that the damage is measured on, of one tensor and of several: numbers of levels that are neighbours differ by
-tens of per cents, tensors by factors, and what takes several tensors is mostly a detector, which is slow."""
+"""Inputs that the damage is measured on, with one tensor and with several: those are mostly of detectors, which take
+long for an image and find several things in it."""
 
 GRID = 6
 REACH = 4.0
@@ -41,13 +40,11 @@ Bought = tuple[TensorPoint, float]
 
 
 def buy(
-    front: Graph,
-    back: Graph,
     specs: Sequence[TensorSpec],
     statistics: Sequence[FeatureStatistics],
     slopes: Sequence[float | None],
-    kept: Sequence[Float32Array],
     budgets: Sequence[float],
+    damage_of: DamageOf,
     report: Progress,
 ) -> list[list[Bought]]:
     """Per budget, in bits per element over all tensors, per tensor: the quantizer of its share.
@@ -56,21 +53,20 @@ def buy(
     own. Every number is tried at the same entropies, and only the best one gets tables: those take the time.
     Raises ExportError for a tensor that never changes.
     """
+    several = len(specs) > 1
     made = [_widenings(*each) for each in zip(specs, statistics, slopes, strict=True)]
-    pilots = [own[LEVELS.index(PILOT)] for own in made]
-    reach = REACH if len(specs) > 1 else 1.0
-    spends = []
-    for t, pilot in enumerate(pilots):
-        spends.append(RateOf(pilot, (min(budgets) / reach, max(budgets) * reach)))
-        report("Look at rates", t + 1, len(pilots))
-    some = kept[: INPUTS if len(specs) == 1 else INPUTS_SHARED]
-    rates = [[budget] for budget in budgets]
-    if len(specs) > 1:
-        rates = _shared(front, back, specs, pilots, spends, some, budgets, report)
-    entropies = [[s.entropy(rate) for s, rate in zip(spends, row, strict=True)] for row in rates]
+    reach = REACH if several else 1.0
+    pilots: list[tuple[Widening, RateOf]] = []
+    for own in made:
+        pilot = own[LEVELS.index(PILOT)]
+        pilots.append((pilot, RateOf(pilot, (min(budgets) / reach, max(budgets) * reach))))
+        report("Look at rates", len(pilots), len(made))
+    rates = _shared(specs, pilots, budgets, damage_of) if several else [[budget] for budget in budgets]
+    entropies = [[rate_of.entropy(rate) for (_, rate_of), rate in zip(pilots, row, strict=True)] for row in rates]
+    best = _best(made, entropies, damage_of, INPUTS_SHARED if several else INPUTS)
     bought: list[list[Bought]] = []
-    for best, row, wanted in zip(_best(front, back, made, entropies, some, report), rates, entropies, strict=True):
-        bought.append([w.design(r, entropy=h) for w, r, h in zip(best, row, wanted, strict=True)])
+    for chosen, row, wanted in zip(best, rates, entropies, strict=True):
+        bought.append([w.design(r, entropy=h) for w, r, h in zip(chosen, row, wanted, strict=True)])
         report("Design for a budget", len(bought), len(rates))
     return bought
 
@@ -83,25 +79,16 @@ def _widenings(spec: TensorSpec, statistics: FeatureStatistics, slope: float | N
 
 
 def _shared(
-    front: Graph,
-    back: Graph,
     specs: Sequence[TensorSpec],
-    pilots: Sequence[Widening],
-    spends: Sequence[RateOf],
-    some: Sequence[Float32Array],
+    pilots: Sequence[tuple[Widening, RateOf]],
     budgets: Sequence[float],
-    report: Progress,
+    damage_of: DamageOf,
 ) -> list[list[float]]:
     """Per budget, per tensor: bits per element, by what the pilots' rates do to the answers."""
     grid = np.geomspace(min(budgets) / REACH, max(budgets) * REACH, GRID).tolist()
-    choices: list[Quantizers] = [
-        [pilot.for_entropy(spend.entropy(rate)) if i == t else None for i in range(len(specs))]
-        for t, (pilot, spend) in enumerate(zip(pilots, spends, strict=True))
-        for rate in grid
-    ]
-    damages = measure_damage(front, back, choices, some, lambda done: report("Share the bits", done, len(some)))
-    totals = iter(d.total for d in damages)
-    costs = [[Cost(rate * spec.elements, next(totals)) for rate in grid] for spec in specs]
+    choices = alone([[pilot.for_entropy(rate_of.entropy(rate)) for rate in grid] for pilot, rate_of in pilots])
+    damages = iter(damage_of(choices, "Share the bits", INPUTS_SHARED))
+    costs = [[Cost(rate * spec.elements, next(damages)) for rate in grid] for spec in specs]
     rates = []
     for budget in budgets:
         bits = budget * sum(spec.elements for spec in specs)
@@ -112,12 +99,7 @@ def _shared(
 
 
 def _best(
-    front: Graph,
-    back: Graph,
-    made: Sequence[Sequence[Widening]],
-    entropies: Sequence[Sequence[float]],
-    some: Sequence[Float32Array],
-    report: Progress,
+    made: Sequence[Sequence[Widening]], entropies: Sequence[Sequence[float]], damage_of: DamageOf, inputs: int
 ) -> list[list[Widening]]:
     """Per budget, per tensor: the widening of the number of levels that does the least damage at these entropies."""
     tried: list[tuple[int, list[Widening]]] = []
@@ -126,8 +108,8 @@ def _best(
         able = able or [len(LEVELS) - 1]
         tried += [(b, [_nearest(own, k, h) for own, h in zip(made, row, strict=True)]) for k in able]
     choices = [[w.for_entropy(h) for w, h in zip(row, entropies[b], strict=True)] for b, row in tried]
-    damages = measure_damage(front, back, choices, some, lambda done: report("Try ranges", done, len(some)))
-    order = sorted(range(len(tried)), key=lambda i: damages[i].total)
+    damages = damage_of(choices, "Try ranges", inputs)
+    order = sorted(range(len(tried)), key=damages.__getitem__)
     return [next(tried[i][1] for i in order if tried[i][0] == b) for b in range(len(entropies))]
 
 

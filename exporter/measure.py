@@ -33,6 +33,10 @@ several answers each and take a second."""
 Quantizers = Sequence[Quantizer | None]
 """One per tensor at the cut; None leaves the tensor as it is."""
 
+DamageOf = Callable[[Sequence[Quantizers], str, int], list[float]]
+"""damage_of(choices, stage, inputs): what each choice does to the answers to at most so many inputs (Damage.total); the
+stage is what progress is told."""
+
 Reference = Callable[[Float32Array], list[Array]]
 """What the network should answer to a batch of inputs: the outputs of the back half."""
 
@@ -111,6 +115,12 @@ def measure_damage(
         done += count
         progress(done)
     return damages
+
+
+def alone(quantizers: Sequence[Sequence[Quantizer]]) -> list[Quantizers]:
+    """[tensor][k] → the choices that quantize one tensor and leave the others as they are, in this order."""
+    tensors = range(len(quantizers))
+    return [[q if i == t else None for i in tensors] for t, own in enumerate(quantizers) for q in own]
 
 
 def _batches(front: Graph, kept: Sequence[Float32Array]) -> Iterator[tuple[int, Float32Array]]:

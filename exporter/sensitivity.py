@@ -19,7 +19,7 @@ from splitwire.codec.profile import OperatingPoint, TensorPoint, TensorSpec
 from .budget import buy
 from .calibrate import Progress
 from .inference import Float32Array, Graph
-from .measure import Quantizers, measure_damage
+from .measure import DamageOf, Quantizers, alone, measure_damage
 from .sharing import Cost, share_bits
 
 FINER = (12, 16)
@@ -77,6 +77,12 @@ def design_points(
     "r<bits>" spends at most so many per element (budget.py).
     Raises ExportError for a tensor that no quantizer can be made for.
     """
+
+    def damage_of(choices: Sequence[Quantizers], stage: str, inputs: int) -> list[float]:
+        some = kept[:inputs]
+        damages = measure_damage(front, back, choices, some, lambda done: report(stage, done, len(some)))
+        return [damage.total for damage in damages]
+
     budgets = [kind for kind in kinds if kind.family == "r"]
     shared = len(specs) > 1
     wanted = {int(kind.value) for kind in kinds if kind not in budgets}
@@ -90,7 +96,7 @@ def design_points(
             options[i].append(_design(spec, values, slope, n))
             report("Design quantizers", i * len(levels) + k + 1, len(specs) * len(levels))
     if shared and wanted:
-        options = _with_damage(front, back, options, kept, report)
+        options = _with_damage(damage_of, options)
     taken: dict[Kind, list[Option]] = {}
     for kind in kinds:
         if kind not in budgets:
@@ -100,7 +106,7 @@ def design_points(
     refined = _refined({k: row for k, row in taken.items() if k.family == "e"}, specs, statistics, slopes, report)
     taken |= refined
     if budgets:
-        bought = buy(front, back, specs, statistics, slopes, kept, [kind.value for kind in budgets], report)
+        bought = buy(specs, statistics, slopes, [kind.value for kind in budgets], damage_of, report)
         for kind, row in zip(budgets, bought, strict=True):
             taken[kind] = [
                 Option(kind=kind, point=point, bits=bits * spec.elements)
@@ -161,17 +167,8 @@ def _refined(
     return {kind: [made[i, option.kind.value] for i, option in enumerate(row)] for kind, row in rows.items()}
 
 
-def _with_damage(
-    front: Graph, back: Graph, options: list[list[Option]], kept: Sequence[Float32Array], report: Progress
-) -> list[list[Option]]:
+def _with_damage(damage_of: DamageOf, options: list[list[Option]]) -> list[list[Option]]:
     """The options with their damage measured, each alone."""
-    choices: list[Quantizers] = [
-        [option.point.quantizer if i == j else None for j in range(len(options))]
-        for i, own in enumerate(options)
-        for option in own
-    ]
-    some = kept[:INPUTS]
-    damages = iter(
-        measure_damage(front, back, choices, some, lambda done: report("Measure sensitivity", done, len(some)))
-    )
-    return [[replace(o, damage=next(damages).total) for o in own] for own in options]
+    choices = alone([[option.point.quantizer for option in own] for own in options])
+    damages = iter(damage_of(choices, "Measure sensitivity", INPUTS))
+    return [[replace(o, damage=next(damages)) for o in own] for own in options]

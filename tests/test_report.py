@@ -146,6 +146,17 @@ def test_each_plot_is_a_file_with_axes_units_and_a_legend(made):
         assert set(words) <= texts, (name, set(words) - texts)
 
 
+def test_settings_are_named_in_any_order_where_there_is_room(tmp_path):
+    """n8 is the dearest and comes first; n6 lies on it; the default n4 is named before r0.4, which lies on it."""
+    sent = {"n8": 2000, "n6": 1990, "r0.4": 690, "n4": 700, "r0.2": 300}
+    mine = tuple(point(OURS, name, size, 0.001 if size > 500 else 0.008) for name, size in sent.items())
+    write_report(evaluation(points=mine, disagreements=()), tmp_path)
+    svg = ElementTree.parse(tmp_path / "plots" / "curve.svg")
+    texts = {t.text for t in svg.iter("{http://www.w3.org/2000/svg}text")}
+    assert {"n4", "r0.2"} <= texts and "r0.4" not in texts
+    assert len({"n8", "n6"} & texts) == 1
+
+
 def test_plots_take_the_colours_of_the_page(made):
     text = (made / "report.html").read_text(encoding="utf-8")
     drawings = text[text.index("<body>") :]

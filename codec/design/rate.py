@@ -36,13 +36,13 @@ PILOTS = 3
 """Quantizers that show how the coder's rate goes with the entropy."""
 
 NARROWEST, WIDEST = 0.8, 16.0
-"""Multiples of the range with the least squared error."""
+"""Multiples of the range with the least squared error that are considered."""
 
 LEAST = 1e-9
 """Bits per element that count as none."""
 
 BISECTIONS = 24
-"""Of log₂ of the multiple: to less than what float32 levels tell apart."""
+"""Of the multiple, on a logarithmic scale: to 2e-7 of it, about what float32 tells apart."""
 
 
 def design_entropy_constrained(

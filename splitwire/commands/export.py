@@ -51,7 +51,7 @@ def export(
         str,
         typer.Option(
             help="Operating points: 4 for so many uniform levels; e4: entropy-constrained, at the rate of 4; "
-            "r0.4: the levels and range that keep the most answers at 0.4 bits per element."
+            "r0.4: the levels and range that harm the answers least at 0.4 bits per element."
         ),
     ] = "2,3,4,6,8,r0.2,r0.3,r0.4,r0.6,r0.8",
     images: Annotated[int | None, typer.Option(min=1, help="Most images to use.", show_default="512")] = None,
@@ -158,7 +158,7 @@ def _document(result: ExportResult) -> dict[str, Any]:
                         "levels": len(tensor.quantizer.levels),
                         "clipping_range": tensor.quantizer.clipping_range,
                         "method": tensor.clipping.method,
-                        "scale": tensor.clipping.scale if isinstance(tensor.clipping.scale, float) else 1.0,
+                        "scale": tensor.clipping.widening,
                         "ks_distance": tensor.clipping.ks_distance,
                         "reason": tensor.clipping.reason,
                         "bits_per_element": bits,
@@ -213,7 +213,7 @@ def _show(result: ExportResult, compared: bool) -> None:
         _say(f"the tensors at {profile.default_op}:")
         out.print(_tensors(result))
     _say(f"* default: {profile.default_op}; KS: distance of the fitted density from the measured distribution")
-    if any(isinstance(t.clipping.scale, float) for p in profile.operating_points for t in p.tensors):
+    if any(t.clipping.widening != 1 for p in profile.operating_points for t in p.tensors):
         _say("×: so many times the range with the least squared error, for the sake of the answers")
     measured = result.measures[0]
     _say(f"{MEANING[measured.task]}, of {measured.inputs} measured; calibrated on {profile.calibration_images} images")
@@ -293,7 +293,7 @@ def _tensors(result: ExportResult) -> Table:
 def _range(tensor: TensorPoint) -> tuple[str, str, str]:
     low, high = tensor.quantizer.clipping_range
     clipping = tensor.clipping
-    method = METHODS[clipping.method] + (f" ×{clipping.scale:.2f}" if isinstance(clipping.scale, float) else "")
+    method = METHODS[clipping.method] + (f" ×{clipping.widening:.2f}" if clipping.widening != 1 else "")
     return f"{low:.3g} … {high:.3g}", method, "–" if clipping.ks_distance is None else f"{clipping.ks_distance:.3f}"
 
 

@@ -59,8 +59,8 @@ def histogram_caption(e: Evaluation, tensor: Tensor) -> str:
     low, high = found.quantizer.clipping_range
     text += f" At {found.op} it is clipped to [{low:.4g}, {high:.4g}]."
     clipping = found.clipping
-    if isinstance(clipping.scale, float):
-        times = f"{clipping.scale:.2f} times as wide as the one with the least squared error"
+    if clipping.widening != 1:
+        times = f"{clipping.widening:.2f} times as wide as the one with the least squared error"
         return text + f" The range is {times}: with {len(found.quantizer.levels)} levels over it the answers stay best."
     if clipping.method == "histogram":
         return text + f" The range was chosen on the histogram: {clipping.reason or 'no density was fitted'}."

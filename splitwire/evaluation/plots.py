@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from .compare import (
@@ -44,6 +45,9 @@ if TYPE_CHECKING:
 
 LARGEST_LOSS_SHOWN = 0.12
 LEAST_LOSS_SHOWN = 0.03
+NAME_SIZE = (0.6, 0.2)
+"""Inches that the name of a setting needs, in a figure of which the axes are a good part."""
+
 ROOM_RIGHT = 4.0
 """The close-up ends at so many times the bytes of splitwire's dearest setting."""
 
@@ -163,7 +167,7 @@ def _draw_curve(sheet: Sheet) -> None:
     axes.set_xlim(0.86 * min(p.bytes for p in seen), 1.16 * max(p.bytes for p in seen))
     figure_axis(axes, e.figure)
     bytes_axis(sheet, axes)
-    _name_settings(e, axes, [p for p in seen if p.family == OURS])
+    _name_settings(sheet, axes, [p for p in seen if p.family == OURS])
     sheet.legend(axes)
 
 
@@ -264,14 +268,19 @@ def _tip(e: Evaluation, p: Point) -> str:
     )
 
 
-def _name_settings(e: Evaluation, axes: Axes, points: Sequence[Point]) -> None:
-    """Names of splitwire's settings below their marks, as far apart as letters need; the default is bold."""
-    last = 0.0
-    for p in points:
+def _name_settings(sheet: Sheet, axes: Axes, points: Sequence[Point]) -> None:
+    """Names of splitwire's settings below their marks, where no name is already; the default first, and bold."""
+    e = sheet.evaluation
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    width, height = np.array(NAME_SIZE) / sheet.figure.get_size_inches()
+    taken: list[tuple[float, float]] = []
+    for p in sorted(points, key=lambda p: (p.setting != e.default_op, p.bytes)):
         default = p.setting == e.default_op
-        if not default and last and p.bytes < 1.09 * last:
+        x = math.log(p.bytes / left) / math.log(right / left)
+        y = (paired(e, p).value - low) / (high - low)
+        if any(abs(x - across) < width and abs(y - up) < height for across, up in taken):
             continue
-        last = p.bytes
+        taken.append((x, y))
         axes.annotate(
             p.setting, (p.bytes, paired(e, p).value), xytext=(0, -7), textcoords="offset points", ha="center",
             va="top", color=family_style(e, OURS)[0], fontsize=8, fontweight="bold" if default else "normal", zorder=6,
