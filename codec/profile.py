@@ -121,19 +121,11 @@ class Clipping(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Why the histogram was used, in words."""
     scale: float | UnsetType = UNSET
     """The range is so many times as wide as the method made it, which served the task better at its rate; unset: 1."""
-    rounding: float | UnsetType = UNSET
-    """Rounding offset, in steps: values so far below a level, or nearer, are rounded away from rest to it, for the same
-    reason; unset: 0.5, to the nearest level."""
 
     @property
     def widening(self) -> float:
         """`scale`, 1 where unset."""
         return self.scale if isinstance(self.scale, float) else 1.0
-
-    @property
-    def rounding_offset(self) -> float:
-        """`rounding`, 0.5 where unset."""
-        return self.rounding if isinstance(self.rounding, float) else 0.5
 
 
 class ContextTables(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -1,9 +1,9 @@
-"""Operating points for a budget of bits: the levels, the clipping range and the rounding that the answers like best.
+"""Operating points for a budget of bits: the number of levels and the clipping range that the answers like best.
 
-The range with the least squared error is seldom the best one for the task. At one rate there are many uniform
+The range with the least squared error is not the best one for the task. At one rate there are many uniform
 quantizers, few levels over a narrow range or more of them over a wider one; those of about the budget's rate are tried
-in the back half, then the best of them with other rounding offsets, and the one that does the least damage to the
-answers (damage.py) is taken. docs/codec.md says what that saved on three networks.
+in the back half, and the one that does the least damage to the answers (damage.py) is taken. docs/codec.md says what
+that saved on three networks.
 """
 
 from __future__ import annotations
@@ -23,9 +23,6 @@ from .sharing import Cost, share_budget
 
 LEVELS = (2, 3, 4, 5, 6, 8, 12, 16, 32)
 """Numbers of levels tried."""
-
-ROUNDINGS = (0.55, 0.6, 0.65)
-"""Rounding offsets tried beside a half, with the best number of levels."""
 
 PILOT = 5
 """The number of them that shows what the coder spends at an entropy; odd, so that features around zero can rest."""
@@ -104,32 +101,16 @@ def _shared(
 def _best(
     made: Sequence[Sequence[Widening]], entropies: Sequence[Sequence[float]], damage_of: DamageOf, inputs: int
 ) -> list[list[Widening]]:
-    """Per budget, per tensor: the widening that does the least damage at these entropies, by its levels, then by its
-    rounding."""
+    """Per budget, per tensor: the widening of the number of levels that does the least damage at these entropies."""
     tried: list[tuple[int, list[Widening]]] = []
     for b, row in enumerate(entropies):
         able = [k for k in range(len(LEVELS)) if any(own[k].has(h) for own, h in zip(made, row, strict=True))]
         able = able or [len(LEVELS) - 1]
         tried += [(b, [_nearest(own, k, h) for own, h in zip(made, row, strict=True)]) for k in able]
-    damages: list[float] = []
-
-    def least(stage: str) -> list[list[Widening]]:
-        """Of all that was tried, after the newcomers were measured."""
-        new = [[w.for_entropy(h) for w, h in zip(row, entropies[b], strict=True)] for b, row in tried[len(damages) :]]
-        damages.extend(damage_of(new, stage, inputs))
-        order = sorted(range(len(tried)), key=damages.__getitem__)
-        return [next(tried[i][1] for i in order if tried[i][0] == b) for b in range(len(entropies))]
-
-    for b, best in enumerate(least("Try ranges")):
-        wanted = list(zip(best, entropies[b], strict=True))
-        tried += [(b, [_rounded(w, offset, h) for w, h in wanted]) for offset in ROUNDINGS]
-    return least("Try roundings")
-
-
-def _rounded(widening: Widening, offset: float, entropy: float) -> Widening:
-    """As it is where no width of this rounding has the entropy."""
-    other = widening.rounded(offset)
-    return other if other.has(entropy) else widening
+    choices = [[w.for_entropy(h) for w, h in zip(row, entropies[b], strict=True)] for b, row in tried]
+    damages = damage_of(choices, "Try ranges", inputs)
+    order = sorted(range(len(tried)), key=damages.__getitem__)
+    return [next(tried[i][1] for i in order if tried[i][0] == b) for b in range(len(entropies))]
 
 
 def _nearest(own: Sequence[Widening], k: int, entropy: float) -> Widening:

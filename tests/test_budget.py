@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +16,10 @@ from torch import nn
 from splitwire.codec.design import FeatureStatistics, Widening, design_operating_point
 from splitwire.codec.design.rate import NARROWEST, WIDEST, RateOf
 from splitwire.codec.errors import ExportError, UsageError
-from splitwire.codec.profile import Clipping, CodecProfile, TensorSpec
-from splitwire.exporter.budget import ROUNDINGS, buy
+from splitwire.codec.profile import CodecProfile
 from splitwire.exporter.export import ExportResult, export_pair
 from splitwire.exporter.inference import Graph
-from splitwire.exporter.measure import DamageOf, Quantizers, measure_damage
+from splitwire.exporter.measure import measure_damage
 
 
 class Peaks(nn.Module):
@@ -86,21 +84,6 @@ def test_a_range_on_one_side_of_zero_grows_away_from_it() -> None:
     np.testing.assert_allclose(wide, (high - 2 * (high - low), high), rtol=1e-5)
 
 
-@pytest.mark.parametrize(("mean", "levels"), [(0.0, 5), (-5.0, 3), (5.0, 3), (0.3, 4)])
-def test_rounding_away_from_rest(mean: float, levels: int) -> None:
-    values = FeatureStatistics(channels=1)
-    values.add(np.random.default_rng(0).normal(mean, 0.5, (4, 1, 32, 32)).astype(np.float32))
-    nearest = Widening(levels, values)
-    away = nearest.rounded(0.6)
-    before, after = nearest.quantizer(1.5), away.quantizer(1.5)
-    assert after.levels == before.levels and nearest.rounded(0.5).quantizer(1.5) == before
-    low, high = before.clipping_range
-    rest, step = min(max(0.0, low), high), (high - low) / (levels - 1)
-    for was, now in zip(before.thresholds, after.thresholds, strict=True):
-        assert abs(was - rest) - abs(now - rest) == pytest.approx(min(0.1 * step, abs(was - rest)), rel=1e-3)
-        assert (now - rest) * (was - rest) >= 0  # no threshold passes to the other side of rest
-
-
 @pytest.mark.parametrize("entropy", [0.2, 0.5, 0.9])
 def test_the_width_for_an_entropy(statistics: FeatureStatistics, entropy: float) -> None:
     widening = Widening(5, statistics)
@@ -128,9 +111,6 @@ def test_a_rate_is_met_from_below(statistics: FeatureStatistics, bits: float) ->
     )
     entropy = RateOf(Widening(5, statistics), (0.1, 1.0)).entropy(bits)
     direct, bits_there = Widening(5, statistics).at(entropy)
-    rounded, spent_then = Widening(4, statistics).rounded(0.6).design(bits)
-    assert 0.95 * bits <= spent_then <= bits
-    assert (point.clipping.rounding_offset, rounded.clipping.rounding_offset) == (0.5, 0.6)
     assert 0.9 * bits <= bits_there <= 1.02 * bits
     assert len(direct.quantizer.levels) == 5
 
@@ -173,30 +153,6 @@ def test_the_answers_gain_at_fewer_bits(exported: ExportResult) -> None:
         choices = [[points[name].tensors[0].quantizer] for name in (uniform, budget)]
         before, after = measure_damage(front, back, choices, fresh, lambda done: None)
         assert after.total < 0.6 * before.total
-
-
-def test_a_rounding_that_the_answers_like_is_kept() -> None:
-    """A damage that is least at the lowest first threshold for its levels, which a larger rounding offset makes."""
-    values = FeatureStatistics(channels=16)
-    values.add(relu_features((24, 16, 14, 14)))
-    spec = TensorSpec(name="y", shape=(16, 14, 14))
-    asked: list[str] = []
-
-    def damage_of(sign: float) -> DamageOf:
-        def damages(choices: Sequence[Quantizers], stage: str, inputs: int) -> list[float]:
-            asked.append(stage)
-            quantizers = [q for (q,) in choices if q is not None]
-            return [sign * q.thresholds[0] / (q.levels[1] - q.levels[0]) for q in quantizers]
-
-        return damages
-
-    def found(sign: float) -> Clipping:
-        ((bought,),) = buy([spec], [values], [None], [0.3], damage_of(sign), lambda *a: None)
-        return bought[0].clipping
-
-    assert found(1.0).rounding_offset == max(ROUNDINGS)
-    assert found(-1.0).rounding_offset == 0.5
-    assert asked == ["Try ranges", "Try roundings"] * 2
 
 
 def test_the_same_twice(exported: ExportResult, tmp_path: Path) -> None:

@@ -2,13 +2,11 @@
 
 Two kinds. Entropy-constrained: the least squared error at that rate. Widened: uniform, with a clipping range that is a
 multiple of the one with the least squared error. A wider range has larger steps, so fewer bits, and reaches larger
-values; a rounding offset above a half does without some of the values next to rest being lost to it. Which number of
-levels and which offset serve the task best at a rate is for the caller to measure (exporter/budget.py).
+values; which number of levels serves the task best at a rate is for the caller to measure (exporter/budget.py).
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 
 import msgspec
@@ -89,37 +87,22 @@ def design_entropy_constrained(
 class Widening:
     """Uniform quantizers with N = `levels` over multiples of the range with the least squared error.
 
-    The range grows away from rest: from zero, or from its end that is nearest to it. What is at rest stays exact.
-    rounding: the rounding offset, in steps; 0.5 rounds to the nearest level. slope: as `design_operating_point` takes it. Raises ExportError if the features are constant.
+    The range grows away from zero, or from its end that is nearest to it: what is at rest stays exact.
+    slope: as `design_operating_point` takes it. Raises ExportError if the features are constant.
     """
 
     def __init__(self, levels: int, statistics: FeatureStatistics, slope: float | None = None) -> None:
         self.levels = levels
-        self.rounding = 0.5
         self._statistics = statistics
         self._histogram = varying(statistics)
         slope = known_slope(self._histogram, slope)
         self._range, self._clipping = choose_range(levels, statistics, slope)
 
-    def rounded(self, offset: float) -> Widening:
-        """The same with another rounding offset, in [0.5, 1): a value at most so many steps below a level, seen from rest,
-        goes to that level. Video encoders do the reverse, a dead zone."""
-        other = copy.copy(self)
-        other.rounding = offset
-        return other
-
     def quantizer(self, scale: float) -> Quantizer:
         """The range is `scale` times as wide."""
         low, high = self._range
-        rest = min(max(0.0, low), high)
-        found = float32_quantizer(rest + scale * (low - rest), rest + scale * (high - rest), self.levels)
-        if self.rounding == 0.5:
-            return found
-        low, high = found.clipping_range
-        shift = (self.rounding - 0.5) * (high - low) / (self.levels - 1)
-        middles = np.array(found.thresholds)
-        moved = np.where(middles > rest, np.maximum(middles - shift, rest), np.minimum(middles + shift, rest))
-        return msgspec.structs.replace(found, thresholds=tuple(moved.astype(np.float32).tolist()))
+        fixed = min(max(0.0, low), high)
+        return float32_quantizer(fixed + scale * (low - fixed), fixed + scale * (high - fixed), self.levels)
 
     def has(self, entropy: float) -> bool:
         """Whether some width has this entropy of order 0, bits per element, and uses the outermost level: without that
@@ -145,8 +128,7 @@ class Widening:
         scale = self.scale_for(entropy)
         quantizer = self.quantizer(scale)
         tables, spent = coded(self._statistics.sample, quantizer, "rans")
-        rounding = msgspec.UNSET if self.rounding == 0.5 else self.rounding
-        clipping = msgspec.structs.replace(self._clipping, scale=scale, rounding=rounding)
+        clipping = msgspec.structs.replace(self._clipping, scale=scale)
         return TensorPoint(quantizer=quantizer, clipping=clipping, tables=tables), spent
 
     def design(self, bits: float, *, entropy: float | None = None) -> tuple[TensorPoint, float]:

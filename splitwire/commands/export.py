@@ -159,7 +159,6 @@ def _document(result: ExportResult) -> dict[str, Any]:
                         "clipping_range": tensor.quantizer.clipping_range,
                         "method": tensor.clipping.method,
                         "scale": tensor.clipping.widening,
-                        "rounding": tensor.clipping.rounding_offset,
                         "ks_distance": tensor.clipping.ks_distance,
                         "reason": tensor.clipping.reason,
                         "bits_per_element": bits,
@@ -216,8 +215,6 @@ def _show(result: ExportResult, compared: bool) -> None:
     _say(f"* default: {profile.default_op}; KS: distance of the fitted density from the measured distribution")
     if any(t.clipping.widening != 1 for p in profile.operating_points for t in p.tensors):
         _say("×: so many times the range with the least squared error, for the sake of the answers")
-    if any(t.clipping.rounding_offset != 0.5 for p in profile.operating_points for t in p.tensors):
-        _say("↑: rounded up from so many steps below a level instead of from 0.5, likewise")
     measured = result.measures[0]
     _say(f"{MEANING[measured.task]}, of {measured.inputs} measured; calibrated on {profile.calibration_images} images")
     settled = f"were there after {result.settled} images" if result.settled else "still moved; more images would help"
@@ -297,7 +294,6 @@ def _range(tensor: TensorPoint) -> tuple[str, str, str]:
     low, high = tensor.quantizer.clipping_range
     clipping = tensor.clipping
     method = METHODS[clipping.method] + (f" ×{clipping.widening:.2f}" if clipping.widening != 1 else "")
-    method += f" ↑{clipping.rounding_offset:.2f}" if clipping.rounding_offset != 0.5 else ""
     return f"{low:.3g} … {high:.3g}", method, "–" if clipping.ks_distance is None else f"{clipping.ks_distance:.3f}"
 
 

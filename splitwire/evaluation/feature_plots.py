@@ -61,10 +61,7 @@ def histogram_caption(e: Evaluation, tensor: Tensor) -> str:
     clipping = found.clipping
     if clipping.widening != 1:
         times = f"{clipping.widening:.2f} times as wide as the one with the least squared error"
-        text += f" The range is {times}"
-        if clipping.rounding_offset != 0.5:
-            text += f", values up to {clipping.rounding_offset:.2f} steps below a level are rounded to it"
-        return text + f": with {len(found.quantizer.levels)} levels over it the answers stay best."
+        return text + f" The range is {times}: with {len(found.quantizer.levels)} levels over it the answers stay best."
     if clipping.method == "histogram":
         return text + f" The range was chosen on the histogram: {clipping.reason or 'no density was fitted'}."
     kind = "ReLU" if clipping.method == "relu_model" else "leaky-ReLU"
