@@ -1,6 +1,6 @@
 """Operating points for a budget of bits: the number of levels and the clipping range that the answers like best.
 
-The range with the least squared error is not the best one for the task. At one rate there are many uniform
+The range with the least squared error is seldom the best one for the task. At one rate there are many uniform
 quantizers, few levels over a narrow range or more of them over a wider one; those of about the budget's rate are tried
 in the back half, and the one that does the least damage to the answers (damage.py) is taken. docs/codec.md says what
 that saved on three networks.

@@ -138,6 +138,7 @@ def test_several_tensors(model, tmp_path):
 def test_errors_pass_through(model, tmp_path):
     write_images(tmp_path / "images", 2)
     for arguments, message in (
+        ((), "--cut is missing.* auto .*`splitwire plan"),
         (("--cut", "layer7"), "nearest: layer2, layer1"),
         (("--cut", "layer1", "--levels", "2;4"), "--levels takes numbers"),
         (("--cut", "layer1", "--levels", "2,e1"), r"levels must be different numbers .* are \[2, 'e1'\]"),

@@ -38,11 +38,11 @@ SHOWN_SKIPPED = 5
 
 def export(
     model: Annotated[str, typer.Argument(help="A torchvision name (resnet18, …) or an ONNX file.")],
-    cut: Annotated[
-        str,
-        typer.Option(help="Layer to cut after: module path (layer2) or ONNX tensor name; several as a,b,c; auto."),
-    ],
     data: Annotated[Path, typer.Option(help="Folder of images to calibrate on, searched recursively; or a video.")],
+    cut: Annotated[
+        str | None,
+        typer.Option(help="Layer to cut after: module path (layer2) or ONNX tensor name; several as a,b,c; auto."),
+    ] = None,
     to: Annotated[
         Path | None, typer.Option("--out", help="Folder for front.onnx and back.onnx.", show_default="MODEL-LAYER")
     ] = None,
@@ -72,6 +72,11 @@ def export(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of the table.")] = False,
 ) -> None:
     """Cut a network in two after a layer, and calibrate the feature codec there."""
+    if cut is None:  # required, but click's own line would not say what there is to choose from
+        raise UsageError(
+            "--cut is missing: it takes the layer to cut after, or auto for the fastest on a link; "
+            f"`splitwire plan {model}` shows them"
+        )
     steps = _parse_levels(levels)
     shape = parse_size(image_size)
     asking = not (yes or as_json) and asks()
