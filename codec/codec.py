@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .entropy import CODERS, SymbolCoder
-from .entropy.rans import MAX_LANES
+from .entropy.ans import MAX_LANES
 from .errors import (
     Corrupt,
     FingerprintMismatch,
@@ -63,7 +63,7 @@ class TensorCoder:
     def of(cls, spec: TensorSpec, point: TensorPoint) -> TensorCoder:
         """With the first coder that the point has what it needs for. Both ends use it, so that a frame cannot ask for
         a slower one than its pair was made for."""
-        found = (kind.of(point, spec.planes[0]) for kind in CODERS)
+        found = (kind.of(point, spec) for kind in CODERS)
         return cls(spec, point, next(entropy for entropy in found if entropy is not None))
 
     def encode(self, x: Float32Array, tensor: int, first_plane: int) -> Chunk:

@@ -28,6 +28,19 @@ MAX_TABLES = 64
 MAX_ACTIVITIES = 8
 TABLE_BITS = 12
 TABLE_SIZE = 1 << TABLE_BITS
+
+GROUP = 8
+"""Channels that are coded side by side, and therefore not predicted from each other."""
+OWN = ((0, -1), (-1, 0), (-1, -1), (-1, 1))
+"""(rows, columns) from an element to those of its own plane that it is predicted from."""
+PLACES = ((0, 0), (0, -1), (0, 1), (-1, 0), (1, 0))
+"""(rows, columns) from an element to where a tap lies in its plane."""
+CELLS = 256
+ACTIVITY_SUMS = 16
+MAX_PREDICTION_ACTIVITIES = 4
+MAX_CLASSES = 16
+MAX_PREDICTED_LEVELS = 64
+
 MAX_ELEMENTS = 1 << 26
 """Largest C·H·W of one tensor; the decoder never allocates for more (times the batch, see frame.py)."""
 
@@ -161,31 +174,113 @@ class ContextTables(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         if self.padding >= levels:
             raise ValueError(f"padding must be one of {levels} levels, is {self.padding}")
         side = self.activities + 1
-        row = 2 * (symbols + 1)
         if len(self.left_activity) != symbols or len(self.top_activity) != symbols:
             raise ValueError(f"activity tables must have {symbols} entries")
         if max(self.left_activity + self.top_activity) >= self.activities:
             raise ValueError(f"activity classes must be below {self.activities}")
         if len(self.context_map) != channels * side * side:
             raise ValueError(f"context map must have {channels * side * side} entries, has {len(self.context_map)}")
-        if not self.frequencies or len(self.frequencies) % row or len(self.frequencies) // row > MAX_TABLES:
-            raise ValueError(f"frequencies must be 1..{MAX_TABLES} rows of {row} bytes, are {len(self.frequencies)}")
-        rows = self.frequency_rows(symbols).astype(np.int64)
-        if max(self.context_map) >= rows.shape[0]:
-            raise ValueError(f"context map names table {max(self.context_map)} of {rows.shape[0]}")
-        if (rows.sum(axis=1) != TABLE_SIZE).any() or (rows[:, -1] < 1).any() or (rows >= TABLE_SIZE).any():
-            raise ValueError(f"each table must sum to {TABLE_SIZE} with an escape of at least 1")
+        _check_frequencies(self.frequencies, symbols, self.context_map)
+
+
+def _check_frequencies(frequencies: bytes, symbols: int, context_map: bytes) -> None:
+    """Raise ValueError unless they are 1 to MAX_TABLES tables, and the map names no other."""
+    row = 2 * (symbols + 1)
+    if not frequencies or len(frequencies) % row or len(frequencies) // row > MAX_TABLES:
+        raise ValueError(f"frequencies must be 1..{MAX_TABLES} rows of {row} bytes, are {len(frequencies)}")
+    rows = np.frombuffer(frequencies, "<u2").reshape(-1, symbols + 1).astype(np.int64)
+    if max(context_map) >= rows.shape[0]:
+        raise ValueError(f"context map names table {max(context_map)} of {rows.shape[0]}")
+    if (rows.sum(axis=1) != TABLE_SIZE).any() or (rows[:, -1] < 1).any() or (rows >= TABLE_SIZE).any():
+        raise ValueError(f"each table must sum to {TABLE_SIZE} with an escape of at least 1")
+
+
+class Taps(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Elements of other channels that an element is predicted from (docs/bitstream.md §6, coder id 4).
+
+    counts: C bytes: how many taps each channel has. sources: for each tap, channel by channel, a little-endian uint16:
+        8 times the source channel, plus its place in PLACES. A source lies in an earlier group of 8 channels.
+    """
+
+    counts: bytes
+    sources: bytes
+
+    def arrays(self) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
+        """counts (C,), source channel and place of each tap."""
+        sources = np.frombuffer(self.sources, "<u2").astype(np.intp)
+        return np.frombuffer(self.counts, np.uint8).astype(np.intp), sources >> 3, sources & 7
+
+    def check(self, channels: int) -> None:
+        """Raise ValueError unless counts and sources are those of so many channels."""
+        if len(self.counts) != channels or len(self.sources) != 2 * sum(self.counts):
+            raise ValueError(f"taps of {channels} channels need as many counts, and two bytes for each tap")
+        counts, channel, place = self.arrays()
+        own = np.repeat(np.arange(channels), counts)
+        if (place >= len(PLACES)).any() or (channel >= own // GROUP * GROUP).any():
+            raise ValueError(f"a tap must be of an earlier group of {GROUP} channels, at one of {len(PLACES)} places")
+
+
+class PredictionTables(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Weights and tables of the predictive rANS coder (docs/bitstream.md §6, coder id 4).
+
+    rest: level index that counts as 0, and stands for what lies outside.
+    weights: int8, channel by channel: of the elements to the left, above, above left and above right, then of its taps.
+    bias: C little-endian int16. offset, shift: from a prediction to one of CELLS cells.
+    activities: number of classes of neighbours; activity: the class of each of ACTIVITY_SUMS sums, bytes below it.
+    channel_class: C bytes below `classes`.
+    context_map: classes·CELLS·activities bytes: table index of (channel class, cell, activity).
+    frequencies: T·(N+1) little-endian uint16, as in ContextTables, of single levels.
+    """
+
+    rest: Annotated[int, Meta(ge=0, lt=MAX_LEVELS)]
+    weights: bytes
+    bias: bytes
+    offset: Annotated[int, Meta(ge=-(1 << 15), lt=1 << 15)]
+    shift: Annotated[int, Meta(ge=0, le=15)]
+    activities: Annotated[int, Meta(ge=1, le=MAX_PREDICTION_ACTIVITIES)]
+    activity: bytes
+    classes: Annotated[int, Meta(ge=1, le=MAX_CLASSES)]
+    channel_class: bytes
+    context_map: bytes
+    frequencies: bytes
+
+    def frequency_rows(self, levels: int) -> NDArray[np.uint16]:
+        """(T, levels + 1) uint16: the frequency of each level, then of the escape."""
+        return np.frombuffer(self.frequencies, dtype="<u2").reshape(-1, levels + 1)
+
+    def check(self, levels: int, channels: int, taps: Taps) -> None:
+        """Raise ValueError unless every array has the right size and range, and no prediction overflows 16 bits."""
+        if levels > MAX_PREDICTED_LEVELS or self.rest >= levels:
+            raise ValueError(f"prediction takes up to {MAX_PREDICTED_LEVELS} levels and rest below; not {levels}")
+        counts = taps.arrays()[0] + len(OWN)
+        if len(self.weights) != counts.sum() or len(self.bias) != 2 * channels:
+            raise ValueError(f"prediction needs {counts.sum()} weights and {channels} biases")
+        weights = np.abs(np.frombuffer(self.weights, np.int8).astype(np.int64))
+        largest = np.add.reduceat(weights, np.cumsum(counts) - counts) * max(self.rest, levels - 1 - self.rest)
+        largest += np.abs(np.frombuffer(self.bias, "<i2").astype(np.int64)) + abs(self.offset)
+        if largest.max() >= 1 << 15:
+            raise ValueError(f"predictions reach {largest.max()}; they must stay within 16 bits")
+        if len(self.activity) != ACTIVITY_SUMS or max(self.activity) >= self.activities:
+            raise ValueError(f"prediction needs {ACTIVITY_SUMS} activity classes below {self.activities}")
+        if len(self.channel_class) != channels or max(self.channel_class) >= self.classes:
+            raise ValueError(f"prediction needs a class below {self.classes} for each of {channels} channels")
+        if len(self.context_map) != self.classes * CELLS * self.activities:
+            raise ValueError(f"context map must have {self.classes}·{CELLS}·{self.activities} entries")
+        _check_frequencies(self.frequencies, levels, self.context_map)
 
 
 class TensorPoint(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One tensor at one operating point: its quantizer, and what its entropy coder needs.
 
-    tables: of the context rANS coder; None is coded by the adaptive binary coder, which needs nothing.
+    prediction: of the predictive rANS coder, for a tensor with taps; unset: `tables` decides.
+    tables: of the context rANS coder; None, without `prediction`, is coded by the adaptive binary coder, which needs
+        nothing.
     """
 
     quantizer: Quantizer
     clipping: Clipping
     tables: ContextTables | None
+    prediction: PredictionTables | UnsetType = UNSET
 
 
 class OperatingPoint(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -208,11 +303,13 @@ class TensorSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     shape: without the batch axis, 1 to 3 dims; (C, H, W), (T, D) or (D,).
     mean: of the calibration features; what a damaged chunk is concealed with. None: it cannot be.
+    taps: what its elements may be predicted from, at the operating points that do so; unset where none does.
     """
 
     name: str
     shape: Annotated[tuple[Dim, ...], Meta(min_length=1, max_length=3)]
     mean: float | None = None
+    taps: Taps | UnsetType = UNSET
 
     @property
     def elements(self) -> int:
@@ -224,6 +321,17 @@ class TensorSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """(C, H, W): the shape as the coder sees it; missing axes are 1 in front: (D,) → (1, 1, D)."""
         c, h, w = (1, 1, 1, *self.shape)[-3:]
         return c, h, w
+
+
+def check_point(spec: TensorSpec, point: TensorPoint) -> None:
+    """Raise ValueError unless the point has all that one of the coders needs, for a tensor like `spec`."""
+    levels, channels = len(point.quantizer.levels), spec.planes[0]
+    if point.tables is not None:
+        point.tables.check(levels, channels)
+    if isinstance(point.prediction, PredictionTables):
+        if point.tables is not None or not isinstance(spec.taps, Taps):
+            raise ValueError(f"tensor {spec.name!r} has a prediction: it needs taps, and no tables")
+        point.prediction.check(levels, channels, spec.taps)
 
 
 class SizeSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -273,6 +381,8 @@ class CodecProfile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
                 raise ValueError(f"tensor {t.name!r} has {t.elements} elements; at most {MAX_ELEMENTS}")
             if t.mean is not None and not abs(t.mean) <= MAX_FLOAT32:
                 raise ValueError(f"tensor {t.name!r} has a mean of {t.mean}, which is no float32")
+            if isinstance(t.taps, Taps):
+                t.taps.check(t.planes[0])
         if len(self.size_specs) > MAX_SIZES or len(self.tensors) + len(self.size_specs) > 255:
             raise ValueError(f"{len(self.tensors)} tensors and {len(self.size_specs)} vectors of sizes are too many")
         names = [p.name for p in self.operating_points]
@@ -283,8 +393,7 @@ class CodecProfile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
                 counts = f"{len(point.tensors)} tensors, not {len(self.tensors)}"
                 raise ValueError(f"operating point {point.name!r} has {counts}")
             for spec, tensor in zip(self.tensors, point.tensors, strict=True):
-                if tensor.tables is not None:
-                    tensor.tables.check(len(tensor.quantizer.levels), spec.planes[0])
+                check_point(spec, tensor)
 
     @property
     def size_specs(self) -> tuple[SizeSpec, ...]:

@@ -98,8 +98,8 @@ def _estimate(
         neighbour_context(top, outside=ACTIVITIES, scale=side), neighbour_context(left, outside=ACTIVITIES, scale=1),
         counts,
     )  # fmt: skip
-    label, frequencies = _cluster(counts.astype(np.float32), side * side, tables, iterations)
-    bits = float((counts * _code_lengths(frequencies)[label]).sum() / q.size)
+    label, frequencies = cluster(counts.astype(np.float32), side * side, tables, iterations)
+    bits = float((counts * code_lengths(frequencies)[label]).sum() / q.size)
     return ContextTables(
         block=block, padding=padding, activities=ACTIVITIES, left_activity=left, top_activity=top,
         context_map=label.astype(np.uint8).tobytes(), frequencies=frequencies.astype("<u2").tobytes(),
@@ -136,10 +136,10 @@ def _learned_activities(neighbours: NDArray[np.uint8], blocks: NDArray[np.uint8]
     if not pairs.size:
         return bytes(k)
     counts = np.bincount(pairs, minlength=k * k).reshape(k, k).astype(np.float32)
-    return _cluster(counts, 1, ACTIVITIES, ITERATIONS)[0].astype(np.uint8).tobytes()
+    return cluster(counts, 1, ACTIVITIES, ITERATIONS)[0].astype(np.uint8).tobytes()
 
 
-def _cluster(counts: Counts, pairs: int, tables: int, iterations: int) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
+def cluster(counts: Counts, pairs: int, tables: int, iterations: int) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
     """Table index per context, and the (T, K+1) frequencies. counts: (C·pairs, K) float32."""
     by_pair = counts.reshape(-1, pairs, counts.shape[1]).sum(axis=0, dtype=np.float64)
     by_pair += 1e-3 * by_pair.sum(axis=0) / by_pair.sum() + 1e-9
@@ -156,7 +156,7 @@ def _cluster(counts: Counts, pairs: int, tables: int, iterations: int) -> tuple[
     label[order] = np.minimum((cost / max(cost[-1], 1e-9) * tables).astype(np.intp), tables - 1)
     lean = np.zeros((pairs, tables), np.float32)
     for _ in range(iterations):
-        lengths = _code_lengths(_frequencies(_totals(used, label, tables))).astype(np.float32)
+        lengths = code_lengths(_frequencies(_totals(used, label, tables))).astype(np.float32)
         lean = PRIOR * (prior @ lengths.T)
         new = (used @ lengths.T + lean[seen % pairs]).argmin(axis=1)
         if (new == label).all():
@@ -200,7 +200,7 @@ def _frequencies(totals: NDArray[np.float64]) -> NDArray[np.int64]:
     return out
 
 
-def _code_lengths(frequencies: NDArray[np.int64]) -> NDArray[np.float64]:
+def code_lengths(frequencies: NDArray[np.int64]) -> NDArray[np.float64]:
     """(T, K) bits per symbol: −log2(f/4096); an escaped symbol costs its escape and 8 bits."""
     f = frequencies[:, :-1]
     escaped = 8 - np.log2(frequencies[:, -1:] / TABLE_SIZE)

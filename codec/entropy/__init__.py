@@ -11,9 +11,10 @@ from typing import ClassVar, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from splitwire.codec.profile import TensorPoint
+from splitwire.codec.profile import TensorPoint, TensorSpec
 
 from .cabac import AdaptiveBinary
+from .predictive import PredictiveRans
 from .rans import ContextRans
 
 
@@ -36,7 +37,7 @@ class SymbolCoder(Protocol):
         """Level index put where a block reaches over the plane."""
 
     @classmethod
-    def of(cls, point: TensorPoint, channels: int) -> Self | None:
+    def of(cls, point: TensorPoint, spec: TensorSpec) -> Self | None:
         """The coder of `point`, or None if the profile does not hold what it needs."""
 
     def encode(self, symbols: NDArray[np.uint8], rows: int, cols: int, channel: int = 0) -> tuple[bytes, int]:
@@ -48,5 +49,5 @@ class SymbolCoder(Protocol):
         """The inverse of `encode`: (planes·rows·cols,) uint8, in range. Raises Truncated or Corrupt."""
 
 
-CODERS: tuple[type[SymbolCoder], ...] = (ContextRans, AdaptiveBinary)
+CODERS: tuple[type[SymbolCoder], ...] = (PredictiveRans, ContextRans, AdaptiveBinary)
 """Every coder, the best first: the first that a point has what it needs for is the one that encodes."""

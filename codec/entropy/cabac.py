@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from splitwire.codec.errors import Corrupt, Truncated
 from splitwire.codec.kernels import cabac as kernels
-from splitwire.codec.profile import TensorPoint
+from splitwire.codec.profile import TensorPoint, TensorSpec
 
 CODER_ID = 2
 
@@ -30,7 +30,7 @@ class AdaptiveBinary:
         self.symbols = levels
 
     @classmethod
-    def of(cls, point: TensorPoint, channels: int) -> Self:
+    def of(cls, point: TensorPoint, spec: TensorSpec) -> Self:
         """The coder of `point`: any point will do."""
         return cls(len(point.quantizer.levels))
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from .ans import ONE, ZERO
 from .policy import kernel
-from .rans import EDGE, ONE, ZERO
+from .rans import EDGE
 
 
 @kernel

@@ -1,0 +1,320 @@
+"""Taps, weights and tables of the predictive coder, estimated from a sample of calibration features.
+
+Each level is foretold by a linear combination of its neighbours in its own plane and of its taps, elements of other
+channels at the same place or next to it. Weights are those of ridge regression at some thousand positions of the
+sample. What is said of them, and the tables, rest on cross-fitting: every position is predicted by weights that were
+fitted without its part of the sample, so that a hundred weights fitted to few images do not seem better than they are.
+Source: ridge regression, Hoerl and Kennard 1970; stacking of cross-validated predictions, Wolpert 1992.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from splitwire.codec.profile import (
+    ACTIVITY_SUMS,
+    CELLS,
+    GROUP,
+    MAX_PREDICTED_LEVELS,
+    OWN,
+    PLACES,
+    PredictionTables,
+    Quantizer,
+    Taps,
+)
+from splitwire.codec.quantizer import quantize
+
+from .tables import ITERATIONS, cluster, code_lengths
+
+Float32Array = NDArray[np.float32]
+
+POSITIONS = 8192
+"""Of the sample, that weights are fitted at and tables counted."""
+PARTS = 4
+"""Of the positions, image by image, for cross-fitting."""
+MOST_TAPS = 128
+TABLE_BYTES = 56 << 10
+"""For the weights of one operating point: with its tables it stays below 64 KB."""
+CANDIDATES = 3
+"""Times the number of taps: elements whose correlation with what the own neighbours leave is largest."""
+KEPT = 0.7
+"""Share of the candidates that stays at each step of the selection."""
+RIDGES = (0.003, 0.02, 0.1)
+"""Tried: penalty over the mean variance of the neighbours."""
+TABLES = 32
+ACTIVITIES = 4
+CLASSES = 8
+"""Channels that are foretold with like errors share a class."""
+COARSE = 16
+"""Cells, of equal shares, that channels are told apart by."""
+SMALLEST = 1e-4
+"""Variance, in levels, below which a channel is not worth a tap."""
+BATCH_BYTES = 128 << 20
+
+
+class Sampled(NamedTuple):
+    """Levels less the one at rest, at sampled positions. own: (4, C, n) int8, the neighbours in the plane. places:
+    (5, C, n) int8, the element itself and those next to it. part: (n,) which part of the sample it is in."""
+
+    rest: int
+    levels: int
+    own: NDArray[np.int8]
+    places: NDArray[np.int8]
+    part: NDArray[np.intp]
+
+    @classmethod
+    def of(cls, sample: Float32Array, quantizer: Quantizer) -> Sampled:
+        """sample: (images, C, H, W) float32."""
+        q = quantize(sample, quantizer)
+        images, _, height, width = q.shape
+        levels = len(quantizer.levels)
+        rest = int(np.bincount(q.reshape(-1), minlength=levels).argmax())
+        field = np.pad((q.astype(np.int16) - rest).astype(np.int8), ((0, 0), (0, 0), (1, 1), (1, 1)))
+        every = images * height * width
+        rng = np.random.default_rng(0)
+        at = np.sort(rng.choice(every, POSITIONS, replace=False)) if every > POSITIONS else np.arange(every)
+        image, row, col = at // (height * width), at // width % height, at % width
+
+        def shifted(place: tuple[int, int]) -> NDArray[np.int8]:
+            return np.ascontiguousarray(field[image, :, row + 1 + place[0], col + 1 + place[1]].T)
+
+        return cls(
+            rest=rest, levels=levels, own=np.stack([shifted(p) for p in OWN]),
+            places=np.stack([shifted(p) for p in PLACES]), part=np.arange(at.size) * PARTS // at.size,
+        )  # fmt: skip
+
+    @property
+    def values(self) -> NDArray[np.int8]:
+        """(C, n): what is foretold."""
+        return self.places[0]
+
+
+def choose_taps(sample: Float32Array, quantizer: Quantizer) -> Taps | None:
+    """The taps that foretell best what the own neighbours leave open, as many per channel as the profile has room for.
+
+    sample: (images, C, H, W) float32. quantizer: of middling rate; the taps serve others as well.
+    None where there is nothing to predict from: features of a single group of channels.
+    """
+    data = Sampled.of(sample, quantizer)
+    channels = data.values.shape[0]
+    most = min(MOST_TAPS, TABLE_BYTES // channels - len(OWN))
+    if channels <= GROUP or channels > 1 << 13 or most < 1:
+        return None
+    counts, sources = np.zeros(channels, np.uint8), []
+    for c, candidates in _candidates(data, CANDIDATES * most):
+        chosen = _pruned(data, c, candidates, most)
+        counts[c] = chosen.size
+        sources.append(chosen)
+    return Taps(counts=counts.tobytes(), sources=np.concatenate(sources).astype("<u2").tobytes())
+
+
+def _candidates(data: Sampled, number: int) -> Iterator[tuple[int, NDArray[np.intp]]]:
+    """Per channel: the sources (as the profile numbers them) that correlate most with what its own neighbours leave."""
+    left = np.stack([_left_by_own(data, c) for c in range(data.values.shape[0])])
+    ones = [_standardised(place.astype(np.float32)) for place in data.places]
+    for first in range(0, len(left), GROUP):
+        if first == 0:
+            yield from ((c, np.empty(0, np.intp)) for c in range(min(GROUP, len(left))))
+            continue
+        found = np.stack([np.abs(left[first : first + GROUP] @ place[:first].T) for place in ones], axis=2)
+        found = found.reshape(found.shape[0], -1, len(PLACES))
+        for c, strength in enumerate(found, start=first):
+            flat = strength.reshape(-1)
+            top = np.argpartition(flat, -number)[-number:] if flat.size > number else np.arange(flat.size)
+            top = top[flat[top] > 0]
+            yield c, np.sort(top // len(PLACES) * 8 + top % len(PLACES))
+
+
+def _left_by_own(data: Sampled, c: int) -> Float32Array:
+    """(n,) what the own neighbours of channel c do not foretell, standardised; 0 for a channel that hardly changes."""
+    y = data.values[c].astype(np.float32)
+    if y.var() < SMALLEST:
+        return np.zeros_like(y)
+    own = data.own[:, c].astype(np.float32)
+    own -= own.mean(axis=1, keepdims=True)
+    y -= y.mean()
+    weights = np.linalg.solve(own @ own.T + RIDGES[0] * y.size * np.eye(len(own)), own @ y)
+    rest: Float32Array = _standardised((y - weights @ own).astype(np.float32)[None])[0]
+    return rest
+
+
+def _standardised(rows: Float32Array) -> Float32Array:
+    """Mean 0 and length 1; rows that hardly change are 0."""
+    rows = rows - rows.mean(axis=1, keepdims=True)
+    length = np.sqrt((rows * rows).sum(axis=1, keepdims=True))
+    return np.where(length > np.sqrt(SMALLEST * rows.shape[1]), rows / np.maximum(length, 1e-6), 0).astype(np.float32)
+
+
+def _pruned(data: Sampled, c: int, candidates: NDArray[np.intp], most: int) -> NDArray[np.intp]:
+    """The candidates that matter most beside each other: those of small weight leave, step by step."""
+    y = data.values[c].astype(np.float32)
+    y -= y.mean()
+    rows = np.concatenate([data.own[:, c], data.places[candidates & 7, candidates >> 3]]).astype(np.float32)
+    rows -= rows.mean(axis=1, keepdims=True)
+    gram, moment, spread = rows @ rows.T, rows @ y, rows.std(axis=1)
+    penalty = y.size * RIDGES[1] * float((spread**2).mean()) + 1e-3
+    kept = np.arange(len(rows))
+    while kept.size > most + len(OWN):
+        weights = np.linalg.solve(gram[np.ix_(kept, kept)] + penalty * np.eye(kept.size), moment[kept])
+        strength = np.abs(weights) * spread[kept]
+        strength[: len(OWN)] = np.inf
+        stay = max(most + len(OWN), int(KEPT * kept.size))
+        kept = np.sort(kept[np.argsort(-strength, kind="stable")[:stay]])
+    return candidates[kept[len(OWN) :] - len(OWN)]
+
+
+def estimate_prediction(
+    sample: Float32Array, quantizer: Quantizer, taps: Taps
+) -> tuple[PredictionTables, float] | None:
+    """Weights and tables for features like `sample`, (images, C, H, W), and the ideal code length on images that were
+    not used, bits per element. None for a quantizer of more levels than the coder takes."""
+    if len(quantizer.levels) > MAX_PREDICTED_LEVELS:
+        return None
+    data = Sampled.of(sample, quantizer)
+    fitted = _fit(data, taps)
+    largest = max(data.rest, data.levels - 1 - data.rest)
+    scale, weights, bias = _integers(fitted, taps, largest)
+    cells, offset, shift = _cells(fitted.foretold * scale)
+    sums = np.minimum(np.abs(data.own[0].astype(np.int16)) + np.abs(data.own[1].astype(np.int16)), ACTIVITY_SUMS - 1)
+    activity = _activity(sums)
+    context = cells.astype(np.intp) * ACTIVITIES + activity[sums]
+    levels = data.values.astype(np.intp) + data.rest
+    klass = _classes(cells, context % ACTIVITIES, levels, data.levels)
+    pairs = CELLS * ACTIVITIES
+    index = ((klass[:, None] * pairs + context) * data.levels + levels).reshape(-1)
+    counts = np.bincount(index, minlength=CLASSES * pairs * data.levels).reshape(-1, data.levels).astype(np.float32)
+    label, frequencies = cluster(counts, pairs, TABLES, ITERATIONS)
+    bits = float((counts * code_lengths(frequencies)[label]).sum() / levels.size)
+    return PredictionTables(
+        rest=data.rest, weights=weights.tobytes(), bias=bias.astype("<i2").tobytes(), offset=offset, shift=shift,
+        activities=ACTIVITIES, activity=activity.tobytes(), classes=CLASSES,
+        channel_class=klass.astype(np.uint8).tobytes(), context_map=label.astype(np.uint8).tobytes(),
+        frequencies=frequencies.astype("<u2").tobytes(),
+    ), bits  # fmt: skip
+
+
+class Fitted(NamedTuple):
+    """weights: (C, 4 + taps) each, then a bias: one float32 row per channel. foretold: (C, n) by cross-fitting."""
+
+    weights: list[Float32Array]
+    foretold: Float32Array
+
+
+def _fit(data: Sampled, taps: Taps) -> Fitted:
+    """The penalty whose cross-fitted predictions err least, over all channels."""
+    counts, channel, place = taps.arrays()
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    total = data.values.shape
+    weights: list[list[Float32Array]] = [[np.empty(0, np.float32)] * total[0] for _ in RIDGES]
+    foretold = np.empty((len(RIDGES), *total), np.float32)
+    for batch in _batches(counts, total[1]):
+        at = starts[batch][:, None] + np.arange(counts[batch[0]])
+        rows = np.concatenate(
+            [data.own.transpose(1, 0, 2)[batch], data.places[place[at], channel[at]], np.ones((batch.size, 1, total[1]))],
+            axis=1,
+        ).astype(np.float32)  # fmt: skip
+        y = data.values[batch].astype(np.float32)
+        parts = [np.flatnonzero(data.part == k) for k in range(PARTS)]
+        grams = np.stack([rows[:, :, p] @ rows[:, :, p].transpose(0, 2, 1) for p in parts])
+        moments = np.stack([np.einsum("bmn,bn->bm", rows[:, :, p], y[:, p]) for p in parts])
+        for k, ridge in enumerate(RIDGES):
+            for own, w in zip(batch, _solve(grams.sum(0), moments.sum(0), ridge, total[1]), strict=True):
+                weights[k][own] = w
+            for j, p in enumerate(parts):
+                others = [i for i in range(PARTS) if i != j]
+                w = _solve(grams[others].sum(0), moments[others].sum(0), ridge, total[1] - p.size)
+                foretold[k][np.ix_(batch, p)] = np.einsum("bm,bmn->bn", w, rows[:, :, p])
+    errors = [float(np.square(one - data.values).mean(dtype=np.float64)) for one in foretold]
+    best = int(np.argmin(errors))
+    return Fitted(weights[best], foretold[best])
+
+
+def _batches(counts: NDArray[np.intp], positions: int) -> Iterator[NDArray[np.intp]]:
+    """Channels with equally many taps, a bounded number at a time."""
+    for number in np.unique(counts):
+        alike = np.flatnonzero(counts == number)
+        some = max(1, BATCH_BYTES // (4 * positions * (int(number) + len(OWN) + 1)))
+        yield from (alike[i : i + some] for i in range(0, alike.size, some))
+
+
+def _solve(gram: Float32Array, moment: Float32Array, ridge: float, n: int) -> Float32Array:
+    """(B, m) ridge weights of (B, m, m) Gram matrices; the last row is the constant, which is not penalised."""
+    m = gram.shape[1]
+    mean = gram[:, -1, :-1] / n
+    variance = np.diagonal(gram, axis1=1, axis2=2)[:, :-1] / n - mean**2
+    penalty = np.zeros((len(gram), m))
+    penalty[:, :-1] = (n * ridge * variance.mean(axis=1) + 1e-2)[:, None]
+    full = gram.astype(np.float64) + penalty[:, :, None] * np.eye(m)
+    solved: Float32Array = np.linalg.solve(full, moment[:, :, None].astype(np.float64))[:, :, 0].astype(np.float32)
+    return solved
+
+
+def _integers(fitted: Fitted, taps: Taps, largest: int) -> tuple[float, NDArray[np.int8], NDArray[np.int16]]:
+    """(scale, weights, biases): the largest power of two by which nearly all weights fit 8 bits and all sums 15."""
+    counts = taps.arrays()[0] + len(OWN)
+    flat = np.concatenate([w[:-1] for w in fitted.weights]).astype(np.float64)
+    bias = np.array([w[-1] for w in fitted.weights], np.float64)
+    starts = np.cumsum(counts) - counts
+    for bits in range(8, -1, -1):
+        scale = float(2**bits)
+        weights = np.clip(np.round(flat * scale), -127, 127)
+        lost = np.abs(flat * scale - weights).sum() - 0.5 * flat.size
+        reach = np.add.reduceat(np.abs(weights), starts) * largest + np.abs(np.round(bias * scale))
+        if (lost < 0.001 * np.abs(flat).sum() * scale and reach.max() < 1 << 14) or bits == 0:
+            break
+    return scale, weights.astype(np.int8), np.clip(np.round(bias * scale), -(1 << 13), 1 << 13).astype(np.int16)
+
+
+def _cells(totals: Float32Array) -> tuple[NDArray[np.uint8], int, int]:
+    """(cell of each prediction, offset, shift): nearly all predictions within the cells, as fine as that allows."""
+    low, high = np.quantile(totals[:, :: max(1, totals.shape[1] // 512)], [0.001, 0.999])
+    offset = int(np.clip(-np.floor(low), -(1 << 13), 1 << 13))
+    shift = 0
+    while (int(np.ceil(high)) + offset) >> shift >= CELLS:
+        shift += 1
+    cells = np.clip((np.round(totals).astype(np.int64) + offset) >> shift, 0, CELLS - 1).astype(np.uint8)
+    return cells, offset, shift
+
+
+def _activity(sums: NDArray[np.int16]) -> NDArray[np.uint8]:
+    """(16,) class of each sum: none, and equal shares of the others."""
+    share = np.bincount(sums.reshape(-1), minlength=ACTIVITY_SUMS).astype(np.float64)
+    share[0] = 0
+    middle = (np.cumsum(share) - share / 2) / max(share.sum(), 1.0)
+    klass = 1 + np.minimum((middle * (ACTIVITIES - 1)).astype(np.intp), ACTIVITIES - 2)
+    klass[0] = 0
+    return klass.astype(np.uint8)
+
+
+def _classes(
+    cells: NDArray[np.uint8], activity: NDArray[np.intp], levels: NDArray[np.intp], n: int
+) -> NDArray[np.intp]:
+    """(C,) class of each channel, by what its levels are, given the prediction: Lloyd iteration on the code length."""
+    channels = len(cells)
+    edges = np.quantile(cells[:, :: max(1, cells.shape[1] // 512)], np.linspace(0, 1, COARSE + 1)[1:-1])
+    coarse = np.searchsorted(edges, np.arange(CELLS), side="left")[cells]
+    contexts = COARSE * ACTIVITIES
+    index = (np.arange(channels)[:, None] * contexts + coarse * ACTIVITIES + activity) * n + levels
+    counts = np.bincount(index.reshape(-1), minlength=channels * contexts * n).reshape(channels, -1).astype(np.float64)
+    average = counts.sum(0).reshape(-1, n) + 0.1
+    prior = 16 * average / average.sum(axis=1, keepdims=True)
+
+    def costs(groups: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(groups, contexts·n) bits of each level in each context."""
+        smooth = groups.reshape(len(groups), -1, n) + prior
+        lengths: NDArray[np.float64] = -np.log2(smooth / smooth.sum(axis=2, keepdims=True)).reshape(len(groups), -1)
+        return lengths
+
+    own = counts @ costs(np.zeros((1, counts.shape[1])))[0]  # bits under the average: quiet channels first
+    label = np.argsort(np.argsort(own, kind="stable")) * CLASSES // channels
+    for _ in range(ITERATIONS):
+        groups = np.stack([counts[label == k].sum(axis=0) for k in range(CLASSES)])
+        new = (counts @ costs(groups).T).argmin(axis=1)
+        if (new == label).all():
+            break
+        label = new
+    return label

@@ -1,0 +1,82 @@
+"""What the coders over rANS share above their kernels: tables as kernels/ans.py reads them, words in and out."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from splitwire.codec.errors import Corrupt, Truncated
+from splitwire.codec.kernels import ans as kernels
+from splitwire.codec.profile import TABLE_SIZE
+
+MAX_LANES = 8
+
+# Every lane ends with four bytes of state, about two of them lost: small tensors get fewer lanes. Measured with
+# benchmarks/codec.py: below these sizes the bytes matter more than the overlap of the lanes.
+_SYMBOLS_PER_LANE = 1024
+
+
+def choose_lanes(symbols: int, planes: int) -> int:
+    """How many lanes the encoder uses: a power of two up to 8, no more than there are planes."""
+    lanes = 1
+    while lanes < MAX_LANES and symbols >= 2 * lanes * _SYMBOLS_PER_LANE and 2 * lanes <= planes:
+        lanes *= 2
+    return lanes
+
+
+class AnsTables(NamedTuple):
+    """code: (T·256·2,) uint64, for encoding. slots: (T·4096,) uint32, for decoding. escape: (T,) uint64."""
+
+    code: NDArray[np.uint64]
+    slots: NDArray[np.uint32]
+    escape: NDArray[np.uint64]
+
+    @classmethod
+    def of(cls, frequencies: NDArray[np.uint16]) -> Self:
+        """frequencies: (T, K + 1), per table those of the symbols, then of the escape; each row sums to 4096."""
+        rows = frequencies.astype(np.int64)
+        code = np.zeros((rows.shape[0] * 256, 2), np.uint64)
+        slots = np.empty(rows.shape[0] * TABLE_SIZE, np.uint32)
+        for t, row in enumerate(rows):
+            starts = np.concatenate([[0], np.cumsum(row)[:-1]])
+            used = np.flatnonzero(row[:-1])
+            code[t * 256 + used, 0] = -(-(1 << 43) // row[used])
+            code[t * 256 + used, 1] = row[used] << 32 | (TABLE_SIZE - row[used]) << 16 | starts[used]
+            # the escape (the last symbol) is marked by frequency 0 and needs no symbol
+            symbol = np.append(np.arange(row.size - 1), 0) | np.append(row[:-1], 0) << 8
+            offset = np.arange(TABLE_SIZE) - np.repeat(starts, row)
+            slots[t * TABLE_SIZE : (t + 1) * TABLE_SIZE] = np.repeat(symbol, row) | offset << 20
+        return cls(code.reshape(-1), slots, rows[:, -1].astype(np.uint64))
+
+
+def room_for_words(symbols: int, lanes: int) -> NDArray[np.uint16]:
+    """What the encoder writes into, from the end: two words per symbol at the worst, and the states."""
+    return np.empty(2 * symbols + 2 * lanes, np.uint16)
+
+
+def to_payload(words: NDArray[np.uint16], start: int) -> bytes:
+    """The words from `start` on, little-endian."""
+    return words[start:].astype("<u2", copy=False).tobytes()
+
+
+def from_payload(payload: bytes | memoryview, lanes: int) -> tuple[NDArray[np.uint16], int]:
+    """The words, zeros behind them for what a step may read too far, and their number. Raises Corrupt."""
+    if len(payload) % 2:
+        raise Corrupt(f"rANS payload must be whole 16-bit words, has {len(payload)} bytes")
+    count = len(payload) // 2
+    words = np.empty(count + 2 * lanes + 2, np.uint16)
+    words[:count] = np.frombuffer(payload, "<u2")
+    words[count:] = 0
+    return words, count
+
+
+def check(status: int, payload: bytes | memoryview, symbols: NDArray[np.uint8], alphabet: int) -> None:
+    """Raise Truncated or Corrupt unless the kernel decoded the payload to `symbols`, all below `alphabet`."""
+    if status == kernels.OVERRUN:
+        raise Truncated(f"rANS payload of {len(payload)} bytes ends before all {symbols.size} symbols are decoded")
+    if status == kernels.BAD_END:
+        raise Corrupt("rANS payload does not end in the initial state; it was damaged or is not of this profile")
+    if alphabet < 256 and symbols.max() >= alphabet:
+        raise Corrupt(f"rANS payload holds an escaped symbol that is not below {alphabet}")
