@@ -119,7 +119,7 @@ class FeatureCodec:
         jobs: list[Callable[[], Chunk]] = []
         for i, (spec, coder, x) in enumerate(zip(self.profile.tensors, self._coders(index), tensors, strict=True)):
             planes = np.ascontiguousarray(x).reshape(-1, *spec.planes[1:])
-            step = planes_per_chunk(spec)
+            step = planes_per_chunk(spec, whole_images=coder.entropy.whole_images)
             jobs += [
                 partial(coder.encode, planes[first : first + step], i, first) for first in range(0, len(planes), step)
             ]
@@ -234,7 +234,10 @@ class FeatureCodec:
         return counts
 
 
-def planes_per_chunk(spec: TensorSpec) -> int:
-    """How many planes the encoder puts into a chunk: a multiple of the lanes, about CHUNK_ELEMENTS elements."""
-    _, height, width = spec.planes
+def planes_per_chunk(spec: TensorSpec, *, whole_images: bool) -> int:
+    """How many planes the encoder puts into a chunk, for about CHUNK_ELEMENTS elements: whole images if asked for and
+    there is room for one, else a multiple of the lanes."""
+    channels, height, width = spec.planes
+    if whole_images and spec.elements <= CHUNK_ELEMENTS:
+        return CHUNK_ELEMENTS // spec.elements * channels
     return max(1, CHUNK_ELEMENTS // (height * width * MAX_LANES)) * MAX_LANES

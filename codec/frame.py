@@ -1,4 +1,4 @@
-"""The wire format, version 1.1: short for a single chunk, long for several (docs/bitstream.md is normative).
+"""The wire format, version 1.2: short for a single chunk, long for several (docs/bitstream.md is normative).
 
 The parser checks every size before anything is allocated, refuses trailing bytes, and raises only BitstreamError.
 """
@@ -16,6 +16,8 @@ MAGIC = b"SPLW"
 MAJOR = 1
 LONG, SHORT = 0, 1
 """Flags of the two forms, and the minor version that brought each."""
+MINOR_OF_CODER = {4: 2}
+"""The minor version that brought a coder, where that is not 0."""
 HEADER = struct.Struct("<4sBBBB8sIH")
 COUNT = struct.Struct("<H")
 CHUNK = struct.Struct("<BBBBIII")
@@ -70,7 +72,8 @@ def build_frame(frame: Frame) -> bytes:
     already in range.
     """
     form = SHORT if len(frame.chunks) == 1 else LONG
-    head = HEADER.pack(MAGIC, MAJOR, form, form, frame.op, frame.fingerprint, frame.frame_id, frame.batch)
+    minor = max(form, *(MINOR_OF_CODER.get(c.coder, 0) for c in frame.chunks))
+    head = HEADER.pack(MAGIC, MAJOR, minor, form, frame.op, frame.fingerprint, frame.frame_id, frame.batch)
     if form == SHORT:
         (chunk,) = frame.chunks
         head += SHORT_CHUNK.pack(chunk.coder, chunk.lanes)

@@ -22,11 +22,13 @@ class SymbolCoder(Protocol):
     """One tensor at one operating point: block symbols of whole planes ↔ bytes. Immutable, free to share.
 
     block, padding: how level indices form symbols (BlockPacker). max_lanes: the most a chunk of this coder may name.
+    whole_images: whether a chunk that begins or ends inside an image costs it bytes.
     `tests/conformance.py` checks what is promised here.
     """
 
     coder_id: ClassVar[int]
     max_lanes: ClassVar[int]
+    whole_images: ClassVar[bool]
 
     @property
     def block(self) -> tuple[int, int]:

@@ -23,6 +23,7 @@ class AdaptiveBinary:
 
     coder_id: ClassVar[int] = CODER_ID
     max_lanes: ClassVar[int] = 1
+    whole_images: ClassVar[bool] = False
     block = (1, 1)
     padding = 0
 

@@ -22,6 +22,7 @@ class PredictiveRans:
     coder_id: ClassVar[int] = CODER_ID
     max_lanes: ClassVar[int] = MAX_LANES
     block = (1, 1)
+    whole_images: ClassVar[bool] = True
 
     def __init__(self, prediction: PredictionTables, taps: Taps, levels: int) -> None:
         self.padding = prediction.rest
@@ -86,4 +87,5 @@ class PredictiveRans:
             offset=tables.offset,
             shift=tables.shift,
             rest=tables.rest,
+            levels=self.symbols,
         )

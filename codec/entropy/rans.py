@@ -24,6 +24,7 @@ class ContextRans:
 
     coder_id: ClassVar[int] = CODER_ID
     max_lanes: ClassVar[int] = MAX_LANES
+    whole_images: ClassVar[bool] = False
 
     def __init__(self, tables: ContextTables, levels: int, channels: int) -> None:
         tables.check(levels, channels)

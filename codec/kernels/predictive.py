@@ -63,14 +63,6 @@ class Layout(NamedTuple):
         pitch = width + 1
         return cls(height, width, pitch, (height + 2) * pitch, -(-height * pitch // STRETCH) * STRETCH)
 
-    def field(self, channels: int) -> int:
-        """Elements of the field of so many planes."""
-        return GUARD + self.pitch + channels * self.stride + self.length + self.pitch + GUARD
-
-    def first(self, channel: int) -> int:
-        """Where the first element of a plane lies."""
-        return GUARD + channel * self.stride + self.pitch
-
 
 class Model(NamedTuple):
     """What the profile says, as the kernels read it.
@@ -94,6 +86,7 @@ class Model(NamedTuple):
     offset: int
     shift: int
     rest: int
+    levels: int
 
 
 @kernel
@@ -160,14 +153,14 @@ def _lay_out(symbols, start, field, channel, layout, rest):
     """Put a plane into the field; 1 unless all of it is at rest."""
     a = np.uint64(start)
     b = np.uint64(GUARD + channel * layout.stride + layout.pitch)
-    found = np.uint8(0)
-    zero = np.uint8(rest)
+    found = np.int8(0)
+    zero = np.int8(rest)
     for _ in range(layout.height):
         q = symbols[a : a + np.uint64(layout.width)]
         out = field[b : b + np.uint64(layout.width)]
         for i in range(layout.width):
-            v = np.uint8(q[i] - zero)
-            out[i] = np.int8(v)
+            v = np.int8(np.int8(q[i]) - zero)
+            out[i] = v
             found |= v
         a += np.uint64(layout.width)
         b += np.uint64(layout.pitch)
@@ -325,7 +318,7 @@ def _decode_planes(
                 else:
                     s, y, p = take_escaped(state[lane], t, p, escape, words)
                 state[lane], p = refill(y, words[p], p)
-                v = np.int64(s) - model.rest
+                v = min(np.int64(s), model.levels - 1) - model.rest  # an escape may be any byte
                 field[x] = np.int8(v)
                 live[channel + lane] |= v != 0
                 symbols[np.uint64(start + lane * size + r * layout.width + c)] = np.uint8(s)
