@@ -10,20 +10,27 @@ from codec_helpers import UInt8Array
 
 from splitwire.codec.entropy import SymbolCoder
 from splitwire.codec.errors import BitstreamError
-from splitwire.codec.profile import TensorPoint
+from splitwire.codec.profile import TensorPoint, TensorSpec
 from splitwire.codec.quantizer import BlockPacker
 
 
-def check_codec(kind: type[SymbolCoder], point: TensorPoint, q: UInt8Array, channels: int, seed: int = 0) -> None:
-    """The promises of `SymbolCoder` and of docs/bitstream.md for (P, H, W) level indices q.
+def check_codec(
+    kind: type[SymbolCoder],
+    spec: TensorSpec,
+    point: TensorPoint,
+    q: UInt8Array,
+    seed: int = 0,
+    first: int | None = None,
+) -> None:
+    """The promises of `SymbolCoder` and of docs/bitstream.md for (P, H, W) level indices q of a tensor.
 
-    The bytes are the oracle's, in whatever way they are asked for; they decode to q, by the oracle too; and damage is
-    refused or decodes to symbols in range.
+    The bytes are the oracle's, in whatever way they are asked for; they decode to q, by the oracle too, with any number
+    of lanes; and damage is refused or decodes to symbols in range. first: the channel of the first plane (None: any).
     """
     rng = np.random.default_rng(seed)
     planes, height, width = q.shape
-    first = int(rng.integers(channels))
-    coder = kind.of(point, channels)
+    first = int(rng.integers(spec.planes[0])) if first is None else first
+    coder = kind.of(point, spec)
     assert coder is not None and 1 <= coder.coder_id <= 255
     packer = BlockPacker(point.quantizer, coder.block, coder.padding, height, width)
     symbols = packer.pack(q)
@@ -31,17 +38,20 @@ def check_codec(kind: type[SymbolCoder], point: TensorPoint, q: UInt8Array, chan
 
     payload, lanes = coder.encode(symbols, *grid, first)
     assert 1 <= lanes <= coder.max_lanes
-    text = msgspec.to_builtins(point)
-    assert (payload, lanes) == reference.ENCODERS[coder.coder_id](q.tolist(), text, channels, first)
+    texts = msgspec.to_builtins(point), msgspec.to_builtins(spec)
+    assert (payload, lanes) == reference.ENCODERS[coder.coder_id](q.tolist(), *texts, first)
     assert (payload, lanes) == coder.encode(symbols, *grid, first), "a coder keeps nothing from call to call"
 
     for data in (payload, memoryview(payload)):
         decoded = coder.decode(data, planes, *grid, lanes, first)
         assert decoded.dtype == np.uint8
         np.testing.assert_array_equal(decoded, symbols)
-    shape = (channels, height, width)
-    read = spec_reader.DECODERS[coder.coder_id](payload, text, shape, lanes, planes, first)
+    read = spec_reader.DECODERS[coder.coder_id](payload, *texts, lanes, planes, first)
     np.testing.assert_array_equal(np.array(read, np.uint8), q)
+    if coder.max_lanes > 1:
+        wanted = int(rng.integers(1, coder.max_lanes + 1))
+        other, _ = reference.ENCODERS[coder.coder_id](q.tolist(), *texts, first, wanted)
+        np.testing.assert_array_equal(coder.decode(other, planes, *grid, wanted, first), symbols)
 
     alphabet = len(point.quantizer.levels) ** (coder.block[0] * coder.block[1])
     for damaged in damages(payload, rng):

@@ -9,7 +9,7 @@ import json
 import struct
 import zlib
 
-from spec_reader import fingerprint_of, read_tables
+from spec_reader import Prediction, fingerprint_of, planes_of, read_tables
 
 
 def write_frame(
@@ -25,13 +25,12 @@ def write_frame(
     profile = json.loads(profile_text)
     points = profile["operating_points"][op]["tensors"]
     if chunks is None:
-        chunks = [(t, 2 if points[t]["tables"] is None else 1, None, len(tensor)) for t, tensor in enumerate(planes)]
+        chunks = [(t, coder_of(points[t]), None, len(tensor)) for t, tensor in enumerate(planes)]
     table, payloads, done = b"", b"", [0] * len(planes)
     for t, coder, wanted, some in (c for c in chunks if c[1] != 3):
         first, count = done[t], some or len(planes[t])
         done[t] += count
-        channels = ([1, 1] + profile["tensors"][t]["shape"])[-3]
-        payload, lanes = ENCODERS[coder](planes[t][first : done[t]], points[t], channels, first, wanted)
+        payload, lanes = ENCODERS[coder](planes[t][first : done[t]], points[t], profile["tensors"][t], first, wanted)
         table += struct.pack("<BBBBIII", t, coder, lanes, 0, count, len(payload), zlib.crc32(payload))
         payloads += payload
     for j, values in enumerate(sizes):
@@ -39,7 +38,8 @@ def write_frame(
         table += struct.pack("<BBBBIII", len(planes) + j, 3, 1, 0, 1, len(payload), zlib.crc32(payload))
         payloads += payload
     short = len(table) == 16 and not long
-    head = struct.pack("<4sBBBB8sIH", b"SPLW", 1, short, short, op, fingerprint_of(profile_text), frame_id, batch)
+    minor = 2 if 4 in table[1::16] else int(short)
+    head = struct.pack("<4sBBBB8sIH", b"SPLW", 1, minor, short, op, fingerprint_of(profile_text), frame_id, batch)
     if short:
         head += table[1:3]
         return head + struct.pack("<I", zlib.crc32(head + payloads)) + payloads
@@ -47,8 +47,16 @@ def write_frame(
     return head + struct.pack("<I", zlib.crc32(head)) + payloads
 
 
-def write_rans(planes, point, channels: int, first: int = 0, lanes: int | None = None) -> tuple[bytes, int]:
+def coder_of(point) -> int:
+    """The coder of a tensor at an operating point (section 3)."""
+    if point.get("prediction") is not None:
+        return 4
+    return 2 if point["tables"] is None else 1
+
+
+def write_rans(planes, point, spec, first: int = 0, lanes: int | None = None) -> tuple[bytes, int]:
     """Coder 1. planes: the first of them is plane `first` of the tensor. Returns payload and lanes, ours by default."""
+    channels = planes_of(spec)[0]
     n, _, bh, bw, side, left_activity, top_activity, context_map, frequencies = read_tables(point)
     rows, cols = -(-len(planes[0]) // bh), -(-len(planes[0][0]) // bw)
     padding = point["tables"]["padding"]
@@ -62,11 +70,8 @@ def write_rans(planes, point, channels: int, first: int = 0, lanes: int | None =
         return s
 
     if lanes is None:
-        lanes = 1
-        while lanes < 8 and 2 * lanes <= len(planes) and len(planes) * rows * cols >= 1024 * 2 * lanes:
-            lanes *= 2
-    # What is decoded, in the order of decoding: (lane, frequency, cumulative); coded from the last to the first.
-    steps = []
+        lanes = lanes_of(len(planes), len(planes) * rows * cols)
+    steps: list[tuple[int, int, int]] = []
     for start in range(0, len(planes), lanes):
         group = [
             [[symbol(plane, r, c) for c in range(cols)] for r in range(rows)] for plane in planes[start : start + lanes]
@@ -79,10 +84,27 @@ def write_rans(planes, point, channels: int, first: int = 0, lanes: int | None =
                     channel = (first + start + lane) % channels
                     row = frequencies[context_map[channel * side * side + top * side + left]]
                     s = done[r][c]
-                    if row[s]:
-                        steps.append((lane, row[s], sum(row[:s])))
-                    else:
-                        steps += [(lane, row[-1], 4096 - row[-1]), (lane, 16, 16 * s)]
+                    steps += steps_of(lane, row, s)
+    return write_steps(steps, lanes), lanes
+
+
+def lanes_of(planes: int, symbols: int) -> int:
+    """The lanes the encoder chooses."""
+    lanes = 1
+    while lanes < 8 and 2 * lanes <= planes and symbols >= 1024 * 2 * lanes:
+        lanes *= 2
+    return lanes
+
+
+def steps_of(lane: int, row, s: int) -> list[tuple[int, int, int]]:
+    """What is decoded for symbol s from a table's row: (lane, frequency, cumulative) once, or twice with an escape."""
+    if row[s]:
+        return [(lane, row[s], sum(row[:s]))]
+    return [(lane, row[-1], 4096 - row[-1]), (lane, 16, 16 * s)]
+
+
+def write_steps(steps: list[tuple[int, int, int]], lanes: int) -> bytes:
+    """The payload from which these steps are decoded, in their order; they are coded from the last to the first."""
     x = [2**15] * lanes
     words = []
     for lane, f, c in reversed(steps):
@@ -92,10 +114,26 @@ def write_rans(planes, point, channels: int, first: int = 0, lanes: int | None =
         x[lane] = x[lane] // f * 4096 + c + x[lane] % f
     for state in reversed(x):
         words += [state % 2**16, state // 2**16]
-    return struct.pack(f"<{len(words)}H", *reversed(words)), lanes
+    return struct.pack(f"<{len(words)}H", *reversed(words))
 
 
-def write_binary(planes, point, channels: int, first: int = 0, lanes: int | None = None) -> tuple[bytes, int]:
+def write_predictive(planes, point, spec, first: int = 0, lanes: int | None = None) -> tuple[bytes, int]:
+    """Coder 4. Returns payload and lanes, ours by default."""
+    prediction = Prediction(point, spec)
+    channels = prediction.channels
+    if lanes is None:
+        lanes = lanes_of(len(planes), len(planes) * prediction.height * prediction.width)
+    images: dict[int, dict[int, list[list[int]]]] = {}
+    for k, plane in enumerate(planes, first):
+        images.setdefault(k // channels, {})[k % channels] = plane
+    steps = []
+    for k, r, c, lane in prediction.steps(len(planes), first, lanes):
+        image, channel = images[(first + k) // channels], (first + k) % channels
+        steps += steps_of(lane, prediction.rows[prediction.table(image, channel, r, c)], planes[k][r][c])
+    return write_steps(steps, lanes), lanes
+
+
+def write_binary(planes, point, spec, first: int = 0, lanes: int | None = None) -> tuple[bytes, int]:
     """Coder 2. Returns payload and lanes (1)."""
     n = len(point["quantizer"]["levels"])
     low, r, passes = 0, 2**32, 0
@@ -116,4 +154,4 @@ def write_binary(planes, point, channels: int, first: int = 0, lanes: int | None
     return (-(-low // 2**24)).to_bytes(passes + 1, "big"), 1
 
 
-ENCODERS = {1: write_rans, 2: write_binary}
+ENCODERS = {1: write_rans, 2: write_binary, 4: write_predictive}

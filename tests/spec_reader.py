@@ -19,18 +19,18 @@ def read_frame(frame: bytes, profile_text: str):
     magic, major, _, flags, op, fingerprint, frame_id, batch, n_chunks = struct.unpack_from("<4sBBBB8sIHH", frame)
     assert magic == b"SPLW" and major == 1 and flags in (0, 1) and batch >= 1
     assert fingerprint == fingerprint_of(profile_text)
-    shapes = [([1, 1] + spec["shape"])[-3:] for spec in profile["tensors"]]
+    specs = profile["tensors"]
     if flags == 1:
         coder, lanes, checksum = struct.unpack_from("<BBI", frame, 22)
-        assert zlib.crc32(frame[:24] + frame[28:]) == checksum and len(shapes) == 1 and "sizes" not in profile
+        assert zlib.crc32(frame[:24] + frame[28:]) == checksum and len(specs) == 1 and "sizes" not in profile
         point = profile["operating_points"][op]["tensors"][0]
-        planes = DECODERS[coder](frame[28:], point, shapes[0], lanes, batch * shapes[0][0], 0)
+        planes = DECODERS[coder](frame[28:], point, specs[0], lanes, batch * planes_of(specs[0])[0], 0)
         return op, frame_id, batch, [planes]
     assert n_chunks >= 1
     end = 24 + 16 * n_chunks
     assert zlib.crc32(frame[:end]) == struct.unpack_from("<I", frame, end)[0]
     position = end + 4
-    planes = [[] for _ in profile["tensors"]]
+    planes = [[] for _ in specs]
     for k in range(n_chunks):
         tensor, coder, lanes, reserved, count, length, crc = struct.unpack_from("<BBBBIII", frame, 24 + 16 * k)
         assert reserved == 0
@@ -41,9 +41,9 @@ def read_frame(frame: bytes, profile_text: str):
             assert (coder, lanes, count) == (3, 1, 1)  # read_sizes
             continue
         point = profile["operating_points"][op]["tensors"][tensor]
-        planes[tensor] += DECODERS[coder](payload, point, shapes[tensor], lanes, count, len(planes[tensor]))
+        planes[tensor] += DECODERS[coder](payload, point, specs[tensor], lanes, count, len(planes[tensor]))
     assert position == len(frame)
-    assert [len(p) for p in planes] == [batch * channels for channels, _, _ in shapes]
+    assert [len(p) for p in planes] == [batch * planes_of(spec)[0] for spec in specs]
     return op, frame_id, batch, planes
 
 
@@ -73,6 +73,11 @@ def fingerprint_of(profile_text: str) -> bytes:
     return hashlib.sha256(neutral.encode()).digest()[:8]
 
 
+def planes_of(spec):
+    """Channels, height and width of a tensor of the profile."""
+    return [1, 1, *spec["shape"]][-3:]
+
+
 def read_tables(point):
     """Everything that coder 1 looks up: block, side of the context map, activities, map, and per table its row."""
     n = len(point["quantizer"]["levels"])
@@ -87,20 +92,47 @@ def read_tables(point):
     return n, k, bh, bw, tables["activities"] + 1, left_activity, top_activity, context_map, rows_of_tables
 
 
-def read_rans(payload: bytes, point, shape, lanes: int, count: int, first: int):
-    """Coder 1: `count` planes, the first of which is plane `first` of the tensor."""
-    channels, height, width = shape
-    n, k, bh, bw, side, left_activity, top_activity, context_map, rows_of_tables = read_tables(point)
-    entries = []  # per table: slot -> (symbol or None for the escape, frequency, cumulative)
-    for row in rows_of_tables:
-        slots, cumulative = [], 0
-        for s, f in enumerate(row):
-            slots += [(s if s < k else None, f, cumulative)] * f
-            cumulative += f
-        entries.append(slots)
+def slots_of(row):
+    """Per slot of a table what it stands for: (entry or None for the escape, frequency, cumulative)."""
+    slots, cumulative = [], 0
+    for entry, f in enumerate(row):
+        slots += [(entry if entry < len(row) - 1 else None, f, cumulative)] * f
+        cumulative += f
+    assert cumulative == 4096
+    return slots
+
+
+def read_symbol(x, lane: int, slots, words, number: int):
+    """Decode one symbol, of `number` there are, with a table's slots from the state of a lane."""
+    symbol, f, cumulative = slots[x[lane] % 4096]
+    x[lane] = f * (x[lane] // 4096) + x[lane] % 4096 - cumulative
+    if x[lane] < 2**15:
+        x[lane] = x[lane] * 2**16 + next(words)
+    if symbol is None:
+        slot = x[lane] % 4096
+        symbol = slot // 16
+        assert symbol < number
+        x[lane] = 16 * (x[lane] // 4096) + slot % 16
+        if x[lane] < 2**15:
+            x[lane] = x[lane] * 2**16 + next(words)
+    return symbol
+
+
+def read_states(payload: bytes, lanes: int):
+    """The states at the start, and the words behind them."""
     assert len(payload) % 2 == 0 and 1 <= lanes <= 8
     words = iter(struct.unpack(f"<{len(payload) // 2}H", payload))
     x = [(next(words) << 16) + next(words) for _ in range(lanes)]
+    assert all(2**15 <= state < 2**31 for state in x)
+    return x, words
+
+
+def read_rans(payload: bytes, point, spec, lanes: int, count: int, first: int):
+    """Coder 1: `count` planes, the first of which is plane `first` of the tensor."""
+    channels, height, width = planes_of(spec)
+    n, k, bh, bw, side, left_activity, top_activity, context_map, rows_of_tables = read_tables(point)
+    entries = [slots_of(row) for row in rows_of_tables]
+    x, words = read_states(payload, lanes)
     rows, cols = -(-height // bh), -(-width // bw)
     out = []
     for start in range(0, count, lanes):
@@ -114,18 +146,7 @@ def read_rans(payload: bytes, point, shape, lanes: int, count: int, first: int):
                     left = left_activity[done[r][c - 1]] if c else side - 1
                     channel = (first + start + lane) % channels
                     slots = entries[context_map[channel * side * side + top * side + left]]
-                    symbol, f, cumulative = slots[x[lane] % 4096]
-                    x[lane] = f * (x[lane] // 4096) + x[lane] % 4096 - cumulative
-                    if x[lane] < 2**15:
-                        x[lane] = x[lane] * 2**16 + next(words)
-                    if symbol is None:
-                        slot = x[lane] % 4096
-                        symbol = slot // 16
-                        assert symbol < k
-                        x[lane] = 16 * (x[lane] // 4096) + slot % 16
-                        if x[lane] < 2**15:
-                            x[lane] = x[lane] * 2**16 + next(words)
-                    done[r][c] = symbol
+                    done[r][c] = read_symbol(x, lane, slots, words, k)
         for lane in group:
             plane = [[0] * width for _ in range(height)]
             for y in range(height):
@@ -137,9 +158,9 @@ def read_rans(payload: bytes, point, shape, lanes: int, count: int, first: int):
     return out
 
 
-def read_binary(payload: bytes, point, shape, lanes: int, count: int, first: int):
+def read_binary(payload: bytes, point, spec, lanes: int, count: int, first: int):
     """Coder 2."""
-    _, height, width = shape
+    _, height, width = planes_of(spec)
     n = len(point["quantizer"]["levels"])
     assert lanes == 1
     data = iter(payload + bytes(3))
@@ -170,4 +191,85 @@ def read_binary(payload: bytes, point, shape, lanes: int, count: int, first: int
     return [rows[i : i + height] for i in range(0, len(rows), height)]
 
 
-DECODERS = {1: read_rans, 2: read_binary}
+def numbers(text: str, kind: str):
+    """The little-endian integers of a field in base64; kind: as `struct` names them."""
+    raw = base64.b64decode(text)
+    return struct.unpack(f"<{len(raw) // struct.calcsize(kind)}{kind}", raw)
+
+
+class Prediction:
+    """What coder 4 looks up (section 6), and what follows from it for one element."""
+
+    OWN = ((0, -1), (-1, 0), (-1, -1), (-1, 1))
+    PLACES = ((0, 0), (0, -1), (0, 1), (-1, 0), (1, 0))
+
+    def __init__(self, point, spec):
+        self.channels, self.height, self.width = planes_of(spec)
+        self.levels = len(point["quantizer"]["levels"])
+        p = point["prediction"]
+        self.rest, self.offset, self.shift, self.activities = p["rest"], p["offset"], p["shift"], p["activities"]
+        self.bias = numbers(p["bias"], "h")
+        self.activity, self.channel_class, self.context_map = (
+            numbers(p[name], "B") for name in ("activity", "channel_class", "context_map")
+        )
+        row = self.levels + 1
+        raw = numbers(p["frequencies"], "H")
+        self.rows = [raw[i : i + row] for i in range(0, len(raw), row)]
+        sources, weights = iter(numbers(spec["taps"]["sources"], "H")), iter(numbers(p["weights"], "b"))
+        self.terms = []  # per channel: (weight, source channel, rows down, columns right)
+        for channel, count in enumerate(numbers(spec["taps"]["counts"], "B")):
+            terms = [(next(weights), channel, *place) for place in self.OWN]
+            for source in (next(sources) for _ in range(count)):
+                assert source // 8 < channel // 8 * 8
+                terms.append((next(weights), source // 8, *self.PLACES[source % 8]))
+            self.terms.append(terms)
+        assert next(sources, None) is None and next(weights, None) is None
+
+    def value(self, image, channel: int, r: int, c: int) -> int:
+        """v(channel, r, c). image: the planes by channel of those in the chunk."""
+        inside = channel in image and 0 <= r < self.height and 0 <= c < self.width
+        return image[channel][r][c] - self.rest if inside else 0
+
+    def table(self, image, channel: int, r: int, c: int) -> int:
+        """Which table an element has."""
+        p = self.bias[channel]
+        for weight, source, down, right in self.terms[channel]:
+            p += weight * self.value(image, source, r + down, c + right)
+        cell = min(max((p + self.offset) // 2**self.shift, 0), 255)
+        near = abs(self.value(image, channel, r, c - 1)) + abs(self.value(image, channel, r - 1, c))
+        a = self.activity[min(near, 15)]
+        return self.context_map[(self.channel_class[channel] * 256 + cell) * self.activities + a]
+
+    def steps(self, count: int, first: int, lanes: int):
+        """(index of the plane in the chunk, row, column, lane) of each element, in the order of decoding."""
+        k = 0
+        while k < count:
+            channel = (first + k) % self.channels
+            group = min(8 - channel % 8, self.channels - channel, count - k)
+            for start in range(k, k + group, lanes):
+                planes = range(start, min(start + lanes, k + group))
+                for r in range(self.height):
+                    for c in range(self.width):
+                        for lane, plane in enumerate(planes):
+                            yield plane, r, c, lane
+            k += group
+
+
+def read_predictive(payload: bytes, point, spec, lanes: int, count: int, first: int):
+    """Coder 4."""
+    prediction = Prediction(point, spec)
+    channels, entries = prediction.channels, [slots_of(row) for row in prediction.rows]
+    x, words = read_states(payload, lanes)
+    out = [[[None] * prediction.width for _ in range(prediction.height)] for _ in range(count)]
+    images = {}  # by the image's number: its planes by channel
+    for k in range(count):
+        images.setdefault((first + k) // channels, {})[(first + k) % channels] = out[k]
+    for k, r, c, lane in prediction.steps(count, first, lanes):
+        image, channel = images[(first + k) // channels], (first + k) % channels
+        slots = entries[prediction.table(image, channel, r, c)]
+        out[k][r][c] = read_symbol(x, lane, slots, words, prediction.levels)
+    assert next(words, None) is None and all(state == 2**15 for state in x)
+    return out
+
+
+DECODERS = {1: read_rans, 2: read_binary, 4: read_predictive}

@@ -9,13 +9,13 @@ import sys
 
 import numpy as np
 import pytest
-from codec_helpers import expected, make_profile, random_point, relu_features
+from codec_helpers import expected, make_profile, random_pair, relu_features
 from conformance import check_codec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mutations import seal
-from reference import write_binary, write_frame
-from spec_reader import read_frame
+from reference import ENCODERS, write_binary, write_frame
+from spec_reader import DECODERS, read_frame
 
 from splitwire.codec.codec import FeatureCodec
 from splitwire.codec.design.tables import estimate_tables
@@ -26,42 +26,55 @@ from splitwire.codec.kernels import cabac as kernels
 from splitwire.codec.profile import CodecProfile, Quantizer
 
 SHAPES = [(1, 1, 1), (3, 1, 9), (5, 7, 3), (9, 2, 2), (8, 19, 23)]
-LEVELS = [2, 3, 4, 5, 16, 255, 256]
+LEVELS = [2, 3, 4, 5, 16, 63, 64, 255, 256]
+MOST_LEVELS = {4: 64}
+"""By coder id, where it does not take all."""
 
 each_coder = pytest.mark.parametrize("kind", CODERS, ids=lambda k: k.__name__)
 
 
 def test_coder_ids_are_literals_that_stay() -> None:
-    assert [(k.__name__, k.coder_id) for k in CODERS] == [("ContextRans", 1), ("AdaptiveBinary", 2)]
+    assert [(k.__name__, k.coder_id) for k in CODERS] == [
+        ("PredictiveRans", 4),
+        ("ContextRans", 1),
+        ("AdaptiveBinary", 2),
+    ]
 
 
-@each_coder
-@pytest.mark.parametrize("levels", LEVELS)
+def test_every_coder_is_in_both_oracles() -> None:
+    assert {k.coder_id for k in CODERS} == set(ENCODERS) == set(DECODERS)
+
+
+@pytest.mark.parametrize(
+    ("kind", "levels"), [(k, n) for k in CODERS for n in LEVELS if n <= MOST_LEVELS.get(k.coder_id, 256)],
+    ids=lambda x: getattr(x, "__name__", x),
+)  # fmt: skip
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_conformance(kind: type[SymbolCoder], shape: tuple[int, int, int], levels: int) -> None:
     rng = np.random.default_rng(levels)
-    point = random_point(rng, levels, shape[0])
+    spec, point = random_pair(rng, kind.coder_id, levels, shape)
     for q in (
         np.zeros(shape, np.uint8),
         np.full(shape, levels - 1, np.uint8),
         rng.integers(0, levels, shape, np.uint8),
         np.minimum(rng.geometric(0.7, shape) - 1, levels - 1).astype(np.uint8),
     ):
-        check_codec(kind, point, q, shape[0])
+        check_codec(kind, spec, point, q)
 
 
 @each_coder
 @given(data=st.data())
 def test_bytes_equal_the_oracle(kind: type[SymbolCoder], data: st.DataObject) -> None:
     """Any shape, any number of planes and levels, any tables."""
-    levels = data.draw(st.integers(2, 20) | st.sampled_from([64, 256]))
-    channels = data.draw(st.integers(1, 6))
-    shape = (data.draw(st.integers(1, 12)), data.draw(st.integers(1, 9)), data.draw(st.integers(1, 9)))
+    levels = data.draw(st.integers(2, 20) | st.sampled_from([64, MOST_LEVELS.get(kind.coder_id, 256)]))
+    channels = data.draw(st.integers(1, 6) | st.sampled_from([8, 11, 27]))
+    shape = (data.draw(st.integers(1, 12) | st.just(40)), data.draw(st.integers(1, 9)), data.draw(st.integers(1, 9)))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
     steep = data.draw(st.floats(0.0, 8.0))
     share = np.exp(-steep * np.arange(levels) / levels)
     q = rng.choice(levels, shape, p=share / share.sum()).astype(np.uint8)
-    check_codec(kind, random_point(rng, levels, channels), q, channels, seed=int(rng.integers(2**32)))
+    pair = random_pair(rng, kind.coder_id, levels, (channels, *shape[1:]))
+    check_codec(kind, *pair, q, seed=int(rng.integers(2**32)))
 
 
 @each_coder
@@ -69,7 +82,7 @@ def test_many_lanes_and_rare_symbols_equal_the_oracle(kind: type[SymbolCoder]) -
     rng = np.random.default_rng(3)
     for shape, levels in (((9, 32, 32), 4), ((8, 31, 33), 16)):
         q = np.minimum(rng.geometric(0.6, shape) - 1, levels - 1).astype(np.uint8)
-        check_codec(kind, random_point(rng, levels, shape[0]), q, shape[0])
+        check_codec(kind, *random_pair(rng, kind.coder_id, levels, shape), q)
 
 
 def test_frames_equal_the_oracle_compiled_and_interpreted() -> None:
@@ -170,7 +183,7 @@ def test_carries_through_long_runs_of_ff(seed: int) -> None:
     point = {"quantizer": {"levels": [0, 1]}}
     levels = np.array(q, np.uint8)
     payload, _ = AdaptiveBinary(2).encode(levels, 1, len(q))
-    assert payload == write_binary([[q]], point, 1)[0]
+    assert payload == write_binary([[q]], point, {"shape": [len(q)]})[0]
     assert bytes(16) in payload or b"\xff" * 16 in payload
     np.testing.assert_array_equal(AdaptiveBinary(2).decode(payload, 1, 1, len(q), 1), levels)
 
@@ -270,7 +283,7 @@ def test_coders_and_lanes_that_do_not_fit_are_refused(with_tables: FeatureCodec,
     x = relu_features((1, 6, 8, 8))
     frame = with_tables.encode([x])
     assert with_tables.decode(forge(frame)).batch == 1
-    with pytest.raises(UnsupportedVersion, match="chunk 0 uses coder 77, this build has 1, 2; update splitwire"):
+    with pytest.raises(UnsupportedVersion, match="chunk 0 uses coder 77, this build has 4, 1, 2; update splitwire"):
         with_tables.decode(forge(frame, coder=77))
     with pytest.raises(Corrupt, match="9 lanes"):
         with_tables.decode(forge(frame, lanes=9))
