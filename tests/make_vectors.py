@@ -17,19 +17,27 @@ from dataclasses import dataclass, field
 
 import msgspec
 import numpy as np
+from msgspec import UNSET
 from numpy.typing import NDArray
 from reference import write_frame
 from vectors import FOLDER, MANIFEST, SUFFIXES, chunk_table, digest, is_made_as
 
 from splitwire.codec.codec import FeatureCodec
 from splitwire.codec.profile import (
+    ACTIVITY_SUMS,
+    CELLS,
+    GROUP,
+    OWN,
+    PLACES,
     TABLE_SIZE,
     Clipping,
     CodecProfile,
     ContextTables,
     OperatingPoint,
+    PredictionTables,
     Quantizer,
     SizeSpec,
+    Taps,
     TensorPoint,
     TensorSpec,
 )
@@ -38,15 +46,30 @@ Float32Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Predicted:
+    """What coder 4 looks up. taps: at most so many of a channel. reach: how far predictions may go, at most 2^15 − 1.
+    missing: of so many levels, the most frequent but one, no table has room.
+    """
+
+    taps: int = 6
+    activities: int = 2
+    classes: int = 2
+    shift: int = 2
+    offset: int = 300
+    reach: int = 1100
+    missing: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """What one vector is made of. tensors: (shape, levels, block) each; without block there are no tables, and it is
-    coded by coder 2. sizes: vectors of integers beside the tensors. chunks: (tensor, coder, lanes, planes) of each, for
-    a frame that the encoder would not make. short: a single chunk in a short frame; without it in a long one, as the
-    encoder sent it before version 1.1.
+    coded by coder 2; with `Predicted` in its place, by coder 4. sizes: vectors of integers beside the tensors. chunks:
+    (tensor, coder, lanes, planes) of each, for a frame that the encoder would not make. short: a single chunk in a
+    short frame; without it in a long one, as the encoder sent it before version 1.1.
     """
 
     about: str
-    tensors: Sequence[tuple[tuple[int, ...], int, tuple[int, int] | None]]
+    tensors: Sequence[tuple[tuple[int, ...], int, tuple[int, int] | Predicted | None]]
     batch: int = 1
     activities: int = 6
     tables: int = 3
@@ -96,6 +119,26 @@ RECIPES = {
                               short=True),
     "short-rest-n4": Recipe(about="a short frame, every feature is zero", tensors=[((40,), 4, (1, 4))],
                             extremes=False, tables=1, short=True),
+    "predicted-n4": Recipe(about="coder 4, a short frame of three images, channels that are no multiple of 8", batch=3,
+                           tensors=[((19, 4, 5), 4, Predicted())], tables=5, short=True),
+    "predicted-lanes8-n3": Recipe(about="coder 4, eight lanes", tensors=[((17, 21, 24), 3, Predicted(taps=12))],
+                                  short=True),
+    "predicted-n64": Recipe(about="coder 4, as many levels, activities and taps as there may be, 16-bit predictions",
+                            tensors=[((11, 6, 5), 64, Predicted(taps=255, activities=4, classes=3, shift=6, offset=-900,
+                                                                reach=32767, missing=9))],
+                            uniform=False, tables=4, short=True),
+    "predicted-chunks-n5": Recipe(about="coder 4, chunks that begin and end within images and groups, of many lanes",
+                                  batch=3, signed=True,
+                                  tensors=[((21, 3, 4), 5, Predicted(activities=3, classes=1, missing=1))],
+                                  chunks=[(0, 4, 3, 13), (0, 4, 8, 1), (0, 4, 7, 30), (0, 4, 5, 19)]),
+    "predicted-planes-n2": Recipe(about="coder 4, planes of one element, as many tables and classes as there may be",
+                                  batch=4, tables=64, short=True,
+                                  tensors=[((70, 1, 1), 2, Predicted(activities=1, classes=16, shift=0, offset=3))]),
+    "predicted-beside-n4": Recipe(about="a tensor of coder 1, one of coder 4 and one of coder 4 on one axis", batch=2,
+                                  tensors=[((3, 6, 5), 4, (1, 2)), ((12, 3, 5), 6, Predicted()),
+                                           ((23,), 3, Predicted(taps=0, classes=1))], tables=4),
+    "predicted-rest-n4": Recipe(about="coder 4, every feature is zero", tensors=[((10, 9, 9), 4, Predicted(classes=1))],
+                                extremes=False, tables=2, short=True),
 }  # fmt: skip
 
 
@@ -103,13 +146,21 @@ def make(name: str) -> tuple[dict[str, bytes], dict[str, object]]:
     """The files of a vector by part, and its entry in the manifest."""
     recipe = RECIPES[name]
     rng = np.random.default_rng(list(name.encode()))
-    points, features = [], []
+    points, features, taps = [], [], []
     for shape, levels, block in recipe.tensors:
         quantizer = make_quantizer(rng, levels, recipe)
         x = make_features(rng, (recipe.batch, *shape), quantizer, recipe)
         features.append(x)
-        tables = None if block is None else make_tables(rng, x, quantizer, block, recipe)
-        points.append(TensorPoint(quantizer=quantizer, clipping=Clipping(method="histogram"), tables=tables))
+        found = make_taps(rng, shape, block.taps) if isinstance(block, Predicted) else UNSET
+        taps.append(found)
+        points.append(
+            TensorPoint(
+                quantizer=quantizer,
+                clipping=Clipping(method="histogram"),
+                tables=make_tables(rng, x, quantizer, block, recipe) if isinstance(block, tuple) else None,
+                prediction=make_prediction(rng, x, quantizer, found, block, recipe) if found else UNSET,
+            )
+        )
     # The one that is used stands second, so that its index is not zero.
     spare = tuple(make_spare(1 if len(shape) < 3 else shape[0]) for shape, *_ in recipe.tensors)
     ops = tuple(
@@ -120,7 +171,7 @@ def make(name: str) -> tuple[dict[str, bytes], dict[str, object]]:
         model=f"golden vector {name}", cut="none", front_sha256="0" * 64, back_sha256="1" * 64, default_op="used",
         # those with several chunks have a mean, to conceal damaged ones with
         tensors=tuple(
-            TensorSpec(name=f"t{i}", shape=t[0], mean=0.375 if recipe.chunks else None)
+            TensorSpec(name=f"t{i}", shape=t[0], mean=0.375 if recipe.chunks else None, taps=taps[i])
             for i, t in enumerate(recipe.tensors)
         ),
         operating_points=ops,
@@ -177,6 +228,9 @@ def block_symbols(x: Float32Array, quantizer: Quantizer, block: tuple[int, int],
 def count_escapes(x: Float32Array, point: TensorPoint) -> int:
     """Symbols that no table has room for: at least so many are escaped."""
     tables = point.tables
+    if isinstance(point.prediction, PredictionTables):
+        rows = point.prediction.frequency_rows(len(point.quantizer.levels))
+        return int((rows[:, np.array(level_planes(x, point.quantizer)).reshape(-1)] == 0).all(axis=0).sum())
     if tables is None:
         return 0
     symbols = block_symbols(x, point.quantizer, tables.block, tables.padding)
@@ -232,7 +286,20 @@ def make_tables(
     channels = (1, 1, *x.shape[1:])[-3]
     padding = int(rng.integers(levels))
     counts = np.bincount(block_symbols(x, quantizer, block, padding), minlength=k) + 0.05
-    rows = np.zeros((recipe.tables, k + 1), np.int64)
+    rows = make_rows(rng, counts, recipe.tables)
+    side = recipe.activities + 1
+    activity = [rng.integers(0, recipe.activities, k, dtype=np.uint8).tobytes() for _ in range(2)]
+    return ContextTables(
+        block=block, padding=padding, activities=recipe.activities, left_activity=activity[0], top_activity=activity[1],
+        context_map=rng.integers(0, recipe.tables, channels * side * side, dtype=np.uint8).tobytes(),
+        frequencies=rows.astype("<u2").tobytes(),
+    )  # fmt: skip
+
+
+def make_rows(rng: np.random.Generator, counts: NDArray[np.float64], tables: int) -> NDArray[np.int64]:
+    """(tables, K + 1) frequencies for symbols that occur so often."""
+    k = counts.size
+    rows = np.zeros((tables, k + 1), np.int64)
     for row in rows:
         weights = counts * rng.uniform(0.3, 1.0, k) ** 2
         weights *= (weights > 0.002 * weights.sum()) & (rng.random(k) < 0.9)
@@ -240,12 +307,48 @@ def make_tables(
         row[:k] = weights / weights.sum() * (TABLE_SIZE - 100)
         row[k] = 1 + rng.integers(60)
         row[int(row[:k].argmax())] += TABLE_SIZE - row.sum()
-    side = recipe.activities + 1
-    activity = [rng.integers(0, recipe.activities, k, dtype=np.uint8).tobytes() for _ in range(2)]
-    return ContextTables(
-        block=block, padding=padding, activities=recipe.activities, left_activity=activity[0], top_activity=activity[1],
-        context_map=rng.integers(0, recipe.tables, channels * side * side, dtype=np.uint8).tobytes(),
-        frequencies=rows.astype("<u2").tobytes(),
+    return rows
+
+
+def make_taps(rng: np.random.Generator, shape: tuple[int, ...], most: int) -> Taps:
+    """Up to `most` of each channel that can have any, a third of these without; the last one has that many."""
+    channels = (1, 1, *shape)[-3]
+    counts = rng.integers(0, most + 1, channels) * (rng.random(channels) < 0.67)
+    counts[-1] = most
+    counts[:GROUP] = 0
+    limits = np.repeat(np.arange(channels) // GROUP * GROUP, counts)
+    sources = rng.integers(0, limits) * 8 + rng.integers(0, len(PLACES), limits.size)
+    return Taps(counts=counts.astype(np.uint8).tobytes(), sources=sources.astype("<u2").tobytes())
+
+
+def make_prediction(
+    rng: np.random.Generator, x: Float32Array, quantizer: Quantizer, taps: Taps, kind: Predicted, recipe: Recipe
+) -> PredictionTables:
+    """Random weights, in each channel as large as may be; tables near the features' own statistics. The prediction
+    means nothing, so every table has to fit all levels."""
+    levels = np.array(level_planes(x, quantizer)).reshape(-1)
+    counts = np.bincount(levels, minlength=len(quantizer.levels)) + 0.05
+    rest = int(counts.argmax())
+    counts[np.argsort(counts)[::-1][1 : 1 + kind.missing]] = 0
+    most = max(rest, counts.size - 1 - rest)
+    weights, bias = [], []
+    for number in np.frombuffer(taps.counts, np.uint8):
+        w = rng.integers(-128, 128, len(OWN) + int(number))
+        while abs(w).sum() * most + abs(kind.offset) > kind.reach:
+            w = np.trunc(w / 2).astype(np.int64)
+        left = kind.reach - abs(kind.offset) - int(abs(w).sum()) * most
+        weights.append(w)
+        bias.append(int(rng.integers(-left, left + 1)) // 4)
+    number = len(bias)
+    if number > 1:
+        bias[-1] = -left
+    return PredictionTables(
+        rest=rest, weights=np.concatenate(weights).astype(np.int8).tobytes(), bias=np.array(bias, "<i2").tobytes(),
+        offset=kind.offset, shift=kind.shift, activities=kind.activities,
+        activity=rng.integers(0, kind.activities, ACTIVITY_SUMS, dtype=np.uint8).tobytes(), classes=kind.classes,
+        channel_class=rng.integers(0, kind.classes, number, dtype=np.uint8).tobytes(),
+        context_map=rng.integers(0, recipe.tables, kind.classes * CELLS * kind.activities, dtype=np.uint8).tobytes(),
+        frequencies=make_rows(rng, counts, recipe.tables).astype("<u2").tobytes(),
     )  # fmt: skip
 
 
