@@ -22,12 +22,17 @@ from .kernels import statistics
 from .kernels.cache import Loaded
 from .kernels.policy import INTERPRETED, STORE
 from .profile import (
+    ACTIVITY_SUMS,
+    CELLS,
+    OWN,
     TABLE_SIZE,
     Clipping,
     CodecProfile,
     ContextTables,
     OperatingPoint,
+    PredictionTables,
     Quantizer,
+    Taps,
     TensorPoint,
     TensorSpec,
 )
@@ -111,16 +116,15 @@ def example_profile(shape: tuple[int, int, int] = (CHANNELS, HEIGHT, WIDTH)) -> 
     }
     quantizer = Quantizer.uniform(0.0, 1.0, LEVELS)
     clipping = Clipping(method="histogram")
+    coded = {name: TensorPoint(quantizer=quantizer, clipping=clipping, tables=t) for name, t in points.items()}
+    coded["predicted"] = TensorPoint(
+        quantizer=quantizer, clipping=clipping, tables=None, prediction=_prediction(shape[0])
+    )
     return CodecProfile(
         model="warm-up", cut="none", front_sha256="", back_sha256="", default_op="whole-blocks",
-        tensors=(TensorSpec(name="x", shape=shape),),
+        tensors=(TensorSpec(name="x", shape=shape, taps=Taps(counts=bytes(shape[0]), sources=b"")),),
         operating_points=tuple(
-            OperatingPoint(
-                name=name,
-                tensors=(TensorPoint(quantizer=quantizer, clipping=clipping, tables=tables),),
-                bits_per_element=0.0,
-            )
-            for name, tables in points.items()
+            OperatingPoint(name=name, tensors=(point,), bits_per_element=0.0) for name, point in coded.items()
         ),
     )  # fmt: skip
 
@@ -128,12 +132,26 @@ def example_profile(shape: tuple[int, int, int] = (CHANNELS, HEIGHT, WIDTH)) -> 
 def _tables(block: tuple[int, int], channels: int) -> ContextTables:
     """One table for all contexts."""
     symbols = LEVELS ** (block[0] * block[1])
-    frequencies = np.full(symbols + 1, (TABLE_SIZE - 1) // symbols, "<u2")
-    frequencies[-1] = TABLE_SIZE - int(frequencies[:-1].sum(dtype=np.int64))
     return ContextTables(
         block=block, padding=0, activities=1, left_activity=bytes(symbols), top_activity=bytes(symbols),
-        context_map=bytes(channels * 4), frequencies=frequencies.tobytes(),
+        context_map=bytes(channels * 4), frequencies=_equal(symbols),
     )  # fmt: skip
+
+
+def _prediction(channels: int) -> PredictionTables:
+    """One table for all contexts, no taps, and no weight for anything."""
+    return PredictionTables(
+        rest=0, weights=bytes(len(OWN) * channels), bias=bytes(2 * channels), offset=0, shift=0, activities=1,
+        activity=bytes(ACTIVITY_SUMS), classes=1, channel_class=bytes(channels), context_map=bytes(CELLS),
+        frequencies=_equal(LEVELS),
+    )  # fmt: skip
+
+
+def _equal(symbols: int) -> bytes:
+    """Frequencies of one table; the escape has what is left."""
+    frequencies = np.full(symbols + 1, (TABLE_SIZE - 1) // symbols, "<u2")
+    frequencies[-1] = TABLE_SIZE - int(frequencies[:-1].sum(dtype=np.int64))
+    return frequencies.tobytes()
 
 
 def _count_contexts() -> None:

@@ -29,7 +29,18 @@ from .inputs import LIMIT, Calibration, CalibrationInputs, Skipped, are_images, 
 from .links import Link
 from .measure import PointMeasure
 from .names import Names
-from .options import Accept, BackPrecision, CodecMaker, Comparison, FrontPrecision, Half, check_precisions, choose
+from .options import (
+    Accept,
+    BackPrecision,
+    CodecMaker,
+    Coder,
+    Comparison,
+    FrontPrecision,
+    Half,
+    check_coder,
+    check_precisions,
+    choose,
+)
 from .plan import AUTO_LINK, DEFAULT_DEVICE, recommend_cut
 from .sensitivity import Kind, Option
 from .split import Halves, split
@@ -94,6 +105,7 @@ def export_pair(
     images: int = LIMIT,
     front: FrontPrecision = "float32",
     back: BackPrecision = "float32",
+    coder: Coder = "predictive",
     accept: Accept | None = None,
     link: Link | None = None,
     device: str | DeviceProfile | None = None,
@@ -113,6 +125,8 @@ def export_pair(
         "n<N>", with uniform quantizers; "e<N>" the one with entropy-constrained quantizers that has its rate;
         "r<bits>" the one with uniform quantizers that does the least damage at so many bits per element (budget.py).
     default_op: name of the default operating point; None chooses by measurement (measure.py).
+    coder: "predictive" makes the fewest bytes; each tensor that it does not serve well enough gets "context", which is
+        several times as fast (docs/codec.md).
     front, back: what the halves compute in (precision.py). accept: asked for each one that is not float32, with its
         Comparison; a half that it refuses is written in float32. None accepts.
     progress: called as progress(stage, done, total).
@@ -124,6 +138,7 @@ def export_pair(
     report = progress or _no_progress
     kinds = _check_levels(levels, default_op)
     check_precisions(front, back)
+    check_coder(coder)
     if cut != AUTO and (link is not None or device is not None):
         raise UsageError(f"a link or a device goes with cut='auto'; the cut is {cut!r}")
     folder = Path(out)
@@ -176,7 +191,7 @@ def export_pair(
     slopes = _slopes(halves.front, found.tensors)
     report("Split and verify", 1, 1)
 
-    maker = CodecMaker(specs=specs, slopes=slopes, kinds=kinds, default_op=default_op, progress=report)
+    maker = CodecMaker(specs=specs, slopes=slopes, kinds=kinds, default_op=default_op, coder=coder, progress=report)
     with _checkpoint(folder, whole[0].digest, stream, preprocessing, images, kinds) as checkpoint:
         float32 = maker.make(*whole, stream, checkpoint=checkpoint)
         chosen, comparisons = choose(float32, maker, reopen, front=front, back=back, accept=accept)
@@ -185,7 +200,8 @@ def export_pair(
             model=name or _name(model),
             cut=cut,
             tensors=tuple(
-                msgspec.structs.replace(spec, mean=s.mean) for spec, s in zip(specs, calibrated.statistics, strict=True)
+                msgspec.structs.replace(spec, mean=s.mean, taps=msgspec.UNSET if s.taps is None else s.taps)
+                for spec, s in zip(specs, calibrated.statistics, strict=True)
             ),
             sizes=sizes or msgspec.UNSET,
             outputs=_order_of_outputs(source, chosen.back.graph),

@@ -25,11 +25,12 @@ from .inference import MAX_MODEL_BYTES, Array, Float32Array, Graph, serialise, w
 from .inputs import CalibrationInputs, open_inputs
 from .measure import PointMeasure, Reference, choose_default, measure_points
 from .precision import float16_back, float16_by_hand, int8_front
-from .sensitivity import Kind, Option, design_points
+from .sensitivity import Kind, Option, choose_taps, design_points
 from .settling import Settling
 
 FrontPrecision = Literal["float32", "int8"]
 BackPrecision = Literal["float32", "float16"]
+Coder = Literal["predictive", "context"]
 
 REPEATS = 40
 """Runs of each half that is timed, the two in turn; the median counts."""
@@ -84,13 +85,14 @@ class CodecMaker:
     """Calibrates, designs and measures the codec of a pair; the same for each pair of one cut.
 
     specs: of the tensors. slopes: per tensor, as for the design. kinds: one operating point each. default_op:
-    the caller's, None chooses by measurement.
+    the caller's, None chooses by measurement. coder: the caller's, too.
     """
 
     specs: Sequence[TensorSpec]
     slopes: Sequence[float | None]
     kinds: Sequence[Kind]
     default_op: str | None
+    coder: Coder
     progress: Progress
 
     def make(
@@ -111,6 +113,8 @@ class CodecMaker:
             progress=self.progress,
             checkpoint=checkpoint,
         )
+        if self.coder == "predictive":
+            choose_taps(self.specs, calibrated.statistics, self.slopes, self.progress)
         kept, graphs = calibrated.kept, (front.graph, back.graph)
         points, options = design_points(
             *graphs, self.specs, calibrated.statistics, self.slopes, kept, self.kinds, self.progress
@@ -181,6 +185,12 @@ def check_precisions(front: str, back: str) -> None:
     for half, given, known in (("front", front, ("float32", "int8")), ("back", back, ("float32", "float16"))):
         if given not in known:
             raise UsageError(f"the {half} can be {' or '.join(known)}, not {given!r}")
+
+
+def check_coder(coder: str) -> None:
+    """Raises UsageError for a coder that there is not."""
+    if coder not in ("predictive", "context"):
+        raise UsageError(f"the coder can be predictive or context, not {coder!r}")
 
 
 def choose(

@@ -11,7 +11,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from splitwire.codec.design import FeatureStatistics, design_entropy_constrained, design_operating_point
+from splitwire.codec.design import (
+    FeatureStatistics,
+    design_entropy_constrained,
+    design_operating_point,
+    worthwhile_taps,
+)
 from splitwire.codec.design.rate import MAX_LEVELS
 from splitwire.codec.errors import ExportError
 from splitwire.codec.profile import OperatingPoint, TensorPoint, TensorSpec
@@ -58,6 +63,25 @@ class Option:
     point: TensorPoint
     bits: float
     damage: float | None = None
+
+
+def choose_taps(
+    specs: Sequence[TensorSpec],
+    statistics: Sequence[FeatureStatistics],
+    slopes: Sequence[float | None],
+    report: Progress,
+) -> None:
+    """Give the statistics of each tensor the taps of the predictive coder, where that is worth it.
+
+    Raises ExportError for a tensor that never changes.
+    """
+    for done, (spec, values, slope) in enumerate(zip(specs, statistics, slopes, strict=True)):
+        report("Choose what predicts what", done, len(specs))
+        try:
+            values.taps = worthwhile_taps(values, slope)
+        except ExportError as e:
+            raise ExportError(f"tensor {spec.name!r}: {e}") from e
+    report("Choose what predicts what", len(specs), len(specs))
 
 
 def design_points(

@@ -4,7 +4,7 @@ scipy lives here. The exporter, the evaluation and the benchmarks alone import i
 """
 
 from .channels import ChannelRange, ChannelReport, design_channel_ranges
-from .point import design_operating_point
+from .point import design_operating_point, worthwhile_taps
 from .rate import Widening, design_entropy_constrained
 from .statistics import FeatureStatistics, Histogram
 
@@ -17,4 +17,5 @@ __all__ = [
     "design_channel_ranges",
     "design_entropy_constrained",
     "design_operating_point",
+    "worthwhile_taps",
 ]

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 from typing import Literal
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from splitwire.codec.entropy.cabac import AdaptiveBinary
 from splitwire.codec.errors import ExportError
-from splitwire.codec.profile import Clipping, ContextTables, Quantizer, TensorPoint
+from splitwire.codec.profile import Clipping, Quantizer, Taps, TensorPoint
 from splitwire.codec.quantizer import quantize
 
 from .clipping import best_c_max, best_range, density_error, float32_quantizer, histogram_error, uniform_cells
 from .density import FeatureDensity, fit_density
 from .ecsq import design_ecsq
+from .prediction import choose_taps, estimate_prediction
 from .statistics import Distribution, FeatureStatistics, Histogram
 from .tables import estimate_tables
 
 MAX_EXCESS = 0.10
 """The fitted density is used if its range costs at most this much more error than the histogram's own optimum."""
+
+PILOT_LEVELS = (8, 4)
+"""Levels that taps are chosen by, and that the coders are compared at."""
+WORTHWHILE = 0.03
+"""Share of the bits that the predictive coder must save, since it takes longer."""
 
 Coder = Literal["rans", "cabac"]
 
@@ -38,7 +45,8 @@ def design_operating_point(
     zeros: 0; anything else: unknown, the histogram decides).
     rate_weight: λ_R of the entropy-constrained quantizer (ecsq.py), squared feature units per bit, at which levels may
         go; None leaves the quantizer uniform.
-    coder: the context rANS, with tables made here, or the paper's adaptive binary coder, which needs none.
+    coder: rANS, with tables made here, predictive if `statistics` have taps; or the paper's adaptive binary coder,
+    which needs none.
     Returns the point and its rate on the sample, bits per element.
     Raises ExportError if the features are constant.
     """
@@ -47,8 +55,7 @@ def design_operating_point(
     quantizer = float32_quantizer(c_min, c_max, levels)
     if rate_weight is not None:
         quantizer = design_ecsq(histogram, quantizer, rate_weight=rate_weight).quantizer
-    tables, bits = coded(statistics.sample, quantizer, coder)
-    return TensorPoint(quantizer=quantizer, clipping=clipping, tables=tables), bits
+    return make_point(quantizer, clipping, statistics, coder)
 
 
 def varying(statistics: FeatureStatistics) -> Histogram:
@@ -62,11 +69,38 @@ def varying(statistics: FeatureStatistics) -> Histogram:
     return histogram
 
 
-def coded(sample: NDArray[np.float32], quantizer: Quantizer, coder: Coder) -> tuple[ContextTables | None, float]:
-    """Tables, and bits per element on the sample."""
+def make_point(
+    quantizer: Quantizer, clipping: Clipping, statistics: FeatureStatistics, coder: Coder = "rans"
+) -> tuple[TensorPoint, float]:
+    """With what its entropy coder needs, and its rate on the sample, bits per element."""
+    plain = TensorPoint(quantizer=quantizer, clipping=clipping, tables=None)
+    sample = statistics.sample
     if coder == "cabac":
-        return None, adaptive_rate(sample, quantizer)
-    return estimate_tables(sample, quantizer)
+        return plain, adaptive_rate(sample, quantizer)
+    predicted = None if statistics.taps is None else estimate_prediction(sample, quantizer, statistics.taps)
+    if predicted is not None:
+        prediction, bits = predicted
+        return msgspec.structs.replace(plain, prediction=prediction), bits
+    tables, bits = estimate_tables(sample, quantizer)
+    return msgspec.structs.replace(plain, tables=tables), bits
+
+
+def worthwhile_taps(statistics: FeatureStatistics, slope: float | None = None) -> Taps | None:
+    """The taps for the predictive coder, where it needs clearly fewer bits than the context coder: else None.
+
+    The context coder's bits are those on the sample that its tables were made of, the predictive coder's are of images
+    that it has not seen (prediction.py): few images speak for the context coder.
+    slope: as `design_operating_point` takes it. Raises ExportError if the features are constant.
+    """
+    histogram = varying(statistics)
+    slope = known_slope(histogram, slope)
+    sample = statistics.sample
+    fine, coarse = (float32_quantizer(*choose_range(n, statistics, slope)[0], n) for n in PILOT_LEVELS)
+    taps = choose_taps(sample, fine)
+    predicted = None if taps is None else estimate_prediction(sample, coarse, taps)
+    if predicted is None or predicted[1] > (1 - WORTHWHILE) * estimate_tables(sample, coarse)[1]:
+        return None
+    return taps
 
 
 def adaptive_rate(sample: NDArray[np.float32], quantizer: Quantizer) -> float:

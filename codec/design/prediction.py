@@ -9,11 +9,15 @@ Source: ridge regression, Hoerl and Kennard 1970; stacking of cross-validated pr
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from splitwire.codec.profile import (
     ACTIVITY_SUMS,
@@ -30,6 +34,8 @@ from splitwire.codec.quantizer import quantize
 
 from .tables import ITERATIONS, cluster, code_lengths
 
+T = TypeVar("T")
+S = TypeVar("S")
 Float32Array = NDArray[np.float32]
 
 POSITIONS = 8192
@@ -41,9 +47,11 @@ TABLE_BYTES = 56 << 10
 """For the weights of one operating point: with its tables it stays below 64 KB."""
 CANDIDATES = 3
 """Times the number of taps: elements whose correlation with what the own neighbours leave is largest."""
+SELECTED_AT = 4096
+"""Positions that taps are selected at."""
 KEPT = 0.7
 """Share of the candidates that stays at each step of the selection."""
-RIDGES = (0.003, 0.02, 0.1)
+RIDGES = (0.005, 0.03)
 """Tried: penalty over the mean variance of the neighbours."""
 TABLES = 32
 ACTIVITIES = 4
@@ -51,9 +59,16 @@ CLASSES = 8
 """Channels that are foretold with like errors share a class."""
 COARSE = 16
 """Cells, of equal shares, that channels are told apart by."""
+MAX_CHANNELS = 1 << 13
+"""What a profile can number."""
+FEWEST_TAPS = 8
+HALVING = 0.01
+"""Bits per element of a Gaussian error that half the taps may cost."""
+CHANNELS_AT_ONCE = 64
 SMALLEST = 1e-4
 """Variance, in levels, below which a channel is not worth a tap."""
-BATCH_BYTES = 128 << 20
+BATCH_BYTES = 16 << 20
+"""Of what one thread works on at a time: about what its caches hold."""
 
 
 class Sampled(NamedTuple):
@@ -94,7 +109,7 @@ class Sampled(NamedTuple):
 
 
 def choose_taps(sample: Float32Array, quantizer: Quantizer) -> Taps | None:
-    """The taps that foretell best what the own neighbours leave open, as many per channel as the profile has room for.
+    """The taps that foretell best what the own neighbours leave open, as many per channel as are worth their time.
 
     sample: (images, C, H, W) float32. quantizer: of middling rate; the taps serve others as well.
     None where there is nothing to predict from: features of a single group of channels.
@@ -102,28 +117,48 @@ def choose_taps(sample: Float32Array, quantizer: Quantizer) -> Taps | None:
     data = Sampled.of(sample, quantizer)
     channels = data.values.shape[0]
     most = min(MOST_TAPS, TABLE_BYTES // channels - len(OWN))
-    if channels <= GROUP or channels > 1 << 13 or most < 1:
+    if channels <= GROUP or channels > MAX_CHANNELS or most < 1:
         return None
-    counts, sources = np.zeros(channels, np.uint8), []
-    for c, candidates in _candidates(data, CANDIDATES * most):
-        chosen = _pruned(data, c, candidates, most)
-        counts[c] = chosen.size
-        sources.append(chosen)
-    return Taps(counts=counts.tobytes(), sources=np.concatenate(sources).astype("<u2").tobytes())
+    best = _select(data, most)
+    error = _fit(data, best).error
+    # Halved as long as that costs little: half the taps are half the time.
+    while most > FEWEST_TAPS:
+        most //= 2
+        fewer = _select(data, most)
+        found = _fit(data, fewer).error
+        if np.log2(found / error) / 2 > HALVING:
+            break
+        best = fewer
+    return best
+
+
+def _select(data: Sampled, most: int) -> Taps:
+    """The best `most` taps of each channel that has a choice."""
+    step = max(1, data.part.size // SELECTED_AT)
+    data = data._replace(own=data.own[..., ::step], places=data.places[..., ::step], part=data.part[::step])
+    found = _each(lambda job: _pruned(data, *job, most), _candidates(data, CANDIDATES * most))
+    counts = np.array([chosen.size for chosen in found], np.uint8)
+    return Taps(counts=counts.tobytes(), sources=np.concatenate(found).astype("<u2").tobytes())
+
+
+def _each(call: Callable[[S], T], jobs: Iterable[S]) -> list[T]:
+    """call(job) of each job in order, on all cores, each with a BLAS of one thread: its own threads wait for each other
+    on matrices as small as these, and for long where another program wants a core."""
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(call, jobs))
 
 
 def _candidates(data: Sampled, number: int) -> Iterator[tuple[int, NDArray[np.intp]]]:
     """Per channel: the sources (as the profile numbers them) that correlate most with what its own neighbours leave."""
-    left = np.stack([_left_by_own(data, c) for c in range(data.values.shape[0])])
-    ones = [_standardised(place.astype(np.float32)) for place in data.places]
-    for first in range(0, len(left), GROUP):
-        if first == 0:
-            yield from ((c, np.empty(0, np.intp)) for c in range(min(GROUP, len(left))))
-            continue
-        found = np.stack([np.abs(left[first : first + GROUP] @ place[:first].T) for place in ones], axis=2)
-        found = found.reshape(found.shape[0], -1, len(PLACES))
+    channels = data.values.shape[0]
+    left = np.stack(_each(lambda c: _left_by_own(data, c), range(channels)))
+    rows = [_standardised(place.astype(np.float32)) for place in data.places]
+    for first in range(0, channels, CHANNELS_AT_ONCE):
+        last = min(first + CHANNELS_AT_ONCE, channels)
+        before = (last - 1) // GROUP * GROUP
+        found = np.stack([np.abs(left[first:last] @ place[:before].T) for place in rows], axis=2)
         for c, strength in enumerate(found, start=first):
-            flat = strength.reshape(-1)
+            flat = strength[: c // GROUP * GROUP].reshape(-1)
             top = np.argpartition(flat, -number)[-number:] if flat.size > number else np.arange(flat.size)
             top = top[flat[top] > 0]
             yield c, np.sort(top // len(PLACES) * 8 + top % len(PLACES))
@@ -151,6 +186,8 @@ def _standardised(rows: Float32Array) -> Float32Array:
 
 def _pruned(data: Sampled, c: int, candidates: NDArray[np.intp], most: int) -> NDArray[np.intp]:
     """The candidates that matter most beside each other: those of small weight leave, step by step."""
+    if candidates.size <= most:
+        return candidates
     y = data.values[c].astype(np.float32)
     y -= y.mean()
     rows = np.concatenate([data.own[:, c], data.places[candidates & 7, candidates >> 3]]).astype(np.float32)
@@ -198,39 +235,43 @@ def estimate_prediction(
 
 
 class Fitted(NamedTuple):
-    """weights: (C, 4 + taps) each, then a bias: one float32 row per channel. foretold: (C, n) by cross-fitting."""
+    """weights: one float32 row per channel, (4 + taps) of them, then a bias. foretold: (C, n) float32 by cross-fitting.
+    error: its mean square, levels²."""
 
     weights: list[Float32Array]
     foretold: Float32Array
+    error: float
 
 
 def _fit(data: Sampled, taps: Taps) -> Fitted:
-    """The penalty whose cross-fitted predictions err least, over all channels."""
+    """With the penalty whose cross-fitted predictions err least, over all channels."""
     counts, channel, place = taps.arrays()
     starts = np.concatenate([[0], np.cumsum(counts)])
-    total = data.values.shape
-    weights: list[list[Float32Array]] = [[np.empty(0, np.float32)] * total[0] for _ in RIDGES]
-    foretold = np.empty((len(RIDGES), *total), np.float32)
-    for batch in _batches(counts, total[1]):
+    channels, n = data.values.shape
+    parts = [slice(a, b) for a, b in pairwise(np.searchsorted(data.part, np.arange(PARTS + 1)).tolist())]
+    foretold = np.empty((len(RIDGES), channels, n), np.float32)
+
+    def fit(batch: NDArray[np.intp]) -> Float32Array:
+        """(penalties, B, m) weights; puts what they foretell in its place."""
         at = starts[batch][:, None] + np.arange(counts[batch[0]])
-        rows = np.concatenate(
-            [data.own.transpose(1, 0, 2)[batch], data.places[place[at], channel[at]], np.ones((batch.size, 1, total[1]))],
-            axis=1,
-        ).astype(np.float32)  # fmt: skip
-        y = data.values[batch].astype(np.float32)
-        parts = [np.flatnonzero(data.part == k) for k in range(PARTS)]
+        rows = np.ones((batch.size, len(OWN) + at.shape[1] + 1, n), np.float32)
+        rows[:, : len(OWN)] = data.own[:, batch].transpose(1, 0, 2)
+        rows[:, len(OWN) : -1] = data.places[place[at], channel[at]]
+        y = data.values[batch].astype(np.float32)[:, :, None]
         grams = np.stack([rows[:, :, p] @ rows[:, :, p].transpose(0, 2, 1) for p in parts])
-        moments = np.stack([np.einsum("bmn,bn->bm", rows[:, :, p], y[:, p]) for p in parts])
-        for k, ridge in enumerate(RIDGES):
-            for own, w in zip(batch, _solve(grams.sum(0), moments.sum(0), ridge, total[1]), strict=True):
-                weights[k][own] = w
-            for j, p in enumerate(parts):
-                others = [i for i in range(PARTS) if i != j]
-                w = _solve(grams[others].sum(0), moments[others].sum(0), ridge, total[1] - p.size)
-                foretold[k][np.ix_(batch, p)] = np.einsum("bm,bmn->bn", w, rows[:, :, p])
+        moments = np.stack([(rows[:, :, p] @ y[:, p])[:, :, 0] for p in parts])
+        for j, p in enumerate(parts):
+            others = [i for i in range(PARTS) if i != j]
+            solved = _solve(grams[others].sum(0), moments[others].sum(0), n - (p.stop - p.start))
+            foretold[:, batch, p] = (solved.transpose(1, 0, 2) @ rows[:, :, p]).transpose(1, 0, 2)
+        return _solve(grams.sum(0), moments.sum(0), n)
+
+    batches = list(_batches(counts, n))
+    solved = _each(fit, batches)
     errors = [float(np.square(one - data.values).mean(dtype=np.float64)) for one in foretold]
     best = int(np.argmin(errors))
-    return Fitted(weights[best], foretold[best])
+    weights = {int(c): w for batch, own in zip(batches, solved, strict=True) for c, w in zip(batch, own[best], strict=True)}
+    return Fitted([weights[c] for c in range(channels)], foretold[best], errors[best])
 
 
 def _batches(counts: NDArray[np.intp], positions: int) -> Iterator[NDArray[np.intp]]:
@@ -241,16 +282,19 @@ def _batches(counts: NDArray[np.intp], positions: int) -> Iterator[NDArray[np.in
         yield from (alike[i : i + some] for i in range(0, alike.size, some))
 
 
-def _solve(gram: Float32Array, moment: Float32Array, ridge: float, n: int) -> Float32Array:
-    """(B, m) ridge weights of (B, m, m) Gram matrices; the last row is the constant, which is not penalised."""
+def _solve(gram: Float32Array, moment: Float32Array, n: int) -> Float32Array:
+    """(penalties, B, m) ridge weights of (B, m, m) Gram matrices over n positions; the last is the constant's, which is
+    not penalised."""
     m = gram.shape[1]
     mean = gram[:, -1, :-1] / n
-    variance = np.diagonal(gram, axis1=1, axis2=2)[:, :-1] / n - mean**2
-    penalty = np.zeros((len(gram), m))
-    penalty[:, :-1] = (n * ridge * variance.mean(axis=1) + 1e-2)[:, None]
-    full = gram.astype(np.float64) + penalty[:, :, None] * np.eye(m)
-    solved: Float32Array = np.linalg.solve(full, moment[:, :, None].astype(np.float64))[:, :, 0].astype(np.float32)
-    return solved
+    variance = (np.diagonal(gram, axis1=1, axis2=2)[:, :-1] / n - mean**2).mean(axis=1)
+    out = np.empty((len(RIDGES), *moment.shape), np.float32)
+    for k, ridge in enumerate(RIDGES):
+        full = gram.astype(np.float64)
+        full[:, np.arange(m - 1), np.arange(m - 1)] += (n * ridge * variance + 1e-2)[:, None]
+        full[:, -1, -1] += 1e-2
+        out[k] = np.linalg.solve(full, moment[:, :, None].astype(np.float64))[:, :, 0]
+    return out
 
 
 def _integers(fitted: Fitted, taps: Taps, largest: int) -> tuple[float, NDArray[np.int8], NDArray[np.int16]]:

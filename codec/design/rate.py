@@ -16,7 +16,7 @@ from splitwire.codec.profile import Quantizer, TensorPoint
 
 from .clipping import float32_quantizer
 from .ecsq import ecsq_at_rate
-from .point import Coder, choose_range, coded, known_slope, varying
+from .point import Coder, choose_range, known_slope, make_point, varying
 from .statistics import FeatureStatistics
 
 MAX_LEVELS = 16
@@ -71,15 +71,13 @@ def design_entropy_constrained(
         if n >= max_levels:
             (c_min, c_max), clipping = choose_range(n, statistics, slope)
             starts.append((float32_quantizer(c_min, c_max, n), clipping))
-    sample = statistics.sample
 
     def point(entropy: float) -> tuple[TensorPoint, float]:
         results = [(ecsq_at_rate(histogram, start, entropy, tolerance=1e-3)[1], clipping) for start, clipping in starts]
         # the start with `max_levels` is always within them
         within = [(r, clipping) for r, clipping in results if len(r.quantizer.levels) <= max_levels]
         found, clipping = min(within, key=lambda r: r[0].distortion)
-        tables, spent = coded(sample, found.quantizer, coder)
-        return TensorPoint(quantizer=found.quantizer, clipping=clipping, tables=tables), spent
+        return make_point(found.quantizer, clipping, statistics, coder)
 
     return _meet(bits, point, most=float(np.log2(max_levels)))
 
@@ -126,10 +124,8 @@ class Widening:
     def at(self, entropy: float) -> tuple[TensorPoint, float]:
         """The operating point of this entropy, as nearly as there is one, and what the coder spends on the sample."""
         scale = self.scale_for(entropy)
-        quantizer = self.quantizer(scale)
-        tables, spent = coded(self._statistics.sample, quantizer, "rans")
         clipping = msgspec.structs.replace(self._clipping, scale=scale)
-        return TensorPoint(quantizer=quantizer, clipping=clipping, tables=tables), spent
+        return make_point(self.quantizer(scale), clipping, self._statistics)
 
     def design(self, bits: float, *, entropy: float | None = None) -> tuple[TensorPoint, float]:
         """The operating point that spends at most `bits` per element on the sample, as nearly as there is one, and what

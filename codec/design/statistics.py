@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from splitwire.codec.errors import NonFiniteFeatures
 from splitwire.codec.kernels import statistics as kernels
+from splitwire.codec.profile import Taps
 
 BINS = 8192
 SAMPLE_BYTES = 256 << 20
@@ -130,12 +131,14 @@ class FeatureStatistics(Distribution):
     """Constant-memory statistics of one tensor at the cut: the distribution of all its elements, and some whole maps.
 
     channels: C. sample_bytes: how many bytes of feature maps are kept (a uniform sample of the images, reservoir
-    algorithm R, Vitter 1985, seeded).
+    algorithm R, Vitter 1985, seeded). taps: of the predictive coder, once they are chosen (point.worthwhile_taps); None
+    leaves the context coder.
     """
 
     def __init__(self, channels: int, *, sample_bytes: int = SAMPLE_BYTES, seed: int = 0) -> None:
         super().__init__()
         self.channels = channels
+        self.taps: Taps | None = None
         self.count = 0
         self._sample: list[NDArray[np.float32]] = []
         self._sample_bytes = sample_bytes

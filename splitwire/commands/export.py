@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from splitwire.codec.profile import CodecProfile, OperatingPoint, TensorPoint
     from splitwire.exporter.export import ExportResult
-    from splitwire.exporter.options import Accept, BackPrecision, Comparison, FrontPrecision
+    from splitwire.exporter.options import Accept, BackPrecision, Coder, Comparison, FrontPrecision
 
 METHODS = {"leaky_relu_model": "leaky ReLU", "relu_model": "ReLU", "histogram": "histogram"}
 """How the clipping range was chosen: by a density of Cohen et al., or on the measured histogram."""
@@ -60,6 +60,10 @@ def export(
     ] = None,
     front: Annotated[str, typer.Option(help="Front half in float32 or int8, on the same images.")] = "float32",
     back: Annotated[str, typer.Option(help="Back half in float32, or in float16 for a GPU.")] = "float32",
+    coder: Annotated[
+        str,
+        typer.Option(help="predictive: fewest bytes, where it is worth its time; context: several times as fast."),
+    ] = "predictive",
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Keep the int8 or float16 half without asking.")] = False,
     link: Annotated[
         str | None, typer.Option(help="For --cut auto: bandwidth, as 5mbit.", show_default="10mbit, 30ms")
@@ -94,6 +98,7 @@ def export(
             images=images,
             front=cast("FrontPrecision", front),
             back=cast("BackPrecision", back),
+            coder=cast("Coder", coder),
             accept=_asker(progress) if asking else None,
             link=link,
             rtt=rtt,
