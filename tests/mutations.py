@@ -110,7 +110,10 @@ def inflate(rng: Rng, frame: bytearray, other: bytes) -> bytearray:
 def other_form(rng: Rng, frame: bytearray, other: bytes) -> bytearray:
     """A single chunk in the other form, as an older or newer encoder would send it; else only the flag."""
     if is_short(frame):
-        return bytearray(long_form(bytes(frame), int(rng.integers(1, 64))))
+        made = bytearray(long_form(bytes(frame), int(rng.integers(1, 64))))
+        if seal(frame.copy()) != frame:  # changed before: its checksum is not to become right by this
+            made[40] ^= 1
+        return made
     head = frame[:6] + b"\1" + frame[7:22]
     return head + (frame[25:27] + bytes(4) + frame[44:] if chunks_of(frame) == 1 else frame[22:])
 
@@ -119,6 +122,16 @@ def random_payload(rng: Rng, frame: bytearray, other: bytes) -> bytearray:
     """A valid header and nothing but noise behind it."""
     start = 28 + 16 * chunks_of(frame)
     return frame[:start] + rng.bytes(len(frame) - start)
+
+
+def sound_states(rng: Rng, frame: bytearray, other: bytes) -> bytearray:
+    """Noise behind a valid header, in which every lane's state is in range: the coders over rANS begin to decode it."""
+    start = 28 + 16 * chunks_of(frame)
+    frame = random_payload(rng, frame, other)
+    lanes = frame[23] if is_short(frame) else frame[26]
+    for i in range(start, min(start + 4 * min(lanes, 8), len(frame) - 3), 4):
+        struct.pack_into("<HH", frame, i, int(rng.integers(1, 1 << 15)), int(rng.integers(1 << 16)))
+    return frame
 
 
 def change_sizes(rng: Rng, frame: bytearray, other: bytes) -> bytearray:
@@ -140,7 +153,7 @@ def change_sizes(rng: Rng, frame: bytearray, other: bytes) -> bytearray:
 
 MUTATIONS: tuple[Mutation, ...] = (
     flip_bits, overwrite, truncate, random_tail, shift, splice, foreign_payloads, swap_chunks, lie, inflate,
-    random_payload, change_sizes, other_form,
+    random_payload, sound_states, change_sizes, other_form,
 )  # fmt: skip
 
 
