@@ -121,7 +121,7 @@ def coded(tensor: Tensor) -> Coded:
         OperatingPoint(name="uniform", tensors=(uniform,), bits_per_element=bits),
         OperatingPoint(name="ecsq", tensors=(constrained,), bits_per_element=less),
     ]
-    codec = FeatureCodec(profile(tensor.name, tensor.features.shape[1:], points, "ecsq"))
+    codec = FeatureCodec(profile(tensor.name, tensor.features.shape[1:], points, "ecsq", tensor.statistics))
 
     def error(quantizer: Quantizer) -> float:
         x: Floats = tensor.features

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from splitwire.codec import preprocessing
-from splitwire.codec.design import FeatureStatistics, design_operating_point
+from splitwire.codec.design import FeatureStatistics, design_operating_point, worthwhile_taps
 from splitwire.codec.profile import CodecProfile, OperatingPoint, TensorSpec
 from splitwire.demo import photos
 from splitwire.demo.fashion import to_inputs
@@ -33,11 +33,12 @@ CUTS = {
 
 
 class Tensor(NamedTuple):
-    """name, its profile (operating points n2, n3, n4, n8), (B, C, H, W) float32 features to code, and the statistics of
-    other features that the profile was designed on."""
+    """name; its profiles (operating points n2, n3, n4, n8): as an export makes them, and of the context coder;
+    (B, C, H, W) float32 features to code; the statistics of other features that the profiles were designed on."""
 
     name: str
     profile: CodecProfile
+    context: CodecProfile
     features: Floats
     statistics: FeatureStatistics
 
@@ -90,7 +91,10 @@ def tensor(name: str, cut: str, calibration: Floats, features: Floats) -> Tensor
     """With a profile designed on `calibration`."""
     statistics = FeatureStatistics(channels=calibration.shape[1])
     statistics.add(calibration)
-    return Tensor(name, design(cut, calibration.shape[1:], statistics), features, statistics)
+    shape = calibration.shape[1:]
+    context = design(cut, shape, statistics)
+    statistics.taps = worthwhile_taps(statistics)
+    return Tensor(name, design(cut, shape, statistics), context, features, statistics)
 
 
 def design(cut: str, shape: tuple[int, ...], statistics: FeatureStatistics) -> CodecProfile:
@@ -99,21 +103,22 @@ def design(cut: str, shape: tuple[int, ...], statistics: FeatureStatistics) -> C
     for n in LEVELS:
         point, bits = design_operating_point(levels=n, statistics=statistics)
         points.append(OperatingPoint(name=f"n{n}", tensors=(point,), bits_per_element=bits))
-    return profile(cut, shape, points, "n4", mean=statistics.mean)
+    return profile(cut, shape, points, "n4", statistics)
 
 
 def profile(
-    cut: str, shape: tuple[int, ...], points: Sequence[OperatingPoint], default_op: str, mean: float | None = None
+    cut: str, shape: tuple[int, ...], points: Sequence[OperatingPoint], default_op: str, statistics: FeatureStatistics
 ) -> CodecProfile:
     """Of one tensor of this shape, without the batch."""
+    taps = msgspec.UNSET if statistics.taps is None else statistics.taps
     return CodecProfile(
-        model="benchmark", cut=cut, tensors=(TensorSpec(name=cut, shape=shape, mean=mean),),
+        model="benchmark", cut=cut, tensors=(TensorSpec(name=cut, shape=shape, mean=statistics.mean, taps=taps),),
         operating_points=tuple(points), default_op=default_op, front_sha256="", back_sha256="",
     )  # fmt: skip
 
 
 def without_tables(profile: CodecProfile) -> CodecProfile:
-    """The same quantizers, coded by the paper's adaptive binary coder."""
+    """The same quantizers, coded by the paper's adaptive binary coder. profile: of the context coder."""
     points = tuple(
         msgspec.structs.replace(p, tensors=tuple(msgspec.structs.replace(t, tables=None) for t in p.tensors))
         for p in profile.operating_points

@@ -90,7 +90,7 @@ def rows_for(name: str, subject: Subject, cut: str) -> list[Row]:
         uniform, bits = design_operating_point(levels=like, statistics=statistics)
         constrained, _ = design_entropy_constrained(bits=bits, statistics=statistics)
         for quantizer, point in (("uniform", uniform), ("entropy-constrained", constrained)):
-            decoded, size = through_codec(point, features)
+            decoded, size = through_codec(point, features, statistics)
             answer = log_softmax(back(network, cut, inputs, decoded))
             rows.append(
                 Row(
@@ -110,10 +110,10 @@ def rows_for(name: str, subject: Subject, cut: str) -> list[Row]:
     return rows
 
 
-def through_codec(point: TensorPoint, features: Floats) -> tuple[Floats, int]:
+def through_codec(point: TensorPoint, features: Floats, statistics: FeatureStatistics) -> tuple[Floats, int]:
     """The features as decoded, and the bytes of their frames."""
     points = [OperatingPoint(name="op", tensors=(point,), bits_per_element=0.0)]
-    codec = FeatureCodec(profile("cut", features.shape[1:], points, "op"))
+    codec = FeatureCodec(profile("cut", features.shape[1:], points, "op", statistics))
     frames = [codec.encode([x]) for x in batches(features)]
     return np.concatenate([codec.decode(frame).tensors[0] for frame in frames]), sum(map(len, frames))
 

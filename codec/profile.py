@@ -206,7 +206,7 @@ class Taps(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     sources: bytes
 
     def arrays(self) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
-        """counts (C,), source channel and place of each tap."""
+        """(C,) number of taps, and of each tap its source channel and place."""
         sources = np.frombuffer(self.sources, "<u2").astype(np.intp)
         return np.frombuffer(self.counts, np.uint8).astype(np.intp), sources >> 3, sources & 7
 

@@ -252,7 +252,8 @@ class _Machines:
         option = None
         if isinstance(bits, tuple):
             specs = [TensorSpec(name="x", shape=shape) for shape in cut.shapes]
-            heads = HEAD_BYTES + side_information(sum(-(-s.planes[0] // planes_per_chunk(s, whole_images=True)) for s in specs))
+            chunks = sum(-(-s.planes[0] // planes_per_chunk(s, whole_images=True)) for s in specs)
+            heads = HEAD_BYTES + side_information(chunks)
             rates = tuple(
                 Rate(levels=n, bits_per_element=b / cut.elements, bytes=heads + b / 8)
                 for n, b in zip(levels, bits, strict=True)

@@ -63,8 +63,8 @@ def export(
         element (docs/codec.md); (2, 3, 4, 6, 8, "r0.2", "r0.3", "r0.4", "r0.6", "r0.8") if None.
     default_op: "n4", say; None chooses the cheapest that keeps the answers.
     front: "int8" quantizes the front half, on the same calibration. back: "float16" is for a back half on a GPU.
-    coder: "predictive" sends the fewest bytes, and is used where it needs clearly fewer than "context", which is several
-        times as fast (docs/codec.md).
+    coder: "predictive" sends the fewest bytes, and is used where it needs clearly fewer than "context", which is
+        several times as fast (docs/codec.md).
     accept: called as accept(comparison) for each half that is not float32, with what it gains and costs; where it
         returns False, that half is written in float32. None accepts. All of them are in the result's `comparisons`.
     link, rtt, device: for "auto", as `splitwire.plan` takes them; without a link 10 Mbit/s, round trip 30 ms.

@@ -105,7 +105,8 @@ class Sampled(NamedTuple):
     @property
     def values(self) -> NDArray[np.int8]:
         """(C, n): what is foretold."""
-        return self.places[0]
+        values: NDArray[np.int8] = self.places[0]
+        return values
 
 
 def choose_taps(sample: Float32Array, quantizer: Quantizer) -> Taps | None:
@@ -270,8 +271,11 @@ def _fit(data: Sampled, taps: Taps) -> Fitted:
     solved = _each(fit, batches)
     errors = [float(np.square(one - data.values).mean(dtype=np.float64)) for one in foretold]
     best = int(np.argmin(errors))
-    weights = {int(c): w for batch, own in zip(batches, solved, strict=True) for c, w in zip(batch, own[best], strict=True)}
-    return Fitted([weights[c] for c in range(channels)], foretold[best], errors[best])
+    weights = [np.empty(0, np.float32)] * channels
+    for batch, own in zip(batches, solved, strict=True):
+        for c, w in zip(batch, own[best], strict=True):
+            weights[c] = w
+    return Fitted(weights, foretold[best], errors[best])
 
 
 def _batches(counts: NDArray[np.intp], positions: int) -> Iterator[NDArray[np.intp]]:
@@ -331,7 +335,8 @@ def _activity(sums: NDArray[np.int16]) -> NDArray[np.uint8]:
     middle = (np.cumsum(share) - share / 2) / max(share.sum(), 1.0)
     klass = 1 + np.minimum((middle * (ACTIVITIES - 1)).astype(np.intp), ACTIVITIES - 2)
     klass[0] = 0
-    return klass.astype(np.uint8)
+    found: NDArray[np.uint8] = klass.astype(np.uint8)
+    return found
 
 
 def _classes(
