@@ -30,13 +30,14 @@ import json
 import numpy as np
 from splitwire.codec import warmup
 from splitwire.codec.codec import FeatureCodec
-from splitwire.codec.kernels import cabac, quantize, rans
+from splitwire.codec.kernels import ans, cabac, predictive, quantize, rans
 from splitwire.codec.kernels.policy import STORE
 codec = FeatureCodec(warmup.example_profile())
 x = np.linspace(-1, 2, 32, dtype=np.float32).reshape(1, 2, 4, 4)
 frames = [codec.encode([x], op=p.name) for p in codec.profile.operating_points]
 values = [codec.decode(f).tensors[0].sum().item() for f in frames]
-dispatchers = [k for m in (cabac, quantize, rans) for k in vars(m).values() if hasattr(k, "stats")]
+modules = (ans, cabac, predictive, quantize, rans)
+dispatchers = {k for m in modules for k in vars(m).values() if hasattr(k, "stats")}
 print(json.dumps({
     "frames": [f.hex() for f in frames], "values": values,
     "hits": sum(sum(d.stats.cache_hits.values()) for d in dispatchers),
@@ -289,7 +290,7 @@ def test_user_who_can_read_the_cache_that_root_made(readable_tree: Path, warm: t
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system does not tell a process's peak")
-@pytest.mark.parametrize("op", ["whole-blocks", "padded-blocks", "no-tables"])
+@pytest.mark.parametrize("op", ["whole-blocks", "padded-blocks", "no-tables", "predicted"])
 def test_memory_stays_below_three_tensors(warm: tuple[Path, dict[str, Any]], op: str):
     """The tensor and the frame included; benchmarks/startup.py has the figures for a larger one."""
     code = f"""
