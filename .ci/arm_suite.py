@@ -22,6 +22,8 @@ from splitwire.codec.profile import CodecProfile
 
 BLOCKS = {2: (2, 4), 3: (1, 5), 4: (2, 2), 5: (1, 3), 6: (3, 1), 8: (1, 2), 16: (2, 1), 100: (1, 1), 256: (1, 1)}
 SHAPES = ((9, 13, 11), (1, 5, 7), (7, 50), (61,))
+PREDICTED = ((2, 3, 4, 5, 6, 8, 16, 64), (*SHAPES, (26, 16, 15)))
+"""Levels and shapes of coder 4."""
 
 
 def digest(*parts: bytes) -> str:
@@ -43,7 +45,12 @@ def golden(name: str) -> str:
 
 def seeded(shape: tuple[int, ...], levels: int, coder: int) -> str:
     """Its line: digest of profile, features, frame and what is decoded."""
-    block = BLOCKS[levels] if coder == 1 else None
+    block = {
+        1: BLOCKS.get(levels),
+        4: make_vectors.Predicted(
+            taps=levels, activities=1 + levels % 4, classes=1 + levels % 7, shift=levels % 3, missing=levels // 5
+        ),
+    }.get(coder)
     recipe = make_vectors.Recipe(
         about="", tensors=[(shape, levels, block)], batch=3, activities=1 + levels % 8, tables=1 + levels % 11,
         signed=levels % 2 == 0, uniform=levels % 3 == 0, short=True,
@@ -61,6 +68,7 @@ def main() -> None:
         raise SystemExit("this is to test the built wheel, not the sources")
     lines = [golden(name) for name in vectors.names()]
     lines += [seeded(shape, levels, coder) for coder in (1, 2) for levels in BLOCKS for shape in SHAPES]
+    lines += [seeded(shape, levels, 4) for levels in PREDICTED[0] for shape in PREDICTED[1]]
     print(*lines, f"{len(lines)} streams {digest(*(line.encode() for line in lines))}", sep="\n")
 
 
