@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 import pytest
 from codec_helpers import (
+    UInt8Array,
     expected,
     make_profile,
     predicted_profile,
@@ -42,11 +43,12 @@ from splitwire.codec.profile import (
 )
 
 
-def correlated(rng: np.random.Generator, shape: tuple[int, ...], levels: int) -> np.ndarray:
-    """(P, H, W) level indices; every fourth plane is all at rest if rest is 0."""
-    q = np.minimum(rng.geometric(0.5, shape) - 1, levels - 1).astype(np.uint8)
-    q[::4] = 0
-    return q
+def levels_of(rng: np.random.Generator, point: TensorPoint, shape: tuple[int, ...]) -> UInt8Array:
+    """(P, H, W) level indices, mostly at rest: of each plane another share is not, from none to all."""
+    assert isinstance(point.prediction, PredictionTables)
+    share = rng.choice([0.0, 0.004, 0.02, 0.1, 0.4, 1.0], (shape[0], 1, 1))
+    other = rng.integers(0, len(point.quantizer.levels), shape, np.uint8)
+    return np.where(rng.random(shape) < share, other, np.uint8(point.prediction.rest))
 
 
 @pytest.mark.parametrize("first", range(0, 19, 3))
@@ -54,7 +56,7 @@ def test_chunks_begin_and_end_anywhere_in_an_image(first: int) -> None:
     rng = np.random.default_rng(first)
     for planes, levels in itertools.product((1, 7, 19, 50), (3, 20)):
         spec, point = random_pair(rng, 4, levels, (19, 4, 5))
-        check_codec(PredictiveRans, spec, point, correlated(rng, (planes, 4, 5), levels), first=first)
+        check_codec(PredictiveRans, spec, point, levels_of(rng, point, (planes, 4, 5)), first=first)
 
 
 @pytest.mark.parametrize("lanes", range(1, 9))
@@ -62,7 +64,7 @@ def test_any_number_of_lanes(lanes: int) -> None:
     rng = np.random.default_rng(lanes)
     for planes, first in ((42, 0), (30, 5)):
         spec, point = random_pair(rng, 4, 5, (21, 3, 4))
-        q = correlated(rng, (planes, 3, 4), 5)
+        q = levels_of(rng, point, (planes, 3, 4))
         texts = msgspec.to_builtins(point), msgspec.to_builtins(spec)
         payload, _ = write_predictive(q.tolist(), *texts, first, lanes)
         coder = PredictiveRans.of(point, spec)
@@ -76,7 +78,17 @@ def test_planes_of_any_sides(shape: tuple[int, int, int]) -> None:
     rng = np.random.default_rng(shape)
     for batch in (1, 3):
         spec, point = random_pair(rng, 4, 6, shape)
-        check_codec(PredictiveRans, spec, point, correlated(rng, (batch * shape[0], *shape[1:]), 6), first=0)
+        check_codec(PredictiveRans, spec, point, levels_of(rng, point, (batch * shape[0], *shape[1:])), first=0)
+
+
+@pytest.mark.parametrize("side", [3, 7, 14, 22, 23, 30])
+@pytest.mark.parametrize("first", [0, 5])
+def test_sparse_and_dense_planes(first: int, side: int) -> None:
+    """Kernels may add up predictions from the elements at rest or from the others, by how many there are of each."""
+    rng = np.random.default_rng(side)
+    for planes in (19, 43):
+        spec, point = random_pair(rng, 4, 4, (19, side, side))
+        check_codec(PredictiveRans, spec, point, levels_of(rng, point, (planes, side, side)), first=first)
 
 
 @pytest.mark.parametrize("sign", [-1, 1])
