@@ -43,8 +43,8 @@ POSITIONS = 8192
 PARTS = 4
 """Of the positions, image by image, for cross-fitting."""
 MOST_TAPS = 128
-TABLE_BYTES = 56 << 10
-"""For the weights of one operating point: with its tables it stays below 64 KB."""
+POINT_BYTES = 64 << 10
+"""Of one tensor at one operating point, at most: weights, and what else there is."""
 CANDIDATES = 3
 """Times the number of taps: elements whose correlation with what the own neighbours leave is largest."""
 SELECTED_AT = 4096
@@ -63,7 +63,7 @@ MAX_CHANNELS = 1 << 13
 """What a profile can number."""
 FEWEST_TAPS = 8
 HALVING = 0.01
-"""Bits per element of a Gaussian error that half the taps may cost."""
+"""Share of the bits that half the taps may cost."""
 CHANNELS_AT_ONCE = 64
 SMALLEST = 1e-4
 """Variance, in levels, below which a channel is not worth a tap."""
@@ -117,20 +117,27 @@ def choose_taps(sample: Float32Array, quantizer: Quantizer) -> Taps | None:
     """
     data = Sampled.of(sample, quantizer)
     channels = data.values.shape[0]
-    most = min(MOST_TAPS, TABLE_BYTES // channels - len(OWN))
+    most = min(MOST_TAPS, _room(channels))
     if channels <= GROUP or channels > MAX_CHANNELS or most < 1:
         return None
     best = _select(data, most)
-    error = _fit(data, best).error
+    bits = _estimate(data, best)[1]
     # Halved as long as that costs little: half the taps are half the time.
     while most > FEWEST_TAPS:
         most //= 2
         fewer = _select(data, most)
-        found = _fit(data, fewer).error
-        if np.log2(found / error) / 2 > HALVING:
+        found = _estimate(data, fewer)[1]
+        if found > (1 + HALVING) * bits:
             break
-        best = fewer
+        best, bits = fewer, min(bits, found)
     return best
+
+
+def _room(channels: int) -> int:
+    """How many taps per channel fit into POINT_BYTES, whatever the number of levels."""
+    tables = CLASSES * CELLS * ACTIVITIES + 2 * TABLES * (MAX_PREDICTED_LEVELS + 1) + ACTIVITY_SUMS
+    bias_and_class = 3
+    return (POINT_BYTES - tables) // channels - bias_and_class - len(OWN)
 
 
 def _select(data: Sampled, most: int) -> Taps:
@@ -212,7 +219,10 @@ def estimate_prediction(
     not used, bits per element. None for a quantizer of more levels than the coder takes."""
     if len(quantizer.levels) > MAX_PREDICTED_LEVELS:
         return None
-    data = Sampled.of(sample, quantizer)
+    return _estimate(Sampled.of(sample, quantizer), taps)
+
+
+def _estimate(data: Sampled, taps: Taps) -> tuple[PredictionTables, float]:
     fitted = _fit(data, taps)
     largest = max(data.rest, data.levels - 1 - data.rest)
     scale, weights, bias = _integers(fitted, taps, largest)
@@ -236,12 +246,10 @@ def estimate_prediction(
 
 
 class Fitted(NamedTuple):
-    """weights: one float32 row per channel, (4 + taps) of them, then a bias. foretold: (C, n) float32 by cross-fitting.
-    error: its mean square, levels²."""
+    """weights: one float32 row per channel, (4 + taps) of them, then a bias. foretold: (C, n) float32, cross-fitted."""
 
     weights: list[Float32Array]
     foretold: Float32Array
-    error: float
 
 
 def _fit(data: Sampled, taps: Taps) -> Fitted:
@@ -275,7 +283,7 @@ def _fit(data: Sampled, taps: Taps) -> Fitted:
     for batch, own in zip(batches, solved, strict=True):
         for c, w in zip(batch, own[best], strict=True):
             weights[c] = w
-    return Fitted(weights, foretold[best], errors[best])
+    return Fitted(weights, foretold[best])
 
 
 def _batches(counts: NDArray[np.intp], positions: int) -> Iterator[NDArray[np.intp]]:
