@@ -32,8 +32,8 @@ from splitwire.models.catalogue import load
 OUT = Path("build/reports")
 PAGES = Path("docs/results")
 
-LEVELS = (2, 3, 4, 6, 8, "e2", "e3", "e4", "e6", "e8")
-BUDGETS = ("r0.15", "r0.2", "r0.25", "r0.3", "r0.4", "r0.5", "r0.6", "r0.8")
+LEVELS = (2, 3, 4, 5, 6, 8, "e2", "e3", "e4", "e5", "e6", "e8")
+BUDGETS = ("r0.1", "r0.15", "r0.2", "r0.25", "r0.3", "r0.35", "r0.4", "r0.5", "r0.6", "r0.8")
 FINER = (12, 16, 32, "e12", "e16", "r0.7", "r1", "r1.2")
 """Further ones for MobileNetV2, where every changed answer counts (PHOTO_CUT)."""
 

@@ -45,7 +45,7 @@ from .plan import AUTO_LINK, DEFAULT_DEVICE, recommend_cut
 from .sensitivity import Kind, Option
 from .split import Halves, split
 
-LEVELS = (2, 3, 4, 6, 8, "r0.2", "r0.3", "r0.4", "r0.6", "r0.8")
+LEVELS = (2, 3, 4, 6, 8, "r0.1", "r0.2", "r0.3", "r0.4", "r0.6", "r0.8")
 """The operating points made unless the caller says otherwise: what Cohen et al. 2021 tabulate, and five budgets."""
 
 AUTO = "auto"

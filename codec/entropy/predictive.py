@@ -29,6 +29,10 @@ class PredictiveRans:
         self.symbols = levels
         self._prediction, self._taps = prediction, taps
         self._ans = AnsTables.of(prediction.frequency_rows(levels))
+        # symbols close together, as few as there are: at 256 a table all of them fall into one set of the cache
+        self._symbol_bits = max(1, levels - 1).bit_length()
+        code = self._ans.code.reshape(-1, 256, 2)[:, : 1 << self._symbol_bits]
+        self._code = np.ascontiguousarray(code).reshape(-1)
         self._models = lru_cache(maxsize=8)(self._model)
 
     @classmethod
@@ -43,7 +47,7 @@ class PredictiveRans:
         lanes = choose_lanes(symbols.size, symbols.size // (rows * cols))
         words = room_for_words(symbols.size, lanes)
         layout, model = self._models(rows, cols)
-        start = kernels.encode(symbols, channel, lanes, layout, model, self._ans.code, self._ans.escape, words)
+        start = kernels.encode(symbols, channel, lanes, layout, model, self._code, self._ans.escape, words)
         return to_payload(words, start), lanes
 
     def decode(
@@ -53,39 +57,56 @@ class PredictiveRans:
         words, count = from_payload(payload, lanes)
         symbols = np.empty(planes * rows * cols, np.uint8)
         layout, model = self._models(rows, cols)
-        status = kernels.decode(
-            words, count, channel, lanes, layout, model, self._ans.slots, self._ans.escape, symbols
-        )
+        status = kernels.decode(words, count, channel, lanes, layout, model, self._ans.slots, self._ans.escape, symbols)
         check(status, payload, symbols, self.symbols)
         return symbols
 
     def _model(self, rows: int, cols: int) -> tuple[kernels.Layout, kernels.Model]:
         """The tables, laid out for planes of this size; a stream has few sizes, so the last ones are kept."""
-        layout = kernels.Layout.of(rows, cols)
-        counts, channels, places = self._taps.arrays()
+        counts, sources, places = self._taps.arrays()
         tables = self._prediction
-        starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        weights = np.frombuffer(tables.weights, np.int8).astype(np.int16)
-        at = np.array([y * layout.pitch + x for y, x in PLACES], np.int64)
-        first = starts[:-1] + len(OWN) * np.arange(counts.size)  # the own weights of each channel come first
-        own = first[:, None] + np.arange(len(OWN))
-        table = np.zeros((tables.classes, CELLS, 4), np.uint8)
-        table[:, :, : tables.activities] = np.frombuffer(tables.context_map, np.uint8).reshape(
-            tables.classes, CELLS, tables.activities
-        )
-        return layout, kernels.Model(
-            starts=starts,
-            channels=channels.astype(np.int64),
-            shifts=channels * layout.stride + at[places],
-            weights=np.delete(weights, own.reshape(-1)),
-            own=weights[own],
-            own_shifts=np.array([y * layout.pitch + x for y, x in OWN], np.int64),
-            bias=np.frombuffer(tables.bias, "<i2").astype(np.int16),
-            table=table.reshape(-1),
-            activity=np.frombuffer(tables.activity, np.uint8).copy(),
-            channel_class=np.frombuffer(tables.channel_class, np.uint8).astype(np.uint64),
-            offset=tables.offset,
+        activity = np.frombuffer(tables.activity, np.uint8)
+        most_active = int(np.flatnonzero(np.append(activity[0], activity[:-1]) != activity).max(initial=0))
+        active_bits = most_active.bit_length()
+        layout = kernels.lay_out(
+            counts.size,
+            rows,
+            cols,
             shift=tables.shift,
+            active_bits=active_bits,
+            most_active=most_active,
             rest=tables.rest,
             levels=self.symbols,
+            symbol_bits=self._symbol_bits,
+        )
+        weights = np.frombuffer(tables.weights, np.int8).astype(np.int16)
+        first = np.cumsum(counts + len(OWN)) - counts - len(OWN)  # the own weights of each channel come first
+        own = first[:, None] + np.arange(len(OWN))
+        taps = np.delete(weights, own.reshape(-1))
+        targets = np.repeat(np.arange(counts.size), counts)
+        shifts = np.array([y * layout.pitch + x for y, x in PLACES], np.int64)[places]
+        # by target, filled up to multiples of four
+        filled = -(-counts // 4) * 4
+        starts = np.concatenate([[0], np.cumsum(filled)])
+        at = np.arange(counts.sum()) + np.repeat(starts[:-1] - (np.cumsum(counts) - counts), counts)
+        by_target = np.zeros((3, starts[-1]), np.int64)
+        by_target[:, at] = sources, kernels.GUARD + layout.pitch + sources * layout.stride + shifts, taps
+        # by source
+        order = np.argsort(sources, kind="stable")
+        outs = np.concatenate([[0], np.cumsum(np.bincount(sources, minlength=counts.size))])
+        out_places = (targets & layout.kept) * layout.span + layout.pitch - shifts
+        table = np.frombuffer(tables.context_map, np.uint8).reshape(tables.classes, CELLS, tables.activities)
+        table = table[:, :, activity[np.minimum(np.arange(1 << active_bits), most_active)]]
+        return layout, kernels.Model(
+            starts=starts.astype(np.uint64),
+            channels=by_target[0].astype(np.uint64),
+            places=by_target[1].astype(np.uint64),
+            weights=by_target[2].astype(np.int16),
+            out_starts=outs.astype(np.uint64),
+            out_places=out_places[order].astype(np.uint64),
+            out_weights=taps[order],
+            own=weights[own].reshape(-1),
+            bias=(np.frombuffer(tables.bias, "<i2") + np.int16(tables.offset)).astype(np.int16),
+            table=table.reshape(-1).copy(),
+            rows=np.frombuffer(tables.channel_class, np.uint8).astype(np.uint64) * np.uint64(CELLS << active_bits),
         )

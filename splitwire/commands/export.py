@@ -53,7 +53,7 @@ def export(
             help="Operating points: 4 for so many uniform levels; e4: entropy-constrained, at the rate of 4; "
             "r0.4: the levels and range that harm the answers least at 0.4 bits per element."
         ),
-    ] = "2,3,4,6,8,r0.2,r0.3,r0.4,r0.6,r0.8",
+    ] = "2,3,4,6,8,r0.1,r0.2,r0.3,r0.4,r0.6,r0.8",
     images: Annotated[int | None, typer.Option(min=1, help="Most images to use.", show_default="512")] = None,
     image_size: Annotated[
         str | None, typer.Option(help="Of the input, pixels: 224, or HEIGHTxWIDTH.", show_default="the network's")
