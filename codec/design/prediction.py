@@ -38,8 +38,10 @@ T = TypeVar("T")
 S = TypeVar("S")
 Float32Array = NDArray[np.float32]
 
-POSITIONS = 8192
-"""Of the sample, that weights are fitted at and tables counted."""
+POSITIONS = (8192, 32768)
+"""Of the sample, that weights are fitted at and tables counted: at least, and at most where there are few channels."""
+ELEMENTS = 1 << 22
+"""Channels times positions, in between."""
 PARTS = 4
 """Of the positions, image by image, for cross-fitting."""
 MOST_TAPS = 128
@@ -85,13 +87,14 @@ class Sampled(NamedTuple):
     def of(cls, sample: Float32Array, quantizer: Quantizer) -> Sampled:
         """sample: (images, C, H, W) float32."""
         q = quantize(sample, quantizer)
-        images, _, height, width = q.shape
+        images, channels, height, width = q.shape
         levels = len(quantizer.levels)
         rest = int(np.bincount(q.reshape(-1), minlength=levels).argmax())
         field = np.pad((q.astype(np.int16) - rest).astype(np.int8), ((0, 0), (0, 0), (1, 1), (1, 1)))
         every = images * height * width
+        some = int(np.clip(ELEMENTS // channels, *POSITIONS))
         rng = np.random.default_rng(0)
-        at = np.sort(rng.choice(every, POSITIONS, replace=False)) if every > POSITIONS else np.arange(every)
+        at = np.sort(rng.choice(every, some, replace=False)) if every > some else np.arange(every)
         image, row, col = at // (height * width), at // width % height, at % width
 
         def shifted(place: tuple[int, int]) -> NDArray[np.int8]:
