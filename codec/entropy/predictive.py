@@ -8,6 +8,7 @@ from typing import ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from splitwire.codec.kernels import prediction
 from splitwire.codec.kernels import predictive as kernels
 from splitwire.codec.profile import CELLS, OWN, PLACES, PredictionTables, Taps, TensorPoint, TensorSpec
 
@@ -61,14 +62,14 @@ class PredictiveRans:
         check(status, payload, symbols, self.symbols)
         return symbols
 
-    def _model(self, rows: int, cols: int) -> tuple[kernels.Layout, kernels.Model]:
+    def _model(self, rows: int, cols: int) -> tuple[prediction.Layout, prediction.Model]:
         """The tables, laid out for planes of this size; a stream has few sizes, so the last ones are kept."""
         counts, sources, places = self._taps.arrays()
         tables = self._prediction
         activity = np.frombuffer(tables.activity, np.uint8)
         most_active = int(np.flatnonzero(np.append(activity[0], activity[:-1]) != activity).max(initial=0))
         active_bits = most_active.bit_length()
-        layout = kernels.lay_out(
+        layout = prediction.lay_out(
             counts.size,
             rows,
             cols,
@@ -90,14 +91,14 @@ class PredictiveRans:
         starts = np.concatenate([[0], np.cumsum(filled)])
         at = np.arange(counts.sum()) + np.repeat(starts[:-1] - (np.cumsum(counts) - counts), counts)
         by_target = np.zeros((3, starts[-1]), np.int64)
-        by_target[:, at] = sources, kernels.GUARD + layout.pitch + sources * layout.stride + shifts, taps
+        by_target[:, at] = sources, prediction.GUARD + layout.pitch + sources * layout.stride + shifts, taps
         # by source
         order = np.argsort(sources, kind="stable")
         outs = np.concatenate([[0], np.cumsum(np.bincount(sources, minlength=counts.size))])
         out_places = (targets & layout.kept) * layout.span + layout.pitch - shifts
         table = np.frombuffer(tables.context_map, np.uint8).reshape(tables.classes, CELLS, tables.activities)
         table = table[:, :, activity[np.minimum(np.arange(1 << active_bits), most_active)]]
-        return layout, kernels.Model(
+        return layout, prediction.Model(
             starts=starts.astype(np.uint64),
             channels=by_target[0].astype(np.uint64),
             places=by_target[1].astype(np.uint64),

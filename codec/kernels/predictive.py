@@ -1,23 +1,14 @@
 """The predictive rANS coder: a table for each level by what its neighbours foretell. Read docs/bitstream.md §6 first.
 
-The levels of one image lie in `field`, int8, less the level at rest: each plane with a column of zeros behind its rows
-and a row of zeros above and below, so that whatever lies outside is at rest and needs no test. Weighted sums over other
-planes are then sums over shifted stretches of memory, all positions of a plane at once: plain multiply-and-add of
-int16, which every compiler turns into SIMD, and which is exact (the profile is checked for overflow). A small plane
-with few elements that are not at rest is not gathered but scattered: each of them is added to the sums it is part of.
+Eight planes at most are coded side by side, and predicted (prediction.py) from planes of earlier groups, which a
+decoder has whole. What it does not have whole are the planes themselves: what the row above adds is added row by row,
+and what the element to the left adds, element by element.
 
-Eight planes at most are coded side by side, and predicted from planes of earlier groups, which a decoder has whole.
-What it does not have whole are the planes themselves: what the row above adds is added row by row, and what the element
-to the left adds, element by element.
-
-Groups of eight lanes have kernels of their own, written out as those of rans.py are. Helpers get arrays one by one, not
-in tuples, and have no returns or calls in branches where they are called often: numba counts references with locked
-instructions, and removes that only where the flow is plain. It cost 50 to 100 ns a call, most of the time of 3x3 planes.
+Groups of eight lanes have kernels of their own, written out as those of rans.py are, and here for one more reason: with
+the branch for escapes in a helper, numba counts references to the arrays at every symbol, which costs 20 to 30 ns.
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import numpy as np
 
@@ -48,79 +39,24 @@ from .ans import (
     take_escaped,
 )
 from .policy import kernel
-
-GROUP = 8
-STRETCH = 32
-"""Positions are predicted in multiples of this: a remainder of a loop costs more than the elements it leaves out."""
-ROW_STRETCH = 16
-GUARD = 64
-"""Elements before and behind all planes of `field` that sums may touch; a multiple of 8."""
-AT_REST, SCATTERED, DENSE = 0, 1, 2
-LOW_BITS = np.uint64(0x7F7F7F7F7F7F7F7F)
-HIGH_BITS = np.uint64(0x8080808080808080)
-EVEN_BYTES = np.uint64(0x00FF00FF00FF00FF)
-BIT_OF_BYTE, BYTES_2, BYTES_4 = np.uint64(7), np.uint64(16), np.uint64(32)
-
-
-class Layout(NamedTuple):
-    """The numbers among what kernels need to know of planes and profile, all int.
-
-    pitch: elements of a row in `field`. stride: of a plane there, a multiple of 8. length: how many are predicted, from
-    the first element of the plane on. span: elements of a plane in `sums`. kept: the bits of a channel's number that
-    tell its place there, all or those of its place in its group. few: planes with up to so many elements that are not
-    at rest are scattered. most_active: where the activity classes end, a number of active_bits bits. symbol_bits: of
-    the symbols in `code`.
-    """
-
-    height: int
-    width: int
-    pitch: int
-    stride: int
-    length: int
-    span: int
-    kept: int
-    few: int
-    shift: int
-    active_bits: int
-    most_active: int
-    rest: int
-    levels: int
-    symbol_bits: int
-
-
-def lay_out(channels: int, height: int, width: int, **others: int) -> Layout:
-    """For `channels` (height, width) planes; others: from shift on."""
-    pitch = width + 1
-    length = -(-height * pitch // STRETCH) * STRETCH
-    few = 6 if length <= 2 * STRETCH else 0
-    stride = -(-(height + 2) * pitch // 8) * 8
-    kept = -1 if few else GROUP - 1
-    return Layout(height, width, pitch, stride, length, length + 2 * pitch, kept, few, **others)
-
-
-class Model(NamedTuple):
-    """The arrays of the same.
-
-    Taps of each channel, filled up with weights of 0 to a multiple of four: starts: (C + 1,) uint64, where they start.
-    channels: (taps,) uint64, source of each. places: (taps,) uint64, where in `field` it lies for the first element.
-    weights: (taps,) int16.
-    Taps by source: out_starts: (C + 1,) uint64. out_places: (taps,) uint64, where in `sums` the first element of the
-    source adds to. out_weights: (taps,) int16.
-    own: (4·C,) int16. bias: (C,) int16, with the offset. table: (classes·256 << active_bits,) uint8 by class, cell, and
-    how active the neighbours are. rows: (C,) uint64, where the class of the channel starts there.
-    """
-
-    starts: np.ndarray
-    channels: np.ndarray
-    places: np.ndarray
-    weights: np.ndarray
-    out_starts: np.ndarray
-    out_places: np.ndarray
-    out_weights: np.ndarray
-    own: np.ndarray
-    bias: np.ndarray
-    table: np.ndarray
-    rows: np.ndarray
+from .prediction import (
+    DENSE,
+    GROUP,
+    GUARD,
+    ROW_STRETCH,
+    SCATTERED,
+    add_row,
+    field_size,
+    find_contexts,
+    gather,
+    kind_of,
+    list_dense,
+    most_taps,
+    put_plane,
+    scatter,
+    start_of,
+    sums_size,
+)
 
 
 @kernel
@@ -137,12 +73,12 @@ def encode(symbols, first_channel, lanes, layout, model, code, escape, words):
     channels = bias.size
     planes = symbols.size // size
     state = np.full(GROUP, LOW, np.uint64)
-    field = np.zeros(_field_size(layout, channels), np.int8)
+    field = np.zeros(field_size(layout, channels), np.int8)
     eights = field.view(np.uint64)
     dense = np.zeros(channels, np.uint8)
     tally = np.zeros(3, np.int64)
-    sums = np.zeros(_sums_size(layout, channels), np.int16)
-    live_places, live_weights = np.zeros(_most(starts), np.uint64), np.zeros(_most(starts), np.int16)
+    sums = np.zeros(sums_size(layout, channels), np.int16)
+    live_places, live_weights = np.zeros(most_taps(starts), np.uint64), np.zeros(most_taps(starts), np.int16)
     p = np.uint64(words.size)
     end = planes
     while end > 0:
@@ -156,10 +92,10 @@ def encode(symbols, first_channel, lanes, layout, model, code, escape, words):
             sums[:] = 0
         tally[:] = 0
         for c in range(low, high):
-            _lay_out(symbols, (begin + c - low) * size, field, c, layout)
-            kind = _kind(eights, c, layout)
+            put_plane(symbols, (begin + c - low) * size, field, c, layout)
+            kind = kind_of(eights, c, layout)
             if kind == SCATTERED:
-                _scatter(field, eights, c, layout, out_starts, out_places, out_weights, sums)
+                scatter(field, eights, c, layout, out_starts, out_places, out_weights, sums)
             dense[c] = kind == DENSE
             tally[kind] += 1
         top = high
@@ -167,14 +103,14 @@ def encode(symbols, first_channel, lanes, layout, model, code, escape, words):
             group = max(low, (top - 1) // GROUP * GROUP)
             some = (top - group - 1) % lanes + 1  # the last lanes of the group, which may be fewer
             c = top - some
-            listed = _list_dense(tally)
+            listed = list_dense(tally)
             for lane in range(some if tally[DENSE] or not layout.few else 0):
-                _predict(
+                gather(
                     field, c + lane, dense, listed, layout, starts, sources, places, weights, live_places,
                     live_weights, sums,
                 )  # fmt: skip
             for lane in range(some):
-                _find_contexts(field, c + lane, layout, own, bias, sums)
+                find_contexts(field, c + lane, layout, own, bias, sums)
             start = (begin + c - low) * size
             if some == GROUP:
                 p = _encode_eight(symbols, start, c, layout, rows, table, sums, code, escape, words, p, state)
@@ -187,155 +123,6 @@ def encode(symbols, first_channel, lanes, layout, model, code, escape, words):
         words[p] = np.uint16(state[lane] >> WORD)
         words[p + ONE] = np.uint16(state[lane] & WORD_MASK)
     return np.int64(p)
-
-
-@kernel
-def _field_size(layout, channels):
-    return (2 * GUARD + 2 * layout.pitch + channels * layout.stride + layout.length) // 8 * 8 + 8
-
-
-@kernel
-def _sums_size(layout, channels):
-    return (channels if layout.few else GROUP) * layout.span + ROW_STRETCH
-
-
-@kernel
-def _most(starts):
-    """Room for the taps of one channel."""
-    most = ZERO
-    for c in range(starts.size - 1):
-        most = max(most, starts[c + 1] - starts[c])
-    return most + FOUR
-
-
-@kernel
-def _lay_out(symbols, start, field, channel, layout):
-    """Put a plane into the field."""
-    a = np.uint64(start)
-    b = np.uint64(GUARD + channel * layout.stride + layout.pitch)
-    width = np.uint64(layout.width)
-    zero = np.int8(layout.rest)
-    for _ in range(layout.height):
-        for i in range(width):
-            field[b + i] = np.int8(np.int8(symbols[a + i]) - zero)
-        a += width
-        b += np.uint64(layout.pitch)
-
-
-@kernel
-def _kind(eights, channel, layout):
-    """How the plane goes into sums. eights: `field`, eight elements at once."""
-    first = np.uint64((GUARD + channel * layout.stride) // 8)
-    last = first + np.uint64(layout.stride // 8)
-    count = ZERO
-    if layout.few == 0:
-        while first < last and count == ZERO:
-            count = eights[first]
-            first += ONE
-        return AT_REST if count == ZERO else DENSE
-    for w in range(first, last):  # per byte of the word: the stride is at most 8·255
-        word = eights[w]
-        count += (((word & LOW_BITS) + LOW_BITS | word) & HIGH_BITS) >> BIT_OF_BYTE
-    count = (count & EVEN_BYTES) + (count >> SYMBOL_BITS & EVEN_BYTES)
-    count += count >> BYTES_4
-    count = (count + (count >> BYTES_2)) & WORD_MASK
-    return AT_REST if count == ZERO else DENSE if count > np.uint64(layout.few) else SCATTERED
-
-
-@kernel
-def _scatter(field, eights, channel, layout, out_starts, out_places, out_weights, sums):
-    """Add each element of the plane to the sums that it is part of."""
-    first = np.uint64((GUARD + channel * layout.stride) // 8)
-    last = first + np.uint64(layout.stride // 8)
-    begin, end = out_starts[channel], out_starts[channel + 1]
-    origin = np.uint64(GUARD + channel * layout.stride + layout.pitch)
-    for w in range(first, last):
-        if eights[w]:
-            for x in range(w << THREE, (w << THREE) + EIGHT):
-                v = np.int16(field[x])
-                if v:
-                    i = x - origin
-                    for t in range(begin, end):
-                        j = i + out_places[t]
-                        sums[j] = np.int16(sums[j] + np.int16(out_weights[t] * v))
-
-
-@kernel
-def _start(channel, layout):
-    """Where in `sums` the first element of a channel lies."""
-    return np.uint64((channel & layout.kept) * layout.span + layout.pitch)
-
-
-@kernel
-def _list_dense(tally):
-    """Whether to list the taps in dense planes. Where nearly all planes are, and the others at rest, a list costs more
-    than it saves."""
-    return tally[SCATTERED] > 0 or tally[DENSE] <= 2 * tally[AT_REST]
-
-
-@kernel
-def _predict(
-    field, channel, dense, listed, layout, starts, sources, places, weights, live_places, live_weights, sums
-):  # fmt: skip
-    """Add to the sums of a channel its taps in dense planes. live_places, live_weights: scratch."""
-    begin, end = starts[channel], starts[channel + 1]
-    j = _start(channel, layout)
-    length = np.uint64(layout.length)
-    for i in range(ZERO if layout.few else length):
-        sums[j + i] = 0
-    # one of the two has nothing to do: calls in branches would cost counting references, 90 ns
-    _gather(field, places, weights, begin, begin if listed else end, sums, j, length)
-    count = _pick(dense, begin, end if listed else begin, sources, places, weights, live_places, live_weights)
-    _gather(field, live_places, live_weights, ZERO, count, sums, j, length)
-
-
-@kernel
-def _pick(dense, begin, end, sources, places, weights, live_places, live_weights):
-    """List the taps of dense planes, filled up to a multiple of four; returns how many."""
-    count = ZERO
-    for t in range(begin, end):
-        live_places[count] = places[t]
-        live_weights[count] = weights[t]
-        count += np.uint64(dense[sources[t]])
-    while count & THREE:
-        live_places[count] = ZERO
-        live_weights[count] = 0
-        count += ONE
-    return count
-
-
-@kernel
-def _gather(field, places, factors, begin, end, sums, j, length):
-    for t in range(begin, end, FOUR):
-        w0, w1, w2, w3 = factors[t], factors[t + ONE], factors[t + TWO], factors[t + THREE]
-        x0, x1, x2, x3 = places[t], places[t + ONE], places[t + TWO], places[t + THREE]
-        for i in range(length):  # each product is cast: otherwise they are of 64 bits
-            a = np.int16(np.int16(w0 * field[x0 + i]) + np.int16(w1 * field[x1 + i]))
-            b = np.int16(np.int16(w2 * field[x2 + i]) + np.int16(w3 * field[x3 + i]))
-            sums[j + i] = np.int16(sums[j + i] + np.int16(a + b))
-
-
-@kernel
-def _find_contexts(field, channel, layout, own, bias, sums):
-    """The sums of a channel, to which its own neighbours are still to be added, become what `table` is read by."""
-    o = np.uint64(channel) << TWO
-    w0, w1, w2, w3 = own[o], own[o + ONE], own[o + TWO], own[o + THREE]
-    constant = bias[channel]
-    shift = layout.shift & 15
-    bits = layout.active_bits & 7
-    most = np.int16(layout.most_active)
-    x0 = np.uint64(GUARD + channel * layout.stride + layout.pitch - 1)
-    x1 = x0 - np.uint64(layout.pitch - 1)
-    x2, x3 = x1 - ONE, x1 + ONE
-    j = _start(channel, layout)
-    for i in range(np.uint64(layout.length)):
-        left, above = np.int16(field[x0 + i]), np.int16(field[x1 + i])
-        a = np.int16(np.int16(w0 * left) + np.int16(w1 * above))
-        b = np.int16(np.int16(w2 * field[x2 + i]) + np.int16(w3 * field[x3 + i]))
-        total = np.int16(np.int16(sums[j + i] + constant) + np.int16(a + b))
-        cell = min(max(np.int16(total >> shift), np.int16(0)), np.int16(255))
-        active = min(np.int16(abs(left) + abs(above)), most)
-        sums[j + i] = np.int16(np.int16(cell << bits) | active)
 
 
 @kernel
@@ -358,7 +145,7 @@ def _encode_some(symbols, start, channel, some, layout, rows, table, sums, code,
     for r in range(layout.height - 1, -1, -1):
         for c in range(layout.width - 1, -1, -1):
             for lane in range(some - 1, -1, -1):
-                j = _start(channel + lane, layout) + np.uint64(r * layout.pitch + c)
+                j = start_of(channel + lane, layout) + np.uint64(r * layout.pitch + c)
                 n = np.uint64(start + lane * size + r * layout.width + c)
                 k = _find(symbols, n, sums, j, rows[channel + lane], bits, table)
                 x = state[lane]
@@ -380,7 +167,7 @@ def _encode_eight(symbols, start, channel, layout, rows, table, sums, code, esca
     x4, x5, x6, x7 = state[FOUR], state[FIVE], state[SIX], state[SEVEN]
     r0, r1, r2, r3 = rows[channel], rows[channel + 1], rows[channel + 2], rows[channel + 3]
     r4, r5, r6, r7 = rows[channel + 4], rows[channel + 5], rows[channel + 6], rows[channel + 7]
-    first = _start(channel, layout)
+    first = start_of(channel, layout)
     for r in range(layout.height - 1, -1, -1):
         for c in range(layout.width - 1, -1, -1):
             j = first + np.uint64(r * layout.pitch + c)
@@ -462,14 +249,14 @@ def decode(words, count, first_channel, lanes, layout, model, slots, escape, sym
         if state[lane] < LOW or state[lane] >> WORD >= LOW:
             return BAD_END
         p += TWO
-    field = np.zeros(_field_size(layout, channels), np.int8)
+    field = np.zeros(field_size(layout, channels), np.int8)
     eights = field.view(np.uint64)
     dense = np.zeros(channels, np.uint8)
     tally = np.zeros(3, np.int64)
-    sums = np.zeros(_sums_size(layout, channels), np.int16)
+    sums = np.zeros(sums_size(layout, channels), np.int16)
     room = -(-layout.width // ROW_STRETCH) * ROW_STRETCH
     known = np.empty(GROUP * room, np.int32)
-    live_places, live_weights = np.zeros(_most(starts), np.uint64), np.zeros(_most(starts), np.int16)
+    live_places, live_weights = np.zeros(most_taps(starts), np.uint64), np.zeros(most_taps(starts), np.int16)
     begin = 0
     while begin < planes:
         low = (first_channel + begin) % channels
@@ -482,9 +269,9 @@ def decode(words, count, first_channel, lanes, layout, model, slots, escape, sym
         c = low
         while c < high:
             some = min(lanes, min((c // GROUP + 1) * GROUP, high) - c)
-            listed = _list_dense(tally)
+            listed = list_dense(tally)
             for lane in range(some if tally[DENSE] or not layout.few else 0):
-                _predict(
+                gather(
                     field, c + lane, dense, listed, layout, starts, sources, places, weights, live_places,
                     live_weights, sums,
                 )  # fmt: skip
@@ -502,9 +289,9 @@ def decode(words, count, first_channel, lanes, layout, model, slots, escape, sym
             if p > end:
                 return OVERRUN
             for lane in range(some):
-                kind = _kind(eights, c + lane, layout)
+                kind = kind_of(eights, c + lane, layout)
                 if kind == SCATTERED:
-                    _scatter(field, eights, c + lane, layout, out_starts, out_places, out_weights, sums)
+                    scatter(field, eights, c + lane, layout, out_starts, out_places, out_weights, sums)
                 dense[c + lane] = kind == DENSE
                 tally[kind] += 1
             c += some
@@ -515,26 +302,6 @@ def decode(words, count, first_channel, lanes, layout, model, slots, escape, sym
         if state[lane] != LOW:
             return BAD_END
     return OK
-
-
-@kernel
-def _add_row(field, channel, row, layout, own, bias, sums, known, lane):
-    """What is known of a row of `channel` before it: per element, the prediction but for the element to the left << 8,
-    and the magnitude of the element above. In one array: with two it took 11 ns a row and not 5, for tests of overlap.
-    """
-    o = np.uint64(channel) << TWO
-    w1, w2, w3 = own[o + ONE], own[o + TWO], own[o + THREE]
-    constant = bias[channel]
-    room = np.uint64(-(-layout.width // ROW_STRETCH) * ROW_STRETCH)
-    x1 = np.uint64(GUARD + channel * layout.stride + row * layout.pitch)
-    x2, x3 = x1 - ONE, x1 + ONE
-    j = _start(channel, layout) + np.uint64(row * layout.pitch)
-    o = np.uint64(lane) * room
-    for i in range(room):
-        above = np.int16(field[x1 + i])
-        a = np.int16(np.int16(w1 * above) + np.int16(sums[j + i] + constant))
-        b = np.int16(np.int16(w2 * field[x2 + i]) + np.int16(w3 * field[x3 + i]))
-        known[o + i] = np.int32(np.int32(np.int16(a + b)) << 8) | np.int32(abs(above))
 
 
 @kernel
@@ -556,7 +323,7 @@ def _decode_some(
     shift, bits, most = (layout.shift & 15) + 8, layout.active_bits & 7, layout.most_active
     for r in range(layout.height):
         for lane in range(some):
-            _add_row(field, channel + lane, r, layout, own, bias, sums, known, lane)
+            add_row(field, channel + lane, r, layout, own, bias, sums, known, lane)
         for c in range(layout.width):
             # A step reads at most two words per lane: checked once here, the zeros behind the stream take the rest.
             if p > end:
@@ -564,10 +331,9 @@ def _decode_some(
             for lane in range(some):
                 x = np.uint64(GUARD + (channel + lane) * layout.stride + (r + 1) * layout.pitch + c)
                 left = np.int64(field[x - ONE])
-                t = _choose(
-                    known, np.uint64(lane * room + c), left, np.int64(own[np.uint64(channel + lane) << TWO]) << 8, abs(left),
-                    rows[channel + lane], shift, bits, most, table,
-                )  # fmt: skip
+                weight = np.int64(own[np.uint64(channel + lane) << TWO]) << 8
+                o = np.uint64(lane * room + c)
+                t = _choose(known, o, left, weight, abs(left), rows[channel + lane], shift, bits, most, table)
                 e = look(state[lane], t, slots)
                 s, f = e & BYTE, (e >> SYMBOL_BITS) & SLOT
                 if f:
@@ -605,7 +371,7 @@ def _decode_eight(
     w6, w7 = np.int64(own[o]) << 8, np.int64(own[o + FOUR]) << 8
     for r in range(layout.height):
         for lane in range(GROUP):
-            _add_row(field, channel + lane, r, layout, own, bias, sums, known, lane)
+            add_row(field, channel + lane, r, layout, own, bias, sums, known, lane)
         v0 = v1 = v2 = v3 = v4 = v5 = v6 = v7 = 0
         for c in range(layout.width):
             # A step reads at most two words per lane: checked once here, the zeros behind the stream take the rest.
