@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 import numpy as np
+import pytest
 import reference
 import spec_reader
 from codec_helpers import UInt8Array
@@ -25,7 +26,8 @@ def check_codec(
     """The promises of `SymbolCoder` and of docs/bitstream.md for (P, H, W) level indices q of a tensor.
 
     The bytes are the oracle's, in whatever way they are asked for; they decode to q, by the oracle too, with any number
-    of lanes; and damage is refused or decodes to symbols in range. first: the channel of the first plane (None: any).
+    of lanes; bytes too many are refused, and other damage is refused or decodes to symbols in range. first: the channel
+    of the first plane (None: any).
     """
     rng = np.random.default_rng(seed)
     planes, height, width = q.shape
@@ -52,6 +54,10 @@ def check_codec(
         wanted = int(rng.integers(1, coder.max_lanes + 1))
         other, _ = reference.ENCODERS[coder.coder_id](q.tolist(), *texts, first, wanted)
         np.testing.assert_array_equal(coder.decode(other, planes, *grid, wanted, first), symbols)
+
+    for behind in (b"\0", b"\0\0"):
+        with pytest.raises(BitstreamError):
+            coder.decode(payload + behind, planes, *grid, lanes, first)
 
     alphabet = len(point.quantizer.levels) ** (coder.block[0] * coder.block[1])
     for damaged in damages(payload, rng):

@@ -7,12 +7,14 @@ import os
 import subprocess
 import sys
 
+import msgspec
 import numpy as np
 import pytest
 from codec_helpers import expected, make_profile, random_pair, relu_features
 from conformance import check_codec
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import UNSET
 from mutations import seal
 from reference import ENCODERS, write_binary, write_frame
 from spec_reader import DECODERS, read_frame
@@ -21,9 +23,20 @@ from splitwire.codec.codec import FeatureCodec
 from splitwire.codec.design.tables import estimate_tables
 from splitwire.codec.entropy import CODERS, SymbolCoder
 from splitwire.codec.entropy.cabac import AdaptiveBinary
+from splitwire.codec.entropy.predictive import PredictiveRans
+from splitwire.codec.entropy.rans import ContextRans
 from splitwire.codec.errors import BitstreamError, Corrupt, FingerprintMismatch, Truncated, UnsupportedVersion
 from splitwire.codec.kernels import cabac as kernels
-from splitwire.codec.profile import CodecProfile, Quantizer
+from splitwire.codec.profile import (
+    Clipping,
+    CodecProfile,
+    ContextTables,
+    PredictionTables,
+    Quantizer,
+    Taps,
+    TensorPoint,
+    TensorSpec,
+)
 
 SHAPES = [(1, 1, 1), (3, 1, 9), (5, 7, 3), (9, 2, 2), (8, 19, 23)]
 LEVELS = [2, 3, 4, 5, 16, 63, 64, 255, 256]
@@ -226,6 +239,55 @@ def test_adapts_to_each_channel() -> None:
     mean = float(q.mean())
     order0 = -(mean * np.log2(mean) + (1 - mean) * np.log2(1 - mean))
     assert 8 * len(AdaptiveBinary(2).encode(q, 1, q.size)[0]) / q.size < 0.75 * order0
+
+
+# ---- the coders over rANS -----------------------------------------------------------------------------------------
+
+ROW = [1, 200, 3894, 1]
+"""Frequencies of three levels and of the escape."""
+
+
+@pytest.mark.parametrize("kind", [ContextRans, PredictiveRans], ids=lambda k: k.__name__)
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        # Levels 1 and 0 with the state 2^15 behind them, coded without emitting a word where the encoder has to: the
+        # state is 2^31 or more at the start.
+        (divmod((2**27 // 200 << 12) + 1 + 2**27 % 200, 1 << 16), "does not end in the initial state"),
+        # Level 1 twice: below 2^15 at the start, and all that is left of it is a word.
+        ((0, 1, 1, 0x8000), "does not end in the initial state"),
+        # Levels 0 and 2, and more than 2^15 at the end.
+        ((0x7FFF, 0x1000), "does not end in the initial state"),
+        ((0x7FFF,), "ends before all 2 symbols"),
+        ((), "ends before all 2 symbols"),
+    ],
+    ids=lambda x: str(x)[:20],
+)
+def test_states_that_no_encoder_makes(kind: type[SymbolCoder], words: tuple[int, ...], message: str) -> None:
+    frequencies = np.array(ROW, "<u2").tobytes()
+    tables = ContextTables(
+        block=(1, 1), padding=0, activities=1, left_activity=bytes(3), top_activity=bytes(3), context_map=bytes(4),
+        frequencies=frequencies,
+    )  # fmt: skip
+    prediction = PredictionTables(
+        rest=0, weights=bytes(4), bias=bytes(2), offset=0, shift=0, activities=1, activity=bytes(16), classes=1,
+        channel_class=bytes(1), context_map=bytes(256), frequencies=frequencies,
+    )  # fmt: skip
+    predicts = kind is PredictiveRans
+    point = TensorPoint(
+        quantizer=Quantizer.uniform(0.0, 1.0, 3), clipping=Clipping(method="histogram"),
+        tables=None if predicts else tables, prediction=prediction if predicts else UNSET,
+    )  # fmt: skip
+    spec = TensorSpec(name="x", shape=(2,), taps=Taps(counts=bytes(1), sources=b""))
+    coder = kind.of(point, spec)
+    assert coder is not None
+    sound, _ = coder.encode(np.array([1, 0], np.uint8), 1, 2)
+    assert coder.decode(sound, 1, 1, 2, 1).tolist() == [1, 0] and len(sound) == 6
+    payload = np.array(words, "<u2").tobytes()
+    with pytest.raises((Corrupt, Truncated), match=message):
+        coder.decode(payload, 1, 1, 2, 1)
+    with pytest.raises((AssertionError, StopIteration)):
+        DECODERS[kind.coder_id](payload, msgspec.to_builtins(point), msgspec.to_builtins(spec), 1, 1, 0)
 
 
 # ---- in a frame ---------------------------------------------------------------------------------------------------

@@ -211,6 +211,17 @@ def test_prediction_needs_taps_and_few_levels_and_no_tables() -> None:
     assert "prediction takes up to 64 levels and rest below; not 65" in refused(profile)
 
 
+@pytest.mark.parametrize(("rest", "most"), [(0, 3), (1, 2), (2, 2), (3, 3)])
+def test_predictions_are_bounded_by_the_level_furthest_from_rest(rest: int, most: int) -> None:
+    profile = plain_profile()
+    damage(profile, "prediction.rest", rest)
+    largest = (1 << 15) - 1 - 100 - 200 * most
+    damage(profile, "prediction.bias", put("<i2", 0, largest))
+    CodecProfile.from_json(json.dumps(profile))
+    damage(profile, "prediction.bias", put("<i2", 0, largest + 1))
+    assert "predictions reach 32768; they must stay within 16 bits" in refused(profile)
+
+
 def test_taps_are_checked_where_no_point_predicts() -> None:
     profile = plain_profile()
     (point,) = profile["operating_points"][0]["tensors"]
