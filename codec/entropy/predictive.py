@@ -86,8 +86,8 @@ class PredictiveRans:
         taps = np.delete(weights, own.reshape(-1))
         targets = np.repeat(np.arange(counts.size), counts)
         shifts = np.array([y * layout.pitch + x for y, x in PLACES], np.int64)[places]
-        # by target, filled up to multiples of four
-        filled = -(-counts // 4) * 4
+        # by target, filled up to multiples of eight
+        filled = -(-counts // 8) * 8
         starts = np.concatenate([[0], np.cumsum(filled)])
         at = np.arange(counts.sum()) + np.repeat(starts[:-1] - (np.cumsum(counts) - counts), counts)
         by_target = np.zeros((3, starts[-1]), np.int64)
@@ -110,4 +110,5 @@ class PredictiveRans:
             bias=(np.frombuffer(tables.bias, "<i2") + np.int16(tables.offset)).astype(np.int16),
             table=table.reshape(-1).copy(),
             rows=np.frombuffer(tables.channel_class, np.uint8).astype(np.uint64) * np.uint64(CELLS << active_bits),
+            magnitudes=np.abs(np.minimum(np.arange(256), self.symbols - 1) - tables.rest).astype(np.uint8),
         )

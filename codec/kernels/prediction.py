@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .ans import EIGHT, FOUR, ONE, SYMBOL_BITS, THREE, TWO, WORD_MASK, ZERO
+from .ans import EIGHT, FOUR, ONE, SEVEN, SYMBOL_BITS, THREE, TWO, WORD_MASK, ZERO
 from .policy import kernel
 
 GROUP = 8
@@ -72,13 +72,14 @@ def lay_out(channels: int, height: int, width: int, **others: int) -> Layout:
 class Model(NamedTuple):
     """The arrays of the same.
 
-    Taps of each channel, filled up with weights of 0 to a multiple of four: starts: (C + 1,) uint64, where they start.
+    Taps of each channel, filled up with weights of 0 to a multiple of eight: starts: (C + 1,) uint64, where they start.
     channels: (taps,) uint64, source of each. places: (taps,) uint64, where in `field` it lies for the first element.
     weights: (taps,) int16.
     Taps by source: out_starts: (C + 1,) uint64. out_places: (taps,) uint64, where in `sums` the first element of the
     source adds to. out_weights: (taps,) int16.
     own: (4·C,) int16. bias: (C,) int16, with the offset. table: (classes·256 << active_bits,) uint8 by class, cell, and
-    how active the neighbours are. rows: (C,) uint64, where the class of the channel starts there.
+    how active the neighbours are. rows: (C,) uint64, where the class of the channel starts there. magnitudes: (256,)
+    uint8, of the levels of symbols.
     """
 
     starts: np.ndarray
@@ -92,6 +93,7 @@ class Model(NamedTuple):
     bias: np.ndarray
     table: np.ndarray
     rows: np.ndarray
+    magnitudes: np.ndarray
 
 
 @kernel
@@ -112,7 +114,7 @@ def most_taps(starts):
     most = ZERO
     for c in range(starts.size - 1):
         most = max(most, starts[c + 1] - starts[c])
-    return most + FOUR
+    return most + EIGHT
 
 
 @kernel
@@ -198,13 +200,13 @@ def gather(
 
 @kernel
 def _pick(dense, begin, end, sources, places, weights, live_places, live_weights):
-    """List the taps of dense planes, filled up to a multiple of four; returns how many."""
+    """List the taps of dense planes, filled up to a multiple of eight; returns how many."""
     count = ZERO
     for t in range(begin, end):
         live_places[count] = places[t]
         live_weights[count] = weights[t]
         count += np.uint64(dense[sources[t]])
-    while count & THREE:
+    while count & SEVEN:
         live_places[count] = ZERO
         live_weights[count] = 0
         count += ONE
@@ -213,13 +215,19 @@ def _pick(dense, begin, end, sources, places, weights, live_places, live_weights
 
 @kernel
 def _gather(field, places, factors, begin, end, sums, j, length):
-    for t in range(begin, end, FOUR):
+    """Eight taps at once: 2.3 ns a tap for a plane of 14x14; four at once take 2.5."""
+    for t in range(begin, end, EIGHT):
+        u = t + FOUR
         w0, w1, w2, w3 = factors[t], factors[t + ONE], factors[t + TWO], factors[t + THREE]
+        w4, w5, w6, w7 = factors[u], factors[u + ONE], factors[u + TWO], factors[u + THREE]
         x0, x1, x2, x3 = places[t], places[t + ONE], places[t + TWO], places[t + THREE]
+        x4, x5, x6, x7 = places[u], places[u + ONE], places[u + TWO], places[u + THREE]
         for i in range(length):  # each product is cast: otherwise they are of 64 bits
             a = np.int16(np.int16(w0 * field[x0 + i]) + np.int16(w1 * field[x1 + i]))
             b = np.int16(np.int16(w2 * field[x2 + i]) + np.int16(w3 * field[x3 + i]))
-            sums[j + i] = np.int16(sums[j + i] + np.int16(a + b))
+            c = np.int16(np.int16(w4 * field[x4 + i]) + np.int16(w5 * field[x5 + i]))
+            d = np.int16(np.int16(w6 * field[x6 + i]) + np.int16(w7 * field[x7 + i]))
+            sums[j + i] = np.int16(sums[j + i] + np.int16(np.int16(a + b) + np.int16(c + d)))
 
 
 @kernel
@@ -247,12 +255,12 @@ def find_contexts(field, channel, layout, own, bias, sums):
 
 @kernel
 def add_row(field, channel, row, layout, own, bias, sums, known, lane):
-    """What is known of a row of `channel` before it: per element, the prediction but for the element to the left << 8,
+    """What is known of a row of `channel` before it: per element, the prediction but for the symbol to the left << 8,
     and the magnitude of the element above. In one array: with two it took 11 ns a row and not 5, for tests of overlap.
     """
     o = np.uint64(channel) << TWO
     w1, w2, w3 = own[o + ONE], own[o + TWO], own[o + THREE]
-    constant = bias[channel]
+    constant = np.int16(bias[channel] - np.int16(own[o] * np.int16(layout.rest)))
     room = np.uint64(-(-layout.width // ROW_STRETCH) * ROW_STRETCH)
     x1 = np.uint64(GUARD + channel * layout.stride + row * layout.pitch)
     x2, x3 = x1 - ONE, x1 + ONE

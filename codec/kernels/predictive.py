@@ -236,6 +236,7 @@ def decode(words, count, first_channel, lanes, layout, model, slots, escape, sym
     starts, sources, places, weights = model.starts, model.channels, model.places, model.weights
     out_starts, out_places, out_weights = model.out_starts, model.out_places, model.out_weights
     own, bias, table, rows = model.own, model.bias, model.table, model.rows
+    magnitudes = model.magnitudes
     size = layout.height * layout.width
     channels = bias.size
     planes = symbols.size // size
@@ -278,13 +279,13 @@ def decode(words, count, first_channel, lanes, layout, model, slots, escape, sym
             start = (begin + c - low) * size
             if some == GROUP:
                 p = _decode_eight(
-                    field, c, layout, own, bias, rows, table, sums, known, slots, escape, words, end, p, state, symbols,
-                    start,
+                    field, c, layout, own, bias, rows, table, magnitudes, sums, known, slots, escape, words, end,
+                    p, state, symbols, start,
                 )  # fmt: skip
             else:
                 p = _decode_some(
-                    field, c, some, layout, own, bias, rows, table, sums, known, slots, escape, words, end, p, state,
-                    symbols, start,
+                    field, c, some, layout, own, bias, rows, table, magnitudes, sums, known, slots, escape, words, end,
+                    p, state, symbols, start,
                 )  # fmt: skip
             if p > end:
                 return OVERRUN
@@ -305,17 +306,17 @@ def decode(words, count, first_channel, lanes, layout, model, slots, escape, sym
 
 
 @kernel
-def _choose(known, o, left, weight, magnitude, row, shift, bits, most, table):
-    """The table of an element. weight, shift: 256 times the left weight, 8 more than the model's."""
+def _choose(known, o, left, weight, magnitudes, row, shift, bits, most, table):
+    """The table of an element. left: a symbol. weight, shift: 256 times the left weight, 8 more than the model's."""
     k = np.int64(known[o])
-    cell = min(max((k + weight * left) >> shift, 0), 255)
-    return np.uint64(table[row + np.uint64(cell << bits | min((k & 255) + magnitude, most))])
+    cell = min(max((k + weight * np.int64(left)) >> shift, 0), 255)
+    return np.uint64(table[row + np.uint64(cell << bits | min((k & 255) + np.int64(magnitudes[left]), most))])
 
 
 @kernel
 def _decode_some(
-    field, channel, some, layout, own, bias, rows, table, sums, known, slots, escape, words, end, p, state, symbols,
-    start,
+    field, channel, some, layout, own, bias, rows, table, magnitudes, sums, known, slots, escape, words, end, p, state,
+    symbols, start,
 ):  # fmt: skip
     """`some` planes from `channel` on; returns p, beyond `end` if it got there."""
     size = layout.height * layout.width
@@ -330,10 +331,10 @@ def _decode_some(
                 return p
             for lane in range(some):
                 x = np.uint64(GUARD + (channel + lane) * layout.stride + (r + 1) * layout.pitch + c)
-                left = np.int64(field[x - ONE])
+                left = np.uint64(np.int64(field[x - ONE]) + layout.rest)
                 weight = np.int64(own[np.uint64(channel + lane) << TWO]) << 8
                 o = np.uint64(lane * room + c)
-                t = _choose(known, o, left, weight, abs(left), rows[channel + lane], shift, bits, most, table)
+                t = _choose(known, o, left, weight, magnitudes, rows[channel + lane], shift, bits, most, table)
                 e = look(state[lane], t, slots)
                 s, f = e & BYTE, (e >> SYMBOL_BITS) & SLOT
                 if f:
@@ -349,7 +350,8 @@ def _decode_some(
 
 @kernel
 def _decode_eight(
-    field, channel, layout, own, bias, rows, table, sums, known, slots, escape, words, end, p, state, symbols, start
+    field, channel, layout, own, bias, rows, table, magnitudes, sums, known, slots, escape, words, end, p, state,
+    symbols, start,
 ):  # fmt: skip
     """Eight planes from `channel` on; returns p, beyond `end` if it got there."""
     size = np.uint64(layout.height * layout.width)
@@ -372,7 +374,7 @@ def _decode_eight(
     for r in range(layout.height):
         for lane in range(GROUP):
             add_row(field, channel + lane, r, layout, own, bias, sums, known, lane)
-        v0 = v1 = v2 = v3 = v4 = v5 = v6 = v7 = 0
+        s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = np.uint64(rest)
         for c in range(layout.width):
             # A step reads at most two words per lane: checked once here, the zeros behind the stream take the rest.
             if p > end:
@@ -380,88 +382,110 @@ def _decode_eight(
             o = np.uint64(c)
             i = np.uint64(start + r * layout.width + c)
             x = np.uint64(GUARD + channel * layout.stride + (r + 1) * layout.pitch + c)
-            t0 = _choose(known, o, v0, w0, abs(v0), r0, shift, bits, most, table)
-            t1 = _choose(known, o + room, v1, w1, abs(v1), r1, shift, bits, most, table)
-            t2 = _choose(known, o + TWO * room, v2, w2, abs(v2), r2, shift, bits, most, table)
-            t3 = _choose(known, o + THREE * room, v3, w3, abs(v3), r3, shift, bits, most, table)
-            t4 = _choose(known, o + FOUR * room, v4, w4, abs(v4), r4, shift, bits, most, table)
-            t5 = _choose(known, o + FIVE * room, v5, w5, abs(v5), r5, shift, bits, most, table)
-            t6 = _choose(known, o + SIX * room, v6, w6, abs(v6), r6, shift, bits, most, table)
-            t7 = _choose(known, o + SEVEN * room, v7, w7, abs(v7), r7, shift, bits, most, table)
+            t0 = _choose(known, o, s0, w0, magnitudes, r0, shift, bits, most, table)
+            t1 = _choose(known, o + room, s1, w1, magnitudes, r1, shift, bits, most, table)
+            t2 = _choose(known, o + TWO * room, s2, w2, magnitudes, r2, shift, bits, most, table)
+            t3 = _choose(known, o + THREE * room, s3, w3, magnitudes, r3, shift, bits, most, table)
+            t4 = _choose(known, o + FOUR * room, s4, w4, magnitudes, r4, shift, bits, most, table)
+            t5 = _choose(known, o + FIVE * room, s5, w5, magnitudes, r5, shift, bits, most, table)
+            t6 = _choose(known, o + SIX * room, s6, w6, magnitudes, r6, shift, bits, most, table)
+            t7 = _choose(known, o + SEVEN * room, s7, w7, magnitudes, r7, shift, bits, most, table)
             e0, e1, e2, e3 = look(x0, t0, slots), look(x1, t1, slots), look(x2, t2, slots), look(x3, t3, slots)
             e4, e5, e6, e7 = look(x4, t4, slots), look(x5, t5, slots), look(x6, t6, slots), look(x7, t7, slots)
-            s, f = e0 & BYTE, (e0 >> SYMBOL_BITS) & SLOT
+            s0, f = e0 & BYTE, (e0 >> SYMBOL_BITS) & SLOT
+            v = s0
             if f:
                 x0 = take(x0, f, e0)
             else:
-                s, x0, p = take_escaped(x0, t0, p, escape, words)
+                s0, x0, p = take_escaped(x0, t0, p, escape, words)
+                v = min(s0, highest)
             x0, p = refill(x0, words[p], p)
-            symbols[i] = np.uint8(s)
-            v0 = np.int64(min(s, highest)) - rest
-            field[x] = np.int8(v0)
-            s, f = e1 & BYTE, (e1 >> SYMBOL_BITS) & SLOT
+            symbols[i] = np.uint8(s0)
+            field[x] = np.int8(np.int64(v) - rest)
+            i += size
+            x += stride
+            s1, f = e1 & BYTE, (e1 >> SYMBOL_BITS) & SLOT
+            v = s1
             if f:
                 x1 = take(x1, f, e1)
             else:
-                s, x1, p = take_escaped(x1, t1, p, escape, words)
+                s1, x1, p = take_escaped(x1, t1, p, escape, words)
+                v = min(s1, highest)
             x1, p = refill(x1, words[p], p)
-            symbols[i + size] = np.uint8(s)
-            v1 = np.int64(min(s, highest)) - rest
-            field[x + stride] = np.int8(v1)
-            s, f = e2 & BYTE, (e2 >> SYMBOL_BITS) & SLOT
+            symbols[i] = np.uint8(s1)
+            field[x] = np.int8(np.int64(v) - rest)
+            i += size
+            x += stride
+            s2, f = e2 & BYTE, (e2 >> SYMBOL_BITS) & SLOT
+            v = s2
             if f:
                 x2 = take(x2, f, e2)
             else:
-                s, x2, p = take_escaped(x2, t2, p, escape, words)
+                s2, x2, p = take_escaped(x2, t2, p, escape, words)
+                v = min(s2, highest)
             x2, p = refill(x2, words[p], p)
-            symbols[i + TWO * size] = np.uint8(s)
-            v2 = np.int64(min(s, highest)) - rest
-            field[x + TWO * stride] = np.int8(v2)
-            s, f = e3 & BYTE, (e3 >> SYMBOL_BITS) & SLOT
+            symbols[i] = np.uint8(s2)
+            field[x] = np.int8(np.int64(v) - rest)
+            i += size
+            x += stride
+            s3, f = e3 & BYTE, (e3 >> SYMBOL_BITS) & SLOT
+            v = s3
             if f:
                 x3 = take(x3, f, e3)
             else:
-                s, x3, p = take_escaped(x3, t3, p, escape, words)
+                s3, x3, p = take_escaped(x3, t3, p, escape, words)
+                v = min(s3, highest)
             x3, p = refill(x3, words[p], p)
-            symbols[i + THREE * size] = np.uint8(s)
-            v3 = np.int64(min(s, highest)) - rest
-            field[x + THREE * stride] = np.int8(v3)
-            s, f = e4 & BYTE, (e4 >> SYMBOL_BITS) & SLOT
+            symbols[i] = np.uint8(s3)
+            field[x] = np.int8(np.int64(v) - rest)
+            i += size
+            x += stride
+            s4, f = e4 & BYTE, (e4 >> SYMBOL_BITS) & SLOT
+            v = s4
             if f:
                 x4 = take(x4, f, e4)
             else:
-                s, x4, p = take_escaped(x4, t4, p, escape, words)
+                s4, x4, p = take_escaped(x4, t4, p, escape, words)
+                v = min(s4, highest)
             x4, p = refill(x4, words[p], p)
-            symbols[i + FOUR * size] = np.uint8(s)
-            v4 = np.int64(min(s, highest)) - rest
-            field[x + FOUR * stride] = np.int8(v4)
-            s, f = e5 & BYTE, (e5 >> SYMBOL_BITS) & SLOT
+            symbols[i] = np.uint8(s4)
+            field[x] = np.int8(np.int64(v) - rest)
+            i += size
+            x += stride
+            s5, f = e5 & BYTE, (e5 >> SYMBOL_BITS) & SLOT
+            v = s5
             if f:
                 x5 = take(x5, f, e5)
             else:
-                s, x5, p = take_escaped(x5, t5, p, escape, words)
+                s5, x5, p = take_escaped(x5, t5, p, escape, words)
+                v = min(s5, highest)
             x5, p = refill(x5, words[p], p)
-            symbols[i + FIVE * size] = np.uint8(s)
-            v5 = np.int64(min(s, highest)) - rest
-            field[x + FIVE * stride] = np.int8(v5)
-            s, f = e6 & BYTE, (e6 >> SYMBOL_BITS) & SLOT
+            symbols[i] = np.uint8(s5)
+            field[x] = np.int8(np.int64(v) - rest)
+            i += size
+            x += stride
+            s6, f = e6 & BYTE, (e6 >> SYMBOL_BITS) & SLOT
+            v = s6
             if f:
                 x6 = take(x6, f, e6)
             else:
-                s, x6, p = take_escaped(x6, t6, p, escape, words)
+                s6, x6, p = take_escaped(x6, t6, p, escape, words)
+                v = min(s6, highest)
             x6, p = refill(x6, words[p], p)
-            symbols[i + SIX * size] = np.uint8(s)
-            v6 = np.int64(min(s, highest)) - rest
-            field[x + SIX * stride] = np.int8(v6)
-            s, f = e7 & BYTE, (e7 >> SYMBOL_BITS) & SLOT
+            symbols[i] = np.uint8(s6)
+            field[x] = np.int8(np.int64(v) - rest)
+            i += size
+            x += stride
+            s7, f = e7 & BYTE, (e7 >> SYMBOL_BITS) & SLOT
+            v = s7
             if f:
                 x7 = take(x7, f, e7)
             else:
-                s, x7, p = take_escaped(x7, t7, p, escape, words)
+                s7, x7, p = take_escaped(x7, t7, p, escape, words)
+                v = min(s7, highest)
             x7, p = refill(x7, words[p], p)
-            symbols[i + SEVEN * size] = np.uint8(s)
-            v7 = np.int64(min(s, highest)) - rest
-            field[x + SEVEN * stride] = np.int8(v7)
+            symbols[i] = np.uint8(s7)
+            field[x] = np.int8(np.int64(v) - rest)
     state[ZERO], state[ONE], state[TWO], state[THREE] = x0, x1, x2, x3
     state[FOUR], state[FIVE], state[SIX], state[SEVEN] = x4, x5, x6, x7
     return p
