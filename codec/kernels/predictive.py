@@ -101,22 +101,21 @@ def encode(symbols, first_channel, lanes, layout, model, code, escape, words):
         top = high
         while top > low:
             group = max(low, (top - 1) // GROUP * GROUP)
-            some = (top - group - 1) % lanes + 1  # the last lanes of the group, which may be fewer
-            c = top - some
             listed = list_dense(tally)
-            for lane in range(some if tally[DENSE] or not layout.few else 0):
+            for c in range(group, top if tally[DENSE] or not layout.few else group):
                 gather(
-                    field, c + lane, dense, listed, layout, starts, sources, places, weights, live_places,
-                    live_weights, sums,
+                    field, c, dense, listed, layout, starts, sources, places, weights, live_places, live_weights, sums
                 )  # fmt: skip
-            for lane in range(some):
-                find_contexts(field, c + lane, layout, own, bias, sums)
-            start = (begin + c - low) * size
-            if some == GROUP:
-                p = _encode_eight(symbols, start, c, layout, rows, table, sums, code, escape, words, p, state)
+            for c in range(group, top):
+                find_contexts(field, c, layout, own, bias, sums)
+            start = (begin + group - low) * size
+            if lanes == GROUP and top - group == GROUP:
+                p = _encode_eight(symbols, start, group, layout, rows, table, sums, code, escape, words, p, state)
             else:
-                p = _encode_some(symbols, start, c, some, layout, rows, table, sums, code, escape, words, p, state)
-            top = c
+                p = _encode_some(
+                    symbols, start, group, top, lanes, layout, rows, table, sums, code, escape, words, p, state
+                )
+            top = group
         end = begin
     for lane in range(lanes - 1, -1, -1):
         p -= TWO
@@ -138,22 +137,24 @@ def _put_escaped(x, k, bits, p, escape, words):
 
 
 @kernel
-def _encode_some(symbols, start, channel, some, layout, rows, table, sums, code, escape, words, p, state):
-    """`some` planes from `channel` on, from the last element to the first; returns p."""
+def _encode_some(symbols, start, group, top, lanes, layout, rows, table, sums, code, escape, words, p, state):
+    """Planes group to top − 1, `lanes` or the rest at a time, from the last element to the first; returns p."""
     bits = np.uint64(layout.symbol_bits)
     size = layout.height * layout.width
-    for r in range(layout.height - 1, -1, -1):
-        for c in range(layout.width - 1, -1, -1):
-            for lane in range(some - 1, -1, -1):
-                j = start_of(channel + lane, layout) + np.uint64(r * layout.pitch + c)
-                n = np.uint64(start + lane * size + r * layout.width + c)
-                k = _find(symbols, n, sums, j, rows[channel + lane], bits, table)
-                x = state[lane]
-                if code[k | ONE]:
-                    words[p - ONE] = np.uint16(x & WORD_MASK)
-                    state[lane], p = put(x, code[k], code[k | ONE], p)
-                else:
-                    state[lane], p = _put_escaped(x, k, bits, p, escape, words)
+    for first in range(group + (top - group - 1) // lanes * lanes, group - 1, -lanes):
+        some = min(lanes, top - first)
+        for r in range(layout.height - 1, -1, -1):
+            for c in range(layout.width - 1, -1, -1):
+                for lane in range(some - 1, -1, -1):
+                    j = start_of(first + lane, layout) + np.uint64(r * layout.pitch + c)
+                    n = np.uint64(start + (first - group + lane) * size + r * layout.width + c)
+                    k = _find(symbols, n, sums, j, rows[first + lane], bits, table)
+                    x = state[lane]
+                    if code[k | ONE]:
+                        words[p - ONE] = np.uint16(x & WORD_MASK)
+                        state[lane], p = put(x, code[k], code[k | ONE], p)
+                    else:
+                        state[lane], p = _put_escaped(x, k, bits, p, escape, words)
     return p
 
 
@@ -267,35 +268,34 @@ def decode(words, count, first_channel, lanes, layout, model, slots, escape, sym
             dense[:] = 0
             sums[:] = 0
         tally[:] = 0
-        c = low
-        while c < high:
-            some = min(lanes, min((c // GROUP + 1) * GROUP, high) - c)
+        group = low
+        while group < high:
+            top = min(group // GROUP * GROUP + GROUP, high)
             listed = list_dense(tally)
-            for lane in range(some if tally[DENSE] or not layout.few else 0):
+            for c in range(group, top if tally[DENSE] or not layout.few else group):
                 gather(
-                    field, c + lane, dense, listed, layout, starts, sources, places, weights, live_places,
-                    live_weights, sums,
+                    field, c, dense, listed, layout, starts, sources, places, weights, live_places, live_weights, sums
                 )  # fmt: skip
-            start = (begin + c - low) * size
-            if some == GROUP:
+            start = (begin + group - low) * size
+            if lanes == GROUP and top - group == GROUP:
                 p = _decode_eight(
-                    field, c, layout, own, bias, rows, table, magnitudes, sums, known, slots, escape, words, end,
+                    field, group, layout, own, bias, rows, table, magnitudes, sums, known, slots, escape, words, end,
                     p, state, symbols, start,
                 )  # fmt: skip
             else:
                 p = _decode_some(
-                    field, c, some, layout, own, bias, rows, table, magnitudes, sums, known, slots, escape, words, end,
-                    p, state, symbols, start,
+                    field, group, top, lanes, layout, own, bias, rows, table, magnitudes, sums, known, slots, escape,
+                    words, end, p, state, symbols, start,
                 )  # fmt: skip
             if p > end:
                 return OVERRUN
-            for lane in range(some):
-                kind = kind_of(eights, c + lane, layout)
+            for c in range(group, top):
+                kind = kind_of(eights, c, layout)
                 if kind == SCATTERED:
-                    scatter(field, eights, c + lane, layout, out_starts, out_places, out_weights, sums)
-                dense[c + lane] = kind == DENSE
+                    scatter(field, eights, c, layout, out_starts, out_places, out_weights, sums)
+                dense[c] = kind == DENSE
                 tally[kind] += 1
-            c += some
+            group = top
         begin += high - low
     if p != end:
         return BAD_END
@@ -315,36 +315,39 @@ def _choose(known, o, left, weight, magnitudes, row, shift, bits, most, table):
 
 @kernel
 def _decode_some(
-    field, channel, some, layout, own, bias, rows, table, magnitudes, sums, known, slots, escape, words, end, p, state,
-    symbols, start,
+    field, group, top, lanes, layout, own, bias, rows, table, magnitudes, sums, known, slots, escape, words, end, p,
+    state, symbols, start,
 ):  # fmt: skip
-    """`some` planes from `channel` on; returns p, beyond `end` if it got there."""
+    """Planes group to top − 1, `lanes` or the rest at a time; returns p, beyond `end` if it got there."""
     size = layout.height * layout.width
     room = -(-layout.width // ROW_STRETCH) * ROW_STRETCH
     shift, bits, most = (layout.shift & 15) + 8, layout.active_bits & 7, layout.most_active
-    for r in range(layout.height):
-        for lane in range(some):
-            add_row(field, channel + lane, r, layout, own, bias, sums, known, lane)
-        for c in range(layout.width):
-            # A step reads at most two words per lane: checked once here, the zeros behind the stream take the rest.
-            if p > end:
-                return p
+    for first in range(group, top, lanes):
+        some = min(lanes, top - first)
+        for r in range(layout.height):
             for lane in range(some):
-                x = np.uint64(GUARD + (channel + lane) * layout.stride + (r + 1) * layout.pitch + c)
-                left = np.uint64(np.int64(field[x - ONE]) + layout.rest)
-                weight = np.int64(own[np.uint64(channel + lane) << TWO]) << 8
-                o = np.uint64(lane * room + c)
-                t = _choose(known, o, left, weight, magnitudes, rows[channel + lane], shift, bits, most, table)
-                e = look(state[lane], t, slots)
-                s, f = e & BYTE, (e >> SYMBOL_BITS) & SLOT
-                if f:
-                    y = take(state[lane], f, e)
-                else:
-                    s, y, p = take_escaped(state[lane], t, p, escape, words)
-                state[lane], p = refill(y, words[p], p)
-                v = min(np.int64(s), layout.levels - 1) - layout.rest  # an escape may be any byte
-                field[x] = np.int8(v)
-                symbols[np.uint64(start + lane * size + r * layout.width + c)] = np.uint8(s)
+                add_row(field, first + lane, r, layout, own, bias, sums, known, lane)
+            for c in range(layout.width):
+                # A step reads at most two words per lane: checked here, the zeros behind the stream take the rest.
+                if p > end:
+                    return p
+                for lane in range(some):
+                    channel = first + lane
+                    x = np.uint64(GUARD + channel * layout.stride + (r + 1) * layout.pitch + c)
+                    left = np.uint64(np.int64(field[x - ONE]) + layout.rest)
+                    weight = np.int64(own[np.uint64(channel) << TWO]) << 8
+                    o = np.uint64(lane * room + c)
+                    t = _choose(known, o, left, weight, magnitudes, rows[channel], shift, bits, most, table)
+                    e = look(state[lane], t, slots)
+                    s, f = e & BYTE, (e >> SYMBOL_BITS) & SLOT
+                    if f:
+                        y = take(state[lane], f, e)
+                    else:
+                        s, y, p = take_escaped(state[lane], t, p, escape, words)
+                    state[lane], p = refill(y, words[p], p)
+                    v = min(np.int64(s), layout.levels - 1) - layout.rest  # an escape may be any byte
+                    field[x] = np.int8(v)
+                    symbols[np.uint64(start + (channel - group) * size + r * layout.width + c)] = np.uint8(s)
     return p
 
 
