@@ -104,7 +104,7 @@ class PredictiveRans:
             places=by_target[1].astype(np.uint64),
             weights=by_target[2].astype(np.int16),
             out_starts=outs.astype(np.uint64),
-            out_places=out_places[order].astype(np.uint64),
+            out_places=out_places[order].astype(np.uint32),
             out_weights=taps[order],
             own=weights[own].reshape(-1),
             bias=(np.frombuffer(tables.bias, "<i2") + np.int16(tables.offset)).astype(np.int16),

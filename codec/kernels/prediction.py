@@ -75,7 +75,7 @@ class Model(NamedTuple):
     Taps of each channel, filled up with weights of 0 to a multiple of eight: starts: (C + 1,) uint64, where they start.
     channels: (taps,) uint64, source of each. places: (taps,) uint64, where in `field` it lies for the first element.
     weights: (taps,) int16.
-    Taps by source: out_starts: (C + 1,) uint64. out_places: (taps,) uint64, where in `sums` the first element of the
+    Taps by source: out_starts: (C + 1,) uint64. out_places: (taps,) uint32, where in `sums` the first element of the
     source adds to. out_weights: (taps,) int16.
     own: (4·C,) int16. bias: (C,) int16, with the offset. table: (classes·256 << active_bits,) uint8 by class, cell, and
     how active the neighbours are. rows: (C,) uint64, where the class of the channel starts there. magnitudes: (256,)
@@ -165,7 +165,7 @@ def scatter(field, eights, channel, layout, out_starts, out_places, out_weights,
                 if v:
                     i = x - origin
                     for t in range(begin, end):
-                        j = i + out_places[t]
+                        j = i + np.uint64(out_places[t])
                         sums[j] = np.int16(sums[j] + np.int16(out_weights[t] * v))
 
 
