@@ -42,7 +42,7 @@ def test_codec_off_agrees_on_every_image(summary: dict) -> None:
 
 def test_every_point_is_measured(summary: dict) -> None:
     uniform, budgets = summary["points"][:5], summary["points"][5:]
-    assert [p["op"] for p in budgets] == ["r0.2", "r0.3", "r0.4", "r0.6", "r0.8"]
+    assert [p["op"] for p in budgets] == ["r0.1", "r0.2", "r0.3", "r0.4", "r0.6", "r0.8"]
     assert [p["levels"] for p in uniform] == [2, 3, 4, 6, 8]
     assert [p["op"] for p in uniform] == [f"n{p['levels']}" for p in uniform]
     elements = summary["baselines"]["float32_bytes"] / 4

@@ -99,7 +99,7 @@ def test_json(model, tmp_path):
     assert [[t["levels"] for t in p["tensors"]] for p in document["points"]][:5] == [[2], [3], [4], [6], [8]]
     assert document["task"] == "classes"
     assert document["settled_after"] is None
-    budgets = ["r0.2", "r0.3", "r0.4", "r0.6", "r0.8"]
+    budgets = ["r0.1", "r0.2", "r0.3", "r0.4", "r0.6", "r0.8"]
     assert [p["op"] for p in document["points"]] == ["n2", "n3", "n4", "n6", "n8", *budgets]
     scales = [p["tensors"][0]["scale"] for p in document["points"]]
     assert scales[:5] == [1.0] * 5 and all(scale != 1.0 for scale in scales[5:])

@@ -3,7 +3,8 @@
 Each level is foretold by a linear combination of its neighbours in its own plane and of its taps, elements of other
 channels at the same place or next to it. Weights are those of ridge regression at some thousand positions of the
 sample. What is said of them, and the tables, rest on cross-fitting: every position is predicted by weights that were
-fitted without its part of the sample, so that a hundred weights fitted to few images do not seem better than they are.
+fitted without its part of the sample, so that a hundred weights fitted to few images do not seem better than they are;
+and the code length is that of each part with tables made of the others.
 Source: ridge regression, Hoerl and Kennard 1970; stacking of cross-validated predictions, Wolpert 1992.
 """
 
@@ -59,6 +60,8 @@ TABLES = 32
 ACTIVITIES = 4
 CLASSES = 8
 """Channels that are foretold with like errors share a class."""
+SEEN = 64
+"""Elements of the sample per context, at least: with fewer, contexts are put together."""
 COARSE = 16
 """Cells, of equal shares, that channels are told apart by."""
 MAX_CHANNELS = 1 << 13
@@ -232,18 +235,29 @@ def _estimate(data: Sampled, taps: Taps) -> tuple[PredictionTables, float]:
     cells, offset, shift = _cells(fitted.foretold * scale)
     sums = np.minimum(np.abs(data.own[0].astype(np.int16)) + np.abs(data.own[1].astype(np.int16)), ACTIVITY_SUMS - 1)
     activity = _activity(sums)
-    context = cells.astype(np.intp) * ACTIVITIES + activity[sums]
     levels = data.values.astype(np.intp) + data.rest
-    klass = _classes(cells, context % ACTIVITIES, levels, data.levels)
-    pairs = CELLS * ACTIVITIES
-    index = ((klass[:, None] * pairs + context) * data.levels + levels).reshape(-1)
-    counts = np.bincount(index, minlength=CLASSES * pairs * data.levels).reshape(-1, data.levels).astype(np.float32)
-    label, frequencies = cluster(counts, pairs, TABLES, ITERATIONS)
-    bits = float((counts * code_lengths(frequencies)[label]).sum() / levels.size)
+    klass = _classes(cells, activity[sums], levels, data.levels)
+    groups = _groups(cells, levels, data.levels)
+    pairs = (groups[-1] + 1) * ACTIVITIES
+    context = (klass[:, None] * pairs + groups[cells] * ACTIVITIES + activity[sums]) * data.levels + levels
+    counts = (
+        np.stack(
+            [
+                np.bincount(context[:, data.part == k].reshape(-1), minlength=CLASSES * pairs * data.levels)
+                for k in range(PARTS)
+            ]
+        )
+        .reshape(PARTS, -1, data.levels)
+        .astype(np.float32)
+    )
+    total = counts.sum(axis=0)
+    bits = sum(_bits(own, *cluster(total - own, pairs, TABLES, ITERATIONS)) for own in counts) / levels.size
+    label, frequencies = cluster(total, pairs, TABLES, ITERATIONS)
+    context_map = label.reshape(CLASSES, -1, ACTIVITIES)[:, groups].astype(np.uint8)
     return PredictionTables(
         rest=data.rest, weights=weights.tobytes(), bias=bias.astype("<i2").tobytes(), offset=offset, shift=shift,
         activities=ACTIVITIES, activity=activity.tobytes(), classes=CLASSES,
-        channel_class=klass.astype(np.uint8).tobytes(), context_map=label.astype(np.uint8).tobytes(),
+        channel_class=klass.astype(np.uint8).tobytes(), context_map=context_map.tobytes(),
         frequencies=frequencies.astype("<u2").tobytes(),
     ), bits  # fmt: skip
 
@@ -348,6 +362,25 @@ def _activity(sums: NDArray[np.int16]) -> NDArray[np.uint8]:
     klass[0] = 0
     found: NDArray[np.uint8] = klass.astype(np.uint8)
     return found
+
+
+def _groups(cells: NDArray[np.uint8], levels: NDArray[np.intp], n: int) -> NDArray[np.intp]:
+    """(256,) group of each cell, never decreasing: neighbouring cells with equal shares of the bits, as many as the
+    sample has elements to tell their contexts apart by."""
+    index = cells.reshape(-1).astype(np.intp) * n + levels.reshape(-1)
+    counts = np.bincount(index, minlength=CELLS * n).reshape(CELLS, n) + 0.1 / n
+    mass = counts.sum(axis=1, keepdims=True)
+    share = -(counts * np.log2(counts / mass)).sum(axis=1)
+    number = int(np.clip(levels.size // (CLASSES * ACTIVITIES * SEEN), 1, CELLS))
+    if number == CELLS:
+        return np.arange(CELLS)
+    group = ((np.cumsum(share) - share / 2) / share.sum() * number).astype(np.intp)
+    return np.unique(group, return_inverse=True)[1]
+
+
+def _bits(counts: Float32Array, label: NDArray[np.intp], frequencies: NDArray[np.int64]) -> float:
+    """That the tables spend on so many levels in each context."""
+    return float((counts * code_lengths(frequencies)[label]).sum())
 
 
 def _classes(
