@@ -41,6 +41,8 @@ Float32Array = NDArray[np.float32]
 
 POSITIONS = (8192, 32768)
 """Of the sample, that weights are fitted at and tables counted: at least, and at most where there are few channels."""
+FEWEST_POSITIONS = 256
+"""Below, a sample teaches nothing about predictions."""
 ELEMENTS = 1 << 22
 """Channels times positions, in between."""
 PARTS = 4
@@ -119,13 +121,13 @@ def choose_taps(sample: Float32Array, quantizer: Quantizer) -> Taps | None:
     """The taps that foretell best what the own neighbours leave open, as many per channel as are worth their time.
 
     sample: (images, C, H, W) float32. quantizer: of middling rate; the taps serve others as well.
-    None where there is nothing to predict from: features of a single group of channels.
+    None where there is nothing to predict from, features of a single group of channels, or too little to learn from.
     """
-    data = Sampled.of(sample, quantizer)
-    channels = data.values.shape[0]
+    images, channels, height, width = sample.shape
     most = min(MOST_TAPS, _room(channels))
-    if channels <= GROUP or channels > MAX_CHANNELS or most < 1:
+    if not GROUP < channels <= MAX_CHANNELS or most < 1 or images * height * width < FEWEST_POSITIONS:
         return None
+    data = Sampled.of(sample, quantizer)
     best = _select(data, most)
     bits = _estimate(data, best)[1]
     # Halved as long as that costs little: half the taps are half the time.
@@ -240,16 +242,9 @@ def _estimate(data: Sampled, taps: Taps) -> tuple[PredictionTables, float]:
     groups = _groups(cells, levels, data.levels)
     pairs = (groups[-1] + 1) * ACTIVITIES
     context = (klass[:, None] * pairs + groups[cells] * ACTIVITIES + activity[sums]) * data.levels + levels
-    counts = (
-        np.stack(
-            [
-                np.bincount(context[:, data.part == k].reshape(-1), minlength=CLASSES * pairs * data.levels)
-                for k in range(PARTS)
-            ]
-        )
-        .reshape(PARTS, -1, data.levels)
-        .astype(np.float32)
-    )
+    size = CLASSES * pairs * data.levels
+    by_part = [np.bincount(context[:, data.part == k].reshape(-1), minlength=size) for k in range(PARTS)]
+    counts = np.reshape(by_part, (PARTS, -1, data.levels)).astype(np.float32)
     total = counts.sum(axis=0)
     bits = sum(_bits(own, *cluster(total - own, pairs, TABLES, ITERATIONS)) for own in counts) / levels.size
     label, frequencies = cluster(total, pairs, TABLES, ITERATIONS)
