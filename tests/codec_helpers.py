@@ -203,3 +203,12 @@ def predicted_profile(shapes: tuple[tuple[int, ...], ...], levels: tuple[int, ..
             for n, tensors in zip(levels, zip(*points, strict=True), strict=True)
         ),
     )  # fmt: skip
+
+
+def profile_of(shape: tuple[int, ...], point: TensorPoint, taps: Taps | None) -> CodecProfile:
+    """One tensor at one operating point."""
+    return CodecProfile(
+        model="test", cut="cut", front_sha256="0" * 64, back_sha256="1" * 64, default_op="p",
+        tensors=(TensorSpec(name="x", shape=shape, taps=UNSET if taps is None else taps),),
+        operating_points=(OperatingPoint(name="p", tensors=(point,), bits_per_element=1.0),),
+    )  # fmt: skip
