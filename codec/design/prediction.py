@@ -2,9 +2,9 @@
 
 Each level is foretold by a linear combination of its neighbours in its own plane and of its taps, elements of other
 channels at the same place or next to it. Weights are those of ridge regression at some thousand positions of the
-sample. What is said of them, and the tables, rest on cross-fitting: every position is predicted by weights that were
-fitted without its part of the sample, so that a hundred weights fitted to few images do not seem better than they are;
-and the code length is that of each part with tables made of the others.
+sample. The tables rest on cross-fitting: every position is predicted by weights that were fitted without its part of
+the sample, so that a hundred weights fitted to few images do not seem better than they are. The code length is that of
+the last part, which had no say in the choice of taps either, with weights and tables made of the others.
 Source: ridge regression, Hoerl and Kennard 1970; stacking of cross-validated predictions, Wolpert 1992.
 """
 
@@ -46,7 +46,7 @@ FEWEST_POSITIONS = 256
 ELEMENTS = 1 << 22
 """Channels times positions, in between."""
 PARTS = 4
-"""Of the positions, image by image, for cross-fitting."""
+"""Of the sample, for cross-fitting: every so manieth image, or what there is of images in stretches."""
 MOST_TAPS = 128
 POINT_BYTES = 64 << 10
 """Of one tensor at one operating point, at most: weights, and what else there is."""
@@ -80,7 +80,7 @@ BATCH_BYTES = 16 << 20
 
 class Sampled(NamedTuple):
     """Levels less the one at rest, at sampled positions. own: (4, C, n) int8, the neighbours in the plane. places:
-    (5, C, n) int8, the element itself and those next to it. part: (n,) which part of the sample it is in."""
+    (5, C, n) int8, the element itself and those next to it. part: (n,) which part of the sample it is in, in order."""
 
     rest: int
     levels: int
@@ -100,6 +100,11 @@ class Sampled(NamedTuple):
         some = int(np.clip(ELEMENTS // channels, *POSITIONS))
         rng = np.random.default_rng(0)
         at = np.sort(rng.choice(every, some, replace=False)) if every > some else np.arange(every)
+        part = np.arange(at.size) * PARTS // at.size
+        if images >= 2 * PARTS:
+            part = at // (height * width) % PARTS
+            order = np.argsort(part, kind="stable")
+            at, part = at[order], part[order]
         image, row, col = at // (height * width), at // width % height, at % width
 
         def shifted(place: tuple[int, int]) -> NDArray[np.int8]:
@@ -107,7 +112,7 @@ class Sampled(NamedTuple):
 
         return cls(
             rest=rest, levels=levels, own=np.stack([shifted(p) for p in OWN]),
-            places=np.stack([shifted(p) for p in PLACES]), part=np.arange(at.size) * PARTS // at.size,
+            places=np.stack([shifted(p) for p in PLACES]), part=part,
         )  # fmt: skip
 
     @property
@@ -149,9 +154,10 @@ def _room(channels: int) -> int:
 
 
 def _select(data: Sampled, most: int) -> Taps:
-    """The best `most` taps of each channel that has a choice."""
-    step = max(1, data.part.size // SELECTED_AT)
-    data = data._replace(own=data.own[..., ::step], places=data.places[..., ::step], part=data.part[::step])
+    """The best `most` taps of each channel that has a choice. The last part of the positions has no say in it."""
+    seen = np.flatnonzero(data.part < PARTS - 1)
+    seen = seen[:: max(1, seen.size // SELECTED_AT)]
+    data = data._replace(own=data.own[..., seen], places=data.places[..., seen], part=data.part[seen])
     found = _each(lambda job: _pruned(data, *job, most), _candidates(data, CANDIDATES * most))
     counts = np.array([chosen.size for chosen in found], np.uint8)
     return Taps(counts=counts.tobytes(), sources=np.concatenate(found).astype("<u2").tobytes())
@@ -246,7 +252,8 @@ def _estimate(data: Sampled, taps: Taps) -> tuple[PredictionTables, float]:
     by_part = [np.bincount(context[:, data.part == k].reshape(-1), minlength=size) for k in range(PARTS)]
     counts = np.reshape(by_part, (PARTS, -1, data.levels)).astype(np.float32)
     total = counts.sum(axis=0)
-    bits = sum(_bits(own, *cluster(total - own, pairs, TABLES, ITERATIONS)) for own in counts) / levels.size
+    label, frequencies = cluster(total - counts[-1], pairs, TABLES, ITERATIONS)
+    bits = float((counts[-1] * code_lengths(frequencies)[label]).sum() / counts[-1].sum())
     label, frequencies = cluster(total, pairs, TABLES, ITERATIONS)
     context_map = label.reshape(CLASSES, -1, ACTIVITIES)[:, groups].astype(np.uint8)
     return PredictionTables(
@@ -371,11 +378,6 @@ def _groups(cells: NDArray[np.uint8], levels: NDArray[np.intp], n: int) -> NDArr
         return np.arange(CELLS)
     group = ((np.cumsum(share) - share / 2) / share.sum() * number).astype(np.intp)
     return np.unique(group, return_inverse=True)[1]
-
-
-def _bits(counts: Float32Array, label: NDArray[np.intp], frequencies: NDArray[np.int64]) -> float:
-    """That the tables spend on so many levels in each context."""
-    return float((counts * code_lengths(frequencies)[label]).sum())
 
 
 def _classes(
