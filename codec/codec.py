@@ -217,7 +217,7 @@ class FeatureCodec:
             kind = known.get(chunk.coder)
             if kind is None:
                 raise UnsupportedVersion(
-                    f"chunk {i} uses coder {chunk.coder}, this build has {', '.join(map(str, known))}; update splitwire"
+                    f"chunk {i} uses coder {chunk.coder}, this build has {', '.join(map(str, sorted(known)))}; update splitwire"
                 )
             if chunk.tensor < current or chunk.tensor >= len(planes) or chunk.lanes > kind.max_lanes:
                 raise Corrupt(f"chunk {i} is invalid: tensor {chunk.tensor} of {len(planes)}, {chunk.lanes} lanes")
