@@ -216,9 +216,8 @@ class FeatureCodec:
         for i, chunk in enumerate(coded):
             kind = known.get(chunk.coder)
             if kind is None:
-                raise UnsupportedVersion(
-                    f"chunk {i} uses coder {chunk.coder}, this build has {', '.join(map(str, sorted(known)))}; update splitwire"
-                )
+                ours = ", ".join(map(str, sorted(known)))
+                raise UnsupportedVersion(f"chunk {i} uses coder {chunk.coder}, this build has {ours}; update splitwire")
             if chunk.tensor < current or chunk.tensor >= len(planes) or chunk.lanes > kind.max_lanes:
                 raise Corrupt(f"chunk {i} is invalid: tensor {chunk.tensor} of {len(planes)}, {chunk.lanes} lanes")
             if chunk.coder != coders[chunk.tensor].entropy.coder_id:

@@ -282,6 +282,13 @@ class TensorPoint(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     tables: ContextTables | None
     prediction: PredictionTables | UnsetType = UNSET
 
+    @property
+    def coder(self) -> Literal["predictive", "context", "binary"]:
+        """What codes it (coder ids 4, 1, 2)."""
+        if isinstance(self.prediction, PredictionTables):
+            return "predictive"
+        return "binary" if self.tables is None else "context"
+
 
 class OperatingPoint(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A rate the edge may choose per frame, with no new model.

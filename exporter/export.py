@@ -46,7 +46,7 @@ from .sensitivity import Kind, Option
 from .split import Halves, split
 
 LEVELS = (2, 3, 4, 6, 8, "r0.1", "r0.2", "r0.3", "r0.4", "r0.6", "r0.8")
-"""The operating points made unless the caller says otherwise: what Cohen et al. 2021 tabulate, and five budgets."""
+"""The operating points made unless the caller says otherwise: what Cohen et al. 2021 tabulate, and six budgets."""
 
 AUTO = "auto"
 AUTO_IMAGES = 32

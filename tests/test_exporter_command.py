@@ -79,6 +79,7 @@ def test_table(model, tmp_path):
     assert sum("*" in row for row in rows) == 1
     assert "…" not in result.stdout.replace(" … ", "")  # nothing is cut off at 80 columns
     assert "calibrated on 7 images" in result.stdout
+    assert "entropy coder: context" in result.stdout  # eight channels are one group: nothing predicts them
     assert f"skipped: {files[2]}: not an image file" in result.stderr
     assert "note: no preprocessing given" in result.stderr
     for name in ("front.onnx", "back.onnx"):
@@ -97,6 +98,7 @@ def test_json(model, tmp_path):
     assert document["calibration_images"] == 6
     assert [t["shape"] for t in document["tensors"]] == [[8, 8, 8]]
     assert [[t["levels"] for t in p["tensors"]] for p in document["points"]][:5] == [[2], [3], [4], [6], [8]]
+    assert {t["coder"] for p in document["points"] for t in p["tensors"]} == {"context"}
     assert document["task"] == "classes"
     assert document["settled_after"] is None
     budgets = ["r0.1", "r0.2", "r0.3", "r0.4", "r0.6", "r0.8"]
@@ -106,6 +108,13 @@ def test_json(model, tmp_path):
     assert document["default_op"] in {p["op"] for p in document["points"]}
     assert Path(document["front"]).is_file()
     assert len(document["fingerprint"]) == 16
+
+
+def test_no_such_coder(model, tmp_path):
+    write_images(tmp_path / "images", 2)
+    result = invoke(model, "--cut", "layer1", "--data", tmp_path / "images", "--out", tmp_path, "--coder", "zip")
+    assert isinstance(result.exception, UsageError)
+    assert str(result.exception) == "the coder can be predictive or context, not 'zip'"
 
 
 def test_several_tensors(model, tmp_path):

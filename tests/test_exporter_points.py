@@ -8,11 +8,12 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+import torch
 from exporter_helpers import DISK_FAULTS, SHAPE, disk_full, inputs, network
 
 from splitwire.codec.codec import FeatureCodec
 from splitwire.codec.errors import FingerprintMismatch, ProfileError, UsageError
-from splitwire.codec.profile import CodecProfile
+from splitwire.codec.profile import CodecProfile, Taps
 from splitwire.exporter import bake, graph
 from splitwire.exporter.export import export_pair
 from splitwire.exporter.inference import serialise
@@ -54,6 +55,51 @@ def test_entropy_constrained_points_have_the_rate_and_less_error(model, tmp_path
     # the uniform points are those that an export without the others makes
     alone = export(model, tmp_path / "alone", calibration=inputs(64)).profile
     assert [p.tensors for p in profile.operating_points[0:3:2]] == [p.tensors for p in alone.operating_points]
+
+
+# Which coder
+
+
+class Mixing(torch.nn.Module):
+    """24 channels that are mixtures of three."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = torch.nn.Sequential(torch.nn.Conv2d(3, 24, 1), torch.nn.ReLU())
+        self.head = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(24, 5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.mix(x))
+
+
+def test_the_predictive_coder_where_channels_share_something(tmp_path):
+    """Its points need clearly fewer bits and decode to the same; `coder="context"` does without, and needs no taps."""
+    torch.manual_seed(0)
+    network, x = Mixing(), inputs(48)
+    pairs = {
+        coder: export_pair(network, cut="mix", calibration=x, out=tmp_path / coder, levels=(4, "r0.5"), coder=coder)
+        for coder in ("predictive", "context")
+    }
+    frames, decoded = {}, {}
+    for coder, pair in pairs.items():
+        assert {t.coder for p in pair.profile.operating_points for t in p.tensors} == {coder}
+        assert isinstance(pair.profile.tensors[0].taps, Taps) == (coder == "predictive")
+        session = ort.InferenceSession(pair.front, providers=["CPUExecutionProvider"])
+        features = session.run(None, {session.get_inputs()[0].name: x})
+        codec = FeatureCodec(pair.profile)
+        frames[coder] = codec.encode(features, op="n4")
+        decoded[coder] = codec.decode(frames[coder]).tensors[0]
+        assert 8 * len(frames[coder]) / features[0].size == pytest.approx(
+            pair.profile.operating_points[0].bits_per_element, rel=0.08
+        )
+    np.testing.assert_array_equal(decoded["predictive"], decoded["context"])
+    assert len(frames["predictive"]) < 0.8 * len(frames["context"])
+
+
+def test_no_such_coder(model, tmp_path):
+    with pytest.raises(UsageError, match="the coder can be predictive or context, not 'zip'"):
+        export(model, tmp_path, coder="zip")
+    assert not list(tmp_path.iterdir())
 
 
 # Another default

@@ -166,6 +166,7 @@ def _document(result: ExportResult) -> dict[str, Any]:
                 "tensors": [
                     {
                         "levels": len(tensor.quantizer.levels),
+                        "coder": tensor.coder,
                         "clipping_range": tensor.quantizer.clipping_range,
                         "method": tensor.clipping.method,
                         "scale": tensor.clipping.widening,
@@ -225,6 +226,8 @@ def _show(result: ExportResult, compared: bool) -> None:
     _say(f"* default: {profile.default_op}; KS: distance of the fitted density from the measured distribution")
     if any(t.clipping.widening != 1 for p in profile.operating_points for t in p.tensors):
         _say("×: so many times the range with the least squared error, for the sake of the answers")
+    coders = [t.coder for t in profile.operating_points[profile.point_index()].tensors]
+    _say(f"entropy coder: {' · '.join(coders if len(set(coders)) > 1 else coders[:1])}")
     measured = result.measures[0]
     _say(f"{MEANING[measured.task]}, of {measured.inputs} measured; calibrated on {profile.calibration_images} images")
     settled = f"were there after {result.settled} images" if result.settled else "still moved; more images would help"
