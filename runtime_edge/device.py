@@ -135,7 +135,7 @@ def _probe(name: str, threads: int | None, providers: Sequence[str] | None) -> C
 
 
 def _codec() -> tuple[Callable[[], object], Callable[[], object]]:
-    """Encoding and decoding one feature tensor with the default coder. Its tables compress nothing, so this is its slow
+    """Encoding and decoding one feature tensor with the context coder. Its tables compress nothing, so this is its slow
     side: real features make fewer bytes."""
     codec = FeatureCodec(example_profile(FEATURES))
     x = np.random.default_rng(0).random((1, *FEATURES), dtype=np.float32)

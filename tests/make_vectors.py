@@ -329,7 +329,7 @@ def make_prediction(
     levels = np.array(level_planes(x, quantizer)).reshape(-1)
     counts = np.bincount(levels, minlength=len(quantizer.levels)) + 0.05
     rest = int(counts.argmax())
-    counts[np.argsort(counts)[::-1][1 : 1 + kind.missing]] = 0
+    counts[np.argsort(-counts, kind="stable")[1 : 1 + kind.missing]] = 0  # stable: ties are the same everywhere
     most = max(rest, counts.size - 1 - rest)
     weights, bias = [], []
     for number in np.frombuffer(taps.counts, np.uint8):
