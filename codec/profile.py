@@ -250,8 +250,10 @@ class PredictionTables(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     def check(self, levels: int, channels: int, taps: Taps) -> None:
         """Raise ValueError unless every array has the right size and range, and no prediction overflows 16 bits."""
-        if levels > MAX_PREDICTED_LEVELS or self.rest >= levels:
-            raise ValueError(f"prediction takes up to {MAX_PREDICTED_LEVELS} levels and rest below; not {levels}")
+        if levels > MAX_PREDICTED_LEVELS:
+            raise ValueError(f"prediction takes quantizers of up to {MAX_PREDICTED_LEVELS} levels, not of {levels}")
+        if self.rest >= levels:
+            raise ValueError(f"rest must be one of {levels} levels, is {self.rest}")
         counts = taps.arrays()[0] + len(OWN)
         if len(self.weights) != counts.sum() or len(self.bias) != 2 * channels:
             raise ValueError(f"prediction needs {counts.sum()} weights and {channels} biases")

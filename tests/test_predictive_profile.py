@@ -92,7 +92,7 @@ DAMAGE: list[tuple[str, object, str]] = [
     ("taps.sources", "?", "Invalid base64"),
     ("taps.surprise", 1, "unknown field `surprise`"),
     ("taps.sources", None, "missing required field `sources`"),
-    ("prediction.rest", 4, "prediction takes up to 64 levels and rest below; not 4"),
+    ("prediction.rest", 4, "rest must be one of 4 levels, is 4"),
     ("prediction.rest", 256, "Expected `int` <= 255"),
     ("prediction.rest", -1, "Expected `int` >= 0"),
     ("prediction.rest", 0.5, "Expected `int`, got `float`"),
@@ -208,7 +208,7 @@ def test_prediction_needs_taps_and_few_levels_and_no_tables() -> None:
     profile = plain_profile()
     (point,) = profile["operating_points"][0]["tensors"]
     point["quantizer"] = msgspec.to_builtins(Quantizer.uniform(0.0, 1.0, 65))
-    assert "prediction takes up to 64 levels and rest below; not 65" in refused(profile)
+    assert "prediction takes quantizers of up to 64 levels, not of 65" in refused(profile)
 
 
 @pytest.mark.parametrize(("rest", "most"), [(0, 3), (1, 2), (2, 2), (3, 3)])
