@@ -21,21 +21,8 @@ from .errors import DeviceError
 from .kernels import statistics
 from .kernels.cache import Loaded
 from .kernels.policy import INTERPRETED, STORE
-from .profile import (
-    ACTIVITY_SUMS,
-    CELLS,
-    OWN,
-    TABLE_SIZE,
-    Clipping,
-    CodecProfile,
-    ContextTables,
-    OperatingPoint,
-    PredictionTables,
-    Quantizer,
-    Taps,
-    TensorPoint,
-    TensorSpec,
-)
+from .profile import Clipping, CodecProfile, OperatingPoint, Quantizer, TensorPoint, TensorSpec
+from .tables import ACTIVITY_SUMS, CELLS, OWN, TABLE_SIZE, ContextTables, PredictionTables, Taps
 
 CHANNELS, HEIGHT, WIDTH = 2, 4, 4
 LEVELS = 4

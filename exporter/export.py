@@ -17,7 +17,8 @@ import torch
 
 from splitwire.codec.device import DeviceProfile
 from splitwire.codec.errors import UsageError
-from splitwire.codec.profile import MAX_LEVELS, CodecProfile, Preprocessing, SizeSpec, TensorSpec
+from splitwire.codec.profile import CodecProfile, Preprocessing, SizeSpec, TensorSpec
+from splitwire.codec.tables import MAX_LEVELS
 
 from . import agreement, bake, verify
 from .calibrate import Progress

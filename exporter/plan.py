@@ -15,7 +15,8 @@ from splitwire.codec.codec import planes_per_chunk
 from splitwire.codec.device import DeviceProfile
 from splitwire.codec.errors import UsageError
 from splitwire.codec.frame import side_information
-from splitwire.codec.profile import MAX_LEVELS, Preprocessing, TensorSpec
+from splitwire.codec.profile import Preprocessing, TensorSpec
+from splitwire.codec.tables import MAX_LEVELS
 
 from .calibrate import Progress
 from .costs import Costs, measure_costs

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from splitwire.codec.codec import FeatureCodec
 from splitwire.codec.design import FeatureStatistics, design_operating_point
 from splitwire.codec.entropy.predictive import CODER_ID as PREDICTIVE
-from splitwire.codec.profile import (
+from splitwire.codec.profile import Clipping, CodecProfile, OperatingPoint, Quantizer, TensorPoint, TensorSpec
+from splitwire.codec.tables import (
     ACTIVITY_SUMS,
     CELLS,
     GROUP,
@@ -21,15 +22,9 @@ from splitwire.codec.profile import (
     OWN,
     PLACES,
     TABLE_SIZE,
-    Clipping,
-    CodecProfile,
     ContextTables,
-    OperatingPoint,
     PredictionTables,
-    Quantizer,
     Taps,
-    TensorPoint,
-    TensorSpec,
 )
 
 Float32Array = NDArray[np.float32]

@@ -23,23 +23,17 @@ from reference import write_frame
 from vectors import FOLDER, MANIFEST, SUFFIXES, chunk_table, digest, is_made_as
 
 from splitwire.codec.codec import FeatureCodec
-from splitwire.codec.profile import (
+from splitwire.codec.profile import Clipping, CodecProfile, OperatingPoint, Quantizer, SizeSpec, TensorPoint, TensorSpec
+from splitwire.codec.tables import (
     ACTIVITY_SUMS,
     CELLS,
     GROUP,
     OWN,
     PLACES,
     TABLE_SIZE,
-    Clipping,
-    CodecProfile,
     ContextTables,
-    OperatingPoint,
     PredictionTables,
-    Quantizer,
-    SizeSpec,
     Taps,
-    TensorPoint,
-    TensorSpec,
 )
 
 Float32Array = NDArray[np.float32]

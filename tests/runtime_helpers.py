@@ -22,7 +22,6 @@ from splitwire.codec.profile import (
     METADATA_KEY,
     Clipping,
     CodecProfile,
-    ContextTables,
     OperatingPoint,
     Preprocessing,
     Quantizer,
@@ -30,6 +29,7 @@ from splitwire.codec.profile import (
     TensorSpec,
 )
 from splitwire.codec.reply import encode_reply
+from splitwire.codec.tables import ContextTables
 from splitwire.runtime_cloud.admission import Limits
 from splitwire.runtime_cloud.loading import Models
 from splitwire.runtime_cloud.serve import bind, make_server, url_of

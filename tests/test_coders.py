@@ -27,16 +27,8 @@ from splitwire.codec.entropy.predictive import PredictiveRans
 from splitwire.codec.entropy.rans import ContextRans
 from splitwire.codec.errors import BitstreamError, Corrupt, FingerprintMismatch, Truncated, UnsupportedVersion
 from splitwire.codec.kernels import cabac as kernels
-from splitwire.codec.profile import (
-    Clipping,
-    CodecProfile,
-    ContextTables,
-    PredictionTables,
-    Quantizer,
-    Taps,
-    TensorPoint,
-    TensorSpec,
-)
+from splitwire.codec.profile import Clipping, CodecProfile, Quantizer, TensorPoint, TensorSpec
+from splitwire.codec.tables import ContextTables, PredictionTables, Taps
 
 SHAPES = [(1, 1, 1), (3, 1, 9), (5, 7, 3), (9, 2, 2), (8, 19, 23)]
 LEVELS = [2, 3, 4, 5, 16, 63, 64, 255, 256]

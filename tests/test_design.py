@@ -15,7 +15,7 @@ from splitwire.codec.design.clipping import Error, best_c_max, best_range, densi
 from splitwire.codec.design.density import FeatureDensity, fit_density
 from splitwire.codec.design.point import kolmogorov_smirnov
 from splitwire.codec.errors import ExportError, NonFiniteFeatures
-from splitwire.codec.profile import TABLE_SIZE
+from splitwire.codec.tables import TABLE_SIZE
 
 # The golden values the project started from, recomputed by dense integration. One digit differs: the joint c_max for
 # N = 6 is 11.0544 (the gradient of the error, integrated with 30 digits, is 2e-9 there, 1e-5 at 11.055).

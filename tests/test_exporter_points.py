@@ -13,7 +13,8 @@ from exporter_helpers import DISK_FAULTS, SHAPE, disk_full, inputs, network
 
 from splitwire.codec.codec import FeatureCodec
 from splitwire.codec.errors import FingerprintMismatch, ProfileError, UsageError
-from splitwire.codec.profile import CodecProfile, Taps
+from splitwire.codec.profile import CodecProfile
+from splitwire.codec.tables import Taps
 from splitwire.exporter import bake, graph
 from splitwire.exporter.export import export_pair
 from splitwire.exporter.inference import serialise

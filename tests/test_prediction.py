@@ -11,7 +11,8 @@ from splitwire.codec.codec import FeatureCodec
 from splitwire.codec.design import FeatureStatistics, design_operating_point, worthwhile_taps
 from splitwire.codec.design.prediction import FEWEST_POSITIONS, POINT_BYTES, choose_taps, estimate_prediction
 from splitwire.codec.frame import SHORT_SIZE
-from splitwire.codec.profile import GROUP, PredictionTables, Quantizer
+from splitwire.codec.profile import Quantizer
+from splitwire.codec.tables import GROUP, PredictionTables
 
 Float32Array = NDArray[np.float32]
 UNIFORM = Quantizer.uniform(0.0, 3.0, 4)

@@ -33,14 +33,8 @@ from splitwire.codec.codec import FeatureCodec
 from splitwire.codec.entropy.predictive import PredictiveRans
 from splitwire.codec.errors import BitstreamError, Corrupt, FingerprintMismatch, Truncated
 from splitwire.codec.frame import parse_frame
-from splitwire.codec.profile import (
-    Clipping,
-    CodecProfile,
-    PredictionTables,
-    Quantizer,
-    Taps,
-    TensorPoint,
-)
+from splitwire.codec.profile import Clipping, CodecProfile, Quantizer, TensorPoint
+from splitwire.codec.tables import PredictionTables, Taps
 
 
 def levels_of(rng: np.random.Generator, point: TensorPoint, shape: tuple[int, ...]) -> UInt8Array:

@@ -15,7 +15,8 @@ from reference import write_frame
 
 from splitwire.codec.codec import FeatureCodec
 from splitwire.codec.errors import ProfileError
-from splitwire.codec.profile import CodecProfile, Quantizer, Taps
+from splitwire.codec.profile import CodecProfile, Quantizer
+from splitwire.codec.tables import Taps
 
 Json = dict[str, Any]
 

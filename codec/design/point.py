@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from splitwire.codec.entropy.cabac import AdaptiveBinary
 from splitwire.codec.errors import ExportError
-from splitwire.codec.profile import Clipping, Quantizer, Taps, TensorPoint
+from splitwire.codec.profile import Clipping, Quantizer, TensorPoint
 from splitwire.codec.quantizer import quantize
+from splitwire.codec.tables import Taps
 
 from .clipping import best_c_max, best_range, density_error, float32_quantizer, histogram_error, uniform_cells
 from .density import FeatureDensity, fit_density

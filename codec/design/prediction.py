@@ -20,7 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from splitwire.codec.profile import (
+from splitwire.codec.profile import Quantizer
+from splitwire.codec.quantizer import quantize
+from splitwire.codec.tables import (
     ACTIVITY_SUMS,
     CELLS,
     GROUP,
@@ -28,10 +30,8 @@ from splitwire.codec.profile import (
     OWN,
     PLACES,
     PredictionTables,
-    Quantizer,
     Taps,
 )
-from splitwire.codec.quantizer import quantize
 
 from .tables import ITERATIONS, cluster, code_lengths
 

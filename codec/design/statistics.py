@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from splitwire.codec.errors import NonFiniteFeatures
 from splitwire.codec.kernels import statistics as kernels
-from splitwire.codec.profile import Taps
+from splitwire.codec.tables import Taps
 
 BINS = 8192
 SAMPLE_BYTES = 256 << 20

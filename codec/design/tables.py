@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from splitwire.codec.entropy.rans import neighbour_context
 from splitwire.codec.kernels import statistics as kernels
-from splitwire.codec.profile import TABLE_SIZE, ContextTables, Quantizer
+from splitwire.codec.profile import Quantizer
 from splitwire.codec.quantizer import BlockPacker, quantize
+from splitwire.codec.tables import TABLE_SIZE, ContextTables
 
 TABLES = 16
 """Tables per tensor and operating point: 16 × 4096 decoding slots stay in a 256 KB cache; 32 save 0.4 % of the rate

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from splitwire.codec.errors import Corrupt, Truncated
 from splitwire.codec.kernels import ans as kernels
-from splitwire.codec.profile import TABLE_SIZE
+from splitwire.codec.tables import TABLE_SIZE
 
 MAX_LANES = 8
 

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from splitwire.codec.kernels import prediction
 from splitwire.codec.kernels import predictive as kernels
-from splitwire.codec.profile import CELLS, OWN, PLACES, PredictionTables, Taps, TensorPoint, TensorSpec
+from splitwire.codec.profile import TensorPoint, TensorSpec
+from splitwire.codec.tables import CELLS, OWN, PLACES, PredictionTables, Taps
 
 from .ans import MAX_LANES, AnsTables, check, choose_lanes, from_payload, room_for_words, to_payload
 

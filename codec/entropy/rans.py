@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splitwire.codec.kernels import rans as kernels
-from splitwire.codec.profile import ContextTables, TensorPoint, TensorSpec
+from splitwire.codec.profile import TensorPoint, TensorSpec
+from splitwire.codec.tables import ContextTables
 
 from .ans import MAX_LANES, AnsTables, check, choose_lanes, from_payload, room_for_words, to_payload
 
