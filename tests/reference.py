@@ -119,10 +119,15 @@ def write_steps(steps: list[tuple[int, int, int]], lanes: int) -> bytes:
 
 def write_predictive(planes, point, spec, first: int = 0, lanes: int | None = None) -> tuple[bytes, int]:
     """Coder 4. Returns payload and lanes, ours by default."""
+    if lanes is None:
+        lanes = lanes_of(len(planes), len(planes) * len(planes[0]) * len(planes[0][0]))
+    return write_steps(predictive_steps(planes, point, spec, first, lanes), lanes), lanes
+
+
+def predictive_steps(planes, point, spec, first: int, lanes: int) -> list[tuple[int, int, int]]:
+    """What coder 4 codes, in the order of decoding: (lane, frequency, cumulative)."""
     prediction = Prediction(point, spec)
     channels = prediction.channels
-    if lanes is None:
-        lanes = lanes_of(len(planes), len(planes) * prediction.height * prediction.width)
     images: dict[int, dict[int, list[list[int]]]] = {}
     for k, plane in enumerate(planes, first):
         images.setdefault(k // channels, {})[k % channels] = plane
@@ -130,7 +135,7 @@ def write_predictive(planes, point, spec, first: int = 0, lanes: int | None = No
     for k, r, c, lane in prediction.steps(len(planes), first, lanes):
         image, channel = images[(first + k) // channels], (first + k) % channels
         steps += steps_of(lane, prediction.rows[prediction.table(image, channel, r, c)], planes[k][r][c])
-    return write_steps(steps, lanes), lanes
+    return steps
 
 
 def write_binary(planes, point, spec, first: int = 0, lanes: int | None = None) -> tuple[bytes, int]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
+import msgspec
 import numpy as np
 import pytest
 from codec_helpers import profile_of
 from numpy.typing import NDArray
+from reference import predictive_steps
 
 from splitwire.codec.codec import FeatureCodec
 from splitwire.codec.design import FeatureStatistics, design_operating_point, worthwhile_taps
 from splitwire.codec.design.prediction import FEWEST_POSITIONS, POINT_BYTES, choose_taps, estimate_prediction
-from splitwire.codec.frame import SHORT_SIZE
+from splitwire.codec.frame import SHORT_SIZE, parse_frame
 from splitwire.codec.profile import Quantizer
 from splitwire.codec.tables import GROUP, PredictionTables
 
@@ -118,3 +122,20 @@ def test_channels_that_never_change_have_no_taps() -> None:
     assert (counts[20:30] == 0).all()
     assert not set(sources) & set(range(20, 30))
     assert estimate_prediction(x, UNIFORM, taps) is not None
+
+
+def test_coded_size_is_near_the_ideal_of_its_tables() -> None:
+    """Within 1 % of the code length that the tables promise for these very elements, and the states of the lanes."""
+    statistics = statistics_of(mixed(24))
+    statistics.taps = worthwhile_taps(statistics)
+    assert statistics.taps is not None
+    point, _ = design_operating_point(levels=4, statistics=statistics)
+    x = mixed(8, seed=3)
+    profile = profile_of(x.shape[1:], point, statistics.taps)
+    frame = FeatureCodec(profile).encode([x])
+    lanes = parse_frame(frame).chunks[0].lanes
+    q = np.searchsorted(np.array(point.quantizer.thresholds, np.float32), x, side="right").reshape(-1, *x.shape[2:])
+    spec, coded = (msgspec.to_builtins(part) for part in (profile.tensors[0], point))
+    steps = predictive_steps(q.tolist(), coded, spec, 0, lanes)
+    ideal = sum(12 - math.log2(frequency) for _, frequency, _ in steps) / 8
+    assert ideal * 0.999 < len(frame) - SHORT_SIZE < ideal * 1.01 + 4 * lanes
