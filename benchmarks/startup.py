@@ -27,7 +27,7 @@ OUT = Path("build/bench")
 REPEATS = 7
 SHAPE = (64, 28, 28)
 LARGE = (256, 128, 128)  # 64 MB as four images of float32
-OPERATING_POINTS = ("whole-blocks", "padded-blocks", "no-tables")
+OPERATING_POINTS = ("whole-blocks", "padded-blocks", "no-tables", "predicted")
 TARGET_SECONDS = 1.0
 TARGET_TENSORS = 3.0
 
@@ -96,7 +96,8 @@ class FirstEncode(Struct, frozen=True, kw_only=True):
 
 class Memory(Struct, frozen=True, kw_only=True):
     """peak_bytes: what the call added at its highest point, with the float tensor and the frame themselves. op: of
-    codec/warmup.py: whole blocks of 2×2, blocks of 1×3 with planes padded to them, the coder without tables.
+    codec/warmup.py: whole blocks of 2×2, blocks of 1×3 with planes padded to them, the coder without
+    tables, the predictive one.
     """
 
     call: str
