@@ -4,7 +4,8 @@ Each level is foretold by a linear combination of its neighbours in its own plan
 channels at the same place or next to it. Weights are those of ridge regression at some thousand positions of the
 sample. The tables rest on cross-fitting: every position is predicted by weights that were fitted without its part of
 the sample, so that a hundred weights fitted to few images do not seem better than they are. The code length is that of
-the last part, which had no say in the choice of taps either, with weights and tables made of the others.
+the last part, which had no say in the choice of taps either, with weights and tables made of the others. (The penalty,
+and what is put together as a class of channels or a group of cells, are few numbers, and are chosen on all.)
 Source: ridge regression, Hoerl and Kennard 1970; stacking of cross-validated predictions, Wolpert 1992.
 """
 
@@ -229,8 +230,8 @@ def _pruned(data: Sampled, c: int, candidates: NDArray[np.intp], most: int) -> N
 def estimate_prediction(
     sample: Float32Array, quantizer: Quantizer, taps: Taps
 ) -> tuple[PredictionTables, float] | None:
-    """Weights and tables for features like `sample`, (images, C, H, W), and the ideal code length on images that were
-    not used, bits per element. None for a quantizer of more levels than the coder takes."""
+    """Weights and tables for features like `sample`, (images, C, H, W), and the ideal code length on the last
+    part of them, as said above, bits per element. None for a quantizer of more levels than the coder takes."""
     if len(quantizer.levels) > MAX_PREDICTED_LEVELS:
         return None
     return _estimate(Sampled.of(sample, quantizer), taps)

@@ -27,6 +27,8 @@ class PredictiveRans:
     whole_images: ClassVar[bool] = True
 
     def __init__(self, prediction: PredictionTables, taps: Taps, levels: int) -> None:
+        taps.check(len(taps.counts))  # the kernels trust every number
+        prediction.check(levels, len(taps.counts), taps)
         self.padding = prediction.rest
         self.symbols = levels
         self._prediction, self._taps = prediction, taps
