@@ -24,7 +24,9 @@ from .kernels.policy import INTERPRETED, STORE
 from .profile import Clipping, CodecProfile, OperatingPoint, Quantizer, TensorPoint, TensorSpec
 from .tables import ACTIVITY_SUMS, CELLS, OWN, TABLE_SIZE, ContextTables, PredictionTables, Taps
 
-CHANNELS, HEIGHT, WIDTH = 2, 4, 4
+CHANNELS, HEIGHT, WIDTH = 2, 8, 4
+SMALL = 4
+"""Height of planes that the predictive coder has another way for (kernels/predictive_interleaved.py)."""
 LEVELS = 4
 
 ProgressFn = Callable[[str, int, int | None], None]
@@ -76,17 +78,18 @@ def _steps() -> Iterator[tuple[str, Callable[[], object]]]:
     A new kernel joins through the coder that uses it: one more operating point below. tests/test_startup.py fails for a
     kernel that is left out.
     """
-    codec = FeatureCodec(example_profile())
+    codec, small = (FeatureCodec(example_profile((CHANNELS, height, WIDTH))) for height in (HEIGHT, SMALL))
     x = np.linspace(-1, 2, CHANNELS * HEIGHT * WIDTH, dtype=np.float32).reshape(1, CHANNELS, HEIGHT, WIDTH)
     fixed = x.copy()
     fixed.flags.writeable = False  # views of bytes and of other libraries' tensors come like this, as another type
 
-    def both(features: NDArray[np.float32], op: str) -> None:
+    def both(codec: FeatureCodec, features: NDArray[np.float32], op: str) -> None:
         codec.decode(codec.encode([features], op=op))
 
     for point in codec.profile.operating_points:
-        yield f"Coding, {point.name}", partial(both, x, point.name)
-    yield "Coding, read-only", partial(both, fixed, codec.profile.default_op)
+        yield f"Coding, {point.name}", partial(both, codec, x, point.name)
+    yield "Coding, read-only", partial(both, codec, fixed, codec.profile.default_op)
+    yield "Coding, predicted, small planes", partial(both, small, np.ascontiguousarray(x[:, :, :SMALL]), "predicted")
     yield "Counting for the exporter", lambda: statistics.histogram(x.reshape(-1), 2.0, np.zeros(8, np.int64))
     yield "Counting for the exporter", _count_contexts
 

@@ -15,6 +15,7 @@ from codec_helpers import (
     UInt8Array,
     expected,
     make_profile,
+    predicted_point,
     predicted_profile,
     random_pair,
     random_prediction,
@@ -33,8 +34,11 @@ from splitwire.codec.codec import FeatureCodec
 from splitwire.codec.entropy.predictive import PredictiveRans
 from splitwire.codec.errors import BitstreamError, Corrupt, FingerprintMismatch, Truncated
 from splitwire.codec.frame import parse_frame
+from splitwire.codec.kernels import predictive_interleaved as interleaved
 from splitwire.codec.profile import Clipping, CodecProfile, Quantizer, TensorPoint
-from splitwire.codec.tables import PredictionTables, Taps
+from splitwire.codec.tables import PLACES, PredictionTables, Taps
+
+PROFILE = ("shift", "active_bits", "most_active", "rest", "levels", "symbol_bits")
 
 
 def levels_of(rng: np.random.Generator, point: TensorPoint, shape: tuple[int, ...]) -> UInt8Array:
@@ -82,6 +86,24 @@ def test_sparse_and_dense_planes(first: int, side: int) -> None:
     rng = np.random.default_rng(side)
     for planes in (19, 43):
         spec, point = random_pair(rng, 4, 4, (19, side, side))
+        check_codec(PredictiveRans, spec, point, levels_of(rng, point, (planes, side, side)), first=first)
+
+
+@pytest.mark.parametrize("first", [0, 70, 77])
+@pytest.mark.parametrize("taps", [0, 3, 40])
+def test_small_planes_by_a_matrix_or_a_list(taps: int, first: int) -> None:
+    """Channels side by side: more than fit into a block, with many taps each (a matrix) or few (a list)."""
+    rng = np.random.default_rng((taps, first))
+    counts = np.repeat([0, taps], [8, 72]).astype(np.uint8)
+    pool = [rng.permutation((c // 8 * 8) * len(PLACES))[: counts[c]] for c in range(80)]
+    sources = np.concatenate([found // len(PLACES) * 8 + found % len(PLACES) for found in pool])
+    chosen = Taps(
+        counts=bytes(min(n, p.size) for n, p in zip(counts, pool, strict=True)), sources=sources.astype("<u2").tobytes()
+    )
+    assert interleaved.lay_out(80, 4, 4, sources.size, **dict.fromkeys(PROFILE, 0)).dense == (taps == 40)
+    point = predicted_point(rng, 5, chosen)
+    for side, planes in ((1, 83), (4, 80), (4, 171), (3, 9)):
+        spec = spec_of((80, side, side), chosen)
         check_codec(PredictiveRans, spec, point, levels_of(rng, point, (planes, side, side)), first=first)
 
 

@@ -30,13 +30,13 @@ import json
 import numpy as np
 from splitwire.codec import warmup
 from splitwire.codec.codec import FeatureCodec
-from splitwire.codec.kernels import ans, cabac, predictive, quantize, rans
+from splitwire.codec.kernels import ans, cabac, predictive_interleaved, predictive_planes, quantize, rans
 from splitwire.codec.kernels.policy import STORE
 codec = FeatureCodec(warmup.example_profile())
-x = np.linspace(-1, 2, 32, dtype=np.float32).reshape(1, 2, 4, 4)
+x = np.linspace(-1, 2, 64, dtype=np.float32).reshape(1, 2, 8, 4)
 frames = [codec.encode([x], op=p.name) for p in codec.profile.operating_points]
 values = [codec.decode(f).tensors[0].sum().item() for f in frames]
-modules = (ans, cabac, predictive, quantize, rans)
+modules = (ans, cabac, predictive_interleaved, predictive_planes, quantize, rans)
 dispatchers = {k for m in modules for k in vars(m).values() if hasattr(k, "stats")}
 print(json.dumps({
     "frames": [f.hex() for f in frames], "values": values,
@@ -303,7 +303,7 @@ def memory(field):
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 small = FeatureCodec(example_profile())
-small.decode(small.encode([np.zeros((1, 2, 4, 4), np.float32)], op={op!r}))
+small.decode(small.encode([np.zeros((1, 2, 8, 4), np.float32)], op={op!r}))
 codec = FeatureCodec(example_profile((64, 128, 128)))
 Path("/proc/self/clear_refs").write_text("5")
 start = memory("VmRSS")

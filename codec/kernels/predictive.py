@@ -1,14 +1,17 @@
-"""The predictive rANS coder: a table for each level by what its neighbours foretell. Read docs/bitstream.md §6 first.
+"""Eight planes coded side by side, each element with the table of its context. Read docs/bitstream.md §6 first.
 
-Eight planes at most are coded side by side, and predicted (prediction.py) from planes of earlier groups, which a
-decoder has whole. What it does not have whole are the planes themselves: what the row above adds is added row by row,
-and what the element to the left adds, element by element.
+Levels lie in memory plane by plane (predictive_planes.py) or with all channels side by side
+(predictive_interleaved.py): a Grid says where, so
+that both share what is here. An encoder finds all contexts beforehand. Of the planes themselves a decoder has only what
+it has decoded: what the row above adds is added row by row, and what the element to the left adds, element by element.
 
 Groups of eight lanes have kernels of their own, written out as those of rans.py are, and here for one more reason: with
 the branch for escapes in a helper, numba counts references to the arrays at every symbol, which costs 20 to 30 ns.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 
@@ -39,89 +42,79 @@ from .ans import (
     take_escaped,
 )
 from .policy import kernel
-from .prediction import (
-    DENSE,
-    GROUP,
-    GUARD,
-    ROW_STRETCH,
-    SCATTERED,
-    add_row,
-    field_size,
-    find_contexts,
-    gather,
-    kind_of,
-    list_dense,
-    most_taps,
-    put_plane,
-    scatter,
-    start_of,
-    sums_size,
-)
+
+GROUP = 8
+ROW_STRETCH = 16
+"""Elements of a row of a plane are looked at in multiples of this: a remainder costs more than what it leaves out."""
+
+
+BLOCK = 64
+"""Channels that lie side by side are worked on in multiples of this, for the same reason."""
+ENTRIES = 6
+LEFT, ABOVE, BEFORE, AFTER, BIAS, KNOWN = (np.uint64(i) for i in range(ENTRIES))
+"""What `own` holds of a channel: weights of the element to the left, above, above left and above right; the bias, with
+the offset; and the bias less LEFT times the level at rest, for a decoder, that has symbols."""
+WIDE = np.uint64(BLOCK)
+
+
+class Grid(NamedTuple):
+    """Where elements lie, and numbers of the profile, all int.
+
+    column, row: in `field` and in `sums`, from an element to the next and to the one below. field_lane, sums_lane: from
+    a plane to the next. known_lane, known_column: the same in what a decoder knows of a row. block: channels that are
+    side by side in `own`: BLOCK where all are in memory, or 1. most_active: where the activity classes end, a number of
+    active_bits bits. symbol_bits: of the symbols in `code`.
+    """
+
+    height: int
+    width: int
+    column: int
+    row: int
+    field_lane: int
+    sums_lane: int
+    known_lane: int
+    known_column: int
+    block: int
+    shift: int
+    active_bits: int
+    most_active: int
+    rest: int
+    levels: int
+    symbol_bits: int
 
 
 @kernel
-def encode(symbols, first_channel, lanes, layout, model, code, escape, words):
-    """Code `symbols` into the end of `words`; returns the index of the first word written.
-
-    symbols: (P·H·W,) uint8, planes of channels first_channel, first_channel + 1, … and again from 0 for the next image.
-    layout, model: above. code, escape: ans.py, but with 2^symbol_bits symbols. words: (≥ 2·symbols + 2·lanes,) uint16.
-    """
-    starts, sources, places, weights = model.starts, model.channels, model.places, model.weights
-    out_starts, out_places, out_weights = model.out_starts, model.out_places, model.out_weights
-    own, bias, table, rows = model.own, model.bias, model.table, model.rows
-    size = layout.height * layout.width
-    channels = bias.size
-    planes = symbols.size // size
-    state = np.full(GROUP, LOW, np.uint64)
-    field = np.zeros(field_size(layout, channels), np.int8)
-    eights = field.view(np.uint64)
-    dense = np.zeros(channels, np.uint8)
-    tally = np.zeros(3, np.int64)
-    sums = np.zeros(sums_size(layout, channels), np.int16)
-    live_places, live_weights = np.zeros(most_taps(starts), np.uint64), np.zeros(most_taps(starts), np.int16)
-    p = np.uint64(words.size)
-    end = planes
-    while end > 0:
-        # planes begin to end − 1 are of one image, of channels low to high − 1
-        high = (first_channel + end - 1) % channels + 1
-        begin = max(0, end - high)
-        low = high - (end - begin)
-        if end < planes:
-            field[:] = 0
-            dense[:] = 0
-            sums[:] = 0
-        tally[:] = 0
-        for c in range(low, high):
-            put_plane(symbols, (begin + c - low) * size, field, c, layout)
-            kind = kind_of(eights, c, layout)
-            if kind == SCATTERED:
-                scatter(field, eights, c, layout, out_starts, out_places, out_weights, sums)
-            dense[c] = kind == DENSE
-            tally[kind] += 1
-        top = high
-        while top > low:
-            group = max(low, (top - 1) // GROUP * GROUP)
-            listed = list_dense(tally)
-            for c in range(group, top if tally[DENSE] or not layout.few else group):
-                gather(
-                    field, c, dense, listed, layout, starts, sources, places, weights, live_places, live_weights, sums
-                )  # fmt: skip
-            for c in range(group, top):
-                find_contexts(field, c, layout, own, bias, sums)
-            start = (begin + group - low) * size
-            if lanes == GROUP and top - group == GROUP:
-                p = _encode_eight(symbols, start, group, layout, rows, table, sums, code, escape, words, p, state)
-            else:
-                p = _encode_some(
-                    symbols, start, group, top, lanes, layout, rows, table, sums, code, escape, words, p, state
-                )
-            top = group
-        end = begin
+def finish(state, lanes, words, p):
+    """Write the states before the words; returns the index of the first word."""
     for lane in range(lanes - 1, -1, -1):
         p -= TWO
         words[p] = np.uint16(state[lane] >> WORD)
         words[p + ONE] = np.uint16(state[lane] & WORD_MASK)
     return np.int64(p)
+
+
+@kernel
+def begin(words, count, lanes, state):
+    """Read the states; returns OK, or why the stream cannot be one of ours."""
+    if count < 2 * lanes:
+        return OVERRUN
+    for lane in range(lanes):
+        p = np.uint64(2 * lane)
+        state[lane] = (np.uint64(words[p]) << WORD) | np.uint64(words[p + ONE])
+        if state[lane] < LOW or state[lane] >> WORD >= LOW:
+            return BAD_END
+    return OK
+
+
+@kernel
+def ended(state, lanes, p, end):
+    """OK if all is read and every state is back where it began."""
+    if p != end:
+        return BAD_END
+    for lane in range(lanes):
+        if state[lane] != LOW:
+            return BAD_END
+    return OK
 
 
 @kernel
@@ -137,18 +130,18 @@ def _put_escaped(x, k, bits, p, escape, words):
 
 
 @kernel
-def _encode_some(symbols, start, group, top, lanes, layout, rows, table, sums, code, escape, words, p, state):
-    """Planes group to top − 1, `lanes` or the rest at a time, from the last element to the first; returns p."""
-    bits = np.uint64(layout.symbol_bits)
-    size = layout.height * layout.width
-    for first in range(group + (top - group - 1) // lanes * lanes, group - 1, -lanes):
-        some = min(lanes, top - first)
-        for r in range(layout.height - 1, -1, -1):
-            for c in range(layout.width - 1, -1, -1):
-                for lane in range(some - 1, -1, -1):
-                    j = start_of(first + lane, layout) + np.uint64(r * layout.pitch + c)
-                    n = np.uint64(start + (first - group + lane) * size + r * layout.width + c)
-                    k = _find(symbols, n, sums, j, rows[first + lane], bits, table)
+def encode_some(symbols, n, channel, some, lanes, j, grid, rows, table, sums, code, escape, words, p, state):
+    """`lanes` planes, or what is left, at a time."""
+    bits = np.uint64(grid.symbol_bits)
+    size = grid.height * grid.width
+    for first in range((some - 1) // lanes * lanes, -1, -lanes):
+        for r in range(grid.height - 1, -1, -1):
+            for c in range(grid.width - 1, -1, -1):
+                for lane in range(min(lanes, some - first) - 1, -1, -1):
+                    plane = first + lane
+                    at = j + np.uint64(plane * grid.sums_lane + r * grid.row + c * grid.column)
+                    i = np.uint64(n + plane * size + r * grid.width + c)
+                    k = _find(symbols, i, sums, at, rows[channel + plane], bits, table)
                     x = state[lane]
                     if code[k | ONE]:
                         words[p - ONE] = np.uint16(x & WORD_MASK)
@@ -159,20 +152,19 @@ def _encode_some(symbols, start, group, top, lanes, layout, rows, table, sums, c
 
 
 @kernel
-def _encode_eight(symbols, start, channel, layout, rows, table, sums, code, escape, words, p, state):
-    """Eight planes from `channel` on, from the last element to the first; returns p."""
-    bits = np.uint64(layout.symbol_bits)
-    size = np.uint64(layout.height * layout.width)
-    span = np.uint64(layout.span)
+def encode_eight(symbols, start, channel, first, grid, rows, table, sums, code, escape, words, p, state):
+    """Eight planes; returns p."""
+    bits = np.uint64(grid.symbol_bits)
+    size = np.uint64(grid.height * grid.width)
+    span = np.uint64(grid.sums_lane)
     x0, x1, x2, x3 = state[ZERO], state[ONE], state[TWO], state[THREE]
     x4, x5, x6, x7 = state[FOUR], state[FIVE], state[SIX], state[SEVEN]
     r0, r1, r2, r3 = rows[channel], rows[channel + 1], rows[channel + 2], rows[channel + 3]
     r4, r5, r6, r7 = rows[channel + 4], rows[channel + 5], rows[channel + 6], rows[channel + 7]
-    first = start_of(channel, layout)
-    for r in range(layout.height - 1, -1, -1):
-        for c in range(layout.width - 1, -1, -1):
-            j = first + np.uint64(r * layout.pitch + c)
-            n = np.uint64(start + r * layout.width + c)
+    for r in range(grid.height - 1, -1, -1):
+        for c in range(grid.width - 1, -1, -1):
+            j = first + np.uint64(r * grid.row + c * grid.column)
+            n = np.uint64(start + r * grid.width + c)
             k0 = _find(symbols, n, sums, j, r0, bits, table)
             k1 = _find(symbols, n + size, sums, j + span, r1, bits, table)
             k2 = _find(symbols, n + TWO * size, sums, j + TWO * span, r2, bits, table)
@@ -227,82 +219,49 @@ def _encode_eight(symbols, start, channel, layout, rows, table, sums, code, esca
 
 
 @kernel
-def decode(words, count, first_channel, lanes, layout, model, slots, escape, symbols):
-    """Decode into `symbols`; returns OK, or why the stream cannot be one of ours.
+def own_start(channel, block):
+    """Where `own` has the first entry of a channel; the next one is `block` further."""
+    return np.uint64(channel // block * block * ENTRIES + channel % block)
 
-    An escaped symbol may be any byte: whether it is one of the alphabet is for the caller to see.
 
-    words: (count + 2·lanes + 2,) uint16, the stream followed by zeros. slots, escape: ans.py. The rest as in `encode`.
+@kernel
+def _add_above(field, x, channel, some, j, grid, own, sums, known):
+    """What is known of a row before it, of `some` planes of a group from `channel` on: per element, the prediction but
+    for the symbol to the left << 8, and the magnitude of the element above. In one array: with two it took 11 ns a row
+    and not 5, for tests of overlap. Of planes side by side, the whole group. x, j: where the row's first element lies.
     """
-    starts, sources, places, weights = model.starts, model.channels, model.places, model.weights
-    out_starts, out_places, out_weights = model.out_starts, model.out_places, model.out_weights
-    own, bias, table, rows = model.own, model.bias, model.table, model.rows
-    magnitudes = model.magnitudes
-    size = layout.height * layout.width
-    channels = bias.size
-    planes = symbols.size // size
-    if count < 2 * lanes:
-        return OVERRUN
-    end = np.uint64(count)
-    state = np.empty(GROUP, np.uint64)
-    p = ZERO
-    for lane in range(lanes):
-        state[lane] = (np.uint64(words[p]) << WORD) | np.uint64(words[p + ONE])
-        if state[lane] < LOW or state[lane] >> WORD >= LOW:
-            return BAD_END
-        p += TWO
-    field = np.zeros(field_size(layout, channels), np.int8)
-    eights = field.view(np.uint64)
-    dense = np.zeros(channels, np.uint8)
-    tally = np.zeros(3, np.int64)
-    sums = np.zeros(sums_size(layout, channels), np.int16)
-    room = -(-layout.width // ROW_STRETCH) * ROW_STRETCH
-    known = np.empty(GROUP * room, np.int32)
-    live_places, live_weights = np.zeros(most_taps(starts), np.uint64), np.zeros(most_taps(starts), np.int16)
-    begin = 0
-    while begin < planes:
-        low = (first_channel + begin) % channels
-        high = min(channels, low + planes - begin)
-        if begin > 0:
-            field[:] = 0
-            dense[:] = 0
-            sums[:] = 0
-        tally[:] = 0
-        group = low
-        while group < high:
-            top = min(group // GROUP * GROUP + GROUP, high)
-            listed = list_dense(tally)
-            for c in range(group, top if tally[DENSE] or not layout.few else group):
-                gather(
-                    field, c, dense, listed, layout, starts, sources, places, weights, live_places, live_weights, sums
-                )  # fmt: skip
-            start = (begin + group - low) * size
-            if lanes == GROUP and top - group == GROUP:
-                p = _decode_eight(
-                    field, group, layout, own, bias, rows, table, magnitudes, sums, known, slots, escape, words, end,
-                    p, state, symbols, start,
-                )  # fmt: skip
-            else:
-                p = _decode_some(
-                    field, group, top, lanes, layout, own, bias, rows, table, magnitudes, sums, known, slots, escape,
-                    words, end, p, state, symbols, start,
-                )  # fmt: skip
-            if p > end:
-                return OVERRUN
-            for c in range(group, top):
-                kind = kind_of(eights, c, layout)
-                if kind == SCATTERED:
-                    scatter(field, eights, c, layout, out_starts, out_places, out_weights, sums)
-                dense[c] = kind == DENSE
-                tally[kind] += 1
-            group = top
-        begin += high - low
-    if p != end:
-        return BAD_END
-    for lane in range(lanes):
-        if state[lane] != LOW:
-            return BAD_END
-    return OK
+    planes, columns = (some, 0) if grid.block == 1 else (0, grid.width)
+    x -= np.uint64(grid.row)
+    k = own_start(channel, grid.block)
+    o = ZERO
+    for _ in range(planes):
+        w1, w2, w3, constant = own[k + ABOVE], own[k + BEFORE], own[k + AFTER], own[k + KNOWN]
+        before, after = x - ONE, x + ONE
+        for i in range(np.uint64(grid.known_lane)):
+            above = np.int16(field[x + i])
+            a = np.int16(np.int16(w1 * above) + np.int16(sums[j + i] + constant))
+            b = np.int16(np.int16(w2 * field[before + i]) + np.int16(w3 * field[after + i]))
+            known[o + i] = np.int32(np.int32(np.int16(a + b)) << 8) | np.int32(abs(above))
+        x += np.uint64(grid.field_lane)
+        j += np.uint64(grid.sums_lane)
+        o += np.uint64(grid.known_lane)
+        k += np.uint64(ENTRIES)
+    skew = np.uint64(channel & GROUP - 1)
+    column = np.uint64(grid.column)
+    k, x, j = k - skew, x - skew, j - skew
+    for _ in range(columns):
+        before, after = x - column, x + column
+        for i in range(k, k + EIGHT):
+            c = i - k
+            above = np.int16(field[x + c])
+            a = np.int16(own[i + ABOVE * WIDE] * above)
+            b = np.int16(own[i + BEFORE * WIDE] * field[before + c])
+            d = np.int16(own[i + AFTER * WIDE] * field[after + c])
+            total = np.int16(np.int16(sums[j + c] + own[i + KNOWN * WIDE]) + np.int16(np.int16(a + b) + d))
+            known[o + c] = np.int32(np.int32(total) << 8) | np.int32(abs(above))
+        x += column
+        j += column
+        o += EIGHT
 
 
 @kernel
@@ -314,30 +273,31 @@ def _choose(known, o, left, weight, magnitudes, row, shift, bits, most, table):
 
 
 @kernel
-def _decode_some(
-    field, group, top, lanes, layout, own, bias, rows, table, magnitudes, sums, known, slots, escape, words, end, p,
-    state, symbols, start,
+def decode_some(
+    field, x, channel, some, lanes, j, grid, own, rows, table, magnitudes, sums, known, slots, escape, words, end,
+    p, state, symbols, n,
 ):  # fmt: skip
-    """Planes group to top − 1, `lanes` or the rest at a time; returns p, beyond `end` if it got there."""
-    size = layout.height * layout.width
-    room = -(-layout.width // ROW_STRETCH) * ROW_STRETCH
-    shift, bits, most = (layout.shift & 15) + 8, layout.active_bits & 7, layout.most_active
-    for first in range(group, top, lanes):
-        some = min(lanes, top - first)
-        for r in range(layout.height):
-            for lane in range(some):
-                add_row(field, first + lane, r, layout, own, bias, sums, known, lane)
-            for c in range(layout.width):
+    """`lanes` planes, or what is left, at a time."""
+    size = grid.height * grid.width
+    shift, bits, most = (grid.shift & 15) + 8, grid.active_bits & 7, grid.most_active
+    skew = 0 if grid.block == 1 else channel & GROUP - 1
+    k, step = own_start(channel, grid.block), np.uint64(ENTRIES if grid.block == 1 else 1)
+    for first in range(0, some, lanes):
+        now = min(lanes, some - first)
+        for r in range(grid.height):
+            row = np.uint64(r * grid.row)
+            _add_above(field, x + row, channel, some, j + row, grid, own, sums, known)
+            for c in range(grid.width):
                 # A step reads at most two words per lane: checked here, the zeros behind the stream take the rest.
                 if p > end:
                     return p
-                for lane in range(some):
-                    channel = first + lane
-                    x = np.uint64(GUARD + channel * layout.stride + (r + 1) * layout.pitch + c)
-                    left = np.uint64(np.int64(field[x - ONE]) + layout.rest)
-                    weight = np.int64(own[np.uint64(channel) << TWO]) << 8
-                    o = np.uint64(lane * room + c)
-                    t = _choose(known, o, left, weight, magnitudes, rows[channel], shift, bits, most, table)
+                for lane in range(now):
+                    plane = first + lane
+                    at = x + np.uint64(plane * grid.field_lane + r * grid.row + c * grid.column)
+                    left = np.uint64(np.int64(field[at - np.uint64(grid.column)]) + grid.rest)
+                    weight = np.int64(own[k + np.uint64(plane) * step]) << 8
+                    o = np.uint64((plane + skew) * grid.known_lane + c * grid.known_column)
+                    t = _choose(known, o, left, weight, magnitudes, rows[channel + plane], shift, bits, most, table)
                     e = look(state[lane], t, slots)
                     s, f = e & BYTE, (e >> SYMBOL_BITS) & SLOT
                     if f:
@@ -345,46 +305,43 @@ def _decode_some(
                     else:
                         s, y, p = take_escaped(state[lane], t, p, escape, words)
                     state[lane], p = refill(y, words[p], p)
-                    v = min(np.int64(s), layout.levels - 1) - layout.rest  # an escape may be any byte
-                    field[x] = np.int8(v)
-                    symbols[np.uint64(start + (channel - group) * size + r * layout.width + c)] = np.uint8(s)
+                    v = min(np.int64(s), grid.levels - 1) - grid.rest  # an escape may be any byte
+                    field[at] = np.int8(v)
+                    symbols[np.uint64(n + plane * size + r * grid.width + c)] = np.uint8(s)
     return p
 
 
 @kernel
-def _decode_eight(
-    field, channel, layout, own, bias, rows, table, magnitudes, sums, known, slots, escape, words, end, p, state,
-    symbols, start,
+def decode_eight(
+    field, start, channel, j, grid, own, rows, table, magnitudes, sums, known, slots, escape, words, end, p, state,
+    symbols, n,
 ):  # fmt: skip
-    """Eight planes from `channel` on; returns p, beyond `end` if it got there."""
-    size = np.uint64(layout.height * layout.width)
-    room = np.uint64(-(-layout.width // ROW_STRETCH) * ROW_STRETCH)
-    shift, bits, most = (layout.shift & 15) + 8, layout.active_bits & 7, layout.most_active
-    stride = np.uint64(layout.stride)
-    rest, highest = layout.rest, np.uint64(layout.levels - 1)
+    """Eight planes; returns p, beyond `end` if it got there."""
+    size = np.uint64(grid.height * grid.width)
+    room = np.uint64(grid.known_lane)
+    shift, bits, most = (grid.shift & 15) + 8, grid.active_bits & 7, grid.most_active
+    stride = np.uint64(grid.field_lane)
+    rest, highest = grid.rest, np.uint64(grid.levels - 1)
     x0, x1, x2, x3 = state[ZERO], state[ONE], state[TWO], state[THREE]
     x4, x5, x6, x7 = state[FOUR], state[FIVE], state[SIX], state[SEVEN]
     r0, r1, r2, r3 = rows[channel], rows[channel + 1], rows[channel + 2], rows[channel + 3]
     r4, r5, r6, r7 = rows[channel + 4], rows[channel + 5], rows[channel + 6], rows[channel + 7]
-    o = np.uint64(channel) << TWO
-    w0, w1 = np.int64(own[o]) << 8, np.int64(own[o + FOUR]) << 8
-    o += EIGHT
-    w2, w3 = np.int64(own[o]) << 8, np.int64(own[o + FOUR]) << 8
-    o += EIGHT
-    w4, w5 = np.int64(own[o]) << 8, np.int64(own[o + FOUR]) << 8
-    o += EIGHT
-    w6, w7 = np.int64(own[o]) << 8, np.int64(own[o + FOUR]) << 8
-    for r in range(layout.height):
-        for lane in range(GROUP):
-            add_row(field, channel + lane, r, layout, own, bias, sums, known, lane)
+    o, step = own_start(channel, grid.block), np.uint64(ENTRIES if grid.block == 1 else 1)
+    w0, w1 = np.int64(own[o]) << 8, np.int64(own[o + step]) << 8
+    w2, w3 = np.int64(own[o + TWO * step]) << 8, np.int64(own[o + THREE * step]) << 8
+    w4, w5 = np.int64(own[o + FOUR * step]) << 8, np.int64(own[o + FIVE * step]) << 8
+    w6, w7 = np.int64(own[o + SIX * step]) << 8, np.int64(own[o + SEVEN * step]) << 8
+    for r in range(grid.height):
+        row = np.uint64(r * grid.row)
+        _add_above(field, start + row, channel, GROUP, j + row, grid, own, sums, known)
         s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = np.uint64(rest)
-        for c in range(layout.width):
+        for c in range(grid.width):
             # A step reads at most two words per lane: checked once here, the zeros behind the stream take the rest.
             if p > end:
                 return p
-            o = np.uint64(c)
-            i = np.uint64(start + r * layout.width + c)
-            x = np.uint64(GUARD + channel * layout.stride + (r + 1) * layout.pitch + c)
+            o = np.uint64(c * grid.known_column)
+            i = np.uint64(n + r * grid.width + c)
+            x = start + row + np.uint64(c * grid.column)
             t0 = _choose(known, o, s0, w0, magnitudes, r0, shift, bits, most, table)
             t1 = _choose(known, o + room, s1, w1, magnitudes, r1, shift, bits, most, table)
             t2 = _choose(known, o + TWO * room, s2, w2, magnitudes, r2, shift, bits, most, table)
