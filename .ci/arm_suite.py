@@ -14,15 +14,18 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 
 import make_vectors
+import msgspec
+import numpy as np
 import vectors
 
 import splitwire
 from splitwire.codec.codec import FeatureCodec
-from splitwire.codec.profile import CodecProfile
+from splitwire.codec.profile import CodecProfile, Quantizer
+from splitwire.codec.quantizer import quantize
 
 BLOCKS = {2: (2, 4), 3: (1, 5), 4: (2, 2), 5: (1, 3), 6: (3, 1), 8: (1, 2), 16: (2, 1), 100: (1, 1), 256: (1, 1)}
 SHAPES = ((9, 13, 11), (1, 5, 7), (7, 50), (61,))
-PREDICTED = ((2, 3, 4, 5, 6, 8, 16, 64), (*SHAPES, (26, 16, 15)))
+PREDICTED = ((2, 3, 4, 5, 6, 8, 16, 64), (*SHAPES, (26, 16, 15), (90, 3, 4)))
 """Levels and shapes of coder 4."""
 
 
@@ -62,6 +65,13 @@ def seeded(shape: tuple[int, ...], levels: int, coder: int) -> str:
     return f"seeded {coder} {levels} {shape} {len(files['frame'])} {digest(files['profile'], files['frame'], features)}"
 
 
+def diffused(shape: tuple[int, ...], levels: int) -> str:
+    """Its line: digest of the level indices that error diffusion, which adds and subtracts, leads to."""
+    x = np.random.default_rng((levels, *shape)).normal(0.3, 1, (3, *shape)).astype(np.float32)
+    quantizer = msgspec.structs.replace(Quantizer.uniform(-0.7, 2.1, levels), error_diffusion=True)
+    return f"diffused {levels} {shape} {digest(quantize(x, quantizer).tobytes())}"
+
+
 def main() -> None:
     """Print all lines; the last is a digest of the others and the same for every machine."""
     if Path(splitwire.__file__).is_relative_to(Path(__file__).parent.parent / "splitwire"):
@@ -69,6 +79,7 @@ def main() -> None:
     lines = [golden(name) for name in vectors.names()]
     lines += [seeded(shape, levels, coder) for coder in (1, 2) for levels in BLOCKS for shape in SHAPES]
     lines += [seeded(shape, levels, 4) for levels in PREDICTED[0] for shape in PREDICTED[1]]
+    lines += [diffused(shape, levels) for levels in (2, 3, 16) for shape in SHAPES]
     print(*lines, f"{len(lines)} streams {digest(*(line.encode() for line in lines))}", sep="\n")
 
 

@@ -63,11 +63,14 @@ class Quantizer(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     levels: N reconstruction values, strictly increasing, each exactly a float32; the outermost are c_min and c_max.
     thresholds: N − 1 decision values, non-decreasing, each exactly a float32.
     Comparisons need no rounding, so every machine takes the same decision (docs/bitstream.md).
+    error_diffusion: the encoder adds the error of each element to the next one of its plane before it decides
+        (quantizer.py); unset: no. Nothing changes for the decoder.
     Source: Cohen et al. 2021 (uniform with pinned ends, and its entropy-constrained variant).
     """
 
     levels: tuple[float, ...]
     thresholds: tuple[float, ...]
+    error_diffusion: bool | UnsetType = UNSET
 
     def __post_init__(self) -> None:
         n = len(self.levels)
@@ -83,6 +86,11 @@ class Quantizer(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 raise ValueError(f"quantizer {name} must be finite float32 values")
         if (np.diff(levels) <= 0).any() or (np.diff(thresholds) < 0).any():
             raise ValueError("quantizer levels must increase and thresholds must not decrease")
+
+    @property
+    def diffuses(self) -> bool:
+        """`error_diffusion`, False where unset."""
+        return self.error_diffusion is True
 
     @property
     def clipping_range(self) -> tuple[float, float]:

@@ -17,17 +17,37 @@ SLAB = 1 << 18
 
 
 def quantize(x: Float32Array, quantizer: Quantizer) -> UInt8Array:
-    """Map features to level indices with clipping: q = number of thresholds ≤ x.
+    """Map features to level indices with clipping: q = number of thresholds ≤ x; with error diffusion, ≤ x + the error
+    made at the element before it, in serpentine order in its plane (the last two axes).
 
     x: any shape, float32, finite. Returns uint8 of the same shape, in [0, N).
     Raises NonFiniteFeatures if any element is NaN or ±Inf (count and first index in the message).
-    Source: Cohen et al. 2021, uniform quantizer with pinned ends, and its entropy-constrained variant.
+    Source: Cohen et al. 2021, uniform quantizer with pinned ends, and its entropy-constrained variant. Error diffusion:
+    R. W. Floyd and L. Steinberg, "An adaptive algorithm for spatial greyscale", Proc. SID 17 (1976), here with all of
+    the error to one neighbour.
     """
     flat = np.ascontiguousarray(x, np.float32).reshape(-1)
     out = np.empty(flat.size, np.uint8)
-    if kernels.quantize(flat, np.array(quantizer.thresholds, np.float32), out):
+    if _Decisions(quantizer, *(1, *x.shape)[-2:]).take(flat, out):
         raise non_finite(x)
     return out.reshape(x.shape)
+
+
+class _Decisions:
+    """A quantizer as the kernels take it, for (height, width) planes."""
+
+    def __init__(self, quantizer: Quantizer, height: int, width: int) -> None:
+        self._thresholds = np.array(quantizer.thresholds, np.float32)
+        self._levels = np.array(quantizer.levels, np.float32)
+        self._plane = (height, width) if quantizer.diffuses else None
+        self._limit = (self._levels[-1] - self._levels[0]) / np.float32(len(self._thresholds))
+        """What clipping leaves is not carried on: at most the mean step."""
+
+    def take(self, x: Float32Array, out: UInt8Array) -> int:
+        """Level indices of whole planes, one after the other, into `out`; how many elements are not finite."""
+        if self._plane is None:
+            return int(kernels.quantize(x, self._thresholds, out))
+        return int(kernels.diffuse(x, *self._plane, self._thresholds, self._levels, self._limit, out))
 
 
 def non_finite(x: Float32Array) -> NonFiniteFeatures:
@@ -57,7 +77,7 @@ class BlockPacker:
         self.padding = padding
         self.height, self.width = height, width
         self.rows, self.cols = -(-height // block[0]), -(-width // block[1])
-        self._thresholds = np.array(quantizer.thresholds, np.float32)
+        self._decisions = _Decisions(quantizer, height, width)
         self._padded = (self.rows * block[0], self.cols * block[1])
         elements = block[0] * block[1]
         digits = np.arange(self.levels**elements)[:, None] // self.levels ** np.arange(elements) % self.levels
@@ -81,7 +101,7 @@ class BlockPacker:
         out = np.empty(flat.size // plane * blocks, np.uint8)
         for start in range(0, flat.size, slab):
             part = flat[start : start + slab]
-            if kernels.quantize(part, self._thresholds, q[: part.size]):
+            if self._decisions.take(part, q[: part.size]):
                 raise non_finite(x)
             first = start // plane * blocks
             self._pack(q[: part.size], out[first : first + part.size // plane * blocks])

@@ -9,6 +9,7 @@ that saved on three networks.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -31,12 +32,17 @@ INPUTS, INPUTS_SHARED = 64, 16
 """Inputs that the damage is measured on, with one tensor and with several: those are mostly of detectors, which take
 long for an image and find several things in it."""
 
+WORTHWHILE = 0.9
+"""What error diffusion, which takes longer to encode, may leave of the damage at most."""
+
 GRID = 6
 REACH = 4.0
 """Rates per tensor that a division is found with, from 1/REACH of the smallest budget to REACH times the largest."""
 
 Bought = tuple[TensorPoint, float]
 """What one tensor gets, and the bits per element that are expected of it."""
+
+Pilot = tuple[Widening, RateOf]
 
 
 def buy(
@@ -50,37 +56,60 @@ def buy(
     """Per budget, in bits per element over all tensors, per tensor: the quantizer of its share.
 
     All tensors of a point have the same number of levels, where they can have it at their rate, and ranges of their
-    own. Every number is tried at the same entropies, and only the best one gets tables: those take the time.
+    own. Every number is tried at the same rates, and only the best one gets tables: those take the time.
     Raises ExportError for a tensor that never changes.
     """
     several = len(specs) > 1
-    made = [_widenings(*each) for each in zip(specs, statistics, slopes, strict=True)]
     reach = REACH if several else 1.0
-    pilots: list[tuple[Widening, RateOf]] = []
-    for own in made:
-        pilot = own[LEVELS.index(PILOT)]
-        pilots.append((pilot, RateOf(pilot, (min(budgets) / reach, max(budgets) * reach))))
-        report("Look at rates", len(pilots), len(made))
-    rates = _shared(specs, pilots, budgets, damage_of) if several else [[budget] for budget in budgets]
-    entropies = [[rate_of.entropy(rate) for (_, rate_of), rate in zip(pilots, row, strict=True)] for row in rates]
-    best = _best(made, entropies, damage_of, INPUTS_SHARED if several else INPUTS)
+    between = (min(budgets) / reach, max(budgets) * reach)
+    ways = [False, True] if any(_has_planes(spec) for spec in specs) else [False]
+    made = [[_widenings(*each, diffuses) for each in zip(specs, statistics, slopes, strict=True)] for diffuses in ways]
+    pilots: list[list[Pilot]] = []
+    for i, every in enumerate(made):
+        pilots.append([])
+        for own in every:
+            pilot = own[LEVELS.index(PILOT)]
+            pilots[i].append((pilot, RateOf(pilot, between)))
+            report("Look at rates", i * len(specs) + len(pilots[i]), len(ways) * len(specs))
+    rates = _shared(specs, pilots[0], budgets, damage_of) if several else [[budget] for budget in budgets]
+    candidates = [
+        _Candidates(b, every, [rate_of.entropy(rate) for (_, rate_of), rate in zip(own, row, strict=True)])
+        for b, row in enumerate(rates)
+        for every, own in zip(made, pilots, strict=True)
+    ]
+    ranked = _ranked(candidates, damage_of, INPUTS_SHARED if several else INPUTS)
     bought: list[list[Bought]] = []
-    for chosen, row, wanted in zip(best, rates, entropies, strict=True):
-        bought.append([w.design(r, entropy=h) for w, r, h in zip(chosen, row, wanted, strict=True)])
+    for b, row in enumerate(rates):
+        first, *others = [(chosen, each.entropies) for each, chosen in ranked if each.budget == b]
+        found = _design(*first, row)
+        if any(w.diffuses for w in first[0]) and any(spent > r for (_, spent), r in zip(found, row, strict=True)):
+            # with error diffusion the widest range that is considered still spends more
+            found = _design(*next(other for other in others if not any(w.diffuses for w in other[0])), row)
+        bought.append(found)
         report("Design for a budget", len(bought), len(rates))
     return bought
 
 
-def _widenings(spec: TensorSpec, statistics: FeatureStatistics, slope: float | None) -> list[Widening]:
+def _design(chosen: Sequence[Widening], entropies: Sequence[float], rates: Sequence[float]) -> list[Bought]:
+    """What the tensors get at these rates, that have about these entropies."""
+    return [w.design(rate, entropy=h) for w, h, rate in zip(chosen, entropies, rates, strict=True)]
+
+
+def _has_planes(spec: TensorSpec) -> bool:
+    """Whether elements have neighbours to carry an error to, which tokens' and vectors' have not."""
+    return len(spec.shape) == 3 and spec.planes[1] * spec.planes[2] > 1
+
+
+def _widenings(spec: TensorSpec, statistics: FeatureStatistics, slope: float | None, diffuses: bool) -> list[Widening]:
     try:
-        return [Widening(n, statistics, slope) for n in LEVELS]
+        return [Widening(n, statistics, slope, diffuses=diffuses and _has_planes(spec)) for n in LEVELS]
     except ExportError as e:
         raise ExportError(f"tensor {spec.name!r}: {e}") from e
 
 
 def _shared(
     specs: Sequence[TensorSpec],
-    pilots: Sequence[tuple[Widening, RateOf]],
+    pilots: Sequence[Pilot],
     budgets: Sequence[float],
     damage_of: DamageOf,
 ) -> list[list[float]]:
@@ -98,19 +127,30 @@ def _shared(
     return rates
 
 
-def _best(
-    made: Sequence[Sequence[Widening]], entropies: Sequence[Sequence[float]], damage_of: DamageOf, inputs: int
-) -> list[list[Widening]]:
-    """Per budget, per tensor: the widening of the number of levels that does the least damage at these entropies."""
-    tried: list[tuple[int, list[Widening]]] = []
-    for b, row in enumerate(entropies):
-        able = [k for k in range(len(LEVELS)) if any(own[k].has(h) for own, h in zip(made, row, strict=True))]
-        able = able or [len(LEVELS) - 1]
-        tried += [(b, [_nearest(own, k, h) for own, h in zip(made, row, strict=True)]) for k in able]
-    choices = [[w.for_entropy(h) for w, h in zip(row, entropies[b], strict=True)] for b, row in tried]
+class _Candidates(NamedTuple):
+    """What may be chosen for a budget: per tensor, the widenings of all numbers of levels, and the entropy at which
+    they have its rate."""
+
+    budget: int
+    made: Sequence[Sequence[Widening]]
+    entropies: Sequence[float]
+
+    def rows(self) -> list[list[Widening]]:
+        """One widening per tensor, for each number of levels that some tensor can have at its entropy."""
+        pairs = list(zip(self.made, self.entropies, strict=True))
+        able = [k for k in range(len(LEVELS)) if any(own[k].has(h) for own, h in pairs)] or [len(LEVELS) - 1]
+        return [[_nearest(own, k, h) for own, h in pairs] for k in able]
+
+
+def _ranked(
+    candidates: Sequence[_Candidates], damage_of: DamageOf, inputs: int
+) -> list[tuple[_Candidates, list[Widening]]]:
+    """The widenings of all tensors, those that together do the least damage first."""
+    tried = [(each, row) for each in candidates for row in each.rows()]
+    choices = [[w.for_entropy(h) for w, h in zip(row, each.entropies, strict=True)] for each, row in tried]
     damages = damage_of(choices, "Try ranges", inputs)
-    order = sorted(range(len(tried)), key=damages.__getitem__)
-    return [next(tried[i][1] for i in order if tried[i][0] == b) for b in range(len(entropies))]
+    costs = [d / WORTHWHILE if any(w.diffuses for w in row) else d for d, (_, row) in zip(damages, tried, strict=True)]
+    return [tried[i] for i in sorted(range(len(tried)), key=costs.__getitem__)]
 
 
 def _nearest(own: Sequence[Widening], k: int, entropy: float) -> Widening:

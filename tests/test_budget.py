@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -115,6 +116,46 @@ def test_a_rate_is_met_from_below(statistics: FeatureStatistics, bits: float) ->
     assert len(direct.quantizer.levels) == 5
 
 
+@pytest.mark.parametrize("bits", [0.2, 0.4, 0.9])
+def test_a_rate_is_met_with_error_diffusion(statistics: FeatureStatistics, bits: float) -> None:
+    point, spent = Widening(3, statistics, diffuses=True).design(bits)
+    assert point.quantizer.diffuses
+    assert 0.95 * bits <= spent <= bits
+
+
+class Pooled(nn.Module):
+    """Its answer depends on the means of planes: errors of neighbours may cancel out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 16, 3, padding=1)
+        self.act = nn.ReLU()
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.act(self.conv(x)).mean((2, 3)))
+
+
+def test_error_diffusion_where_the_answers_ask_for_it(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = Pooled().eval()
+    net.head.weight.data *= 20
+    result = export_pair(
+        net, cut="act", calibration=inputs(48), out=tmp_path, input_shape=(1, 3, 16, 16), levels=("r0.5", 2)
+    )
+    points = {p.name: p.tensors[0] for p in result.profile.operating_points}
+    assert points["r0.5"].quantizer.diffuses
+    assert not points["n2"].quantizer.diffuses
+    assert '"error_diffusion":true' in result.profile.to_json()
+    assert "error_diffusion" not in msgspec.json.encode(points["n2"]).decode()
+    found = points["r0.5"].quantizer
+    choices = [[found], [msgspec.structs.replace(found, error_diffusion=msgspec.UNSET)]]
+    front, back = (Graph(p.read_bytes(), what=p.name) for p in (result.front, result.back))
+    fresh = np.random.default_rng(7).standard_normal((32, 3, 16, 16)).astype(np.float32)
+    diffused, plain = measure_damage(front, back, choices, list(fresh), lambda done: None)
+    assert diffused.total < plain.total / 3
+
+
 def test_impossible_rates(statistics: FeatureStatistics) -> None:
     with pytest.raises(ValueError, match="need bits > 0"):
         Widening(4, statistics).design(0.0)
@@ -187,8 +228,8 @@ def test_more_bits_than_the_features_have(tmp_path: Path) -> None:
         levels=("r0.1", "r4"),
     )
     few, many = result.profile.operating_points
-    # the gate is open or not: there is no cheaper way to say so
-    assert 0 <= few.bits_per_element <= many.bits_per_element <= 1.01
+    # the gate is open or not: there is no cheaper way to say so, and little more to say
+    assert 0 <= few.bits_per_element <= many.bits_per_element <= 1.2
     assert many.bits_per_element > 0.5
 
 

@@ -86,11 +86,14 @@ class Widening:
     """Uniform quantizers with N = `levels` over multiples of the range with the least squared error.
 
     The range grows away from zero, or from its end that is nearest to it: what is at rest stays exact.
-    slope: as `design_operating_point` takes it. Raises ExportError if the features are constant.
+    slope: as `design_operating_point` takes it. diffuses: with error diffusion, whose rate is higher at the same width.
+    Raises ExportError if the features are constant.
     """
 
-    def __init__(self, levels: int, statistics: FeatureStatistics, slope: float | None = None) -> None:
-        self.levels = levels
+    def __init__(
+        self, levels: int, statistics: FeatureStatistics, slope: float | None = None, *, diffuses: bool = False
+    ) -> None:
+        self.levels, self.diffuses = levels, diffuses
         self._statistics = statistics
         self._histogram = varying(statistics)
         slope = known_slope(self._histogram, slope)
@@ -100,14 +103,16 @@ class Widening:
         """The range is `scale` times as wide."""
         low, high = self._range
         fixed = min(max(0.0, low), high)
-        return float32_quantizer(fixed + scale * (low - fixed), fixed + scale * (high - fixed), self.levels)
+        found = float32_quantizer(fixed + scale * (low - fixed), fixed + scale * (high - fixed), self.levels)
+        return msgspec.structs.replace(found, error_diffusion=True) if self.diffuses else found
 
     def has(self, entropy: float) -> bool:
         """Whether some width has this entropy of order 0, bits per element, and uses the outermost level: without that
         it is the quantizer of fewer levels."""
         if not self._entropy(WIDEST) <= entropy <= self._entropy(NARROWEST):
             return False
-        return self.quantizer(self.scale_for(entropy)).thresholds[-1] <= self._histogram.maximum
+        found = self.quantizer(self.scale_for(entropy))
+        return (found.levels[-2] if self.diffuses else found.thresholds[-1]) <= self._histogram.maximum
 
     def scale_for(self, entropy: float) -> float:
         """The least width that has no more than this entropy, as near as there is one."""
@@ -135,8 +140,17 @@ class Widening:
         return _meet(bits, self.at, most=float(np.log2(self.levels)), first=entropy)
 
     def entropy(self, quantizer: Quantizer) -> float:
-        """Bits per element of the level indices on the measured distribution, of order 0."""
-        return self._histogram.entropy(quantizer.thresholds)
+        """Bits per element of the level indices on the measured distribution, of order 0. With error diffusion, as if
+        errors were evenly distributed: of two levels a value then takes either, by how near it is."""
+        if not self.diffuses:
+            return self._histogram.entropy(quantizer.thresholds)
+        centres, weights = self._histogram.ordered
+        place = np.interp(centres, quantizer.levels, np.arange(self.levels))
+        below = np.minimum(place.astype(np.intp), self.levels - 2)
+        shares = np.bincount(below, weights * (1 - place + below), self.levels)
+        shares += np.bincount(below + 1, weights * (place - below), self.levels)
+        used = shares[shares > 0] / shares.sum()
+        return float(-used @ np.log2(used))
 
     def _entropy(self, scale: float) -> float:
         return self.entropy(self.quantizer(scale))

@@ -48,6 +48,33 @@ def quantize(x, thresholds, out):
 
 
 @kernel
+def diffuse(x, height, width, thresholds, levels, limit, out):
+    """`quantize` of x[i] + the error of the element before it, held within ±limit, in each (height, width) plane.
+
+    The order is serpentine: every other row from right to left, so that the element before is always next to it.
+    x: (P·H·W,) float32. levels: (N,) float32. limit: float32. Sums and differences are float32 and exact to the last
+    bit on every machine: there is no product to fuse them with.
+    """
+    bad = 0
+    size = height * width
+    for p in range(x.size // size):
+        error = np.float32(0)
+        for r in range(height):
+            step = 1 - 2 * (r & 1)
+            i = p * size + r * width + (r & 1) * (width - 1)
+            for _ in range(width):
+                bad += not (abs(x[i]) < INF)
+                wanted = np.float32(x[i] + error)
+                k = 0
+                while k < thresholds.size and wanted >= thresholds[k]:
+                    k += 1
+                out[i] = np.uint8(k)
+                error = min(max(np.float32(wanted - levels[k]), -limit), limit)
+                i += step
+    return bad
+
+
+@kernel
 def copy_planes(src, src_height, src_width, dst, dst_height, dst_width):
     """Copy the common top-left part of every (height, width) plane; used to pad planes to whole blocks and to crop."""
     height = min(src_height, dst_height)
