@@ -1,9 +1,9 @@
 """Eight planes coded side by side, each element with the table of its context. Read docs/bitstream.md §6 first.
 
 Levels lie in memory plane by plane (predictive_planes.py) or with all channels side by side
-(predictive_interleaved.py); a Grid says where, so that both share what is here. An encoder finds all contexts beforehand.
-Of the planes themselves a decoder has only what it has decoded: what the row above adds is added row by row, and what
-the element to the left adds, element by element.
+(predictive_interleaved.py); a Grid says where, so that both share what is here. An encoder finds all contexts
+beforehand. Of the planes themselves a decoder has only what it has decoded: what the row above adds is added row by
+row, and what the element to the left adds, element by element.
 
 Groups of eight lanes have kernels of their own, written out as those of rans.py are, and here for one more reason: with
 the branch for escapes in a helper, numba counts references to the arrays at every symbol, which costs 20 to 30 ns.
