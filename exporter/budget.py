@@ -80,19 +80,10 @@ def buy(
     ranked = _ranked(candidates, damage_of, INPUTS_SHARED if several else INPUTS)
     bought: list[list[Bought]] = []
     for b, row in enumerate(rates):
-        first, *others = [(chosen, each.entropies) for each, chosen in ranked if each.budget == b]
-        found = _design(*first, row)
-        if any(w.diffuses for w in first[0]) and any(spent > r for (_, spent), r in zip(found, row, strict=True)):
-            # with error diffusion the widest range that is considered still spends more
-            found = _design(*next(other for other in others if not any(w.diffuses for w in other[0])), row)
-        bought.append(found)
+        wanted, chosen = next((each.entropies, best) for each, best in ranked if each.budget == b)
+        bought.append([w.design(rate, entropy=h) for w, h, rate in zip(chosen, wanted, row, strict=True)])
         report("Design for a budget", len(bought), len(rates))
     return bought
-
-
-def _design(chosen: Sequence[Widening], entropies: Sequence[float], rates: Sequence[float]) -> list[Bought]:
-    """What the tensors get at these rates, that have about these entropies."""
-    return [w.design(rate, entropy=h) for w, h, rate in zip(chosen, entropies, rates, strict=True)]
 
 
 def _has_planes(spec: TensorSpec) -> bool:
@@ -136,9 +127,12 @@ class _Candidates(NamedTuple):
     entropies: Sequence[float]
 
     def rows(self) -> list[list[Widening]]:
-        """One widening per tensor, for each number of levels that some tensor can have at its entropy."""
+        """One widening per tensor, for each number of levels that some tensor can have at its entropy. Where there is
+        none, the finest, without error diffusion: the features have not so many bits, and it would find more."""
         pairs = list(zip(self.made, self.entropies, strict=True))
-        able = [k for k in range(len(LEVELS)) if any(own[k].has(h) for own, h in pairs)] or [len(LEVELS) - 1]
+        able = [k for k in range(len(LEVELS)) if any(own[k].has(h) for own, h in pairs)]
+        if not able and not any(own[0].diffuses for own in self.made):
+            able = [len(LEVELS) - 1]
         return [[_nearest(own, k, h) for own, h in pairs] for k in able]
 
 

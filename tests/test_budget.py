@@ -23,23 +23,24 @@ from splitwire.exporter.inference import Graph
 from splitwire.exporter.measure import measure_damage
 
 
-class Peaks(nn.Module):
-    """What it says depends on the large values of its features alone: a range for all of them is too narrow."""
+class Pooled(nn.Module):
+    """Its answer depends on the means of planes, in which errors of neighbours cancel out. power: of the features
+    before; with 3 the large values alone matter, and a range for all of them is too narrow."""
 
-    def __init__(self) -> None:
+    def __init__(self, power: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(3, 8, 3, padding=1)
         self.act = nn.ReLU()
         self.head = nn.Linear(8, 10)
+        self.power = power
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.act(self.conv(x))
-        return self.head((y * y * y).mean((2, 3)))
+        return self.head((self.act(self.conv(x)) ** self.power).mean((2, 3)))
 
 
 def peaks() -> nn.Module:
     torch.manual_seed(0)
-    net = Peaks().eval()
+    net = Pooled(3).eval()
     net.head.weight.data *= 20
     return net
 
@@ -123,22 +124,9 @@ def test_a_rate_is_met_with_error_diffusion(statistics: FeatureStatistics, bits:
     assert 0.95 * bits <= spent <= bits
 
 
-class Pooled(nn.Module):
-    """Its answer depends on the means of planes: errors of neighbours may cancel out."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 16, 3, padding=1)
-        self.act = nn.ReLU()
-        self.head = nn.Linear(16, 10)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.act(self.conv(x)).mean((2, 3)))
-
-
 def test_error_diffusion_where_the_answers_ask_for_it(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    net = Pooled().eval()
+    net = Pooled(1).eval()
     net.head.weight.data *= 20
     result = export_pair(
         net, cut="act", calibration=inputs(48), out=tmp_path, input_shape=(1, 3, 16, 16), levels=("r0.5", 2)
@@ -228,8 +216,8 @@ def test_more_bits_than_the_features_have(tmp_path: Path) -> None:
         levels=("r0.1", "r4"),
     )
     few, many = result.profile.operating_points
-    # the gate is open or not: there is no cheaper way to say so, and little more to say
-    assert 0 <= few.bits_per_element <= many.bits_per_element <= 1.2
+    # the gate is open or not: there is no cheaper way to say so
+    assert 0 <= few.bits_per_element <= many.bits_per_element <= 1.01
     assert many.bits_per_element > 0.5
 
 
@@ -237,5 +225,5 @@ def test_more_bits_than_the_features_have(tmp_path: Path) -> None:
 def test_budgets_that_are_none(level: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"or r0\.001 to r4 for so many bits per element; are"):
         export_pair(
-            Peaks(), cut="act", calibration=inputs(4), out=tmp_path, input_shape=(1, 3, 16, 16), levels=(level,)
+            Pooled(3), cut="act", calibration=inputs(4), out=tmp_path, input_shape=(1, 3, 16, 16), levels=(level,)
         )

@@ -140,17 +140,10 @@ class Widening:
         return _meet(bits, self.at, most=float(np.log2(self.levels)), first=entropy)
 
     def entropy(self, quantizer: Quantizer) -> float:
-        """Bits per element of the level indices on the measured distribution, of order 0. With error diffusion, as if
-        errors were evenly distributed: of two levels a value then takes either, by how near it is."""
-        if not self.diffuses:
-            return self._histogram.entropy(quantizer.thresholds)
-        centres, weights = self._histogram.ordered
-        place = np.interp(centres, quantizer.levels, np.arange(self.levels))
-        below = np.minimum(place.astype(np.intp), self.levels - 2)
-        shares = np.bincount(below, weights * (1 - place + below), self.levels)
-        shares += np.bincount(below + 1, weights * (place - below), self.levels)
-        used = shares[shares > 0] / shares.sum()
-        return float(-used @ np.log2(used))
+        """Bits per element of the level indices on the measured distribution, of order 0."""
+        if self.diffuses:
+            return self._histogram.diffused_entropy(quantizer.levels)
+        return self._histogram.entropy(quantizer.thresholds)
 
     def _entropy(self, scale: float) -> float:
         return self.entropy(self.quantizer(scale))

@@ -64,9 +64,23 @@ class Histogram:
 
     def entropy(self, thresholds: Sequence[float]) -> float:
         """Bits per element of the level indices, of order 0."""
-        mass = np.maximum(self.cells(thresholds)[0], 0.0)
-        used = mass[mass > 0]
-        return max(float(-(used * np.log2(used)).sum()), 0.0)
+        return _entropy(np.maximum(self.cells(thresholds)[0], 0.0))
+
+    def diffused_entropy(self, levels: Sequence[float]) -> float:
+        """The same with error diffusion, as if errors were evenly distributed: of the two levels around it a value then
+        takes either, by how near it is."""
+        centres, weights = self.ordered
+        place = np.interp(centres, levels, np.arange(len(levels)))
+        below = np.minimum(place.astype(np.intp), len(levels) - 2)
+        mass = np.bincount(below, weights * (1 - place + below), len(levels))
+        mass += np.bincount(below + 1, weights * (place - below), len(levels))
+        return _entropy(mass / mass.sum())
+
+
+def _entropy(mass: NDArray[np.float64]) -> float:
+    """Bits; mass: probabilities, some of which may be 0."""
+    used = mass[mass > 0]
+    return max(float(-(used * np.log2(used)).sum()), 0.0)
 
 
 class Distribution:

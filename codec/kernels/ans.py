@@ -103,3 +103,37 @@ def take_escaped(x, t, p, escape, words):
         x = (x << WORD) | np.uint64(words[p])
         p += ONE
     return (x & SLOT) >> RAW_BITS, ((x >> TABLE_BITS) << RAW_BITS) + (x & RAW_MASK), p
+
+
+@kernel
+def write_states(state, lanes, words, p):
+    """Write the states before the words; returns the index of the first word."""
+    for lane in range(lanes - 1, -1, -1):
+        p -= TWO
+        words[p] = np.uint16(state[lane] >> WORD)
+        words[p + ONE] = np.uint16(state[lane] & WORD_MASK)
+    return np.int64(p)
+
+
+@kernel
+def read_states(words, count, lanes, state):
+    """Read the states; returns OK, or why the stream cannot be one of ours."""
+    if count < 2 * lanes:
+        return OVERRUN
+    for lane in range(lanes):
+        p = np.uint64(2 * lane)
+        state[lane] = (np.uint64(words[p]) << WORD) | np.uint64(words[p + ONE])
+        if state[lane] < LOW or state[lane] >> WORD >= LOW:
+            return BAD_END
+    return OK
+
+
+@kernel
+def ended(state, lanes, p, end):
+    """OK if all is read and every state is back where it began."""
+    if p != end:
+        return BAD_END
+    for lane in range(lanes):
+        if state[lane] != LOW:
+            return BAD_END
+    return OK

@@ -5,8 +5,10 @@ Levels lie in memory plane by plane (predictive_planes.py) or with all channels 
 beforehand. Of the planes themselves a decoder has only what it has decoded: what the row above adds is added row by
 row, and what the element to the left adds, element by element.
 
-Groups of eight lanes have kernels of their own, written out as those of rans.py are, and here for one more reason: with
-the branch for escapes in a helper, numba counts references to the arrays at every symbol, which costs 20 to 30 ns.
+Those two choose between eight lanes and some by themselves: a function around that choice counts references to its
+dozen arrays for every group. Groups of eight lanes have kernels of their own, written out as those of rans.py
+are, and here for one more reason: with the branch for escapes in a helper, numba counts references to the arrays at
+every symbol, which costs 20 to 30 ns.
 """
 
 from __future__ import annotations
@@ -16,22 +18,17 @@ from typing import NamedTuple
 import numpy as np
 
 from .ans import (
-    BAD_END,
     BYTE,
     EIGHT,
     FIVE,
     FOUR,
-    LOW,
-    OK,
     ONE,
-    OVERRUN,
     SEVEN,
     SIX,
     SLOT,
     SYMBOL_BITS,
     THREE,
     TWO,
-    WORD,
     WORD_MASK,
     ZERO,
     look,
@@ -79,40 +76,6 @@ class Grid(NamedTuple):
     rest: int
     levels: int
     symbol_bits: int
-
-
-@kernel
-def finish(state, lanes, words, p):
-    """Write the states before the words; returns the index of the first word."""
-    for lane in range(lanes - 1, -1, -1):
-        p -= TWO
-        words[p] = np.uint16(state[lane] >> WORD)
-        words[p + ONE] = np.uint16(state[lane] & WORD_MASK)
-    return np.int64(p)
-
-
-@kernel
-def begin(words, count, lanes, state):
-    """Read the states; returns OK, or why the stream cannot be one of ours."""
-    if count < 2 * lanes:
-        return OVERRUN
-    for lane in range(lanes):
-        p = np.uint64(2 * lane)
-        state[lane] = (np.uint64(words[p]) << WORD) | np.uint64(words[p + ONE])
-        if state[lane] < LOW or state[lane] >> WORD >= LOW:
-            return BAD_END
-    return OK
-
-
-@kernel
-def ended(state, lanes, p, end):
-    """OK if all is read and every state is back where it began."""
-    if p != end:
-        return BAD_END
-    for lane in range(lanes):
-        if state[lane] != LOW:
-            return BAD_END
-    return OK
 
 
 @kernel

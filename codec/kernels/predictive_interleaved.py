@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .ans import LOW, OK, ONE, OVERRUN, ZERO
+from .ans import LOW, OK, ONE, OVERRUN, ZERO, ended, read_states, write_states
 from .policy import kernel
 from .predictive import (
     ABOVE,
@@ -26,24 +26,22 @@ from .predictive import (
     GROUP,
     WIDE,
     Grid,
-    begin,
     decode_eight,
     decode_some,
     encode_eight,
     encode_some,
-    ended,
-    finish,
     own_start,
 )
 
 PLACES = 5
+"""As in codec/tables.py, which says where they are; `_inside` knows it too."""
 LARGEST = 32
 """Positions of a plane, the column behind its rows included, up to which this is the faster way: on 3×3 planes 4 times
 in encoding, on 7×7 half as fast."""
 BUDGET = 1 << 20
 """Bytes of a dense matrix, at most: it should stay in the caches."""
-DENSER = 16
-"""A list of taps is faster where there are fewer than one for so many channels."""
+DENSER = 6
+"""A list is as fast as a matrix up to about one tap for so many channels (3×3 planes of 128 and of 384 channels)."""
 
 
 class Layout(NamedTuple):
@@ -135,7 +133,7 @@ def encode(symbols, first_channel, lanes, layout, model, code, escape, words):
                 )
             top = group
         end = first
-    return finish(state, lanes, words, p)
+    return write_states(state, lanes, words, p)
 
 
 @kernel
@@ -155,7 +153,7 @@ def decode(words, count, first_channel, lanes, layout, model, slots, escape, sym
     planes = symbols.size // size
     end = np.uint64(count)
     state = np.empty(GROUP, np.uint64)
-    status = begin(words, count, lanes, state)
+    status = read_states(words, count, lanes, state)
     if status != OK:
         return status
     p = np.uint64(2 * lanes)

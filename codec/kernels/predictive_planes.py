@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .ans import EIGHT, FOUR, LOW, OK, ONE, OVERRUN, SEVEN, THREE, TWO, ZERO
+from .ans import EIGHT, FOUR, LOW, OK, ONE, OVERRUN, SEVEN, THREE, TWO, ZERO, ended, read_states, write_states
 from .policy import kernel
 from .predictive import (
     ABOVE,
@@ -28,13 +28,10 @@ from .predictive import (
     LEFT,
     ROW_STRETCH,
     Grid,
-    begin,
     decode_eight,
     decode_some,
     encode_eight,
     encode_some,
-    ended,
-    finish,
     own_start,
 )
 
@@ -142,7 +139,7 @@ def encode(symbols, first_channel, lanes, layout, model, code, escape, words):
                 )
             top = group
         end = first
-    return finish(state, lanes, words, p)
+    return write_states(state, lanes, words, p)
 
 
 @kernel
@@ -162,7 +159,7 @@ def decode(words, count, first_channel, lanes, layout, model, slots, escape, sym
     planes = symbols.size // size
     end = np.uint64(count)
     state = np.empty(GROUP, np.uint64)
-    status = begin(words, count, lanes, state)
+    status = read_states(words, count, lanes, state)
     if status != OK:
         return status
     p = np.uint64(2 * lanes)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import numpy as np
 
 from .ans import (
-    BAD_END,
     BYTE,
     EIGHT,
     FIVE,
@@ -29,15 +28,17 @@ from .ans import (
     SYMBOL_BITS,
     THREE,
     TWO,
-    WORD,
     WORD_MASK,
     ZERO,
+    ended,
     look,
     put,
     put_escaped,
+    read_states,
     refill,
     take,
     take_escaped,
+    write_states,
 )
 from .policy import kernel
 
@@ -83,11 +84,7 @@ def encode(symbols, rows, cols, lanes, plane_context, top, left, context_map, co
                         state[lane], p = put(x, code[k], code[k | ONE], p)
                     else:
                         state[lane], p = put_escaped(x, k, p, escape, words)
-    for lane in range(lanes - 1, -1, -1):
-        p -= TWO
-        words[p] = np.uint16(state[lane] >> WORD)
-        words[p + ONE] = np.uint16(state[lane] & WORD_MASK)
-    return np.int64(p)
+    return write_states(state, lanes, words, p)
 
 
 @kernel
@@ -196,16 +193,12 @@ def decode(words, count, rows, cols, lanes, plane_context, top, left, context_ma
     """
     size = np.uint64(rows * cols)
     planes = symbols.size // (rows * cols)
-    if count < 2 * lanes:
-        return OVERRUN
     end = np.uint64(count)
     state = np.empty(max(lanes, 8), np.uint64)
-    p = ZERO
-    for lane in range(lanes):
-        state[lane] = (np.uint64(words[p]) << WORD) | np.uint64(words[p + ONE])
-        if state[lane] < LOW or state[lane] >> WORD >= LOW:
-            return BAD_END
-        p += TWO
+    status = read_states(words, count, lanes, state)
+    if status != OK:
+        return status
+    p = np.uint64(2 * lanes)
     group = 0
     if lanes == 8 and planes >= 8:
         group = planes // 8
@@ -237,12 +230,7 @@ def decode(words, count, rows, cols, lanes, plane_context, top, left, context_ma
                     symbols[i] = np.uint8(s)
                     i += size
         group += 1
-    if p != end:
-        return BAD_END
-    for lane in range(lanes):
-        if state[lane] != LOW:
-            return BAD_END
-    return OK
+    return ended(state, lanes, p, end)
 
 
 @kernel
