@@ -25,7 +25,7 @@ photos: $(VENV)/.demo $(VENV)/.weights ## the same with MobileNetV2 on photograp
 	$(VENV)/bin/splitwire demo --photos
 
 test: $(VENV)/.dev $(VENV)/.weights lint ## lint, then all tests (ARGS='-k frame' picks some)
-	$(RUN) -m pytest $(ARGS)
+	$(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/.dev ## ruff, mypy --strict, and the import rules between the rooms
 	$(RUN) .ci/lint.py

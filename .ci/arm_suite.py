@@ -65,11 +65,11 @@ def seeded(shape: tuple[int, ...], levels: int, coder: int) -> str:
     return f"seeded {coder} {levels} {shape} {len(files['frame'])} {digest(files['profile'], files['frame'], features)}"
 
 
-def diffused(shape: tuple[int, ...], levels: int) -> str:
-    """Its line: digest of the level indices that error diffusion, which adds and subtracts, leads to."""
+def preserving(shape: tuple[int, ...], levels: int) -> str:
+    """Its line: digest of the level indices of a mean-preserving quantizer, which subtracts and multiplies."""
     x = np.random.default_rng((levels, *shape)).normal(0.3, 1, (3, *shape)).astype(np.float32)
-    quantizer = msgspec.structs.replace(Quantizer.uniform(-0.7, 2.1, levels), error_diffusion=True)
-    return f"diffused {levels} {shape} {digest(quantize(x, quantizer).tobytes())}"
+    quantizer = msgspec.structs.replace(Quantizer.uniform(-0.7, 2.1, levels), mean_preserving=True)
+    return f"means {levels} {shape} {digest(quantize(x, quantizer).tobytes())}"
 
 
 def main() -> None:
@@ -79,7 +79,7 @@ def main() -> None:
     lines = [golden(name) for name in vectors.names()]
     lines += [seeded(shape, levels, coder) for coder in (1, 2) for levels in BLOCKS for shape in SHAPES]
     lines += [seeded(shape, levels, 4) for levels in PREDICTED[0] for shape in PREDICTED[1]]
-    lines += [diffused(shape, levels) for levels in (2, 3, 16) for shape in SHAPES]
+    lines += [preserving(shape, levels) for levels in (2, 3, 16) for shape in SHAPES]
     print(*lines, f"{len(lines)} streams {digest(*(line.encode() for line in lines))}", sep="\n")
 
 

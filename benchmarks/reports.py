@@ -42,7 +42,7 @@ CALIBRATION_SCENES = 256
 TEST_SCENES = 1000
 CALIBRATION_SEED, TEST_SEED = 2, 1
 
-PER_PHOTOGRAPH = 20
+PER_PHOTOGRAPH = 40
 SHARE = (0.6, 1.0)
 """Side of a random crop, in shorter sides of its photograph: the subject stays in view."""
 PHOTO_CUT = "features.18"

@@ -30,6 +30,9 @@ MAX_ELEMENTS = 1 << 26
 MAX_SIZES = 64
 """Most integers in one vector of sizes, and most vectors."""
 
+EVEN = 1e-3
+"""How much the distances of levels that count as evenly spaced may differ, in parts of the smallest."""
+
 MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
 MAX_DIM = 1 << 26
@@ -63,14 +66,14 @@ class Quantizer(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     levels: N reconstruction values, strictly increasing, each exactly a float32; the outermost are c_min and c_max.
     thresholds: N − 1 decision values, non-decreasing, each exactly a float32.
     Comparisons need no rounding, so every machine takes the same decision (docs/bitstream.md).
-    error_diffusion: the encoder adds the error of each element to the next one of its plane before it decides
-        (quantizer.py); unset: no. Nothing changes for the decoder.
+    mean_preserving: the encoder takes the level below an element or the one above it, so that the mean of each plane
+        stays (quantizer.py); needs levels that are evenly spaced; unset: no. Nothing changes for the decoder.
     Source: Cohen et al. 2021 (uniform with pinned ends, and its entropy-constrained variant).
     """
 
     levels: tuple[float, ...]
     thresholds: tuple[float, ...]
-    error_diffusion: bool | UnsetType = UNSET
+    mean_preserving: bool | UnsetType = UNSET
 
     def __post_init__(self) -> None:
         n = len(self.levels)
@@ -86,11 +89,13 @@ class Quantizer(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 raise ValueError(f"quantizer {name} must be finite float32 values")
         if (np.diff(levels) <= 0).any() or (np.diff(thresholds) < 0).any():
             raise ValueError("quantizer levels must increase and thresholds must not decrease")
+        if self.preserves_mean and np.ptp(np.diff(levels)) > EVEN * np.diff(levels).min():
+            raise ValueError("a mean-preserving quantizer needs evenly spaced levels")
 
     @property
-    def diffuses(self) -> bool:
-        """`error_diffusion`, False where unset."""
-        return self.error_diffusion is True
+    def preserves_mean(self) -> bool:
+        """`mean_preserving`, False where unset."""
+        return self.mean_preserving is True
 
     @property
     def clipping_range(self) -> tuple[float, float]:

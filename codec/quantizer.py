@@ -15,16 +15,18 @@ UInt8Array = NDArray[np.uint8]
 SLAB = 1 << 18
 """Elements that are quantized before they are packed: their indices take a quarter of a 1 MB second-level cache."""
 
+STRETCH = 1 << 12
+"""Elements, in whole planes, whose means are preserved together: their steps stay in the first-level cache."""
+
 
 def quantize(x: Float32Array, quantizer: Quantizer) -> UInt8Array:
-    """Map features to level indices with clipping: q = number of thresholds ≤ x; with error diffusion, ≤ x + the error
-    made at the element before it, in serpentine order in its plane (the last two axes).
+    """Map features to level indices with clipping: q = number of thresholds ≤ x. A mean-preserving quantizer takes the
+    level below x or the one above it, so that the mean of each plane (the last two axes) stays.
 
     x: any shape, float32, finite. Returns uint8 of the same shape, in [0, N).
     Raises NonFiniteFeatures if any element is NaN or ±Inf (count and first index in the message).
-    Source: Cohen et al. 2021, uniform quantizer with pinned ends, and its entropy-constrained variant. Error diffusion:
-    R. W. Floyd and L. Steinberg, "An adaptive algorithm for spatial greyscale", Proc. SID 17 (1976), here with all of
-    the error to one neighbour.
+    Source: Cohen et al. 2021, uniform quantizer with pinned ends, and its entropy-constrained variant. The mean is kept
+    by the method of largest remainders (M. L. Balinski and H. P. Young, "Fair Representation", 1982, ch. 3).
     """
     flat = np.ascontiguousarray(x, np.float32).reshape(-1)
     out = np.empty(flat.size, np.uint8)
@@ -38,16 +40,19 @@ class _Decisions:
 
     def __init__(self, quantizer: Quantizer, height: int, width: int) -> None:
         self._thresholds = np.array(quantizer.thresholds, np.float32)
-        self._levels = np.array(quantizer.levels, np.float32)
-        self._plane = (height, width) if quantizer.diffuses else None
-        self._limit = (self._levels[-1] - self._levels[0]) / np.float32(len(self._thresholds))
-        """What clipping leaves is not carried on: at most the mean step."""
+        self._plane = height * width if quantizer.preserves_mean else None
+        (low, high), levels = quantizer.clipping_range, len(quantizer.levels)
+        step = (high - low) / (levels - 1)
+        # Of what clipping takes from an element, other elements of its plane make good at most a step.
+        self._range = (*np.array([low, low - step, high + step, 2**16 / step], np.float32), levels)
 
     def take(self, x: Float32Array, out: UInt8Array) -> int:
         """Level indices of whole planes, one after the other, into `out`; how many elements are not finite."""
         if self._plane is None:
             return int(kernels.quantize(x, self._thresholds, out))
-        return int(kernels.diffuse(x, *self._plane, self._thresholds, self._levels, self._limit, out))
+        together = max(1, STRETCH // self._plane) * self._plane
+        steps, remainders = np.empty(together, np.int32), np.empty(together, np.uint8)
+        return int(kernels.apportion(x, self._plane, *self._range, steps, remainders, out))
 
 
 def non_finite(x: Float32Array) -> NonFiniteFeatures:

@@ -89,7 +89,7 @@ def _steps() -> Iterator[tuple[str, Callable[[], object]]]:
 
     for point in codec.profile.operating_points:
         yield f"Coding, {point.name}", partial(both, codec, x, point.name)
-    for op in (codec.profile.default_op, "diffused"):
+    for op in (codec.profile.default_op, "means"):
         yield f"Coding, {op}, read-only", partial(both, codec, fixed, op)
     yield "Coding, predicted, small planes", partial(both, small, np.ascontiguousarray(x[:, :, :SMALL]), "predicted")
     yield "Counting for the exporter", lambda: statistics.histogram(x.reshape(-1), 2.0, np.zeros(8, np.int64))
@@ -112,8 +112,8 @@ def example_profile(shape: tuple[int, int, int] = (CHANNELS, HEIGHT, WIDTH)) -> 
     coded["predicted"] = TensorPoint(
         quantizer=quantizer, clipping=clipping, tables=None, prediction=_prediction(shape[0])
     )
-    diffusing = msgspec.structs.replace(quantizer, error_diffusion=True)
-    coded["diffused"] = msgspec.structs.replace(coded["whole-blocks"], quantizer=diffusing)
+    preserving = msgspec.structs.replace(quantizer, mean_preserving=True)
+    coded["means"] = msgspec.structs.replace(coded["whole-blocks"], quantizer=preserving)
     return CodecProfile(
         model="warm-up", cut="none", front_sha256="", back_sha256="", default_op="whole-blocks",
         tensors=(TensorSpec(name="x", shape=shape, taps=Taps(counts=bytes(shape[0]), sources=b"")),),

@@ -33,7 +33,7 @@ INPUTS, INPUTS_SHARED = 64, 16
 long for an image and find several things in it."""
 
 WORTHWHILE = 0.9
-"""What error diffusion, which takes longer to encode, may leave of the damage at most."""
+"""What preserving the means, which takes longer to encode, may leave of the damage at most."""
 
 GRID = 6
 REACH = 4.0
@@ -63,7 +63,7 @@ def buy(
     reach = REACH if several else 1.0
     between = (min(budgets) / reach, max(budgets) * reach)
     ways = [False, True] if any(_has_planes(spec) for spec in specs) else [False]
-    made = [[_widenings(*each, diffuses) for each in zip(specs, statistics, slopes, strict=True)] for diffuses in ways]
+    made = [[_widenings(*each, means) for each in zip(specs, statistics, slopes, strict=True)] for means in ways]
     pilots: list[list[Pilot]] = []
     for i, every in enumerate(made):
         pilots.append([])
@@ -87,13 +87,13 @@ def buy(
 
 
 def _has_planes(spec: TensorSpec) -> bool:
-    """Whether elements have neighbours to carry an error to, which tokens' and vectors' have not."""
+    """Whether there are planes that have a mean to preserve, which tokens' and vectors' have not."""
     return len(spec.shape) == 3 and spec.planes[1] * spec.planes[2] > 1
 
 
-def _widenings(spec: TensorSpec, statistics: FeatureStatistics, slope: float | None, diffuses: bool) -> list[Widening]:
+def _widenings(spec: TensorSpec, statistics: FeatureStatistics, slope: float | None, means: bool) -> list[Widening]:
     try:
-        return [Widening(n, statistics, slope, diffuses=diffuses and _has_planes(spec)) for n in LEVELS]
+        return [Widening(n, statistics, slope, preserves_mean=means and _has_planes(spec)) for n in LEVELS]
     except ExportError as e:
         raise ExportError(f"tensor {spec.name!r}: {e}") from e
 
@@ -128,10 +128,10 @@ class _Candidates(NamedTuple):
 
     def rows(self) -> list[list[Widening]]:
         """One widening per tensor, for each number of levels that some tensor can have at its entropy. Where there is
-        none, the finest, without error diffusion: the features have not so many bits, and it would find more."""
+        none, the finest, with means left alone: the features have not so many bits, and it would find more."""
         pairs = list(zip(self.made, self.entropies, strict=True))
         able = [k for k in range(len(LEVELS)) if any(own[k].has(h) for own, h in pairs)]
-        if not able and not any(own[0].diffuses for own in self.made):
+        if not able and not any(own[0].preserves_mean for own in self.made):
             able = [len(LEVELS) - 1]
         return [[_nearest(own, k, h) for own, h in pairs] for k in able]
 
@@ -143,7 +143,8 @@ def _ranked(
     tried = [(each, row) for each in candidates for row in each.rows()]
     choices = [[w.for_entropy(h) for w, h in zip(row, each.entropies, strict=True)] for each, row in tried]
     damages = damage_of(choices, "Try ranges", inputs)
-    costs = [d / WORTHWHILE if any(w.diffuses for w in row) else d for d, (_, row) in zip(damages, tried, strict=True)]
+    means = [any(w.preserves_mean for w in row) for _, row in tried]
+    costs = [d / WORTHWHILE if preserved else d for d, preserved in zip(damages, means, strict=True)]
     return [tried[i] for i in sorted(range(len(tried)), key=costs.__getitem__)]
 
 

@@ -12,6 +12,14 @@ from PIL import Image
 settings.register_profile("splitwire", deadline=None, print_blob=True)
 settings.load_profile("splitwire")
 
+FIRST = ("test_readme", "test_startup", "test_demo", "test_exporter_precision", "test_packaging")
+"""Files that take minutes. Files are handed to the processes in order: none is left alone with one of these."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slow files first."""
+    items.sort(key=lambda item: FIRST.index(item.path.stem) if item.path.stem in FIRST else len(FIRST))
+
 
 @pytest.fixture(scope="session")
 def demo_pair(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -118,13 +118,13 @@ def test_a_rate_is_met_from_below(statistics: FeatureStatistics, bits: float) ->
 
 
 @pytest.mark.parametrize("bits", [0.2, 0.4, 0.9])
-def test_a_rate_is_met_with_error_diffusion(statistics: FeatureStatistics, bits: float) -> None:
-    point, spent = Widening(3, statistics, diffuses=True).design(bits)
-    assert point.quantizer.diffuses
+def test_a_rate_is_met_with_means_preserved(statistics: FeatureStatistics, bits: float) -> None:
+    point, spent = Widening(3, statistics, preserves_mean=True).design(bits)
+    assert point.quantizer.preserves_mean
     assert 0.95 * bits <= spent <= bits
 
 
-def test_error_diffusion_where_the_answers_ask_for_it(tmp_path: Path) -> None:
+def test_means_are_preserved_where_the_answers_ask_for_it(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net = Pooled(1).eval()
     net.head.weight.data *= 20
@@ -132,16 +132,16 @@ def test_error_diffusion_where_the_answers_ask_for_it(tmp_path: Path) -> None:
         net, cut="act", calibration=inputs(48), out=tmp_path, input_shape=(1, 3, 16, 16), levels=("r0.5", 2)
     )
     points = {p.name: p.tensors[0] for p in result.profile.operating_points}
-    assert points["r0.5"].quantizer.diffuses
-    assert not points["n2"].quantizer.diffuses
-    assert '"error_diffusion":true' in result.profile.to_json()
-    assert "error_diffusion" not in msgspec.json.encode(points["n2"]).decode()
+    assert points["r0.5"].quantizer.preserves_mean
+    assert not points["n2"].quantizer.preserves_mean
+    assert '"mean_preserving":true' in result.profile.to_json()
+    assert "mean_preserving" not in msgspec.json.encode(points["n2"]).decode()
     found = points["r0.5"].quantizer
-    choices = [[found], [msgspec.structs.replace(found, error_diffusion=msgspec.UNSET)]]
+    choices = [[found], [msgspec.structs.replace(found, mean_preserving=msgspec.UNSET)]]
     front, back = (Graph(p.read_bytes(), what=p.name) for p in (result.front, result.back))
     fresh = np.random.default_rng(7).standard_normal((32, 3, 16, 16)).astype(np.float32)
-    diffused, plain = measure_damage(front, back, choices, list(fresh), lambda done: None)
-    assert diffused.total < plain.total / 3
+    preserving, plain = measure_damage(front, back, choices, list(fresh), lambda done: None)
+    assert preserving.total < plain.total / 3
 
 
 def test_impossible_rates(statistics: FeatureStatistics) -> None:

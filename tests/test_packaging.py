@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import shutil
 import subprocess
 import sys
 import time
@@ -19,8 +18,8 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from sources import ROOT, copy_sources
 
-ROOT = Path(__file__).parent.parent
 ROOMS = ("codec", "exporter", "models", "runtime_cloud", "runtime_edge")
 MAX_WHEEL_BYTES = 7_000_000
 """Weights of two networks, up to 3 MB each, test images up to 0.7 MB, and the code."""
@@ -32,9 +31,8 @@ EXPORT_ONLY = {"onnx", "onnx-ir", "onnxscript", "scipy", "torch", "torchvision"}
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, made from the sdist, made from a copy of the tree (so that nothing old in build/ gets in)."""
     folder = tmp_path_factory.mktemp("wheel")
-    unwanted = shutil.ignore_patterns(".git", ".venv", "build", "dist", "*.egg-info", ".*_cache", "__pycache__")
-    shutil.copytree(ROOT, folder / "tree", ignore=unwanted)
-    run([sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(folder / "tree")], folder)
+    tree = copy_sources(folder / "tree")
+    run([sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(tree)], folder)
     (built,) = folder.glob("*.whl")
     return built
 

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from sources import ROOT, copy_sources
 
-ROOT = Path(__file__).parent.parent
 SECONDS = 600
 SHOWN = {"bibtex", "json", "mermaid", "text"}
 
@@ -203,9 +203,7 @@ def follow(markdown: str, folder: Path) -> list[Block]:
 
 @pytest.mark.slow  # the demo is one of the blocks
 def test_every_block_of_the_readme_runs(tmp_path: Path):
-    copy = tmp_path / "splitwire"
-    unwanted = shutil.ignore_patterns(".git", ".venv", "build", "dist", "*.egg-info", ".*_cache", "__pycache__")
-    shutil.copytree(ROOT, copy, ignore=unwanted)
+    copy = copy_sources(tmp_path / "splitwire")
     done = follow((ROOT / "README.md").read_text(encoding="utf-8"), copy)
     languages = {block.language for block in done}
     assert "python" in languages

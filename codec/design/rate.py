@@ -86,14 +86,15 @@ class Widening:
     """Uniform quantizers with N = `levels` over multiples of the range with the least squared error.
 
     The range grows away from zero, or from its end that is nearest to it: what is at rest stays exact.
-    slope: as `design_operating_point` takes it. diffuses: with error diffusion, whose rate is higher at the same width.
+    slope: as `design_operating_point` takes it. preserves_mean: that the quantizers do, at a higher rate for the same
+    width.
     Raises ExportError if the features are constant.
     """
 
     def __init__(
-        self, levels: int, statistics: FeatureStatistics, slope: float | None = None, *, diffuses: bool = False
+        self, levels: int, statistics: FeatureStatistics, slope: float | None = None, *, preserves_mean: bool = False
     ) -> None:
-        self.levels, self.diffuses = levels, diffuses
+        self.levels, self.preserves_mean = levels, preserves_mean
         self._statistics = statistics
         self._histogram = varying(statistics)
         slope = known_slope(self._histogram, slope)
@@ -104,7 +105,7 @@ class Widening:
         low, high = self._range
         fixed = min(max(0.0, low), high)
         found = float32_quantizer(fixed + scale * (low - fixed), fixed + scale * (high - fixed), self.levels)
-        return msgspec.structs.replace(found, error_diffusion=True) if self.diffuses else found
+        return msgspec.structs.replace(found, mean_preserving=True) if self.preserves_mean else found
 
     def has(self, entropy: float) -> bool:
         """Whether some width has this entropy of order 0, bits per element, and uses the outermost level: without that
@@ -112,7 +113,7 @@ class Widening:
         if not self._entropy(WIDEST) <= entropy <= self._entropy(NARROWEST):
             return False
         found = self.quantizer(self.scale_for(entropy))
-        return (found.levels[-2] if self.diffuses else found.thresholds[-1]) <= self._histogram.maximum
+        return (found.levels[-2] if self.preserves_mean else found.thresholds[-1]) <= self._histogram.maximum
 
     def scale_for(self, entropy: float) -> float:
         """The least width that has no more than this entropy, as near as there is one."""
@@ -141,8 +142,8 @@ class Widening:
 
     def entropy(self, quantizer: Quantizer) -> float:
         """Bits per element of the level indices on the measured distribution, of order 0."""
-        if self.diffuses:
-            return self._histogram.diffused_entropy(quantizer.levels)
+        if self.preserves_mean:
+            return self._histogram.mean_preserving_entropy(quantizer.levels)
         return self._histogram.entropy(quantizer.thresholds)
 
     def _entropy(self, scale: float) -> float:

@@ -66,9 +66,9 @@ class Histogram:
         """Bits per element of the level indices, of order 0."""
         return _entropy(np.maximum(self.cells(thresholds)[0], 0.0))
 
-    def diffused_entropy(self, levels: Sequence[float]) -> float:
-        """The same with error diffusion, as if errors were evenly distributed: of the two levels around it a value then
-        takes either, by how near it is."""
+    def mean_preserving_entropy(self, levels: Sequence[float]) -> float:
+        """The same where the means of planes are preserved, as if by chance: of the two levels around it a value takes
+        either, the more likely the nearer it is."""
         centres, weights = self.ordered
         place = np.interp(centres, levels, np.arange(len(levels)))
         below = np.minimum(place.astype(np.intp), len(levels) - 2)

@@ -48,30 +48,69 @@ def quantize(x, thresholds, out):
 
 
 @kernel
-def diffuse(x, height, width, thresholds, levels, limit, out):
-    """`quantize` of x[i] + the error of the element before it, held within ±limit, in each (height, width) plane.
+def apportion(x, size, low, least, most, scale, levels, steps, remainders, out):
+    """Level indices whose sum, in every plane of `size` elements, is the sum of the features in steps, rounded.
 
-    The order is serpentine: every other row from right to left, so that the element before is always next to it.
-    x: (P·H·W,) float32. levels: (N,) float32. limit: float32. Sums and differences are float32 and exact to the last
-    bit on every machine: there is no product to fuse them with.
+    Every element gets the level below it; those with the largest remainders, to 1/64 of a step, get the one above it,
+    as many as the sum asks for, of equal ones the first. Elements count as if clipped to [least, most].
+    x: (P·size,) float32. low: the lowest of the levels. least, most: a step below it, and one above the highest. scale:
+    2^16 / step. These four are float32. steps: scratch, (whole planes,) int32. remainders: scratch, as many uint8.
+    The order of operations on floats is a difference, then a product: there is no sum to fuse the product with.
     """
     bad = 0
-    size = height * width
-    for p in range(x.size // size):
-        error = np.float32(0)
-        for r in range(height):
-            step = 1 - 2 * (r & 1)
-            i = p * size + r * width + (r & 1) * (width - 1)
-            for _ in range(width):
-                bad += not (abs(x[i]) < INF)
-                wanted = np.float32(x[i] + error)
-                k = 0
-                while k < thresholds.size and wanted >= thresholds[k]:
-                    k += 1
-                out[i] = np.uint8(k)
-                error = min(max(np.float32(wanted - levels[k]), -limit), limit)
-                i += step
+    top = np.int32((levels - 1) << 16)
+    last = np.int32(levels - 2)
+    for start in range(0, x.size, steps.size):
+        xs = x[start : start + steps.size]
+        qs = out[start : start + steps.size]
+        for i in range(xs.size):
+            v = xs[i]
+            finite = abs(v) < INF
+            bad += not finite
+            steps[i] = np.int32((min(max(v if finite else low, least), most) - low) * scale)
+        for i in range(xs.size):
+            # Cast one by one: otherwise the integers are of 64 bits, and the loop takes three times as long.
+            inside = min(max(steps[i], np.int32(0)), top)
+            k = min(np.int32(inside >> np.int32(16)), last)
+            below = np.int32(k << np.int32(16))
+            steps[i] = np.int32(steps[i] - below)
+            remainders[i] = np.uint8(min(np.int32(np.int32(inside - below) >> np.int32(10)), np.int32(63)))
+            qs[i] = np.uint8(k)
+        for a in range(0, xs.size, size):
+            own = steps[a : a + size]
+            rest = 0
+            for i in range(size):
+                rest += np.int64(own[i])
+            up = min((rest + 32768) >> 16, size)
+            if up > 0:
+                raise_largest(remainders[a : a + size], up, qs[a : a + size])
     return bad
+
+
+@kernel
+def raise_largest(remainders, up, q):
+    """q[i] += 1 at the `up` largest of the remainders, 0 … 63; of equal ones at the first."""
+    # The largest value that `up` of them reach, bit by bit: counting is SIMD, a histogram would wait for its memory.
+    value, above, bit = 0, 0, 32
+    while bit > 0:
+        reach = 0
+        candidate = np.uint8(value + bit)
+        for i in range(remainders.size):
+            reach += remainders[i] >= candidate
+        if reach >= up:
+            value += bit
+        else:
+            above = reach  # in the end, how many are larger than `value`
+        bit >>= 1
+    least = np.uint8(value)
+    for i in range(remainders.size):
+        q[i] += np.uint8(remainders[i] > least)
+    i = 0
+    while above < up:
+        hit = remainders[i] == least
+        q[i] += np.uint8(hit)
+        above += hit
+        i += 1
 
 
 @kernel

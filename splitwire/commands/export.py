@@ -170,7 +170,7 @@ def _document(result: ExportResult) -> dict[str, Any]:
                         "clipping_range": tensor.quantizer.clipping_range,
                         "method": tensor.clipping.method,
                         "scale": tensor.clipping.widening,
-                        "error_diffusion": tensor.quantizer.diffuses,
+                        "mean_preserving": tensor.quantizer.preserves_mean,
                         "ks_distance": tensor.clipping.ks_distance,
                         "reason": tensor.clipping.reason,
                         "bits_per_element": bits,
@@ -227,8 +227,8 @@ def _show(result: ExportResult, compared: bool) -> None:
     _say(f"* default: {profile.default_op}; KS: distance of the fitted density from the measured distribution")
     if any(t.clipping.widening != 1 for p in profile.operating_points for t in p.tensors):
         _say("×: so many times the range with the least squared error, for the sake of the answers")
-    if any(t.quantizer.diffuses for p in profile.operating_points for t in p.tensors):
-        _say("~: with error diffusion, which keeps the means of planes")
+    if any(t.quantizer.preserves_mean for p in profile.operating_points for t in p.tensors):
+        _say("~: preserves the mean of each plane")
     coders = [t.coder for t in profile.operating_points[profile.point_index()].tensors]
     _say(f"entropy coder: {' · '.join(coders if len(set(coders)) > 1 else coders[:1])}")
     measured = result.measures[0]
@@ -310,7 +310,7 @@ def _range(tensor: TensorPoint) -> tuple[str, str, str]:
     low, high = tensor.quantizer.clipping_range
     clipping = tensor.clipping
     method = METHODS[clipping.method] + (f" ×{clipping.widening:.2f}" if clipping.widening != 1 else "")
-    method += " ~" if tensor.quantizer.diffuses else ""
+    method += " ~" if tensor.quantizer.preserves_mean else ""
     return f"{low:.3g} … {high:.3g}", method, "–" if clipping.ks_distance is None else f"{clipping.ks_distance:.3f}"
 
 
