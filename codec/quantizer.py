@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -40,19 +42,24 @@ class _Decisions:
 
     def __init__(self, quantizer: Quantizer, height: int, width: int) -> None:
         self._thresholds = np.array(quantizer.thresholds, np.float32)
-        self._plane = height * width if quantizer.preserves_mean else None
-        (low, high), levels = quantizer.clipping_range, len(quantizer.levels)
-        step = (high - low) / (levels - 1)
-        # Of what clipping takes from an element, other elements of its plane make good at most a step.
-        self._range = (*np.array([low, low - step, high + step, 2**16 / step], np.float32), levels)
+        self._plane = height * width
+        self._range = _range(quantizer) if quantizer.preserves_mean else None
 
     def take(self, x: Float32Array, out: UInt8Array) -> int:
         """Level indices of whole planes, one after the other, into `out`; how many elements are not finite."""
-        if self._plane is None:
+        if self._range is None:
             return int(kernels.quantize(x, self._thresholds, out))
         together = max(1, STRETCH // self._plane) * self._plane
         steps, remainders = np.empty(together, np.int32), np.empty(together, np.uint8)
         return int(kernels.apportion(x, self._plane, *self._range, steps, remainders, out))
+
+
+def _range(quantizer: Quantizer) -> tuple[Any, ...]:
+    """What `kernels.apportion` takes of a quantizer: low, least, most, scale, levels."""
+    (low, high), levels = quantizer.clipping_range, len(quantizer.levels)
+    step = (high - low) / (levels - 1)
+    # Of what clipping takes from an element, other elements of its plane make good at most a step.
+    return *np.array([low, low - step, high + step, 2**16 / step], np.float32), levels
 
 
 def non_finite(x: Float32Array) -> NonFiniteFeatures:

@@ -51,6 +51,18 @@ def test_each_family_by_its_cheapest_setting_within_the_loss():
     assert [(m.family, m.setting, m.loss.value) for m in c.missed] == [("HEVC of features", "QP 40", 0.05)]
 
 
+def test_the_upper_bound_counts_where_it_is_asked_for(tmp_path: Path):
+    e = of(*ZSTD, *BIG_JPEG, *OURS_POINTS, point("HEVC of features", "QP 40", 300, 0.009))
+    c = compare(e, upper=True)
+    assert [(s.family, s.setting) for s in c.standings] == [(OURS, "n4"), ("zstd 3", "n4"), ("JPEG", "q 90")]
+    assert all(s.certain for s in c.standings)
+    assert [(m.family, m.loss.value) for m in c.missed] == [("HEVC of features", 0.009)]
+    assert "may be as high as" not in " ".join(c.verdict)
+    folder = save(e, tmp_path / "upper")
+    assert json.loads(invoke(folder, "--upper", "--json").stdout)["standings"][0]["setting"] == "n4"
+    assert "up to the upper bound" in " ".join(invoke(folder, "--upper").stdout.split())
+
+
 def test_the_budget_counts():
     e = of(*OURS_POINTS, *BIG_JPEG, max_loss=0.002)
     assert [s.setting for s in compare(e).standings] == ["n4"]
@@ -78,6 +90,9 @@ def test_a_larger_picture_is_not():
     )
     assert "The next way to send features (zstd 3 n3) needs 1.30× the bytes" in words
     assert "may be as high as 1.30 %" in words
+    assert (
+        "By that bound, which --max-loss goes by, the cheapest are splitwire n4 with 900 bytes; zstd 3 n4 with" in words
+    )
 
 
 def test_pictures_that_lose_too_much_are_not_recommended():

@@ -25,6 +25,9 @@ def compare(
         str | None,
         typer.Option(help="Of the main figure: 1% or 0.01.", show_default="the evaluation's, or 1%"),
     ] = None,
+    upper: Annotated[
+        bool, typer.Option("--upper", help="Count the upper bound of each loss, as evaluate --max-loss does.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of the table.")] = False,
 ) -> None:
     """Show, from an evaluation, what every contender needs to stay within a loss; say when a picture is better."""
@@ -33,7 +36,7 @@ def compare(
     from splitwire.evaluation.results import read_results
 
     budget = None if max_loss is None else parse_loss(max_loss)
-    comparison = compared(read_results(evaluation_folder(path)), budget)
+    comparison = compared(read_results(evaluation_folder(path)), budget, upper=upper)
     if as_json:
         print_json(comparison)
     else:
@@ -41,7 +44,7 @@ def compare(
 
 
 def _show(c: Comparison) -> None:
-    from splitwire.evaluation.compare import budget_words, figure_words, loss_words, title
+    from splitwire.evaluation.compare import budget_words, counted, figure_words, loss_words, title
 
     whole = figure_words(c.figure, c.whole.value)
     _say(f"{c.model} cut after {c.cut}: whole network {whole} {title(c.figure)}, {c.images:,} images")
@@ -50,7 +53,7 @@ def _show(c: Comparison) -> None:
         wide = out if out.is_terminal else Console(file=out.file, width=WIDTH, highlight=False)
         wide.print(table(c))
     for m in c.missed:
-        least = loss_words(c.figure, m.loss.value)
+        least = loss_words(c.figure, counted(m.loss, c.upper))
         _say(f"not within {budget}: {m.family}; loses least at {m.setting or 'its one setting'}, {least}")
     for sentence in c.verdict:
         _say(sentence)
@@ -66,7 +69,8 @@ def table(c: Comparison) -> Table:
 
     grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, caption_justify="left")
     grid.caption = (
-        f"the cheapest setting of each that loses at most {budget_words(c.figure, c.max_loss)}; bytes, bits per element"
+        f"the cheapest setting of each that loses at most {budget_words(c.figure, c.max_loss)}"
+        f"{', up to the upper bound' if c.upper else ''}; bytes, bits per element"
         " at the cut and encode ms of one image, on one core; of a picture the codec alone. loss, up to: of the"
         f" {c.figure}, measured, and its upper 95 % bound; ! beyond the budget."
     )

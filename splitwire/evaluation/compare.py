@@ -65,7 +65,10 @@ class Missed(Struct, frozen=True, kw_only=True):
 
 
 class Comparison(Struct, frozen=True, kw_only=True):
-    """The answer for one pair, at one budget: `standings` by bytes, cheapest first; `verdict`: sentences."""
+    """The answer for one pair, at one budget: `standings` by bytes, cheapest first; `verdict`: sentences.
+
+    upper: the upper bound of the loss is within the budget, not only the loss that was measured.
+    """
 
     model: str
     cut: str
@@ -73,6 +76,7 @@ class Comparison(Struct, frozen=True, kw_only=True):
     figure: str
     whole: Estimate
     max_loss: float
+    upper: bool
     default_op: str
     standings: tuple[Standing, ...]
     missed: tuple[Missed, ...]
@@ -83,24 +87,22 @@ class Comparison(Struct, frozen=True, kw_only=True):
         return next((s for s in self.standings if s.family == family), None)
 
 
-def compare(evaluation: Evaluation, max_loss: float | None = None) -> Comparison:
+def compare(evaluation: Evaluation, max_loss: float | None = None, *, upper: bool = False) -> Comparison:
     """Per family the setting with the fewest bytes whose loss is at most `max_loss`, and what follows.
 
-    max_loss: of the main figure, in its own unit; None: the evaluation's budget, or USUAL_LOSS.
+    max_loss: of the main figure, in its own unit; None: the evaluation's budget, or USUAL_LOSS. upper: the upper bound
+    of the loss counts, as for the operating point that `evaluate` chooses.
     Raises UsageError for a negative one, or one of a share that is not below 1.
     """
     if max_loss is None:
         max_loss = USUAL_LOSS if evaluation.max_loss is None else evaluation.max_loss
     if not 0 <= max_loss < (1 if evaluation.figure in SHARES else math.inf):
         raise UsageError(f"a loss of {max_loss:g} is out of range for {evaluation.figure}; write it as 1% or 0.01")
-    best: dict[str, Point] = {}
+    best = _cheapest(evaluation, max_loss, upper=upper)
     missed = []
     for family, points in families(evaluation).items():
-        within = [p for p in points if p.loss.value <= max_loss + SLACK]
-        if within:
-            best[family] = min(within, key=lambda p: (p.bytes, p.loss.value))
-        else:
-            p = min(points, key=lambda p: (p.loss.value, p.bytes))
+        if family not in best:
+            p = min(points, key=lambda p: (counted(p.loss, upper), p.bytes))
             missed.append(Missed(family=family, setting=p.setting, sends=p.sends, bytes=p.bytes, loss=p.loss))
     ours = best.get(OURS)
     standings = [
@@ -118,7 +120,7 @@ def compare(evaluation: Evaluation, max_loss: float | None = None) -> Comparison
         for family, p in best.items()
     ]
     standings.sort(key=lambda s: s.bytes)  # of equals ours is first: the sort is stable
-    missed.sort(key=lambda m: m.loss.value)
+    missed.sort(key=lambda m: counted(m.loss, upper))
     return Comparison(
         model=evaluation.model,
         cut=evaluation.cut,
@@ -126,11 +128,26 @@ def compare(evaluation: Evaluation, max_loss: float | None = None) -> Comparison
         figure=evaluation.figure,
         whole=evaluation.whole[evaluation.figure],
         max_loss=max_loss,
+        upper=upper,
         default_op=evaluation.default_op,
         standings=tuple(standings),
         missed=tuple(missed),
-        verdict=_verdict(evaluation, standings, missed, max_loss),
+        verdict=_verdict(evaluation, standings, missed, max_loss, upper),
     )
+
+
+def _cheapest(evaluation: Evaluation, max_loss: float, *, upper: bool) -> dict[str, Point]:
+    """Per family that has one, the setting with the fewest bytes among those within the budget."""
+    return {
+        family: min(within, key=lambda p: (p.bytes, counted(p.loss, upper)))
+        for family, points in families(evaluation).items()
+        if (within := [p for p in points if counted(p.loss, upper) <= max_loss + SLACK])
+    }
+
+
+def counted(loss: Estimate, upper: bool) -> float:
+    """The measured loss, or its upper bound."""
+    return loss.high if upper else loss.value
 
 
 def families(evaluation: Evaluation) -> dict[str, list[Point]]:
@@ -142,7 +159,7 @@ def families(evaluation: Evaluation) -> dict[str, list[Point]]:
 
 
 def _verdict(
-    evaluation: Evaluation, standings: list[Standing], missed: list[Missed], max_loss: float
+    evaluation: Evaluation, standings: list[Standing], missed: list[Missed], max_loss: float, upper: bool
 ) -> tuple[str, ...]:
     """What a user should take from it, in sentences."""
     figure = evaluation.figure
@@ -156,7 +173,7 @@ def _verdict(
         if least is not None:
             said.append(
                 f"No operating point of splitwire stays within a loss of {budget}: the best, {least.setting}, "
-                f"loses {loss_words(figure, least.loss.value)}. Export more levels, or cut elsewhere."
+                f"loses {loss_words(figure, counted(least.loss, upper))}. Export more levels, or cut elsewhere."
             )
         if picture is not None and (features is None or picture.bytes < features.bytes):
             said.append(
@@ -177,10 +194,10 @@ def _verdict(
             f"{times(picture.bytes / ours.bytes)} as large ({named(picture)}, {count(picture.bytes)} bytes)."
         )
     elif any(m.sends == "image" for m in missed):
-        closest = min((m for m in missed if m.sends == "image"), key=lambda m: m.loss.value)
+        closest = min((m for m in missed if m.sends == "image"), key=lambda m: counted(m.loss, upper))
         said.append(
             f"No picture codec stays within a loss of {budget}; the closest, {named(closest)}, loses "
-            f"{loss_words(figure, closest.loss.value)}. {named(ours)} needs {count(ours.bytes)} bytes."
+            f"{loss_words(figure, counted(closest.loss, upper))}. {named(ours)} needs {count(ours.bytes)} bytes."
         )
     if features is not None and features.bytes < ours.bytes:
         said.append(
@@ -199,6 +216,10 @@ def _verdict(
             f"On {evaluation.data.images:,} images the loss of {named(ours)} may be as high as "
             f"{loss_words(figure, ours.loss.high)} (95 % interval)."
         )
+        certain = sorted(_cheapest(evaluation, max_loss, upper=True).values(), key=lambda p: p.bytes)
+        if any(p.family == OURS for p in certain):
+            first = "; ".join(f"{named(p)} with {count(p.bytes)} bytes" for p in certain[:3])
+            said.append(f"By that bound, which --max-loss goes by, the cheapest are {first}.")
     return tuple(said)
 
 
