@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -54,12 +52,12 @@ class _Decisions:
         return int(kernels.apportion(x, self._plane, *self._range, steps, remainders, out))
 
 
-def _range(quantizer: Quantizer) -> tuple[Any, ...]:
+def _range(quantizer: Quantizer) -> tuple[np.float32, np.float32, np.float32, np.float32, int]:
     """What `kernels.apportion` takes of a quantizer: low, least, most, scale, levels."""
     (low, high), levels = quantizer.clipping_range, len(quantizer.levels)
     step = (high - low) / (levels - 1)
     # Of what clipping takes from an element, other elements of its plane make good at most a step.
-    return *np.array([low, low - step, high + step, 2**16 / step], np.float32), levels
+    return np.float32(low), np.float32(low - step), np.float32(high + step), np.float32(2**16 / step), levels
 
 
 def non_finite(x: Float32Array) -> NonFiniteFeatures:
