@@ -86,8 +86,9 @@ def test_bytes_equal_the_oracle(kind: type[SymbolCoder], data: st.DataObject) ->
 
 @each_coder
 def test_many_lanes_and_rare_symbols_equal_the_oracle(kind: type[SymbolCoder]) -> None:
+    """Planes of one column and of one row among them: 64 levels are in blocks of one."""
     rng = np.random.default_rng(3)
-    for shape, levels in (((9, 32, 32), 4), ((8, 31, 33), 16)):
+    for shape, levels in (((9, 32, 32), 4), ((8, 31, 33), 16), ((1100, 9, 1), 64), ((1101, 1, 9), 64)):
         q = np.minimum(rng.geometric(0.6, shape) - 1, levels - 1).astype(np.uint8)
         check_codec(kind, *random_pair(rng, kind.coder_id, levels, shape), q)
 

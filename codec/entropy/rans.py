@@ -50,8 +50,9 @@ class ContextRans:
         planes = symbols.size // (rows * cols)
         lanes = choose_lanes(symbols.size, planes)
         words = room_for_words(symbols.size, lanes)
+        rows, cols, top, left = self._lie_down(rows, cols)
         start = kernels.encode(
-            symbols, rows, cols, lanes, self._contexts(planes, channel), self._top, self._left,
+            symbols, rows, cols, lanes, self._contexts(planes, channel), top, left,
             self._context_map, self._ans.code, self._ans.escape, words,
         )  # fmt: skip
         return to_payload(words, start), lanes
@@ -62,12 +63,21 @@ class ContextRans:
         """The inverse of `encode`: (planes·rows·cols,) uint8. Raises Truncated or Corrupt."""
         words, count = from_payload(payload, lanes)
         symbols = np.empty(planes * rows * cols, np.uint8)
+        rows, cols, top, left = self._lie_down(rows, cols)
         status = kernels.decode(
-            words, count, rows, cols, lanes, self._contexts(planes, channel), self._top, self._left,
+            words, count, rows, cols, lanes, self._contexts(planes, channel), top, left,
             self._context_map, self._ans.slots, self._ans.escape, symbols,
         )  # fmt: skip
         check(status, payload, symbols, self.symbols)
         return symbols
+
+    def _lie_down(self, rows: int, cols: int) -> tuple[int, int, NDArray[np.uint8], NDArray[np.uint8]]:
+        """Rows, columns, and what the neighbours above and to the left add to the context index.
+
+        A single column of blocks is coded as a row, with the two exchanged: their sum is the same, and inside a row the
+        neighbour stays in a register.
+        """
+        return (1, rows, self._left, self._top) if cols == 1 else (rows, cols, self._top, self._left)
 
     def _repeat_contexts(self, planes: int, channel: int) -> NDArray[np.uint64]:
         """Where each plane's channel starts in the context map; a stream has few shapes, so the last ones are kept."""

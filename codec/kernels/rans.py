@@ -202,9 +202,8 @@ def decode(words, count, rows, cols, lanes, plane_context, top, left, context_ma
     group = 0
     if lanes == 8 and planes >= 8:
         group = planes // 8
-        p = _decode_eights(
-            words, end, p, rows, cols, group, plane_context, top, left, context_map, slots, escape, symbols, state
-        )
+        shared = words, end, p, rows, cols, group, plane_context, top, left, context_map, slots, escape, symbols, state
+        p = _decode_eights(*shared, None) if rows == 1 else _decode_eights(*shared, np.empty(cols, np.uint64))
         if p > end:
             return OVERRUN
     while group * lanes < planes:
@@ -235,20 +234,23 @@ def decode(words, count, rows, cols, lanes, plane_context, top, left, context_ma
 
 @kernel
 def _decode_eights(
-    words, end, p, rows, cols, groups, plane_context, top, left, context_map, slots, escape, symbols, state
+    words, end, p, rows, cols, groups, plane_context, top, left, context_map, slots, escape, symbols, state, columns
 ):
-    """The first `groups` groups of eight planes; returns p, beyond `end` if it got there. state: (8,), in and out."""
+    """The first `groups` groups of eight planes; returns p, beyond `end` if it got there. state: (8,), in and out.
+
+    columns: scratch, (cols,) uint64. None where planes are one row, with nothing above: compiled apart, without it.
+    """
     size = np.uint64(rows * cols)
     width = np.uint64(cols * 8)
     x0, x1, x2, x3 = state[ZERO], state[ONE], state[TWO], state[THREE]
     x4, x5, x6, x7 = state[FOUR], state[FIVE], state[SIX], state[SEVEN]
-    columns = np.empty(cols, np.uint64)
-    above = columns.view(np.uint8)  # context contribution of the block above, per column and lane
-    edges = np.uint64(top[EDGE]) * EIGHT_ONES
+    edge = np.uint64(top[EDGE])
+    above = None if columns is None else columns.view(np.uint8)  # what the block above adds, per column and lane
     for g in range(groups):
         first = np.uint64(g * 8)
-        for c in range(cols):  # eight at once: a call of memset costs small planes 4 % of their time
-            columns[c] = edges
+        if columns is not None:
+            for c in range(cols):  # eight at once: a call of memset costs small planes 4 % of their time
+                columns[c] = edge * EIGHT_ONES
         c0, c1 = plane_context[first], plane_context[first + ONE]
         c2, c3 = plane_context[first + TWO], plane_context[first + THREE]
         c4, c5 = plane_context[first + FOUR], plane_context[first + FIVE]
@@ -261,14 +263,14 @@ def _decode_eights(
                 # A step reads at most two words per lane: checked once here, the zeros behind the stream take the rest.
                 if p > end:
                     return p
-                t0 = np.uint64(context_map[c0 + np.uint64(above[a]) + b0])
-                t1 = np.uint64(context_map[c1 + np.uint64(above[a + ONE]) + b1])
-                t2 = np.uint64(context_map[c2 + np.uint64(above[a + TWO]) + b2])
-                t3 = np.uint64(context_map[c3 + np.uint64(above[a + THREE]) + b3])
-                t4 = np.uint64(context_map[c4 + np.uint64(above[a + FOUR]) + b4])
-                t5 = np.uint64(context_map[c5 + np.uint64(above[a + FIVE]) + b5])
-                t6 = np.uint64(context_map[c6 + np.uint64(above[a + SIX]) + b6])
-                t7 = np.uint64(context_map[c7 + np.uint64(above[a + SEVEN]) + b7])
+                t0 = np.uint64(context_map[c0 + _above(above, a, edge) + b0])
+                t1 = np.uint64(context_map[c1 + _above(above, a + ONE, edge) + b1])
+                t2 = np.uint64(context_map[c2 + _above(above, a + TWO, edge) + b2])
+                t3 = np.uint64(context_map[c3 + _above(above, a + THREE, edge) + b3])
+                t4 = np.uint64(context_map[c4 + _above(above, a + FOUR, edge) + b4])
+                t5 = np.uint64(context_map[c5 + _above(above, a + FIVE, edge) + b5])
+                t6 = np.uint64(context_map[c6 + _above(above, a + SIX, edge) + b6])
+                t7 = np.uint64(context_map[c7 + _above(above, a + SEVEN, edge) + b7])
                 e0, e1, e2, e3 = look(x0, t0, slots), look(x1, t1, slots), look(x2, t2, slots), look(x3, t3, slots)
                 e4, e5, e6, e7 = look(x4, t4, slots), look(x5, t5, slots), look(x6, t6, slots), look(x7, t7, slots)
                 i = block
@@ -346,5 +348,12 @@ def _decode_eights(
 def _keep(s, symbols, i, above, a, top, left):
     """Put symbol s where it belongs and where the block below looks; returns what the block to the right adds."""
     symbols[i] = np.uint8(s)
-    above[a] = top[s]
+    if above is not None:
+        above[a] = top[s]
     return np.uint64(left[s])
+
+
+@kernel
+def _above(above, a, edge):
+    """What the block above adds to the context index."""
+    return edge if above is None else np.uint64(above[a])
