@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
+import msgspec
 import numpy as np
 import pytest
 from evaluations import DENSITY, design, evaluation, picture, point, tensor
@@ -330,3 +331,11 @@ def test_in_a_browser_nothing_complains_and_the_table_sorts(made, tmp_path):
     assert "CONSOLE" not in done.stderr
     found = done.stdout[done.stdout.index("<body>") + len("<body>") :].split("<")[0].strip()
     assert json.loads(found) == ["fits", sorted(p.bytes for p in evaluation().points)]
+
+
+def test_a_mean_preserving_quantizer_is_drawn_without_thresholds(tmp_path: Path) -> None:
+    plain = design("n4", 4)
+    found = msgspec.structs.replace(plain, quantizer=msgspec.structs.replace(plain.quantizer, mean_preserving=True))
+    write_report(evaluation(designs=(found,)), tmp_path)
+    drawn = (tmp_path / "plots" / "features.svg").read_text(encoding="utf-8")
+    assert "levels of n4" in drawn and "thresholds" not in drawn

@@ -99,13 +99,15 @@ def draw_histogram(sheet: Sheet, tensor: Tensor) -> None:
             axes.axvspan(a, b, color=MUTED, alpha=0.13, linewidth=0, label="clipped" if k == 0 else None)
         for k, level in enumerate(found.quantizer.levels):
             axes.axvline(level, color=green, linewidth=1.3, label=f"levels of {found.op}" if k == 0 else None)
-        for k, threshold in enumerate(found.quantizer.thresholds):
+        # A mean-preserving quantizer has none: what an element gets depends on its plane.
+        for k, threshold in enumerate(() if found.quantizer.preserves_mean else found.quantizer.thresholds):
             dotted = (0, (1, 2))
             axes.axvline(
                 threshold, color=green, linewidth=0.9, linestyle=dotted, label="thresholds" if k == 0 else None
             )
-        span = max(edges[-1], high) - min(edges[0], low)
-        axes.set_xlim(min(edges[0], low) - 0.02 * span, max(edges[-1], high) + 0.02 * span)
+        taken = np.flatnonzero(shares)
+        first, last = min(edges[taken[0]], low), max(edges[taken[-1] + 1], high)
+        axes.set_xlim(first - 0.02 * (last - first), last + 0.02 * (last - first))
     axes.set_yscale("log")
     axes.set_ylim(least, 2 * float(shares.max(initial=least)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:.6g}"))
