@@ -26,7 +26,7 @@ def quantize(x: Float32Array, quantizer: Quantizer) -> UInt8Array:
     x: any shape, float32, finite. Returns uint8 of the same shape, in [0, N).
     Raises NonFiniteFeatures if any element is NaN or ±Inf (count and first index in the message).
     Source: Cohen et al. 2021, uniform quantizer with pinned ends, and its entropy-constrained variant. The mean is kept
-    by the method of largest remainders (M. L. Balinski and H. P. Young, "Fair Representation", 1982, ch. 3).
+    by the method of largest remainders (M. L. Balinski and H. P. Young, "Fair Representation", 1982).
     """
     flat = np.ascontiguousarray(x, np.float32).reshape(-1)
     out = np.empty(flat.size, np.uint8)

@@ -86,8 +86,8 @@ class Widening:
     """Uniform quantizers with N = `levels` over multiples of the range with the least squared error.
 
     The range grows away from zero, or from its end that is nearest to it: what is at rest stays exact.
-    slope: as `design_operating_point` takes it. preserves_mean: that the quantizers do, at a higher rate for the same
-    width.
+    slope: as `design_operating_point` takes it. preserves_mean: whether the quantizers do; at the same width they then
+    have a higher rate.
     Raises ExportError if the features are constant.
     """
 

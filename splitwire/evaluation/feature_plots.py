@@ -61,11 +61,9 @@ def histogram_caption(e: Evaluation, tensor: Tensor) -> str:
     clipping = found.clipping
     if clipping.widening != 1:
         times = f"{clipping.widening:.2f} times as wide as the one with the least squared error"
+        levels = f"{len(found.quantizer.levels)} levels over it"
         means = ", the mean of each plane preserved," if found.quantizer.preserves_mean else ""
-        return (
-            text
-            + f" The range is {times}: with {len(found.quantizer.levels)} levels over it{means} the answers stay best."
-        )
+        return text + f" The range is {times}: with {levels}{means} the answers stay best."
     if clipping.method == "histogram":
         return text + f" The range was chosen on the histogram: {clipping.reason or 'no density was fitted'}."
     kind = "ReLU" if clipping.method == "relu_model" else "leaky-ReLU"
