@@ -54,8 +54,9 @@ AUTO_IMAGES = 32
 """Calibration inputs that the automatic choice of the cut looks at."""
 
 Levels = Sequence[int | str]
-"""What `levels` takes: N for a uniform quantizer, "e<N>" for the entropy-constrained one of the same rate, "r<bits>"
-for the uniform one that serves the task best at so many bits per element."""
+"""What `levels` takes: N for a uniform quantizer, "a<N>" for the one over the range that serves the task best, "e<N>"
+for the entropy-constrained one of the rate of N, "r<bits>" for the uniform one that serves the task best at so many
+bits per element."""
 
 MAX_RATE = 4
 """Most bits per element of "r<bits>"."""
@@ -123,8 +124,9 @@ def export_pair(
     input_shape: (1, C, H, W); for a module, and for an ONNX file that leaves the image size open. None reads it off
         an array of inputs or the crop of the preprocessing.
     labels: class names, baked into the pair. levels: one operating point each: a number of quantizer levels N makes
-        "n<N>", with uniform quantizers; "e<N>" the one with entropy-constrained quantizers that has its rate;
-        "r<bits>" the one with uniform quantizers that does the least damage at so many bits per element (budget.py).
+        "n<N>", with uniform quantizers; "a<N>" the one over the range that does the least damage (ranges.py); "e<N>"
+        the one with entropy-constrained quantizers that has the rate of "n<N>"; "r<bits>" the one with uniform
+        quantizers that does the least damage at so many bits per element (budget.py).
     default_op: name of the default operating point; None chooses by measurement (measure.py).
     coder: "predictive" makes the fewest bytes; each tensor that it does not serve well enough gets "context", which is
         several times as fast (docs/codec.md).
@@ -278,8 +280,9 @@ def _check_levels(levels: Levels, default_op: str | None) -> list[Kind]:
     kinds = sorted(filter(None, map(_kind, levels)), key=_order)
     if not kinds or len(set(kinds)) != len(levels):
         raise UsageError(
-            f"levels must be different numbers from 2 to {MAX_LEVELS}, e2 to e{MAX_LEVELS} for entropy-constrained"
-            f" quantizers, or r0.001 to r{MAX_RATE} for so many bits per element; are {list(levels)}"
+            f"levels must be different numbers from 2 to {MAX_LEVELS}, a2 to a{MAX_LEVELS} for ranges chosen by the"
+            f" answers, e2 to e{MAX_LEVELS} for entropy-constrained quantizers, or r0.001 to r{MAX_RATE} for so many"
+            f" bits per element; are {list(levels)}"
         )
     names = [kind.name for kind in kinds]
     if default_op is not None and default_op not in names:
@@ -287,17 +290,17 @@ def _check_levels(levels: Levels, default_op: str | None) -> list[Kind]:
     return kinds
 
 
-def _order(kind: Kind) -> tuple[bool, float, bool]:
-    """n2, e2, n3, …, then the budgets."""
-    return kind.family == "r", kind.value, kind.family == "e"
+def _order(kind: Kind) -> tuple[bool, float, int]:
+    """n2, a2, e2, n3, …, then the budgets."""
+    return kind.family == "r", kind.value, "naer".index(kind.family)
 
 
 def _kind(level: int | str) -> Kind | None:
-    """4, "e4" or "r0.4"; None for anything else."""
+    """4, "a4", "e4" or "r0.4"; None for anything else."""
     if not isinstance(level, str):
         return Kind(value=int(level)) if 2 <= level <= MAX_LEVELS else None
-    if re.fullmatch("e[0-9]{1,3}", level) and 2 <= int(level[1:]) <= MAX_LEVELS:
-        return Kind(value=int(level[1:]), family="e")
+    if re.fullmatch("[ae][0-9]{1,3}", level) and 2 <= int(level[1:]) <= MAX_LEVELS:
+        return Kind(value=int(level[1:]), family="a" if level[0] == "a" else "e")
     if re.fullmatch(r"r[0-9]{1,2}(\.[0-9]{1,3})?", level) and 0 < float(level[1:]) <= MAX_RATE:
         return Kind(value=float(level[1:]), family="r")
     return None

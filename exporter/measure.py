@@ -17,6 +17,7 @@ from splitwire.codec.quantizer import dequantize, quantize
 from .calibrate import BATCH, Progress, padded
 from .damage import Damage, Task
 from .inference import Array, Float32Array, Graph
+from .inputs import spread
 
 MIN_AGREEMENT = 0.985
 """The default operating point is the cheapest that keeps this share of the answers (damage.py): Top-1 classes, or
@@ -81,7 +82,7 @@ def measure_points(
     (That this equals the whole network was verified before; verify.py. Halves in other arithmetic have another.)
     """
     if front.batch is not None:
-        kept = kept[: ONE_BY_ONE * front.batch]
+        kept = some(kept, ONE_BY_ONE * front.batch)
     choices = [[t.quantizer for t in p.tensors] for p in points]
     damages = measure_damage(
         front, back, choices, kept, lambda done: progress("Measure operating points", done, len(kept)), reference
@@ -115,6 +116,11 @@ def measure_damage(
         done += count
         progress(done)
     return damages
+
+
+def some(kept: Sequence[Float32Array], limit: int) -> list[Float32Array]:
+    """At most `limit` of the kept inputs, evenly spread: they may come class by class, or picture by picture."""
+    return [kept[i] for i in spread(len(kept), limit)]
 
 
 def alone(quantizers: Sequence[Sequence[Quantizer]]) -> list[Quantizers]:

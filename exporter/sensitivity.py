@@ -21,10 +21,11 @@ from splitwire.codec.design.rate import MAX_LEVELS
 from splitwire.codec.errors import ExportError
 from splitwire.codec.profile import OperatingPoint, TensorPoint, TensorSpec
 
-from .budget import buy
+from .budget import Bought, buy
 from .calibrate import Progress
 from .inference import Float32Array, Graph
-from .measure import DamageOf, Quantizers, alone, measure_damage
+from .measure import DamageOf, Quantizers, alone, measure_damage, some
+from .ranges import search_ranges
 from .sharing import Cost, share_bits
 
 FINER = (12, 16)
@@ -38,16 +39,17 @@ INPUTS = 16
 class Kind:
     """What an operating point is asked to be.
 
-    "n": uniform quantizers with `value` levels. "e": the entropy-constrained ones of its rate. "r": the uniform ones
-    that do the least damage to the answers at `value` bits per element (budget.py).
+    "n": uniform quantizers with `value` levels. "a": those over the multiple of their range that does the least damage
+    to the answers (ranges.py). "e": the entropy-constrained ones of the rate of "n". "r": the uniform ones that do the
+    least damage at `value` bits per element (budget.py).
     """
 
     value: float
-    family: Literal["n", "e", "r"] = "n"
+    family: Literal["n", "a", "e", "r"] = "n"
 
     @property
     def name(self) -> str:
-        """Of the operating point, and in reports: "n4", "e4" or "r0.4"."""
+        """Of the operating point, and in reports: "n4", "a4", "e4" or "r0.4"."""
         return f"{self.family}{self.value:g}"
 
 
@@ -97,14 +99,14 @@ def design_points(
     """The operating points, and per tensor the options that they were put together from.
 
     kinds: of the points. With several tensors, point "n<N>" spends no more bits than N levels in every tensor would, on
-    the levels per tensor that do the least damage together; "e<N>" spends those of "n<N>", in every tensor as many.
-    "r<bits>" spends at most so many per element (budget.py).
+    the levels per tensor that do the least damage together; "e<N>" spends those of "n<N>", in every tensor as many,
+    and "a<N>" has its levels. "r<bits>" spends at most so many per element (budget.py).
     Raises ExportError for a tensor that no quantizer can be made for.
     """
 
     def damage_of(choices: Sequence[Quantizers], stage: str, inputs: int) -> list[float]:
-        some = kept[:inputs]
-        damages = measure_damage(front, back, choices, some, lambda done: report(stage, done, len(some)))
+        used = some(kept, inputs)
+        damages = measure_damage(front, back, choices, used, lambda done: report(stage, done, len(used)))
         return [damage.total for damage in damages]
 
     budgets = [kind for kind in kinds if kind.family == "r"]
@@ -129,13 +131,14 @@ def design_points(
             taken[kind] = [own[k] for own, k in zip(options, chosen, strict=True)]
     refined = _refined({k: row for k, row in taken.items() if k.family == "e"}, specs, statistics, slopes, report)
     taken |= refined
+    searched = {kind: row for kind, row in taken.items() if kind.family == "a"}
+    if searched:
+        levels_of = [[int(option.kind.value) for option in row] for row in searched.values()]
+        found = search_ranges(levels_of, statistics, slopes, damage_of)
+        taken |= _as_options(dict(zip(searched, found, strict=True)), specs)
     if budgets:
         bought = buy(specs, statistics, slopes, [kind.value for kind in budgets], damage_of, report)
-        for kind, row in zip(budgets, bought, strict=True):
-            taken[kind] = [
-                Option(kind=kind, point=point, bits=bits * spec.elements)
-                for spec, (point, bits) in zip(specs, row, strict=True)
-            ]
+        taken |= _as_options(dict(zip(budgets, bought, strict=True)), specs)
     designed = [
         OperatingPoint(
             name=kind.name,
@@ -146,6 +149,16 @@ def design_points(
     ]
     special = [row for kind, row in taken.items() if kind.family != "n"]
     return designed, [[*own, *_distinct(row[i] for row in special)] for i, own in enumerate(options)]
+
+
+def _as_options(rows: Mapping[Kind, Sequence[Bought]], specs: Sequence[TensorSpec]) -> dict[Kind, list[Option]]:
+    return {
+        kind: [
+            Option(kind=kind, point=point, bits=bits * spec.elements)
+            for spec, (point, bits) in zip(specs, row, strict=True)
+        ]
+        for kind, row in rows.items()
+    }
 
 
 def _costs(options: Sequence[Sequence[Option]]) -> list[list[Cost]]:

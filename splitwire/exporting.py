@@ -58,10 +58,10 @@ def export(
         catalogue says for this network; for a module or a file as for ImageNet, with a note.
     input_shape: (1, C, H, W). None: the catalogue's, else what the array or the preprocessing gives.
     labels: class names, baked into the pair.
-    levels: one operating point each: a number of quantizer levels, or "e4" for the entropy-constrained quantizer with
-        the rate of 4 uniform levels, or "r0.4" for the uniform quantizer that serves the task best at 0.4 bits per
-        element (docs/codec.md); (2, 3, 4, 6, 8, "r0.1", "r0.2", "r0.3", "r0.4", "r0.6",
-        "r0.8") if None.
+    levels: one operating point each: a number of quantizer levels, or "a4" for 4 of them over the range that serves
+        the task best, or "e4" for the entropy-constrained quantizer with the rate of 4 uniform levels, or "r0.4" for
+        the uniform quantizer that serves the task best at 0.4 bits per element (docs/codec.md); (2, 3, 4, 6, 8, "r0.1",
+        "r0.2", "r0.3", "r0.4", "r0.6", "r0.8") if None.
     default_op: "n4", say; None chooses the cheapest that keeps the answers.
     front: "int8" quantizes the front half, on the same calibration. back: "float16" is for a back half on a GPU.
     coder: "predictive" sends the fewest bytes, and is used where it needs clearly fewer than "context", which is

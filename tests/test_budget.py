@@ -1,4 +1,4 @@
-"""Operating points for a budget: uniform quantizers over ranges that the answers ask for."""
+"""Uniform quantizers over ranges that the answers ask for: operating points for a budget, or with so many levels."""
 
 from __future__ import annotations
 
@@ -11,16 +11,20 @@ import onnx
 import pytest
 import torch
 from codec_helpers import relu_features
-from exporter_helpers import inputs
+from exporter_helpers import SHAPE, inputs, network
 from torch import nn
 
 from splitwire.codec.design import FeatureStatistics, Widening, design_operating_point
+from splitwire.codec.design.clipping import float32_quantizer
 from splitwire.codec.design.rate import NARROWEST, WIDEST, RateOf
 from splitwire.codec.errors import ExportError, UsageError
 from splitwire.codec.profile import CodecProfile
+from splitwire.exporter import sensitivity
 from splitwire.exporter.export import ExportResult, export_pair
 from splitwire.exporter.inference import Graph
+from splitwire.exporter.inputs import spread
 from splitwire.exporter.measure import measure_damage
+from splitwire.exporter.ranges import SCALES
 
 
 class Pooled(nn.Module):
@@ -227,3 +231,58 @@ def test_budgets_that_are_none(level: str, tmp_path: Path) -> None:
         export_pair(
             Pooled(3), cut="act", calibration=inputs(4), out=tmp_path, input_shape=(1, 3, 16, 16), levels=(level,)
         )
+
+
+# A range for a number of levels
+
+
+def test_the_searched_range_does_the_least_damage_of_those_tried(tmp_path: Path) -> None:
+    """On the inputs that it was chosen by; and on others less than the range with the least squared error."""
+    calibration = inputs(48)
+    result = export_pair(
+        peaks(), cut="act", calibration=calibration, out=tmp_path, input_shape=(1, 3, 16, 16), levels=(4, "a4", "a2")
+    )
+    assert [p.name for p in result.profile.operating_points] == ["a2", "n4", "a4"]
+    assert [o.kind.name for o in result.options[0]] == ["n2", "n4", "a2", "a4"]
+    points = {p.name: p.tensors[0] for p in result.profile.operating_points}
+    scale = points["a4"].clipping.scale
+    assert isinstance(scale, float) and scale > 1
+    uniform, searched = points["n4"].quantizer, points["a4"].quantizer
+    np.testing.assert_allclose(searched.levels, scale * np.array(uniform.levels), rtol=1e-6)
+    assert not searched.preserves_mean
+    front, back = (Graph(p.read_bytes(), what=p.name) for p in (result.front, result.back))
+    tried = [float32_quantizer(0.0, factor * uniform.levels[-1], 4) for factor in SCALES]
+    damages = [d.total for d in measure_damage(front, back, [[q] for q in tried], list(calibration), lambda done: None)]
+    assert SCALES[int(np.argmin(damages))] == scale
+    fresh = list(inputs(96)[48:])
+    before, after = measure_damage(front, back, [[uniform], [searched]], fresh, lambda done: None)
+    assert after.total < 0.8 * before.total
+
+
+def test_several_tensors_have_one_multiple(tmp_path: Path) -> None:
+    result = export_pair(
+        network(), cut="layer1.1.bn2,layer1.0", calibration=inputs(12, SHAPE), out=tmp_path, input_shape=(1, *SHAPE),
+        levels=(4, "a4"),
+    )  # fmt: skip
+    uniform, searched = result.profile.operating_points
+    assert [len(t.quantizer.levels) for t in searched.tensors] == [len(t.quantizer.levels) for t in uniform.tensors]
+    assert len({t.clipping.scale for t in searched.tensors}) == 1
+
+
+def test_damage_is_measured_on_inputs_of_the_whole_calibration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder comes class by class: its first inputs are of the first classes only."""
+    calibration = inputs(200)
+    used: list[np.ndarray] = []
+
+    def watched(front, back, choices, kept, progress):
+        used.append(np.stack(kept))
+        return measure_damage(front, back, choices, kept, progress)
+
+    monkeypatch.setattr(sensitivity, "measure_damage", watched)
+    export_pair(
+        peaks(), cut="act", calibration=calibration, out=tmp_path, input_shape=(1, 3, 16, 16), levels=("a2", "r0.5")
+    )
+    assert len(used) == 2
+    places = [[int(np.flatnonzero((calibration == x).all((1, 2, 3)))[0]) for x in kept] for kept in used]
+    for found in places:
+        assert found == spread(200, 64)

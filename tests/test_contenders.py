@@ -34,10 +34,11 @@ SAME = (*room.KEYS["paper"], *room.ZSTD.values())
 
 @lru_cache
 def profile_of(name: str) -> CodecProfile:
-    """Uniform points n2, n3 and n5, one more that counts as entropy-constrained, and one as made for a budget."""
+    """Uniform points n2, n3 and n5, and three that count as points a, e and r."""
     profile = make_profile(SHAPES[name], levels=(2, 3, 5))
     points = profile.operating_points
-    return replace(profile, operating_points=(*points, replace(points[1], name="e3"), replace(points[2], name="r0.5")))
+    more = [replace(p, name=name) for p, name in zip(points, ("a2", "e3", "r0.5"), strict=True)]
+    return replace(profile, operating_points=(*points, *more))
 
 
 def images_of(name: str, count: int = 4) -> list[Features]:
@@ -99,15 +100,15 @@ def test_the_same_received_is_the_same_features() -> None:
         decoded = c.decode(c.encode(features))
         for a, b in zip(found.setdefault(c.received, decoded), decoded, strict=True):
             np.testing.assert_array_equal(a, b, err_msg=f"{c.family} {c.setting}")
-    # five points, three without a codec, HEVC
-    assert len(found) == 5 + 3 + 2 * len(mosaic.QPS)
+    # six points, three without a codec, HEVC
+    assert len(found) == 6 + 3 + 2 * len(mosaic.QPS)
 
 
 def test_splitwire_is_the_real_frame() -> None:
     profile, features = profile_of("two tensors"), images_of("two tensors")[0]
     codec = FeatureCodec(profile)
     ours = family("two tensors", room.SPLITWIRE)
-    assert [c.setting for c in ours] == ["n2", "n3", "n5", "e3", "r0.5"]
+    assert [c.setting for c in ours] == ["n2", "n3", "n5", "a2", "e3", "r0.5"]
     for c in ours:
         sent = c.encode(features)
         assert sent.payload == codec.encode(features, op=c.setting) and sent.side == 0
@@ -132,8 +133,8 @@ def test_paper_is_its_coder_and_its_side_information(detections: bool, side: int
     everyone = room.feature_contenders(profile, detections=detections)
     papers = {c.setting: c for c in everyone if c.family in room.KEYS["paper"]}
     assert {op: c.family for op, c in papers.items()} == {
-        "n2": room.PAPER_UNIFORM, "n3": room.PAPER_UNIFORM, "n5": room.PAPER_UNIFORM, "e3": room.PAPER_ECSQ,
-        "r0.5": room.PAPER_OURS,
+        "n2": room.PAPER_UNIFORM, "n3": room.PAPER_UNIFORM, "n5": room.PAPER_UNIFORM, "a2": room.PAPER_SEARCHED,
+        "e3": room.PAPER_ECSQ, "r0.5": room.PAPER_OURS,
     }  # fmt: skip
     for point in profile.operating_points:
         coded = 0

@@ -151,6 +151,7 @@ def test_errors_pass_through(model, tmp_path):
         (("--cut", "layer7"), "nearest: layer2, layer1"),
         (("--cut", "layer1", "--levels", "2;4"), "--levels takes numbers"),
         (("--cut", "layer1", "--levels", "2,e1"), r"levels must be different numbers .* are \[2, 'e1'\]"),
+        (("--cut", "layer1", "--levels", "2,a1"), r"levels must be different numbers .* are \[2, 'a1'\]"),
         (("--cut", "layer1", "--image-size", "99"), r"not \(1, 3, 99, 99\)"),
     ):
         result = invoke(model, "--data", tmp_path / "images", "--out", tmp_path / "out", *arguments)

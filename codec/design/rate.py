@@ -127,11 +127,14 @@ class Widening:
         """The quantizer of this entropy, as nearly as there is one from below."""
         return self.quantizer(self.scale_for(entropy))
 
-    def at(self, entropy: float) -> tuple[TensorPoint, float]:
-        """The operating point of this entropy, as nearly as there is one, and what the coder spends on the sample."""
-        scale = self.scale_for(entropy)
+    def point(self, scale: float) -> tuple[TensorPoint, float]:
+        """The operating point whose range is `scale` times as wide, and what the coder spends on the sample."""
         clipping = msgspec.structs.replace(self._clipping, scale=scale)
         return make_point(self.quantizer(scale), clipping, self._statistics)
+
+    def at(self, entropy: float) -> tuple[TensorPoint, float]:
+        """The operating point of this entropy, as nearly as there is one, and what the coder spends on the sample."""
+        return self.point(self.scale_for(entropy))
 
     def design(self, bits: float, *, entropy: float | None = None) -> tuple[TensorPoint, float]:
         """The operating point that spends at most `bits` per element on the sample, as nearly as there is one, and what

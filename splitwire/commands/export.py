@@ -50,7 +50,8 @@ def export(
     levels: Annotated[
         str,
         typer.Option(
-            help="Operating points: 4 for so many uniform levels; e4: entropy-constrained, at the rate of 4; "
+            help="Operating points: 4 for so many uniform levels; a4: over the range that harms the answers least; "
+            "e4: entropy-constrained, at the rate of 4; "
             "r0.4: the levels and range that harm the answers least at 0.4 bits per element."
         ),
     ] = "2,3,4,6,8,r0.1,r0.2,r0.3,r0.4,r0.6,r0.8",
@@ -130,10 +131,11 @@ def _asker(progress: Bar) -> Accept:
 def _parse_levels(text: str) -> tuple[int | str, ...]:
     parts = [part.strip() for part in text.split(",")]
     try:
-        return tuple(part if part[:1] in ("e", "r") else int(part) for part in parts)
+        return tuple(part if part[:1] in ("a", "e", "r") else int(part) for part in parts)
     except ValueError:
         raise UsageError(
-            f"--levels takes numbers, some with e or r in front, with commas between, as in 2,4,e4,r0.4; got {text!r}"
+            f"--levels takes numbers, some with a, e or r in front, with commas between, as in 2,a4,e4,r0.4;"
+            f" got {text!r}"
         ) from None
 
 

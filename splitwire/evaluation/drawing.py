@@ -49,10 +49,11 @@ FAMILY_COLOURS = (
     ("#a3312f", "#f28f8a"),
     ("#2e7d32", "#83d287"),
     ("#99487d", "#e09ac8"),
+    ("#4d6b8a", "#9dbbd8"),
 )
 """On light, on dark: in the order of FAMILIES, splitwire's first."""
 
-MARKERS = "oshHDv^<>pPX*d8"
+MARKERS = "oshHDv^<>pPX*d8s"
 
 TIP = "tip-"
 WIDE, NARROW = 9.4, 3.9

@@ -14,7 +14,8 @@ from splitwire.codec.profile import CodecProfile
 from splitwire.evaluation.contender import FeatureContender, ImageContender
 
 SPLITWIRE = "splitwire"
-PAPER_UNIFORM, PAPER_ECSQ, PAPER_OURS = "paper, uniform", "paper, ECSQ", "paper's coder, our ranges"
+PAPER_UNIFORM, PAPER_SEARCHED = "paper, uniform", "paper, uniform, range searched"
+PAPER_ECSQ, PAPER_OURS = "paper, ECSQ", "paper's coder, our ranges"
 ZSTD = {level: f"zstd {level} of packed symbols" for level in (3, 19)}
 RAW = ("float32", "float16", "int8")
 HEVC, HEVC_SCREEN = "HEVC of features", "HEVC of features, screen"
@@ -22,7 +23,7 @@ JPEG, WEBP, AVIF, HEVC_IMAGE = "JPEG", "WebP", "AVIF", "HEVC image"
 
 KEYS: dict[str, tuple[str, ...]] = {
     "splitwire": (SPLITWIRE,),
-    "paper": (PAPER_UNIFORM, PAPER_ECSQ, PAPER_OURS),
+    "paper": (PAPER_UNIFORM, PAPER_SEARCHED, PAPER_ECSQ, PAPER_OURS),
     "zstd": tuple(ZSTD.values()),
     "raw": RAW,
     "hevc": (HEVC, HEVC_SCREEN),
@@ -63,8 +64,8 @@ def feature_contenders(
     side = sum(8 * s.length for s in profile.size_specs)
     ops = [p.name for p in profile.operating_points]
     found: list[FeatureContender] = [Splitwire(codec, op, family=SPLITWIRE) for op in ops]
-    kinds = {op: op[0] if op[0] in "er" else "n" for op in ops}
-    for kind, family in (("n", PAPER_UNIFORM), ("e", PAPER_ECSQ), ("r", PAPER_OURS)):
+    kinds = {op: op[0] if op[0] in "aer" else "n" for op in ops}
+    for kind, family in (("n", PAPER_UNIFORM), ("a", PAPER_SEARCHED), ("e", PAPER_ECSQ), ("r", PAPER_OURS)):
         mine = [op for op in ops if kinds[op] == kind]
         found += [Paper(profile, op, family=family, side=side, detections=detections) for op in mine]
     for level, family in ZSTD.items():
