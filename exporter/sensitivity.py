@@ -131,14 +131,13 @@ def design_points(
             taken[kind] = [own[k] for own, k in zip(options, chosen, strict=True)]
     refined = _refined({k: row for k, row in taken.items() if k.family == "e"}, specs, statistics, slopes, report)
     taken |= refined
-    searched = {kind: row for kind, row in taken.items() if kind.family == "a"}
+    searched = [kind for kind in taken if kind.family == "a"]
     if searched:
-        levels_of = [[int(option.kind.value) for option in row] for row in searched.values()]
-        found = search_ranges(levels_of, statistics, slopes, damage_of)
-        taken |= _as_options(dict(zip(searched, found, strict=True)), specs)
+        numbers = [[int(option.kind.value) for option in taken[kind]] for kind in searched]
+        taken |= _as_options(searched, search_ranges(numbers, statistics, slopes, damage_of), specs)
     if budgets:
         bought = buy(specs, statistics, slopes, [kind.value for kind in budgets], damage_of, report)
-        taken |= _as_options(dict(zip(budgets, bought, strict=True)), specs)
+        taken |= _as_options(budgets, bought, specs)
     designed = [
         OperatingPoint(
             name=kind.name,
@@ -151,13 +150,15 @@ def design_points(
     return designed, [[*own, *_distinct(row[i] for row in special)] for i, own in enumerate(options)]
 
 
-def _as_options(rows: Mapping[Kind, Sequence[Bought]], specs: Sequence[TensorSpec]) -> dict[Kind, list[Option]]:
+def _as_options(
+    kinds: Sequence[Kind], rows: Sequence[Sequence[Bought]], specs: Sequence[TensorSpec]
+) -> dict[Kind, list[Option]]:
+    """Per kind the options of a row, one per tensor."""
     return {
         kind: [
-            Option(kind=kind, point=point, bits=bits * spec.elements)
-            for spec, (point, bits) in zip(specs, row, strict=True)
+            Option(kind=kind, point=p, bits=bits * spec.elements) for spec, (p, bits) in zip(specs, row, strict=True)
         ]
-        for kind, row in rows.items()
+        for kind, row in zip(kinds, rows, strict=True)
     }
 
 

@@ -63,7 +63,7 @@ def points() -> tuple[Point, ...]:
         *sweep("zstd 3 of packed symbols", "n2,n3,n4,n5,e4,n8", 680, 2600, 190, 0.05, "features"),
         *sweep("zstd 19 of packed symbols", "n2,n3,n4,n5,e4,n8", 640, 2400, 180, 1.9, "features"),
         *sweep("paper, uniform", "n2,n3,n4,n5,n8", 600, 2200, 170, 1.1, "features"),
-        *sweep("paper, uniform, range searched", "a2,a3,a4", 580, 1800, 165, 1.1, "features"),
+        *sweep("paper, searched range", "a2,a3,a4", 580, 1800, 165, 1.1, "features"),
         *sweep("paper, ECSQ", "e2,e3,e4", 560, 1500, 160, 1.1, "features"),
         *sweep("paper's coder, our ranges", "r0.5,r0.8", 540, 900, 150, 1.1, "features"),
         *sweep("HEVC of features", "QP 45,QP 40,QP 35,QP 30,QP 25,QP 20", 420, 5200, 330, 14, "features"),

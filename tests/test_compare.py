@@ -130,6 +130,7 @@ def test_text_fits_and_names_everything(tmp_path):
     assert shown[0] == OURS
     assert "JPEG (picture)" in shown
     assert len(shown) == len(compare(evaluation()).standings)
+    assert "…" not in result.stdout  # nothing is cut off
     missed = invoke(folder, "--max-loss", "0.001").stdout
     assert "not within 0.1 %: JPEG; loses least at q 95, 0.80 %" in missed
 

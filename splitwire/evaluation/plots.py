@@ -144,7 +144,8 @@ def _curve_caption(e: Evaluation, comparison: Comparison) -> str:
     text = (
         "Up and left is better. Bands: 95 % intervals of the difference from the whole network on the same images "
         "(paired bootstrap). Dashed with open marks: the picture is sent, and the whole network runs in the cloud. "
-        "Operating points n (uniform), e (entropy-constrained) and r (made for so many bits) are a line each."
+        "Operating points n (uniform), a (the same over a range searched for), e (entropy-constrained) and r (made for "
+        "so many bits) are a line each."
     )
     left_out = len(hidden(e, comparison))
     if left_out:
@@ -223,7 +224,7 @@ def _family_curve(
 ) -> None:
     """Lines, bands and marks of one family; each mark says what it is under the pointer.
 
-    Operating points of one kind (n, e, r) are a line each: between kinds there is nothing to interpolate."""
+    Operating points of one kind (n, a, e, r) are a line each: between kinds there is nothing to interpolate."""
     kinds: dict[str, list[Point]] = {}
     for p in points:
         kinds.setdefault(p.setting.rstrip("0123456789."), []).append(p)

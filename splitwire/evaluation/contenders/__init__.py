@@ -14,7 +14,7 @@ from splitwire.codec.profile import CodecProfile
 from splitwire.evaluation.contender import FeatureContender, ImageContender
 
 SPLITWIRE = "splitwire"
-PAPER_UNIFORM, PAPER_SEARCHED = "paper, uniform", "paper, uniform, range searched"
+PAPER_UNIFORM, PAPER_SEARCHED = "paper, uniform", "paper, searched range"
 PAPER_ECSQ, PAPER_OURS = "paper, ECSQ", "paper's coder, our ranges"
 ZSTD = {level: f"zstd {level} of packed symbols" for level in (3, 19)}
 RAW = ("float32", "float16", "int8")
