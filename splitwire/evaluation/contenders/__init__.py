@@ -16,6 +16,8 @@ from splitwire.evaluation.contender import FeatureContender, ImageContender
 SPLITWIRE = "splitwire"
 PAPER_UNIFORM, PAPER_SEARCHED = "paper, uniform", "paper, searched range"
 PAPER_ECSQ, PAPER_OURS = "paper, ECSQ", "paper's coder, our ranges"
+PAPER_OF = {"n": PAPER_UNIFORM, "a": PAPER_SEARCHED, "e": PAPER_ECSQ, "r": PAPER_OURS}
+"""By the first letter of an operating point's name."""
 ZSTD = {level: f"zstd {level} of packed symbols" for level in (3, 19)}
 RAW = ("float32", "float16", "int8")
 HEVC, HEVC_SCREEN = "HEVC of features", "HEVC of features, screen"
@@ -64,12 +66,13 @@ def feature_contenders(
     side = sum(8 * s.length for s in profile.size_specs)
     ops = [p.name for p in profile.operating_points]
     found: list[FeatureContender] = [Splitwire(codec, op, family=SPLITWIRE) for op in ops]
-    kinds = {op: op[0] if op[0] in "aer" else "n" for op in ops}
-    for kind, family in (("n", PAPER_UNIFORM), ("a", PAPER_SEARCHED), ("e", PAPER_ECSQ), ("r", PAPER_OURS)):
-        mine = [op for op in ops if kinds[op] == kind]
+    papers = {op: PAPER_OF.get(op[0], PAPER_UNIFORM) for op in ops}
+    for family in KEYS["paper"]:
+        mine = [op for op in ops if papers[op] == family]
         found += [Paper(profile, op, family=family, side=side, detections=detections) for op in mine]
     for level, family in ZSTD.items():
-        found += [PackedZstd(profile, op, level, family=family, side=side) for op in ops if kinds[op] != "e"]
+        packed = [op for op in ops if papers[op] != PAPER_ECSQ]
+        found += [PackedZstd(profile, op, level, family=family, side=side) for op in packed]
     found += [Floats(profile, "float32", side=side), Floats(profile, "float16", side=side), Int8(profile, side=side)]
     for family, tuning in ((HEVC, mosaic.DEFAULT), (HEVC_SCREEN, mosaic.SCREEN)):
         found += [mosaic.HevcFeatures(profile, qp, tuning, family=family, side=side) for qp in mosaic.QPS]
