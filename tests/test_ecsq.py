@@ -84,6 +84,20 @@ def check_report(histogram: Histogram, found: Ecsq, weight: float, cost: Cost, t
         assert found.rate == pytest.approx(entropy(histogram, q), rel=1e-3, abs=1e-4)
 
 
+def test_no_bin_changes_sides_as_thresholds_are_rounded() -> None:
+    """A threshold just above the centre of a bin, nearer to it than float32 tells: the bin is of the lower level."""
+    histogram = Histogram(
+        centres=np.array([0.25, 16.25, 119.75]), weights=np.array([0.5, 0.25, 0.25]), width=0.5, zero_mass=0.0,
+        minimum=0.0, maximum=120.0,
+    )  # fmt: skip
+    # halfway between the outermost levels, which stay
+    start = Quantizer(levels=(2.0**-20, 32.5), thresholds=(16.0,))
+    assert sum(start.levels) / 2 > 16.25 == np.float32(sum(start.levels) / 2)
+    found = design_ecsq(histogram, start, rate_weight=0.0)
+    assert found.quantizer.thresholds == (float(np.nextafter(np.float32(16.25), np.float32(17))),)
+    check_report(histogram, found, 0.0, "ideal", tolerance=0.0)
+
+
 def features(seed: int = 0) -> Histogram:
     return measured(relu_features((8, 16, 14, 14), seed))
 

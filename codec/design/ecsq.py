@@ -76,7 +76,7 @@ def design_ecsq(histogram: Histogram, start: Quantizer, *, rate_weight: float, c
         converged = objective[-2] - objective[-1] <= TOLERANCE * objective[-2]
     quantizer = Quantizer(
         levels=tuple(cells.levels.astype(np.float32).tolist()),
-        thresholds=tuple(cells.thresholds.astype(np.float32).tolist()),
+        thresholds=tuple(_rounded_up(cells.thresholds).tolist()),
     )
     return Ecsq(
         quantizer=quantizer,
@@ -121,6 +121,13 @@ def error_at_rate(above: Ecsq, below: Ecsq, rate: float) -> float:
     """Mean squared error at exactly `rate`: on the chord between two results, which switching between them reaches."""
     share = (rate - below.rate) / max(above.rate - below.rate, 1e-12)
     return below.distortion + min(max(share, 0.0), 1.0) * (above.distortion - below.distortion)
+
+
+def _rounded_up(thresholds: Floats) -> NDArray[np.float32]:
+    """The least float32 values that are not below. The centres of the histogram's bins are float32 values, so that each
+    stays on its side of a threshold, and what is reported is what the profile's quantizer does."""
+    nearest = thresholds.astype(np.float32)
+    return np.where(nearest < thresholds, np.nextafter(nearest, np.float32(np.inf)), nearest)
 
 
 class _Cells:
