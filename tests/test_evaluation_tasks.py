@@ -382,6 +382,9 @@ def test_where_no_image_is_lost_some_of_others_may_be():
     wrong = scored({"y": -right}, Targets(50, [1] * 50))
     _, loss = intervals(wrong, whole, "top1")
     assert (loss.low, loss.value, loss.high) == (-1.0, -1.0, -0.94)
+    one = scored({"y": right[:1]}, Targets(1, [1]))
+    _, loss = intervals(one, one, "top1")
+    assert (loss.low, loss.value, loss.high) == (0.0, 0.0, 1.0)  # not three of one
     _, loss = intervals(whole, whole, "kl")  # no share of the images: nothing is known of others
     assert (loss.low, loss.value, loss.high) == (0.0, 0.0, 0.0)
 

@@ -37,7 +37,7 @@ def intervals(
     whole, other: of the same images in the same order. replicates: None takes what the task is worth (2,000; 200 for
     COCO). The same draws for both, and for every call with the same seed. A draw without an answer (nothing to detect
     in any of its images) is left out. An interval always holds its value. With a share of the images as `main`, none of
-    them lost, NONE_OF in as many are added to the upper end of the loss.
+    them lost, NONE_OF in as many are added to the upper end of the loss, which is at most all of them.
     """
     if len(whole) != len(other):
         raise ValueError(f"{len(whole)} and {len(other)} images cannot be paired")
@@ -48,7 +48,7 @@ def intervals(
     loss = _estimate(reference[main] - figures[main], ours[main] - theirs[main])
     before, after = whole.right(main), other.right(main)
     if before is not None and after is not None and bool((after >= before).all()):
-        loss = msgspec.structs.replace(loss, high=loss.high + NONE_OF / len(whole))
+        loss = msgspec.structs.replace(loss, high=min(loss.high + NONE_OF / len(whole), 1.0))
     return estimates, loss
 
 
