@@ -5,16 +5,25 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 ProgressFn = Callable[[str, int, int | None], None]
 """progress(stage, done, total): called by long work; `total` None while unknown. The rooms call it."""
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
+
+
+def print_wide(table: Table, width: int) -> None:
+    """On stdout; in a file or a pipe, which has no width of its own, over so many columns."""
+    (out if out.is_terminal else Console(file=out.file, width=width, highlight=False)).print(table)
 
 
 def print_json(value: object) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 from exporter_helpers import SHAPE, inputs, network, write_images
 from typer.testing import CliRunner
@@ -85,6 +86,22 @@ def test_table(model, tmp_path):
     for name in ("front.onnx", "back.onnx"):
         assert str(out / name) in result.stdout
         assert (out / name).is_file()
+
+
+def test_wide_rows_are_not_cut_off(tmp_path):
+    """A multiple of the range, the means preserved, many levels, and every answer kept."""
+    write_images(tmp_path / "images", 12)
+    path = tmp_path / "net.onnx"
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3), torch.nn.LeakyReLU(0.1), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(),
+        torch.nn.Linear(8, 4),
+    )  # fmt: skip
+    path.write_bytes(serialise(graph.from_module(net.eval(), (1, 3, 16, 16)).model))
+    result = invoke(path, "--cut", "1", "--data", tmp_path / "images", "--out", tmp_path, "--levels", "64,a16,r0.15,r4")
+    assert result.exit_code == 0, result.output
+    assert "100.0%" in result.stdout and "×" in result.stdout
+    assert "…" not in result.stdout.replace(" … ", "")
 
 
 def test_json(model, tmp_path):

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
-from splitwire.console import out, print_json
+from splitwire.console import out, print_json, print_wide
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -50,8 +49,7 @@ def _show(c: Comparison) -> None:
     _say(f"{c.model} cut after {c.cut}: whole network {whole} {title(c.figure)}, {c.images:,} images")
     budget = budget_words(c.figure, c.max_loss)
     if c.standings:
-        wide = out if out.is_terminal else Console(file=out.file, width=WIDTH, highlight=False)
-        wide.print(table(c))
+        print_wide(table(c), WIDTH)
     for m in c.missed:
         least = loss_words(c.figure, counted(m.loss, c.upper))
         _say(f"not within {budget}: {m.family}; loses least at {m.setting or 'its one setting'}, {least}")

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
-from splitwire.console import err, out, print_json, progress_bar
+from splitwire.console import err, out, print_json, print_wide, progress_bar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -103,8 +102,7 @@ def _show(e: Evaluation, folder: Path) -> None:
     whole = e.whole[e.figure]
     low, high = (figure_words(e.figure, v) for v in (whole.low, whole.high))
     _say(f"whole network: {figure_words(e.figure, whole.value)} {title(e.figure)} ({low} … {high})")
-    wide = out if out.is_terminal else Console(file=out.file, width=WIDTH, highlight=False)
-    wide.print(_points(e))
+    print_wide(_points(e), WIDTH)
     _say("bytes, bits per element at the cut and encode ms of one image, on one core; of a picture the codec alone.")
     _say(f"{title(e.figure)}, and what is lost of it against the whole network, with 95 % intervals; * default")
     stages = ", ".join(f"{name} {milliseconds(ms)}" for name, ms in e.stages.items())

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from splitwire.codec.errors import UsageError
-from splitwire.console import Bar, err, out, print_json, progress_bar
+from splitwire.console import Bar, err, out, print_json, print_wide, progress_bar
 from splitwire.network import parse_size
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ METHODS = {"leaky_relu_model": "leaky ReLU", "relu_model": "ReLU", "histogram": 
 """How the clipping range was chosen: by a density of Cohen et al., or on the measured histogram."""
 
 RANGE = ("clipping range", "chosen by", "KS")
+RATE = ("bits/el", "bytes")
 LEFT = ("op", "shape", "chosen by", "half", "computes in")
 HEADING = {"classes": "Top-1", "detections": "found", "values": "error"}
 MEANING = {
@@ -34,6 +35,7 @@ MEANING = {
 }
 
 SHOWN_SKIPPED = 5
+WIDTH = 100
 
 
 def export(
@@ -222,11 +224,14 @@ def _show(result: ExportResult, compared: bool) -> None:
     size = sum(t.elements for t in profile.tensors) * 4
     _say(f"{profile.model} cut after {profile.cut}: {shapes} features, {size:,} bytes as float32")
     _say(f"tensor{'s' if several else ''} in the graph: {names}")
-    out.print(_points(result))
+    print_wide(_points(result), WIDTH)
     if several:
         _say(f"the tensors at {profile.default_op}:")
-        out.print(_tensors(result))
-    _say(f"* default: {profile.default_op}; KS: distance of the fitted density from the measured distribution")
+        print_wide(_tensors(result), WIDTH)
+    _say(
+        f"* default: {profile.default_op}; bits/el: per element of the features; bytes: per image;"
+        " KS: distance of the fitted density from the measured distribution"
+    )
     if any(t.clipping.widening != 1 for p in profile.operating_points for t in p.tensors):
         _say("×: so many times the range with the least squared error, for the sake of the answers")
     if any(t.quantizer.preserves_mean for p in profile.operating_points for t in p.tensors):
@@ -256,9 +261,7 @@ def _points(result: ExportResult) -> Table:
     """One row per operating point; the clipping range only where there is one."""
     profile = result.profile
     several = len(profile.tensors) > 1
-    table = _table(
-        "op", "N", *([] if several else RANGE), "bits/element", "bytes/image", HEADING[result.measures[0].task]
-    )
+    table = _table("op", "N", *([] if several else RANGE), *RATE, HEADING[result.measures[0].task])
     for point, measure in zip(profile.operating_points, result.measures, strict=True):
         table.add_row(
             f"{point.name} *" if point.name == profile.default_op else point.name,
@@ -301,7 +304,7 @@ def _tensors(result: ExportResult) -> Table:
     """One row per tensor, at the default operating point."""
     profile = result.profile
     point = profile.operating_points[profile.point_index()]
-    table = _table("shape", "N", *RANGE, "bits/element", "bytes/image")
+    table = _table("shape", "N", *RANGE, *RATE)
     for spec, tensor, bits in zip(profile.tensors, point.tensors, _bits(result, point), strict=True):
         shape, levels = "×".join(map(str, spec.shape)), str(len(tensor.quantizer.levels))
         table.add_row(shape, levels, *_range(tensor), f"{bits:.3f}", f"{bits * spec.elements / 8:,.0f}")

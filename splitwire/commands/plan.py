@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from splitwire.codec.errors import UsageError
-from splitwire.console import err, out, print_json, progress_bar
+from splitwire.console import err, out, print_json, print_wide, progress_bar
 from splitwire.network import parse_size
 
 if TYPE_CHECKING:
@@ -156,8 +155,7 @@ def _show(result: PlanResult) -> None:
         _say(f"{end}: {profile.name}, {kind}{f' ({profile.note})' if profile.note else ''}")
     _say(f"link: {p.link or 'none'}")
     _say(f"bytes: quick calibration on {result.pictures}; weights: {result.weights}")
-    wide = out if out.is_terminal else Console(file=out.file, width=WIDTH, highlight=False)
-    wide.print(table(result))
+    print_wide(table(result), WIDTH)
     _say(f"advice: {p.advice}")
     _say(f"by {criterion(result)}")
     for note in result.notes:
