@@ -19,15 +19,7 @@ from benchmarks.reports import PAGES
 from splitwire.demo import report
 from splitwire.demo.fashion import Summary
 from splitwire.evaluation.compare import USUAL_LOSS, Standing, compare, milliseconds
-from splitwire.evaluation.contenders import (
-    HEVC,
-    HEVC_SCREEN,
-    PAPER_ECSQ,
-    PAPER_SEARCHED,
-    PAPER_UNIFORM,
-    SPLITWIRE,
-    ZSTD,
-)
+from splitwire.evaluation.contenders import HEVC, HEVC_SCREEN, PAPER, SPLITWIRE, ZSTD
 from splitwire.evaluation.results import read_results
 
 README = Path("README.md")
@@ -80,7 +72,7 @@ def answers() -> str:
         for upper in (False, True):
             found = compare(read_results(PAGES / name), USUAL_LOSS, upper=upper)
             picture = next((s for s in found.standings if s.sends == "image"), None)
-            groups = [(SPLITWIRE,), (PAPER_UNIFORM, PAPER_SEARCHED, PAPER_ECSQ), (ZSTD[19],), (HEVC, HEVC_SCREEN)]
+            groups = [(SPLITWIRE,), PAPER, (ZSTD[19],), (HEVC, HEVC_SCREEN)]
             best = [next((s for s in found.standings if s.family in group), None) for group in groups]
             cells = [_cell(s) for s in best] + [_cell(picture, named=True)]
             what = "by the upper bound" if upper else f"[{data}](docs/results/{name}/report.html)"

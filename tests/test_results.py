@@ -7,20 +7,12 @@ from functools import lru_cache
 import pytest
 from sources import ROOT
 
-from splitwire.evaluation.contenders import (
-    HEVC,
-    HEVC_SCREEN,
-    PAPER_ECSQ,
-    PAPER_SEARCHED,
-    PAPER_UNIFORM,
-    SPLITWIRE,
-    ZSTD,
-)
+from benchmarks.readme import answers
+from splitwire.evaluation.contenders import HEVC, HEVC_SCREEN, PAPER, SPLITWIRE, ZSTD
 from splitwire.evaluation.results import Evaluation, Point, read_results
 
 NAMES = ("demo", "detector", "mobilenet_v2")
 BUDGET = 0.01
-PAPER = (PAPER_UNIFORM, PAPER_SEARCHED, PAPER_ECSQ)
 
 
 @lru_cache
@@ -34,6 +26,10 @@ def of(name: str, *families: str) -> list[Point]:
 
 def within(points: list[Point]) -> list[Point]:
     return [p for p in points if p.loss.value <= BUDGET + 1e-12]
+
+
+def test_the_readme_has_their_figures() -> None:
+    assert answers() in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", NAMES)

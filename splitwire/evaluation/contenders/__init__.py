@@ -16,6 +16,8 @@ from splitwire.evaluation.contender import FeatureContender, ImageContender
 SPLITWIRE = "splitwire"
 PAPER_UNIFORM, PAPER_SEARCHED = "paper, uniform", "paper, searched range"
 PAPER_ECSQ, PAPER_OURS = "paper, ECSQ", "paper's coder, our ranges"
+PAPER = (PAPER_UNIFORM, PAPER_SEARCHED, PAPER_ECSQ)
+"""The paper's coder with the paper's quantizers."""
 PAPER_OF = {"n": PAPER_UNIFORM, "a": PAPER_SEARCHED, "e": PAPER_ECSQ, "r": PAPER_OURS}
 """By the first letter of an operating point's name."""
 ZSTD = {level: f"zstd {level} of packed symbols" for level in (3, 19)}
@@ -25,7 +27,7 @@ JPEG, WEBP, AVIF, HEVC_IMAGE = "JPEG", "WebP", "AVIF", "HEVC image"
 
 KEYS: dict[str, tuple[str, ...]] = {
     "splitwire": (SPLITWIRE,),
-    "paper": (PAPER_UNIFORM, PAPER_SEARCHED, PAPER_ECSQ, PAPER_OURS),
+    "paper": (*PAPER, PAPER_OURS),
     "zstd": tuple(ZSTD.values()),
     "raw": RAW,
     "hevc": (HEVC, HEVC_SCREEN),
