@@ -266,7 +266,8 @@ def test_several_tensors_have_one_multiple(tmp_path: Path) -> None:
     )  # fmt: skip
     uniform, searched = result.profile.operating_points
     assert [len(t.quantizer.levels) for t in searched.tensors] == [len(t.quantizer.levels) for t in uniform.tensors]
-    assert len({t.clipping.scale for t in searched.tensors}) == 1
+    (scale,) = {t.clipping.scale for t in searched.tensors}
+    assert scale in SCALES
 
 
 def test_damage_is_measured_on_inputs_of_the_whole_calibration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
