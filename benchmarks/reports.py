@@ -8,7 +8,6 @@ build/reports/NAME; an interrupted evaluation goes on. `make reports ARGS=detect
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -16,10 +15,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 from rich.console import Console
 
-from splitwire.codec.errors import UsageError
+from benchmarks.photographs import imagenet, natural, write_crops
 from splitwire.codec.profile import Preprocessing
 from splitwire.console import progress_bar
 from splitwire.demo import photos
@@ -43,9 +41,8 @@ CALIBRATION_SCENES = 256
 TEST_SCENES = 1000
 CALIBRATION_SEED, TEST_SEED = 2, 1
 
-PER_PHOTOGRAPH = 40
-SHARE = (0.6, 1.0)
-"""Side of a random crop, in shorter sides of its photograph: the subject stays in view."""
+CALIBRATION_CROPS, TEST_CROPS = 24, 40
+"""Of each photograph."""
 PHOTO_CUT = "features.18"
 """The last ReLU6, 1280×7×7: nearly all of the work and 63 % of the weights are before it. Without labels every changed
 answer counts, also between two classes as good as each other."""
@@ -79,9 +76,11 @@ def photographs_task(folder: Path) -> Task:
     """MobileNetV2 on crops of photographs that none of the calibration is of."""
     loaded = load(photos.MODEL, "DEFAULT")
     data = folder / "photographs"
-    write_crops(data)
+    write_crops(imagenet(), data, each=TEST_CROPS)
+    pictures = folder / "calibration"
+    write_crops(natural(), pictures, each=CALIBRATION_CROPS)
     return Task(
-        loaded.module, PHOTO_CUT, photos.calibration_inputs(loaded.preprocessing), loaded.preprocessing,
+        loaded.module, PHOTO_CUT, pictures, loaded.preprocessing,
         loaded.input_shape, loaded.name, tuple(loaded.labels or ()), data,
     )  # fmt: skip
 
@@ -103,27 +102,6 @@ TASKS: dict[str, Callable[[Path], Task]] = {
     "mobilenet_v2": photographs_task,
     "detector": detector_task,
 }
-
-
-def write_crops(folder: Path) -> None:
-    """Seeded random crops of the photographs of ImageNet that foolbox carries, as PNG files."""
-    folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(20210513)
-    for file in imagenet_photographs():
-        picture = Image.open(file).convert("RGB")
-        for i in range(PER_PHOTOGRAPH):
-            side = int(rng.uniform(*SHARE) * min(picture.size))
-            x, y = (int(rng.integers(0, length - side + 1)) for length in picture.size)
-            crop = picture.crop((x, y, x + side, y + side))
-            crop.resize((256, 256), Image.Resampling.BICUBIC).save(folder / f"{file.stem}-{i:02}.png")
-
-
-def imagenet_photographs() -> list[Path]:
-    """Twenty JPEG files of the PyPI package foolbox, each of another picture; the package itself is not imported."""
-    found = importlib.util.find_spec("foolbox")
-    if found is None or found.origin is None:
-        raise UsageError("the photographs are those of the package foolbox; `make reports` installs it")
-    return sorted((Path(found.origin).parent / "data").glob("imagenet_*.jpg"))
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -4,8 +4,8 @@ Each level is foretold by a linear combination of its neighbours in its own plan
 channels at the same place or next to it. Weights are those of ridge regression at some thousand positions of the
 sample. The tables rest on cross-fitting: every position is predicted by weights that were fitted without its part of
 the sample, so that a hundred weights fitted to few images do not seem better than they are. The code length is that of
-the last part, which had no say in the choice of taps either, with weights and tables made of the others. (The penalty,
-and what is put together as a class of channels or a group of cells, are few numbers, and are chosen on all.)
+the last part, which had no say in the choice of taps either, with weights and tables made of the others. (What is put
+together as a class of channels or a group of cells are few numbers, and are chosen on all.)
 Source: ridge regression, Hoerl and Kennard 1970; stacking of cross-validated predictions, Wolpert 1992.
 """
 
@@ -57,8 +57,9 @@ SELECTED_AT = 4096
 """Positions that taps are selected at."""
 KEPT = 0.7
 """Share of the candidates that stays at each step of the selection."""
-RIDGES = (0.005, 0.03)
-"""Tried: penalty over the mean variance of the neighbours."""
+RIDGE = 0.03
+"""Penalty over the mean variance of the neighbours. The rate hardly depends on it: choosing the better of two by
+cross-fitting, for each quantizer, gained nothing."""
 TABLES = 32
 ACTIVITIES = 4
 CLASSES = 8
@@ -195,7 +196,7 @@ def _left_by_own(data: Sampled, c: int) -> Float32Array:
     own = data.own[:, c].astype(np.float32)
     own -= own.mean(axis=1, keepdims=True)
     y -= y.mean()
-    weights = np.linalg.solve(own @ own.T + RIDGES[0] * y.size * np.eye(len(own)), own @ y)
+    weights = np.linalg.solve(own @ own.T + RIDGE * y.size * np.eye(len(own)), own @ y)
     rest: Float32Array = _standardised((y - weights @ own).astype(np.float32)[None])[0]
     return rest
 
@@ -216,7 +217,7 @@ def _pruned(data: Sampled, c: int, candidates: NDArray[np.intp], most: int) -> N
     rows = np.concatenate([data.own[:, c], data.places[candidates & 7, candidates >> 3]]).astype(np.float32)
     rows -= rows.mean(axis=1, keepdims=True)
     gram, moment, spread = rows @ rows.T, rows @ y, rows.std(axis=1)
-    penalty = y.size * RIDGES[1] * float((spread**2).mean()) + 1e-3
+    penalty = y.size * RIDGE * float((spread**2).mean()) + 1e-3
     kept = np.arange(len(rows))
     while kept.size > most + len(OWN):
         weights = np.linalg.solve(gram[np.ix_(kept, kept)] + penalty * np.eye(kept.size), moment[kept])
@@ -273,15 +274,15 @@ class Fitted(NamedTuple):
 
 
 def _fit(data: Sampled, taps: Taps) -> Fitted:
-    """With the penalty whose cross-fitted predictions err least, over all channels."""
+    """Ridge regression of each channel on its own neighbours and its taps."""
     counts, channel, place = taps.arrays()
     starts = np.concatenate([[0], np.cumsum(counts)])
     channels, n = data.values.shape
     parts = [slice(a, b) for a, b in pairwise(np.searchsorted(data.part, np.arange(PARTS + 1)).tolist())]
-    foretold = np.empty((len(RIDGES), channels, n), np.float32)
+    foretold = np.empty((channels, n), np.float32)
 
     def fit(batch: NDArray[np.intp]) -> Float32Array:
-        """(penalties, B, m) weights; puts what they foretell in its place."""
+        """(B, m) weights; puts what those of the other parts foretell in its place."""
         at = starts[batch][:, None] + np.arange(counts[batch[0]])
         rows = np.ones((batch.size, len(OWN) + at.shape[1] + 1, n), np.float32)
         rows[:, : len(OWN)] = data.own[:, batch].transpose(1, 0, 2)
@@ -292,18 +293,15 @@ def _fit(data: Sampled, taps: Taps) -> Fitted:
         for j, p in enumerate(parts):
             others = [i for i in range(PARTS) if i != j]
             solved = _solve(grams[others].sum(0), moments[others].sum(0), n - (p.stop - p.start))
-            foretold[:, batch, p] = (solved.transpose(1, 0, 2) @ rows[:, :, p]).transpose(1, 0, 2)
+            foretold[batch, p] = (solved[:, None] @ rows[:, :, p])[:, 0]
         return _solve(grams.sum(0), moments.sum(0), n)
 
     batches = list(_batches(counts, n))
-    solved = _each(fit, batches)
-    errors = [float(np.square(one - data.values).mean(dtype=np.float64)) for one in foretold]
-    best = int(np.argmin(errors))
     weights = [np.empty(0, np.float32)] * channels
-    for batch, own in zip(batches, solved, strict=True):
-        for c, w in zip(batch, own[best], strict=True):
+    for batch, own in zip(batches, _each(fit, batches), strict=True):
+        for c, w in zip(batch, own, strict=True):
             weights[c] = w
-    return Fitted(weights, foretold[best])
+    return Fitted(weights, foretold)
 
 
 def _batches(counts: NDArray[np.intp], positions: int) -> Iterator[NDArray[np.intp]]:
@@ -315,18 +313,16 @@ def _batches(counts: NDArray[np.intp], positions: int) -> Iterator[NDArray[np.in
 
 
 def _solve(gram: Float32Array, moment: Float32Array, n: int) -> Float32Array:
-    """(penalties, B, m) ridge weights of (B, m, m) Gram matrices over n positions; the last is the constant's, which is
-    not penalised."""
+    """(B, m) ridge weights of (B, m, m) Gram matrices over n positions; the last is the constant's, which is not
+    penalised."""
     m = gram.shape[1]
     mean = gram[:, -1, :-1] / n
     variance = (np.diagonal(gram, axis1=1, axis2=2)[:, :-1] / n - mean**2).mean(axis=1)
-    out = np.empty((len(RIDGES), *moment.shape), np.float32)
-    for k, ridge in enumerate(RIDGES):
-        full = gram.astype(np.float64)
-        full[:, np.arange(m - 1), np.arange(m - 1)] += (n * ridge * variance + 1e-2)[:, None]
-        full[:, -1, -1] += 1e-2
-        out[k] = np.linalg.solve(full, moment[:, :, None].astype(np.float64))[:, :, 0]
-    return out
+    full = gram.astype(np.float64)
+    full[:, np.arange(m - 1), np.arange(m - 1)] += (n * RIDGE * variance)[:, None]
+    full[:, np.arange(m), np.arange(m)] += 1e-2
+    weights: Float32Array = np.linalg.solve(full, moment[:, :, None].astype(np.float64))[:, :, 0].astype(np.float32)
+    return weights
 
 
 def _integers(fitted: Fitted, taps: Taps, largest: int) -> tuple[float, NDArray[np.int8], NDArray[np.int16]]:

@@ -185,7 +185,8 @@ def _meet(
     point: makes one of an entropy of order 0, and says what the coder spends on it. most: entropy that no point has
     more of. first: the entropy to begin with.
     """
-    low, high = 0.0, np.inf  # entropies known to be affordable and not to be
+    aim = (1 + MARGIN) / 2 * bits
+    low, high = (0.0, LEAST), (np.inf, np.inf)  # entropies known to be affordable and not to be, and what they spend
     entropy = FIRST_GUESS * bits if first is None else first
     tried = []
     for _ in range(STEPS):
@@ -193,11 +194,15 @@ def _meet(
         tried.append((made, spent))
         if MARGIN * bits <= spent <= bits:
             break
-        low, high = (entropy, high) if spent <= bits else (low, entropy)
-        entropy *= (1 + MARGIN) / 2 * bits / max(spent, LEAST)
-        if not low < entropy < high:
-            entropy = (low + high) / 2 if high < np.inf else 2 * low
-        if high - low < (1 - MARGIN) * entropy or entropy > most:
+        found = (entropy, max(spent, LEAST))
+        low, high = (found, high) if spent <= bits else (low, found)
+        if low[0] > 0 and high[0] < np.inf:
+            entropy = float(np.exp(np.interp(np.log(aim), np.log([low[1], high[1]]), np.log([low[0], high[0]]))))
+        else:
+            entropy *= aim / found[1]
+        if not low[0] < entropy < high[0]:
+            entropy = (low[0] + high[0]) / 2 if high[0] < np.inf else 2 * low[0]
+        if high[0] - low[0] < (1 - MARGIN) * entropy or entropy > most:
             break
     affordable = [t for t in tried if t[1] <= bits]
     return max(affordable, key=lambda t: t[1]) if affordable else min(tried, key=lambda t: t[1])
