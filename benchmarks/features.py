@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
@@ -11,9 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from splitwire.codec import preprocessing
 from splitwire.codec.design import FeatureStatistics, design_operating_point, worthwhile_taps
-from splitwire.codec.profile import CodecProfile, OperatingPoint, TensorSpec
+from splitwire.codec.profile import CodecProfile, OperatingPoint, Preprocessing, TensorSpec
 from splitwire.demo import photos
 from splitwire.demo.fashion import to_inputs
 from splitwire.models import demo
@@ -50,24 +48,16 @@ def tensors() -> Iterator[Tensor]:
     features = activations(network, to_inputs(demo.test_set()[0][:64]), [demo.CUT])[0]
     yield tensor("demo, 384×3×3", demo.CUT, calibration, features)
     loaded = load(photos.MODEL, "DEFAULT")
-    inputs = crops([*photos.OTHERS, *(s.file for s in photos.TEST)], loaded.preprocessing)
+    inputs = mobilenet_inputs(loaded.preprocessing)
     calibrated = activations(loaded.module, inputs[0::2], list(CUTS.values()))
     coded = activations(loaded.module, inputs[1::4], list(CUTS.values()))
     for (name, cut), calibration, features in zip(CUTS.items(), calibrated, coded, strict=True):
         yield tensor(name, cut, calibration, features)
 
 
-def crops(files: Sequence[str | Path], how: preprocessing.Preprocessing) -> Floats:
-    """(n, 3, H, W): seeded random crops, a third to the whole of the shorter side."""
-    rng = np.random.default_rng(0)
-    out = []
-    for file in files:
-        image = photos.open_photo(str(file))
-        for _ in range(CROPS):
-            side = int(rng.uniform(0.35, 1.0) * min(image.size))
-            x, y = (int(rng.integers(0, length - side + 1)) for length in image.size)
-            out.append(preprocessing.apply(image.crop((x, y, x + side, y + side)), how))
-    return np.stack(out)
+def mobilenet_inputs(how: Preprocessing) -> Floats:
+    """(n, 3, H, W): crops of all photographs."""
+    return photos.crops([*photos.OTHERS, *(source.file for source in photos.TEST)], CROPS, how)
 
 
 def activations(network: torch.nn.Module, inputs: Floats, layers: Sequence[str]) -> list[Floats]:

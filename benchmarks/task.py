@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.features import Floats, activations, crops, profile
+from benchmarks.features import Floats, activations, mobilenet_inputs, profile
 from splitwire.codec.codec import FeatureCodec
 from splitwire.codec.design import FeatureStatistics, design_entropy_constrained, design_operating_point
 from splitwire.codec.profile import OperatingPoint, TensorPoint
@@ -73,7 +73,7 @@ def subject(name: str) -> Subject:
         images, labels = demo.test_set()
         return Subject(demo.load_network(), to_inputs(demo.calibration_set()), to_inputs(images), labels)
     loaded = load(name, "DEFAULT")
-    inputs = crops([*photos.OTHERS, *(s.file for s in photos.TEST)], loaded.preprocessing)
+    inputs = mobilenet_inputs(loaded.preprocessing)
     return Subject(loaded.module, inputs[0::2], inputs[1::2], None)
 
 

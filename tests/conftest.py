@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 from PIL import Image
+from typer.testing import CliRunner
 
 # Times vary on a busy machine, and the first example may compile a kernel. What failed is printed, to be tried again.
 settings.register_profile("splitwire", deadline=None, print_blob=True)
@@ -23,21 +26,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def demo_pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with front.onnx and back.onnx of the demo network, exported as `splitwire demo` does it."""
-    import splitwire
-    from splitwire.demo.fashion import to_inputs
-    from splitwire.models import demo
+    """What `splitwire demo --json` leaves, front.onnx and back.onnx among it, and in printed.json what it printed.
 
-    folder = tmp_path_factory.mktemp("demo_pair")
-    splitwire.export(
-        demo.load_network(),
-        cut=demo.CUT,
-        calibration=to_inputs(demo.calibration_set()),
-        preprocessing=demo.PREPROCESSING,
-        labels=demo.CLASSES,
-        out=folder,
-    )
-    return folder
+    It takes minutes: one of the processes does it for all.
+    """
+    from splitwire.cli import app
+
+    alone = "PYTEST_XDIST_WORKER" not in os.environ
+    folder = tmp_path_factory.getbasetemp() if alone else tmp_path_factory.getbasetemp().parent
+    with FileLock(folder / "demo.lock"):
+        if not (folder / "demo" / "printed.json").exists():
+            command = ["demo", "--json", "--out", str(folder / "demo")]
+            result = CliRunner().invoke(app, command, catch_exceptions=False)
+            assert result.exit_code == 0, result.output
+            (folder / "demo" / "printed.json").write_text(result.stdout, encoding="utf-8")
+    return folder / "demo"
 
 
 @pytest.fixture(scope="session")

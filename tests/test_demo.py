@@ -18,13 +18,10 @@ from splitwire.models import demo as catalogue
 
 
 @pytest.fixture(scope="module")
-def summary(tmp_path_factory: pytest.TempPathFactory) -> dict:
-    out = tmp_path_factory.mktemp("demo")
-    result = CliRunner().invoke(app, ["demo", "--json", "--out", str(out)], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    written = json.loads((out / "summary.json").read_text(encoding="utf-8"))
-    assert json.loads(result.stdout) == written
-    return {**written, "folder": out}
+def summary(demo_pair: Path) -> dict:
+    written = json.loads((demo_pair / "summary.json").read_text(encoding="utf-8"))
+    assert json.loads((demo_pair / "printed.json").read_text(encoding="utf-8")) == written
+    return {**written, "folder": demo_pair}
 
 
 def test_default_point_keeps_the_accuracy_under_a_bit(summary: dict) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -138,12 +138,18 @@ def open_photo(file: str) -> Image.Image:
 
 
 def calibration_inputs(how: Preprocessing) -> Inputs:
-    """(n, 3, H, W): seeded random crops of the calibration pictures, a third to the whole of their shorter side."""
+    """(n, 3, H, W): crops of the calibration pictures."""
+    return crops(CALIBRATION, CROPS, how)
+
+
+def crops(files: Iterable[str], each: int, how: Preprocessing) -> Inputs:
+    """(n, 3, H, W): seeded random crops of pictures of scikit-image, `each` of every one, a third to the whole of its
+    shorter side."""
     rng = np.random.default_rng(0)
     inputs = []
-    for file in CALIBRATION:
+    for file in files:
         image = open_photo(file)
-        for _ in range(CROPS):
+        for _ in range(each):
             side = int(rng.uniform(0.35, 1.0) * min(image.size))
             x, y = (int(rng.integers(0, length - side + 1)) for length in image.size)
             inputs.append(preprocessing.apply(image.crop((x, y, x + side, y + side)), how))
