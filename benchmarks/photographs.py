@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from splitwire.codec.errors import UsageError
+from splitwire.demo.photos import random_square
 
 PACKAGES = Path("build/photographs")
 """Where the Makefile puts the packages that are wanted for their pictures only."""
@@ -51,9 +52,7 @@ def write_crops(photographs: Iterable[Path], folder: Path, *, each: int) -> None
     for file in photographs:
         picture = Image.open(file).convert("RGB")
         for i in range(each):
-            side = int(rng.uniform(*SHARE) * min(picture.size))
-            x, y = (int(rng.integers(0, length - side + 1)) for length in picture.size)
-            crop = picture.crop((x, y, x + side, y + side))
+            crop = random_square(picture, rng, SHARE)
             crop.resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(folder / f"{file.stem}-{i:02}.png")
 
 

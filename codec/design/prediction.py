@@ -4,8 +4,8 @@ Each level is foretold by a linear combination of its neighbours in its own plan
 channels at the same place or next to it. Weights are those of ridge regression at some thousand positions of the
 sample. The tables rest on cross-fitting: every position is predicted by weights that were fitted without its part of
 the sample, so that a hundred weights fitted to few images do not seem better than they are. The code length is that of
-the last part, which had no say in the choice of taps either, with weights and tables made of the others. (What is put
-together as a class of channels or a group of cells are few numbers, and are chosen on all.)
+the last part, which had no say in the choice of taps either, with weights and tables made of the others. (The classes
+of channels and the groups of cells are few numbers, and are chosen on all.)
 Source: ridge regression, Hoerl and Kennard 1970; stacking of cross-validated predictions, Wolpert 1992.
 """
 

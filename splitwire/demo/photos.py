@@ -50,6 +50,8 @@ CALIBRATION = (*(source.file for source in TEST), *OTHERS)
 shown are among them. The table says so."""
 CROPS = 16
 """Random crops of each calibration picture."""
+SHARE = (0.35, 1.0)
+"""Their sides, in shorter sides of the picture."""
 
 
 class Photo(Struct, frozen=True, kw_only=True):
@@ -143,14 +145,18 @@ def calibration_inputs(how: Preprocessing) -> Inputs:
 
 
 def crops(files: Iterable[str], each: int, how: Preprocessing) -> Inputs:
-    """(n, 3, H, W): seeded random crops of pictures of scikit-image, `each` of every one, a third to the whole of its
-    shorter side."""
+    """(n, 3, H, W): seeded random crops of pictures of scikit-image, `each` of every one."""
     rng = np.random.default_rng(0)
     inputs = []
     for file in files:
         image = open_photo(file)
         for _ in range(each):
-            side = int(rng.uniform(0.35, 1.0) * min(image.size))
-            x, y = (int(rng.integers(0, length - side + 1)) for length in image.size)
-            inputs.append(preprocessing.apply(image.crop((x, y, x + side, y + side)), how))
+            inputs.append(preprocessing.apply(random_square(image, rng, SHARE), how))
     return np.stack(inputs)
+
+
+def random_square(image: Image.Image, rng: np.random.Generator, share: tuple[float, float]) -> Image.Image:
+    """A random crop. share: of its side, in shorter sides of the picture, at least and at most."""
+    side = int(rng.uniform(*share) * min(image.size))
+    x, y = (int(rng.integers(0, length - side + 1)) for length in image.size)
+    return image.crop((x, y, x + side, y + side))
