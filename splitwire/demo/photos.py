@@ -147,12 +147,8 @@ def calibration_inputs(how: Preprocessing) -> Inputs:
 def crops(files: Iterable[str], each: int, how: Preprocessing) -> Inputs:
     """(n, 3, H, W): seeded random crops of pictures of scikit-image, `each` of every one."""
     rng = np.random.default_rng(0)
-    inputs = []
-    for file in files:
-        image = open_photo(file)
-        for _ in range(each):
-            inputs.append(preprocessing.apply(random_square(image, rng, SHARE), how))
-    return np.stack(inputs)
+    squares = (random_square(image, rng, SHARE) for image in map(open_photo, files) for _ in range(each))
+    return np.stack([preprocessing.apply(square, how) for square in squares])
 
 
 def random_square(image: Image.Image, rng: np.random.Generator, share: tuple[float, float]) -> Image.Image:
