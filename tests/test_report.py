@@ -107,9 +107,10 @@ def test_the_table_has_the_figures_of_the_evaluation(page):
     for row, p in zip(rows, expected, strict=True):
         assert [text.removeprefix(" ") for text, _ in row[:1]] == [p.family]
         assert row[1][1] == p.setting
-        values = [float(value) for _, value in row[3:]]
+        values = [float(value) for _, value in row[2:-1]]
         figures = [p.figures[name].value for name in ("top1", "top5", "kl")]
-        assert values == [p.bytes, p.bits_per_element, p.encode_ms, p.loss.value, p.loss.high, *figures]
+        assert values == [p.bytes, p.loss.value, p.loss.high, p.bits_per_element, p.encode_ms, *figures]
+        assert row[-1][1] == p.sends
     tagged = [row[1][0] for row in rows if "default" in row[1][0]]
     assert [text.split("default")[0] for text in tagged] == ["n4"]
 
@@ -317,9 +318,11 @@ def test_in_a_browser_nothing_complains_and_the_table_sorts(made, tmp_path):
         pytest.skip("no chromium")
     script = """<script>
     const wide = document.documentElement.scrollWidth > window.innerWidth ? "too wide" : "fits";
-    document.querySelectorAll("#table button")[3].click();
-    const sizes = [...document.querySelectorAll("#table td:nth-child(4)")].map((c) => Number(c.dataset.v));
-    document.body.textContent = JSON.stringify([wide, sizes]);
+    const buttons = [...document.querySelectorAll("#table button")];
+    const seen = buttons.filter((b) => b.parentElement.getBoundingClientRect().right < 480).map((b) => b.textContent);
+    buttons[2].click();
+    const sizes = [...document.querySelectorAll("#table td:nth-child(3)")].map((c) => Number(c.dataset.v));
+    document.body.textContent = JSON.stringify([wide, seen, sizes]);
     </script>"""
     page = tmp_path / "page.html"
     page.write_text((made / "report.html").read_text(encoding="utf-8") + script, encoding="utf-8")
@@ -330,7 +333,8 @@ def test_in_a_browser_nothing_complains_and_the_table_sorts(made, tmp_path):
     )  # fmt: skip
     assert "CONSOLE" not in done.stderr
     found = done.stdout[done.stdout.index("<body>") + len("<body>") :].split("<")[0].strip()
-    assert json.loads(found) == ["fits", sorted(p.bytes for p in evaluation().points)]
+    columns = ["family", "setting", "bytes", "loss"]
+    assert json.loads(found) == ["fits", columns, sorted(p.bytes for p in evaluation().points)]
 
 
 def test_a_mean_preserving_quantizer_is_drawn_without_thresholds(tmp_path: Path) -> None:

@@ -229,11 +229,11 @@ def _estimate(name: str, x: Estimate) -> str:
 
 
 def _columns(e: Evaluation) -> list[tuple[str, bool]]:
-    """(heading, numeric) of the table of all points."""
+    """(heading, numeric) of the table of all points; the two axes of the curve first, a phone shows no more at once."""
     short = {"top1": "Top-1", "top5": "Top-5", "agreement": "agreement", "kl": "KL, nats"}
-    heads = [("family", False), ("setting", False), ("sends", False), ("bytes", True), ("bits per element", True)]
-    heads += [("encode, ms", True), ("loss", True), ("95 % interval of the loss", True)]
-    return heads + [(short.get(n, title(n)), True) for n in figure_names(e)]
+    heads = [("family", False), ("setting", False), ("bytes", True), ("loss", True), ("95 % interval of it", True)]
+    heads += [("bits per element", True), ("encode, ms", True)]
+    return [*heads, *((short.get(n, title(n)), True) for n in figure_names(e)), ("sends", False)]
 
 
 def _rows(e: Evaluation, c: Comparison) -> list[dict[str, Any]]:
@@ -261,17 +261,16 @@ def _cells(e: Evaluation, p: Point, names: list[str]) -> list[tuple[str, str | f
     cells: list[tuple[str, str | float]] = [
         (p.family, p.family),
         (p.setting, p.setting),
-        ({"features": "features", "image": "picture"}[p.sends], p.sends),
         (count(p.bytes), p.bytes),
-        (f"{p.bits_per_element:.3f}", p.bits_per_element),
-        (milliseconds(p.encode_ms), p.encode_ms),
         (loss_words(e.figure, loss.value), loss.value),
         (f"{loss_words(e.figure, loss.low).removesuffix(' %')} to {loss_words(e.figure, loss.high)}", loss.high),
+        (f"{p.bits_per_element:.3f}", p.bits_per_element),
+        (milliseconds(p.encode_ms), p.encode_ms),
     ]
     for name in names:
         x = p.figures.get(name)
         cells.append(("–", -math.inf) if x is None else (figure_words(name, x.value), x.value))
-    return cells
+    return [*cells, ({"features": "features", "image": "picture"}[p.sends], p.sends)]
 
 
 def _bd_rows(e: Evaluation) -> dict[str, Any]:
