@@ -40,7 +40,8 @@ class Bar:
 
     def __call__(self, stage: str, done: int, total: int | None) -> None:
         if stage not in self._tasks:
-            self._tasks[stage] = self._bar.add_task(stage, total=total)
+            # what is done at first was not done now, and says nothing of the pace
+            self._tasks[stage] = self._bar.add_task(stage, total=total, completed=done)
         self._bar.update(self._tasks[stage], completed=done, total=total)
 
     @contextmanager

@@ -372,7 +372,14 @@ def test_after_a_kill_the_same_command_goes_on_to_the_same_figures(pair, data, t
     measured = []
     batch = Measurement.batch
     monkeypatch.setattr(Measurement, "batch", lambda self, p, tick: measured.append(p) or batch(self, p, tick))
-    resumed = splitwire.evaluate(pair, data, out=out, contenders=["raw", "jpeg"])
+    told = []
+    resumed = splitwire.evaluate(
+        pair, data, out=out, contenders=["raw", "jpeg"], progress=lambda *call: told.append(call)
+    )
+    ticks = [(done, total) for stage, done, total in told if stage == "Images × contenders"]
+    passes = ticks[0][1] // resumed.data.images
+    assert ticks[0] == (16 * (len(kept) * passes + 1), resumed.data.images * passes)  # not from nothing, nor by leaps
+    assert ticks[-1][0] == ticks[-1][1]
     assert [p.start // 16 for p in measured] == list(range(len(kept), 7))  # the others stay, their timings too
     assert not (out / FOLDER).exists()
 

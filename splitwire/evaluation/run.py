@@ -227,7 +227,7 @@ def _measured(what: Measurement, sample: Sample, store: Store, tell: ProgressFn)
         if kept is None:
             store.save(i, batches[i])
         done = positions.stop * what.passes
-        tick(0)
+    tick(0)
     return batches
 
 
