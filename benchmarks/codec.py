@@ -23,10 +23,10 @@ from rich.table import Table
 from benchmarks.features import Floats, Tensor, tensors, without_tables
 from benchmarks.measure import medians
 from splitwire.codec.codec import FeatureCodec
+from splitwire.codec.files import write_json
 from splitwire.codec.kernels import quantize as kernels
 from splitwire.codec.profile import Quantizer
 from splitwire.codec.quantizer import dequantize, quantize
-from splitwire.demo.report import write_json
 from splitwire.evaluation.stages import machine
 
 OUT = Path("build/bench")
@@ -229,7 +229,7 @@ def main() -> None:
     for tensor in tensors():
         print(f"{tensor.name}: {tensor.features.size:,} elements")
         rows += rows_for(tensor)
-        write_json({"machine": machine(), "rows": rows}, OUT / "codec.json")
+        write_json(OUT / "codec.json", {"machine": machine(), "rows": rows})
     Console(width=140).print(table(rows), sizes(rows))
 
 

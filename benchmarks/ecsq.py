@@ -23,9 +23,9 @@ from splitwire.codec.design.clipping import uniform_cells
 from splitwire.codec.design.ecsq import Cost, ecsq_at_rate, error_at_rate
 from splitwire.codec.design.point import choose_range, known_slope
 from splitwire.codec.design.statistics import FeatureStatistics
+from splitwire.codec.files import write_json
 from splitwire.codec.profile import OperatingPoint, Quantizer
 from splitwire.codec.quantizer import dequantize, quantize
-from splitwire.demo.report import write_json
 from splitwire.evaluation.stages import machine
 
 OUT = Path("build/bench")
@@ -222,7 +222,7 @@ def main() -> None:
         frames.append(coded(tensor))
         channels += channels_for(tensor)
         result = {"machine": machine(), "rows": rows, "coded": frames, "channels": channels}
-        write_json(result, OUT / "ecsq.json")
+        write_json(OUT / "ecsq.json", result)
     for table in tables(rows, frames, channels):
         Console(width=140).print(table)
     worst = max(rows, key=lambda r: r.ratio)

@@ -17,7 +17,7 @@ from rich.progress import track
 
 from benchmarks.sweep import SIZES
 from splitwire.codec.errors import SplitwireError
-from splitwire.demo.report import write_json
+from splitwire.codec.files import write_json
 from splitwire.exporter.graph import from_module
 from splitwire.exporter.names import Names
 from splitwire.models import demo
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str]) -> None:
         console.print(f"  {times} × {reason}", soft_wrap=True, markup=False)
     leaves, resolved, numbered = (sum(getattr(r, n) for r in rows) for n in ("leaves", "resolved", "numbered"))
     console.print(f"{resolved} + {numbered} of {leaves}: {(resolved + numbered) / leaves:.1%}")
-    write_json({"rows": rows}, OUT)
+    write_json(OUT, {"rows": rows})
 
 
 if __name__ == "__main__":

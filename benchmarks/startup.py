@@ -20,7 +20,7 @@ from msgspec import Struct
 from rich.console import Console
 from rich.table import Table
 
-from splitwire.demo.report import write_json
+from splitwire.codec.files import write_json
 from splitwire.evaluation.stages import machine
 
 OUT = Path("build/bench")
@@ -189,7 +189,7 @@ def main() -> None:
         "machine": machine(), "first_encode": first, "memory": peaks,
         "targets": {"warm_total_s": TARGET_SECONDS, "tensors": TARGET_TENSORS},
     }  # fmt: skip
-    write_json(result, OUT / "startup.json")
+    write_json(OUT / "startup.json", result)
     for table in tables(first, peaks):
         Console(width=120).print(table)
 

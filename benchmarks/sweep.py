@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from splitwire.demo.report import write_json
+from splitwire.codec.files import write_json
 from splitwire.evaluation.stages import machine
 
 OUT = Path("build/sweep")
@@ -144,7 +144,7 @@ def main(arguments: Sequence[str]) -> int:
                     console.print(f"{name}: {step[0]} failed")
                     break
     results = [msgspec.json.decode(p.read_bytes(), type=Result) for n in NETWORKS if (p := OUT / f"{n}.json").exists()]
-    write_json({"machine": machine(), "rows": results}, OUT / "models.json")
+    write_json(OUT / "models.json", {"machine": machine(), "rows": results})
     if not arguments and not failed:
         PAGE.write_text(page(results), encoding="utf-8")
         console.print(f"wrote {PAGE}")
@@ -261,7 +261,7 @@ def _cut(name: str, path: Path, to: Path) -> int:
         cuts=tuple(results),
         frame=_frame(path, label, np.concatenate([inputs, inputs[:, :, ::-1]])),
     )
-    write_json(result, to)
+    write_json(to, result)
     return 0
 
 

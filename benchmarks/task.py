@@ -20,10 +20,10 @@ from rich.table import Table
 from benchmarks.features import Floats, activations, mobilenet_inputs, profile
 from splitwire.codec.codec import FeatureCodec
 from splitwire.codec.design import FeatureStatistics, design_entropy_constrained, design_operating_point
+from splitwire.codec.files import write_json
 from splitwire.codec.profile import OperatingPoint, TensorPoint
 from splitwire.demo import photos
 from splitwire.demo.fashion import batches, to_inputs
-from splitwire.demo.report import write_json
 from splitwire.evaluation.stages import machine
 from splitwire.models import demo
 from splitwire.models.catalogue import load
@@ -161,7 +161,7 @@ def main() -> None:
         for cut in cuts:
             print(f"{name}, {cut}: less error against more right answers")
             rows += rows_for(name, measured, cut)
-            write_json({"machine": machine(), "rows": rows}, OUT / "task.json")
+            write_json(OUT / "task.json", {"machine": machine(), "rows": rows})
     Console(width=120).print(table(rows))
 
 

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from .errors import UsageError
+from .files import write_json
 
 FORMAT = 1
 MAX_BYTES = 1 << 20
@@ -77,12 +78,9 @@ class DeviceProfile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     def save(self, path: Path) -> None:
         """Write the file, whole or not at all. Raises UsageError if it cannot be written."""
-        scratch = path.with_name(path.name + ".part")
         try:
-            scratch.write_text(self.to_json(), encoding="utf-8")
-            scratch.replace(path)
+            write_json(path, self)
         except OSError as e:
-            scratch.unlink(missing_ok=True)
             raise UsageError(f"{path}: the device profile cannot be written: {e.strerror}") from e
 
     @classmethod

@@ -22,8 +22,9 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from splitwire.codec.errors import UsageError
+from splitwire.codec.files import write_atomically
 from splitwire.models.detector import CELLS, CLASSES, PREPROCESSING, STRIDE, Detector, boxes_of
-from splitwire.models.fashion import UInt8Array, write_atomically
+from splitwire.models.fashion import UInt8Array
 from splitwire.models.scenes import MAX_GARMENTS, Composer
 from splitwire.models.training import rate_at
 from splitwire.models.weights import torch_load

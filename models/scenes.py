@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from splitwire.codec.errors import SplitwireError, UsageError
+from splitwire.codec.files import write_atomically
 from splitwire.models import backgrounds, demo, fashion
 from splitwire.models.backgrounds import SIDE, Draw, Float32Array
 from splitwire.models.fashion import UInt8Array
@@ -191,13 +192,13 @@ def write_coco(
         scene, name = compose(i), f"{i:06d}.png"
         buffer = io.BytesIO()
         Image.fromarray(scene.picture).save(buffer, "PNG")
-        fashion.write_atomically(folder / name, buffer.getvalue())
+        write_atomically(folder / name, buffer.getvalue())
         scenes.append(scene)
         names.append(name)
         if on_scene is not None:
             on_scene(i + 1)
     path = folder / "annotations.json"
-    fashion.write_atomically(path, msgspec.json.encode(coco_document(scenes, names)) + b"\n")
+    write_atomically(path, msgspec.json.encode(coco_document(scenes, names)) + b"\n")
     return path
 
 

@@ -24,6 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from splitwire.codec.errors import SplitwireError
+from splitwire.codec.files import write_atomically
 from splitwire.models import card, demo, fashion, training
 
 DEFAULT_OUT = Path("build") / demo.NAME
@@ -83,7 +84,7 @@ def _train(options: argparse.Namespace) -> None:
         )
     weights = options.out / demo.WEIGHTS.name
     data = safetensors.torch.save({k: v.contiguous() for k, v in network.state_dict().items()})
-    fashion.write_atomically(weights, data)
+    write_atomically(weights, data)
     record = card.Training(
         settings=dataclasses.asdict(settings),
         images=len(images),
@@ -135,12 +136,12 @@ def _finish(results: card.Results, weights: bytes, out: Path | None, options: ar
     """Write figures and card, into the package too if that is asked for, and print the result."""
     figures, text = card.encode(results), card.render(results).encode()
     if out is not None:
-        fashion.write_atomically(out / demo.RESULTS.name, figures)
-        fashion.write_atomically(out / CARD.name, text)
+        write_atomically(out / demo.RESULTS.name, figures)
+        write_atomically(out / CARD.name, text)
     if options.ship:
-        fashion.write_atomically(demo.WEIGHTS, weights)
-        fashion.write_atomically(demo.RESULTS, figures)
-        fashion.write_atomically(CARD, text)
+        write_atomically(demo.WEIGHTS, weights)
+        write_atomically(demo.RESULTS, figures)
+        write_atomically(CARD, text)
     if options.json:
         sys.stdout.write(figures.decode())
     else:
@@ -151,7 +152,7 @@ def _finish(results: card.Results, weights: bytes, out: Path | None, options: ar
 
 def _write_samples(data: Path) -> None:
     content = fashion.sample_bytes(data)
-    fashion.write_atomically(demo.SAMPLES, content)
+    write_atomically(demo.SAMPLES, content)
     print(f"{demo.SAMPLES}: {len(content):,} bytes")
 
 

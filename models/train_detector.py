@@ -26,6 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from splitwire.codec.errors import SplitwireError, UsageError
+from splitwire.codec.files import write_atomically
 from splitwire.models import card, detector, detector_card, detector_training, fashion, scenes
 from splitwire.models.card import Training
 from splitwire.models.train import machine
@@ -111,7 +112,7 @@ def _train(options: argparse.Namespace) -> None:
             for k, v in network.state_dict().items()
         }
     )
-    fashion.write_atomically(weights, content)
+    write_atomically(weights, content)
     record = Training(
         settings=dataclasses.asdict(settings),
         images=settings.steps * settings.batch,
@@ -236,12 +237,12 @@ def _finish(results: detector_card.Results, weights: bytes, out: Path | None, op
     """Write figures and card, into the package too if that is asked for, and print the result."""
     figures, text = card.encode(results), detector_card.render(results).encode()
     if out is not None:
-        fashion.write_atomically(out / detector.RESULTS.name, figures)
-        fashion.write_atomically(out / CARD.name, text)
+        write_atomically(out / detector.RESULTS.name, figures)
+        write_atomically(out / CARD.name, text)
     if options.ship:
-        fashion.write_atomically(detector.WEIGHTS, weights)
-        fashion.write_atomically(detector.RESULTS, figures)
-        fashion.write_atomically(CARD, text)
+        write_atomically(detector.WEIGHTS, weights)
+        write_atomically(detector.RESULTS, figures)
+        write_atomically(CARD, text)
     if options.json:
         sys.stdout.write(figures.decode())
     else:

@@ -23,8 +23,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from splitwire.codec.errors import UsageError
+from splitwire.codec.files import write_atomically
 from splitwire.models.demo import CLASSES, PREPROCESSING
-from splitwire.models.fashion import UInt8Array, write_atomically
+from splitwire.models.fashion import UInt8Array
 from splitwire.models.weights import torch_load
 
 ARCHITECTURE = "squeezenet1_1"

@@ -58,7 +58,7 @@ def test_files_for_people(summary: dict) -> None:
     with Image.open(folder / "accuracy_vs_rate.png") as plot:
         assert plot.format == "PNG" and plot.width >= 800
     assert len(list((folder / "images").glob("*.png"))) == 32
-    assert not list(folder.rglob("*.part"))
+    assert not list(folder.rglob("*.tmp"))
 
 
 def test_table_fits_eighty_columns(summary: dict) -> None:

@@ -434,17 +434,3 @@ def test_damaged_data_is_one_line(tmp_path, few):
     write_idx(path, images[:5])
     with pytest.raises(UsageError, match="5 test images and 96 labels do not belong together"):
         fashion.read_split(tmp_path, "test")
-
-
-def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
-    path = tmp_path / "file"
-    fashion.write_atomically(path, b"old")
-
-    def full(self, target):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "replace", full)
-    with pytest.raises(OSError, match="No space left"):
-        fashion.write_atomically(path, b"new")
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]
-    assert path.read_bytes() == b"old"

@@ -16,12 +16,12 @@ import logging
 import os
 import stat
 import sys
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from splitwire.codec.errors import DeviceError
+from splitwire.codec.files import write_atomically
 
 log = logging.getLogger("splitwire.codec")
 
@@ -148,14 +148,9 @@ class KernelStore:
     @staticmethod
     def _replace(path: Path, data: bytes) -> None:
         """Write the file so that others see the old one or the new one, never a part. Raises OSError."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Not tempfile: its files are for their owner alone, and an image's cache is made by root and read by others.
-        new = path.with_name(f"{path.name}.{uuid.uuid4().hex[:16]}.tmp")
         try:
-            new.write_bytes(data)
-            new.replace(path)
+            write_atomically(path, data)
         except OSError:
-            new.unlink(missing_ok=True)
             # Windows does not replace a file that another process is reading just now; it holds the same
             if os.name != "nt" or not path.is_file():
                 raise

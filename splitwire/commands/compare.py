@@ -63,14 +63,14 @@ def table(c: Comparison) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
-    from splitwire.evaluation.compare import OURS, budget_words, count, loss_words, milliseconds, times
+    from splitwire.evaluation.compare import OURS, budget_words, count, loss_words, milliseconds, times, title
 
     grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, caption_justify="left")
     grid.caption = (
         f"the cheapest setting of each that loses at most {budget_words(c.figure, c.max_loss)}"
         f"{', up to the upper bound' if c.upper else ''}; bytes, bits per element"
         " at the cut and encode ms of one image, on one core; of a picture the codec alone. loss, up to: of the"
-        f" {c.figure}, measured, and its upper 95 % bound; ! beyond the budget."
+        f" {title(c.figure)}, measured, and its upper 95 % bound; ! beyond the budget."
     )
     for name in ("what is sent", "setting"):
         grid.add_column(name, no_wrap=True)

@@ -34,11 +34,12 @@ def demo(
 
 
 def _fashion(folder: Path, as_json: bool, progress: ProgressFn) -> None:
+    from splitwire.codec.files import write_json
     from splitwire.demo import report
     from splitwire.demo.fashion import run
 
     summary = run(folder, progress)
-    report.write_json(summary, folder / "summary.json")
+    write_json(folder / "summary.json", summary)
     report.write_plot(summary, folder / "accuracy_vs_rate.png")
     if as_json:
         print_json(summary)
@@ -50,11 +51,11 @@ def _fashion(folder: Path, as_json: bool, progress: ProgressFn) -> None:
 
 
 def _photos(folder: Path, weights: str | None, as_json: bool, progress: ProgressFn) -> None:
+    from splitwire.codec.files import write_json
     from splitwire.demo.photos import run
-    from splitwire.demo.report import write_json
 
     summary = run(folder, weights, progress)
-    write_json(summary, folder / "summary.json")
+    write_json(folder / "summary.json", summary)
     if as_json:
         print_json(summary)
         return

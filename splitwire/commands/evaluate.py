@@ -145,13 +145,13 @@ def _points(e: Evaluation) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
-    from splitwire.evaluation.compare import OURS, SHARES, count, figure_words, loss_words, milliseconds
+    from splitwire.evaluation.compare import OURS, SHARES, count, figure_words, heading, loss_words, milliseconds
 
     unit = ", %" if e.figure in SHARES else ""
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("point")
-    for heading in ("bytes", "bits/el", "encode ms", f"{e.figure}{unit}", f"loss{unit}"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    for head in ("bytes", "bits/el", "encode ms", f"{heading(e.figure)}{unit}", f"loss{unit}"):
+        table.add_column(head, justify="right", no_wrap=True)
     for p in e.points:
         default = p.family == OURS and p.setting == e.default_op
         table.add_row(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure  # no pyplot: nothing global, no display
+
+from splitwire.codec.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,12 +40,9 @@ def write_plot(result: PlanResult, path: Path) -> None:
     title = f"{result.model}: {p.device.name} ({p.device.source}) and {p.cloud.name} ({p.cloud.source}){link}"
     figure.suptitle(title, fontsize=11)
     figure.supxlabel(f"bytes measured on {result.pictures}; weights: {result.weights}", fontsize=8, color="0.3")
-    scratch = path.with_name(path.name + ".part")
-    try:
-        figure.savefig(scratch, format=path.suffix.lower()[1:])
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format=path.suffix.lower()[1:])
+    write_atomically(path, drawn.getvalue())
 
 
 def _bars(result: PlanResult) -> list[tuple[str, dict[str, float], bool]]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
-import msgspec
 from rich import box
 from rich.table import Table
 
+from splitwire.codec.files import write_atomically
 from splitwire.demo.fashion import STAGES, Summary
 
 ALLOWED_LOSS = 0.01
@@ -54,13 +55,6 @@ def caption(summary: Summary) -> str:
     )
 
 
-def write_json(value: object, path: Path) -> None:
-    """Write `value` as JSON, whole or not at all."""
-    scratch = path.with_name(path.name + ".part")
-    scratch.write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
-    scratch.replace(path)
-
-
 def write_plot(summary: Summary, path: Path) -> None:
     """Accuracy against rate, with the same symbols as packed + zstd beside ours."""
     from matplotlib.figure import Figure  # no pyplot: nothing global, no display
@@ -99,6 +93,6 @@ def write_plot(summary: Summary, path: Path) -> None:
     axes.set_title(f"{summary.model} cut after {summary.cut}")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right", fontsize=9)
-    scratch = path.with_name(path.name + ".part")
-    figure.savefig(scratch, format="png")
-    scratch.replace(path)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png")
+    write_atomically(path, drawn.getvalue())

@@ -34,6 +34,7 @@ TITLES = {
     "map50": "mAP@0.5",
     "map": "mAP@[.5:.95]",
 }
+HEADINGS = {**TITLES, "top1": "Top-1", "top5": "Top-5", "agreement": "agreement", "kl": "KL, nats"}
 
 
 class Standing(Struct, frozen=True, kw_only=True):
@@ -235,8 +236,13 @@ def named(contender: Point | Standing | Missed) -> str:
 
 
 def title(figure: str) -> str:
-    """What a figure is called on axes and in tables; a user's metric by its own name."""
+    """What a figure is called on axes and in sentences; a user's metric by its own name."""
     return TITLES.get(figure, figure)
+
+
+def heading(figure: str) -> str:
+    """The same, over the column of a table."""
+    return HEADINGS.get(figure, figure)
 
 
 def figure_words(figure: str, value: float) -> str:

@@ -13,7 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from splitwire.models.fashion import write_atomically
+from splitwire.codec.files import write_atomically
 
 from .bd_rate import MIN_OVERLAP, MIN_POINTS, BdRate, bd_rate
 from .compare import (
@@ -24,6 +24,7 @@ from .compare import (
     count,
     families,
     figure_words,
+    heading,
     loss_words,
     milliseconds,
     named,
@@ -230,10 +231,9 @@ def _estimate(name: str, x: Estimate) -> str:
 
 def _columns(e: Evaluation) -> list[tuple[str, bool]]:
     """(heading, numeric) of the table of all points; the two axes of the curve first, a phone shows no more at once."""
-    short = {"top1": "Top-1", "top5": "Top-5", "agreement": "agreement", "kl": "KL, nats"}
     heads = [("family", False), ("setting", False), ("bytes", True), ("loss", True), ("95 % interval of it", True)]
     heads += [("bits per element", True), ("encode, ms", True)]
-    return [*heads, *((short.get(n, title(n)), True) for n in figure_names(e)), ("sends", False)]
+    return [*heads, *((heading(n), True) for n in figure_names(e)), ("sends", False)]
 
 
 def _rows(e: Evaluation, c: Comparison) -> list[dict[str, Any]]:

@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from splitwire.codec.errors import SplitwireError, UsageError
+from splitwire.codec.files import write_atomically
 from splitwire.console import ProgressFn
 from splitwire.exporter.bake import write_default
-from splitwire.models.fashion import write_atomically
 
 from .bootstrap import intervals
 from .choose import check_budget, choose

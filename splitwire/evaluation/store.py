@@ -8,8 +8,6 @@ that it is there as a whole or not at all.
 from __future__ import annotations
 
 import hashlib
-import os
-import secrets
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,6 +17,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from splitwire.codec.errors import UsageError
+from splitwire.codec.files import write_atomically
 
 FOLDER = ".partial"
 
@@ -57,7 +56,7 @@ class Store:
         self._created = [p for p in (out, *out.parents) if not p.exists()]
         self.folder = out / FOLDER / digest[:32]
         self._trying(lambda: self.folder.mkdir(parents=True, exist_ok=True))
-        self._trying(lambda: self._write(self.folder / "started", b""))
+        self._trying(lambda: write_atomically(self.folder / "started", b""))
 
     def load(self, index: int) -> Batch | None:
         """A finished batch; None where it is not there, or damaged: it is then measured again."""
@@ -73,7 +72,7 @@ class Store:
 
     def save(self, index: int, batch: Batch) -> None:
         """Keep a batch. Raises UsageError if the disk does not take it; those before stay."""
-        self._trying(lambda: self._write(self._path(index), msgspec.msgpack.encode(batch)))
+        self._trying(lambda: write_atomically(self._path(index), msgspec.msgpack.encode(batch)))
 
     def remove(self) -> None:
         """Forget this evaluation; the folder of all of them goes with the last."""
@@ -90,19 +89,6 @@ class Store:
 
     def _path(self, index: int) -> Path:
         return self.folder / f"{index:06}.msgpack"
-
-    @staticmethod
-    def _write(path: Path, data: bytes) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def _trying(self, write: Callable[[], None]) -> None:
         try:

@@ -1,0 +1,33 @@
+"""Files that are there as a whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+import msgspec
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write `data` to `path`, in folders made for it if need be: a reader sees the old file or the new one, after a
+    loss of power too.
+
+    It is written beside `path` under another name, and renamed; if that fails, nothing is left. Raises OSError.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Not tempfile: its files are for their owner alone, and an image's kernels are compiled by root and read by others.
+    scratch = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        with scratch.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: object) -> None:
+    """The same with `value`, anything msgspec encodes, as indented JSON. Raises OSError."""
+    write_atomically(path, msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
