@@ -1,4 +1,4 @@
-"""DeviceProfile: how fast a machine computes and codes. The edge measures one; the planner reads it.
+"""What a machine can do. DeviceProfile: how fast it computes and codes; the edge measures one, the planner reads it.
 
 JSON (strict: unknown fields fail), so that a profile that was measured on the device can be carried to where the
 planner runs, and be edited by hand.
@@ -7,6 +7,7 @@ planner runs, and be edited by hand.
 from __future__ import annotations
 
 import math
+import platform
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -103,3 +104,16 @@ class DeviceProfile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             return cls.from_json(path.read_bytes(), str(path))
         except OSError as e:
             raise UsageError(f"{path}: no such device profile, or it cannot be read ({e.strerror})") from e
+
+
+def int8_overflows() -> bool:
+    """Whether this CPU may add 8-bit products in 16 bits: x86 without VNNI, or x86 that does not say.
+
+    ONNX Runtime's slower kernels for it are exact, and on a CPU with VNNI cost an int8 front all that it gains.
+    """
+    if platform.machine().lower() not in {"x86_64", "amd64"}:
+        return False
+    try:
+        return "vnni" not in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx_ir.passes.common import CheckerPass
 
+from splitwire.codec.device import int8_overflows
 from splitwire.codec.errors import UnsupportedModel
 
 Array = NDArray[np.generic]
@@ -91,16 +91,6 @@ class Graph:
         except Exception as e:
             batch = len(arrays[0])
             raise UnsupportedModel(f"ONNX Runtime failed in the {self._what} at batch {batch}: {_line(e)}") from e
-
-
-def int8_overflows() -> bool:
-    """As in runtime_edge/graph.py: what is measured here must be what the edge computes."""
-    if platform.machine().lower() not in {"x86_64", "amd64"}:
-        return False
-    try:
-        return "vnni" not in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return True
 
 
 def weight_bytes(model: ir.Model) -> int:

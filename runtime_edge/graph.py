@@ -6,7 +6,6 @@ other, and the room they share, the codec, must not need ONNX Runtime.
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from splitwire.codec.device import int8_overflows
 from splitwire.codec.errors import DeviceError, ProfileError, ShapeMismatch, UsageError
 from splitwire.codec.profile import CodecProfile
 from splitwire.codec.reply import Outputs
@@ -108,19 +108,6 @@ def open_front(path: str | Path, *, threads: int | None = None, providers: Seque
         input_shape=shape,
         early=tuple(name for name in named if name in outputs),
     )
-
-
-def int8_overflows() -> bool:
-    """Whether this CPU may add 8-bit products in 16 bits: x86 without VNNI, or x86 that does not say.
-
-    ONNX Runtime's slower kernels for it are exact, and on a CPU with VNNI cost an int8 front all that it gains.
-    """
-    if platform.machine().lower() not in {"x86_64", "amd64"}:
-        return False
-    try:
-        return "vnni" not in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return True
 
 
 def _open(path: Path, threads: int | None, providers: Sequence[str] | None) -> ort.InferenceSession:

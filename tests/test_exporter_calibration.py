@@ -21,18 +21,11 @@ from splitwire.codec.profile import Preprocessing, TensorSpec
 from splitwire.exporter import bake, checkpoint, graph
 from splitwire.exporter.calibrate import calibrate
 from splitwire.exporter.export import export_pair
-from splitwire.exporter.inference import Graph, serialise
+from splitwire.exporter.inference import Graph
 from splitwire.exporter.inputs import open_inputs
 from splitwire.exporter.settling import Settling
 
 PREPROCESSING = Preprocessing(crop=SHAPE[1:], resize=18)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("model") / "net.onnx"
-    path.write_bytes(serialise(graph.from_module(network(), (1, *SHAPE)).model))
-    return path
 
 
 def export(model, out, **options):

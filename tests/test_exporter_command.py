@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import typer
-from exporter_helpers import SHAPE, inputs, network, write_images
+from exporter_helpers import inputs, network, write_images
 from typer.testing import CliRunner
 
 import splitwire
@@ -24,13 +24,6 @@ from splitwire.models.presets import resized
 
 app = typer.Typer(pretty_exceptions_enable=False)
 app.command()(command)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("model") / "net.onnx"
-    path.write_bytes(serialise(graph.from_module(network(), (1, *SHAPE)).model))
-    return path
 
 
 @pytest.fixture

@@ -23,14 +23,6 @@ from splitwire.exporter.inputs import open_inputs
 PREPROCESSING = Preprocessing(crop=SHAPE[1:], resize=18)
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    """The small network as an ONNX file: exporting from it takes a fraction of a second."""
-    path = tmp_path_factory.mktemp("model") / "net.onnx"
-    path.write_bytes(serialise(graph.from_module(network(), (1, *SHAPE)).model))
-    return path
-
-
 def export(model, out, **options):
     options = {"cut": "layer1", "calibration": inputs(12), "levels": (2, 4)} | options
     return export_pair(model, out=out, **options)

@@ -9,7 +9,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from exporter_helpers import DISK_FAULTS, SHAPE, disk_full, inputs, network
+from exporter_helpers import DISK_FAULTS, disk_full, inputs
 
 from splitwire.codec.codec import FeatureCodec
 from splitwire.codec.errors import FingerprintMismatch, ProfileError, UsageError
@@ -17,14 +17,6 @@ from splitwire.codec.profile import CodecProfile
 from splitwire.codec.tables import Taps
 from splitwire.exporter import bake, graph
 from splitwire.exporter.export import export_pair
-from splitwire.exporter.inference import serialise
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("model") / "net.onnx"
-    path.write_bytes(serialise(graph.from_module(network(), (1, *SHAPE)).model))
-    return path
 
 
 def export(model, out, **options):

@@ -4,29 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 
 import pytest
 import typer
-from exporter_helpers import SHAPE, network, write_images
+from exporter_helpers import network, write_images
 from PIL import Image
 from typer.testing import CliRunner
 
 import splitwire
 from splitwire.codec.errors import UsageError
 from splitwire.commands.plan import plan as command
-from splitwire.exporter import graph, quick
-from splitwire.exporter.inference import serialise
+from splitwire.exporter import quick
 
 app = typer.Typer(pretty_exceptions_enable=False)
 app.command()(command)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("model") / "net.onnx"
-    path.write_bytes(serialise(graph.from_module(network(), (1, *SHAPE)).model))
-    return path
 
 
 @pytest.fixture(autouse=True)
