@@ -322,7 +322,12 @@ def test_in_a_browser_nothing_complains_and_the_table_sorts(made, tmp_path):
     const seen = buttons.filter((b) => b.parentElement.getBoundingClientRect().right < 480).map((b) => b.textContent);
     buttons[2].click();
     const sizes = [...document.querySelectorAll("#table td:nth-child(3)")].map((c) => Number(c.dataset.v));
-    document.body.textContent = JSON.stringify([wide, seen, sizes]);
+    const tip = [...document.querySelectorAll(".narrow .tip")].find((t) => t.getBoundingClientRect().width > 0);
+    tip.dispatchEvent(new MouseEvent("click", { bubbles: true }));
+    const shown = document.querySelector(".note:not([hidden])").textContent === tip.querySelector("title").textContent;
+    document.body.click();
+    const gone = document.querySelector(".note").hidden;
+    document.body.textContent = JSON.stringify([wide, seen, sizes, shown && gone]);
     </script>"""
     page = tmp_path / "page.html"
     page.write_text((made / "report.html").read_text(encoding="utf-8") + script, encoding="utf-8")
@@ -333,10 +338,11 @@ def test_in_a_browser_nothing_complains_and_the_table_sorts(made, tmp_path):
     )  # fmt: skip
     assert "CONSOLE" not in done.stderr
     found = done.stdout[done.stdout.index("<body>") + len("<body>") :].split("<")[0].strip()
-    wide, seen, sizes = json.loads(found)
+    wide, seen, sizes, tapped = json.loads(found)
     assert wide == "fits"
     assert seen[:4] == ["family", "setting", "bytes", "loss"]
     assert sizes == sorted(p.bytes for p in evaluation().points)
+    assert tapped
 
 
 def test_a_mean_preserving_quantizer_is_drawn_without_thresholds(tmp_path: Path) -> None:

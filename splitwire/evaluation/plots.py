@@ -261,7 +261,7 @@ def _line(
 
 
 def _tip(e: Evaluation, p: Point) -> str:
-    values = ", ".join(f"{name} {figure_words(name, x.value)}" for name, x in p.figures.items())
+    values = ", ".join(f"{title(name)} {figure_words(name, x.value)}" for name, x in p.figures.items())
     return (
         f"{named(p)}: {count(p.bytes)} bytes, {p.bits_per_element:.3f} bits per element, encode "
         f"{milliseconds(p.encode_ms)} ms; {values}; loss {loss_words(e.figure, p.loss.value)} "
