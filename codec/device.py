@@ -73,10 +73,6 @@ class DeviceProfile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             "other": self.conv_macs,
         }[work]
 
-    def to_json(self) -> str:
-        """The file's content, indented."""
-        return msgspec.json.format(msgspec.json.encode(self), indent=2).decode() + "\n"
-
     def save(self, path: Path) -> None:
         """Write the file, whole or not at all. Raises UsageError if it cannot be written."""
         try:

@@ -87,7 +87,7 @@ def test_the_file_comes_back(measured, tmp_path):
 )
 def test_a_wrong_file_is_refused_in_one_line(tmp_path, change, said):
     path = tmp_path / "device.json"
-    document = json.loads(ESTIMATES["x86-core"].to_json()) | change
+    document = msgspec.to_builtins(ESTIMATES["x86-core"]) | change
     path.write_text(json.dumps(document))
     with pytest.raises(UsageError) as caught:
         find_device(path)
@@ -118,7 +118,7 @@ def test_estimates_say_that_they_are():
     for name, profile in ESTIMATES.items():
         assert (profile.name, profile.source) == (name, "estimate")
         assert profile.note
-        assert DeviceProfile.from_json(profile.to_json(), name) == profile
+        assert DeviceProfile.from_json(msgspec.json.encode(profile), name) == profile
     speeds = [ESTIMATES[n].conv_macs for n in ("raspberry-pi-4", "raspberry-pi-5", "jetson-orin-nano", "server-gpu")]
     assert speeds == sorted(speeds)
 
