@@ -3,17 +3,19 @@
 The exporter calibrates with it and the edge runs it, so that both see the same features. Pillow is imported on first
 use: a back half that is fed frames needs none.
 Source: torchvision.transforms.functional `resize`, `center_crop`, `pil_to_tensor`, `normalize` for PIL images
-(0.29; the tests compare with them). As there, EXIF orientation is not applied.
+(0.29; the tests compare with them). As there, EXIF orientation is not applied unless `Preprocessing.exif` says so.
 """
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from msgspec import UnsetType
 from numpy.typing import NDArray
 
 from .errors import UsageError
@@ -22,13 +24,14 @@ from .profile import Preprocessing
 if TYPE_CHECKING:
     from PIL import Image
 
-Float32Array = NDArray[np.float32]
+Input = NDArray[Any]
+"""float32, or uint8 where the network takes that."""
 
 
-def apply(image: Image.Image, p: Preprocessing) -> Float32Array:
-    """Resize, centre crop, scale to [0, 1] and normalise `image` as `p` says: `normalise(view(image, p), p)`.
+def apply(image: Image.Image, p: Preprocessing) -> Input:
+    """The network's input from `image`, as `p` says: `normalise(view(image, p), p)`.
 
-    image: any PIL mode of 8 bits per channel; converted to RGB. Returns (3, *p.crop) float32, C-contiguous.
+    image: any PIL mode of 8 bits per channel. Returns p.input_shape of p.input_dtype, C-contiguous.
     Raises UsageError if the resized or padded image would hold more pixels than Pillow's decompression-bomb limit
     (a 1×60000 picture resized to 256 would need 4 GPixel), or if the image data is damaged.
     """
@@ -36,31 +39,97 @@ def apply(image: Image.Image, p: Preprocessing) -> Float32Array:
 
 
 def view(image: Image.Image, p: Preprocessing) -> Image.Image:
-    """What the network sees of `image`: resized and cropped, RGB of p.crop, not yet normalised. Raises like `apply`."""
+    """What the network sees of `image`: turned, resized and cropped, of p.crop, not yet normalised. "RGB", also for
+    networks that take BGR; or "L" for gray. Raises like `apply`."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):  # converted, they would be white nearly everywhere
         raise UsageError(f"image has mode {image.mode!r}, expected 8 bits per channel; convert it to 8 bits first")
     try:
-        rgb = image if image.mode == "RGB" else image.convert("RGB")
-        if p.resize is not None:
-            rgb = _resize(rgb, p.resize, p.interpolation)
-        cropped = _center_crop(rgb, p.crop)
+        seen = in_colors(upright(image, p), p)
+        if not isinstance(p.pad, UnsetType):
+            seen = _letterbox(seen, p, p.pad)
+        elif p.resize is not None:
+            seen = _resize(seen, _resized(seen.size, p.resize), p.interpolation)
+        cropped = _center_crop(seen, p.crop)
         cropped.load()  # a crop is lazy, and so is a file
     except (OSError, SyntaxError, ValueError, MemoryError) as e:  # what Pillow raises while it decodes a damaged file
         raise UsageError(f"image cannot be decoded: {e}") from e
     return cropped
 
 
-def normalise(view: Image.Image, p: Preprocessing) -> Float32Array:
-    """An RGB picture of p.crop, as `view` makes it, as network input: (3, *p.crop) float32, C-contiguous."""
-    x = np.ascontiguousarray(np.asarray(view, dtype=np.uint8).transpose(2, 0, 1), dtype=np.float32)
-    x /= np.float32(255)
-    x -= np.array(p.mean, dtype=np.float32)[:, None, None]
-    x /= np.array(p.std, dtype=np.float32)[:, None, None]
+def upright(image: Image.Image, p: Preprocessing) -> Image.Image:
+    """`image` turned as its EXIF orientation says, if `p` asks for that. A damaged EXIF block turns nothing."""
+    if p.exif is not True:
+        return image
+    from PIL import ImageOps
+
+    image.load()  # damaged pixels are an error, and a TIFF is turned by Pillow itself
+    try:
+        return ImageOps.exif_transpose(image)
+    except (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error):
+        return image
+
+
+def in_colors(image: Image.Image, p: Preprocessing) -> Image.Image:
+    """`image` as "L" for a network that takes gray, else as "RGB"."""
+    mode = "L" if p.color == "gray" else "RGB"
+    return image if image.mode == mode else image.convert(mode)
+
+
+def normalise(view: Image.Image, p: Preprocessing) -> Input:
+    """A picture of p.crop, as `view` makes it, as network input: p.input_shape of p.input_dtype, C-contiguous.
+
+    Each step is one float32 operation: pixel / 255, or pixel · scale; − mean; / std.
+    """
+    pixels = np.asarray(view, dtype=np.uint8).reshape(*p.crop, p.channels)
+    if p.color == "bgr":
+        pixels = pixels[..., ::-1]
+    if p.layout != "nhwc":
+        pixels = pixels.transpose(2, 0, 1)
+    if p.dtype == "uint8":
+        return np.array(pixels, order="C")
+    x = np.array(pixels, dtype=np.float32, order="C")
+    if isinstance(p.scale, float):
+        x *= np.float32(p.scale)
+    else:
+        x /= np.float32(255)
+    axes = (-1,) if p.layout == "nhwc" else (-1, 1, 1)
+    x -= np.array(p.mean, dtype=np.float32).reshape(axes)
+    x /= np.array(p.std, dtype=np.float32).reshape(axes)
     return x
 
 
-def load(path: str | Path, p: Preprocessing) -> Float32Array:
-    """The image file `path` as network input: (3, *p.crop) float32.
+def picture(x: Input, p: Preprocessing) -> Image.Image:
+    """The picture that `normalise` made this input of: its inverse, rounded to 8 bits. "RGB", or "L" for gray."""
+    from PIL import Image
+
+    pixels = x if p.layout == "nhwc" else x.transpose(1, 2, 0)
+    if p.dtype != "uint8":
+        scale = p.scale if isinstance(p.scale, float) else 1 / 255
+        values = pixels * np.array(p.std, np.float32) + np.array(p.mean, np.float32)
+        pixels = np.clip(np.rint(values / np.float32(scale)), 0, 255).astype(np.uint8)
+    if p.color == "gray":
+        return Image.fromarray(np.ascontiguousarray(pixels[..., 0]))
+    return Image.fromarray(np.ascontiguousarray(pixels[..., ::-1] if p.color == "bgr" else pixels))
+
+
+def from_array(pixels: NDArray[Any], order: str = "rgb") -> Image.Image:
+    """Pixels in memory as a picture. pixels: (H, W, 3) uint8, its channels in `order`, "rgb" or "bgr" (OpenCV's); or
+    (H, W) uint8, gray. Raises UsageError for anything else."""
+    from PIL import Image
+
+    if order not in ("rgb", "bgr"):
+        raise UsageError(f"order is 'rgb' or 'bgr', not {order!r}")
+    fits = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)
+    if pixels.dtype != np.uint8 or not fits or not pixels.size:
+        raise UsageError(
+            f"a picture as an array is (H, W, 3) or (H, W) uint8; got {pixels.shape} {pixels.dtype}"
+            " (infer() takes network inputs)"
+        )
+    return Image.fromarray(np.ascontiguousarray(pixels[..., ::-1] if pixels.ndim == 3 and order == "bgr" else pixels))
+
+
+def load(path: str | Path, p: Preprocessing) -> Input:
+    """The image file `path` as network input: p.input_shape of p.input_dtype.
 
     Raises UsageError, naming the file, if it is missing, not an image, damaged, or over Pillow's pixel limit.
     """
@@ -91,10 +160,16 @@ def opened(path: str | Path) -> Iterator[Image.Image]:
 def placement(size: tuple[int, int], p: Preprocessing) -> tuple[float, float, float, float]:
     """Where a picture lies in the network's view: its point (x, y) is at (x·scale_x + shift_x, y·scale_y + shift_y).
 
-    size: (width, height) of the picture, as PIL has it. Returns (scale_x, scale_y, shift_x, shift_y), in pixels.
+    size: (width, height) of the picture, as PIL has it, after `upright`. Returns (scale_x, scale_y, shift_x, shift_y),
+    in pixels.
     """
-    resized = size if p.resize is None else _resized(size, p.resize)
     shift = []
+    if not isinstance(p.pad, UnsetType):
+        resized = _fitted(size, p.crop)
+        for length, wanted in zip(resized, reversed(p.crop), strict=True):
+            shift.append(0 if p.pad_at == "end" else (wanted - length) // 2)
+        return resized[0] / size[0], resized[1] / size[1], float(shift[0]), float(shift[1])
+    resized = size if p.resize is None else _resized(size, p.resize)
     for length, wanted in zip(resized, reversed(p.crop), strict=True):
         before = max(wanted - length, 0) // 2  # padding, as in _center_crop, then the crop
         shift.append(before - round((max(length, wanted) - wanted) / 2.0))
@@ -111,7 +186,29 @@ def _resized(size: tuple[int, int], wanted: int | tuple[int, int]) -> tuple[int,
     return (wanted, stretched) if w <= h else (stretched, wanted)
 
 
-def _resize(image: Image.Image, size: int | tuple[int, int], interpolation: str) -> Image.Image:
+def _fitted(size: tuple[int, int], crop: tuple[int, int]) -> tuple[int, int]:
+    """(width, height) of the largest picture in the shape of `size` that fits into `crop`, (height, width).
+
+    Source: LetterBox of Ultralytics' YOLO."""
+    ratio = min(crop[0] / size[1], crop[1] / size[0])
+    return max(1, round(size[0] * ratio)), max(1, round(size[1] * ratio))
+
+
+def _letterbox(image: Image.Image, p: Preprocessing, pad: int | tuple[int, int, int]) -> Image.Image:
+    """`image` in its own shape within p.crop, the rest filled: half of it before, the odd pixel right and below."""
+    from PIL import Image
+
+    image = _resize(image, _fitted(image.size, p.crop), p.interpolation)
+    height, width = p.crop
+    color = pad if image.mode == "L" or not isinstance(pad, int) else (pad, pad, pad)
+    canvas = Image.new(image.mode, (width, height), color)
+    end = p.pad_at == "end"
+    canvas.paste(image, (0, 0) if end else ((width - image.width) // 2, (height - image.height) // 2))
+    return canvas
+
+
+def _resize(image: Image.Image, size: tuple[int, int], interpolation: str) -> Image.Image:
+    """To (width, height)."""
     from PIL import Image
 
     modes = {
@@ -120,11 +217,10 @@ def _resize(image: Image.Image, size: int | tuple[int, int], interpolation: str)
         "bicubic": Image.Resampling.BICUBIC,
     }
     w, h = image.size
-    new_w, new_h = _resized((w, h), size)
-    if (new_w, new_h) == (w, h):
+    if size == (w, h):
         return image
-    _check_pixels(new_w, new_h, f"resized from {w}x{h}")
-    return image.resize((new_w, new_h), modes[interpolation])
+    _check_pixels(*size, f"resized from {w}x{h}")
+    return image.resize(size, modes[interpolation])
 
 
 def _center_crop(image: Image.Image, crop: tuple[int, int]) -> Image.Image:
@@ -136,7 +232,7 @@ def _center_crop(image: Image.Image, crop: tuple[int, int]) -> Image.Image:
     if width > w or height > h:
         padded = (max(w, width), max(h, height))
         _check_pixels(*padded, f"padded from {w}x{h}")
-        canvas = Image.new("RGB", padded)
+        canvas = Image.new(image.mode, padded)
         canvas.paste(image, (max(width - w, 0) // 2, max(height - h, 0) // 2))
         image, (w, h) = canvas, padded
     # Python's round (half to even), as torchvision has it; int((h - height) / 2) would differ for half of the odd sizes

@@ -34,30 +34,115 @@ EVEN = 1e-3
 """How much the distances of levels that count as evenly spaced may differ, in parts of the smallest."""
 
 MAX_FLOAT32 = float(np.finfo(np.float32).max)
+MIN_FLOAT32 = float(np.finfo(np.float32).tiny)
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+GRAY_MEAN, GRAY_STD = (0.449,), (0.226,)
+"""ImageNet's, averaged over the channels."""
 
 MAX_DIM = 1 << 26
 Dim = Annotated[int, Meta(ge=1, le=MAX_DIM)]
 
 
 class Preprocessing(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How an image becomes the network's input, as in torchvision: resize, centre crop, scale, normalise.
+    """How an image becomes the network's input: resize, centre crop, scale, normalise, as in torchvision.
+
+    value = (pixel · scale − mean) / std, with pixels from 0 to 255, in float32. What is unset is as in torchvision, and
+    not in the JSON.
 
     resize: length of the shorter side after resizing, pixels; or (height, width), to which the whole image is resized
         whatever its shape; None leaves the image as it is.
     crop: (height, width) of the centre crop, pixels.
-    mean, std: per RGB channel, of values in [0, 1].
+    mean, std: per channel, in the network's order of them, in the units after scaling. ImageNet's by default, of gray
+        those averaged over the channels; () for uint8.
+    color: channels of the input; unset: rgb. gray: one channel, Pillow's luma (ITU-R 601).
+    layout: nchw: an input is (C, H, W); nhwc: (H, W, C); unset: nchw.
+    scale: unset: 1/255, as a division.
+    dtype: of the input; unset: float32. uint8: the pixels as they are, without scale, mean and std.
+    exif: whether the image is turned as its EXIF orientation says, before anything else; unset: no.
+    pad: the image is resized to the largest size that fits into `crop` in its own shape, and the rest is filled with
+        this gray level or RGB colour, from 0 to 255 (a letterbox); there is no `resize` then. Unset: no.
+    pad_at: where: on both sides, the odd pixel right and below, or right and below alone; unset: both.
     """
 
     crop: tuple[Dim, Dim]
     resize: int | tuple[Dim, Dim] | None = None
     interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    color: Literal["rgb", "bgr", "gray"] | UnsetType = UNSET
+    layout: Literal["nchw", "nhwc"] | UnsetType = UNSET
+    scale: float | UnsetType = UNSET
+    dtype: Literal["float32", "uint8"] | UnsetType = UNSET
+    exif: bool | UnsetType = UNSET
+    pad: int | tuple[int, int, int] | UnsetType = UNSET
+    pad_at: Literal["both", "end"] | UnsetType = UNSET
 
     def __post_init__(self) -> None:
         # not by the type Dim: msgspec 0.22 reads past its constraints where a bounded int and a pair are in one union
         if isinstance(self.resize, int) and not 1 <= self.resize <= MAX_DIM:
             raise ValueError(f"resize must be 1..{MAX_DIM} pixels, is {self.resize}")
+        self._check_pad()
+        mean, std = tuple(map(float, self.mean)), tuple(map(float, self.std))
+        if self.dtype == "uint8":
+            if isinstance(self.scale, (int, float)) or mean not in ((), IMAGENET_MEAN) or std not in ((), IMAGENET_STD):
+                raise ValueError("a uint8 input is the pixels as they are: it has no scale, mean and std")
+            mean = std = ()
+        else:
+            if self.color == "gray":
+                mean = GRAY_MEAN if mean == IMAGENET_MEAN else mean
+                std = GRAY_STD if std == IMAGENET_STD else std
+            self._check_values(mean, std)
+        # as JSON gives them back, so that the fingerprint is the same here and there
+        msgspec.structs.force_setattr(self, "mean", mean)
+        msgspec.structs.force_setattr(self, "std", std)
+        if isinstance(self.scale, int):
+            msgspec.structs.force_setattr(self, "scale", float(self.scale))
+
+    def _check_pad(self) -> None:
+        if isinstance(self.pad, UnsetType):
+            if not isinstance(self.pad_at, UnsetType):
+                raise ValueError("pad_at goes with pad, the colour")
+            return
+        levels = (self.pad,) if isinstance(self.pad, int) else tuple(self.pad)
+        if any(not 0 <= level <= 255 for level in levels) or (self.color == "gray" and len(levels) > 1):
+            expected = "a gray level" if self.color == "gray" else "a gray level or an RGB colour"
+            raise ValueError(f"pad must be {expected} from 0 to 255, is {self.pad}")
+        if self.resize is not None:
+            raise ValueError("pad resizes the image to fit into the crop; resize must be None with it")
+
+    def _check_values(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        """Raise ValueError unless every pixel becomes a finite float32 that still tells of the pixel."""
+        for name, values in (("mean", mean), ("std", std)):
+            if len(values) != self.channels:
+                color = "rgb" if isinstance(self.color, UnsetType) else self.color
+                entries = "1 entry" if self.channels == 1 else f"{self.channels} entries"
+                raise ValueError(f"{name} must have {entries} for {color}, has {len(values)}")
+        scale = self.scale if isinstance(self.scale, (int, float)) else 1 / 255
+        for name, value in (("scale", scale), *(("mean", m) for m in mean), *(("std", s) for s in std)):
+            if not abs(value) <= MAX_FLOAT32:
+                raise ValueError(f"{name} must be finite, is {value}")
+            if name != "mean" and abs(value) < MIN_FLOAT32:
+                raise ValueError(f"{name} must not be 0, is {value}")
+        extremes = [(p * scale - m) / s for p in (0, 255) for m, s in zip(mean, std, strict=True)]
+        if not all(abs(x) <= MAX_FLOAT32 for x in extremes):
+            raise ValueError(f"scale, mean and std make values up to {max(map(abs, extremes)):.3g}, over float32")
+
+    @property
+    def channels(self) -> int:
+        """Of the network's input: 3, of gray 1."""
+        return 1 if self.color == "gray" else 3
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Of one input: (C, H, W), or (H, W, C) for nhwc."""
+        height, width = self.crop
+        return (height, width, self.channels) if self.layout == "nhwc" else (self.channels, height, width)
+
+    @property
+    def input_dtype(self) -> Literal["float32", "uint8"]:
+        """`dtype`, float32 where unset."""
+        return "uint8" if self.dtype == "uint8" else "float32"
 
 
 class Quantizer(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
