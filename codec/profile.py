@@ -53,8 +53,8 @@ class Preprocessing(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     resize: length of the shorter side after resizing, pixels; or (height, width), to which the whole image is resized
         whatever its shape; None leaves the image as it is.
     crop: (height, width) of the centre crop, pixels.
-    mean, std: per channel, in the network's order of them, in the units after scaling. ImageNet's by default, of gray
-        those averaged over the channels; () for uint8.
+    mean, std: per channel, in the network's order of them, in the units after scaling. By default ImageNet's, in that
+        order, of gray averaged over the channels; where there is a `scale`, 0 and 1; () for uint8.
     color: channels of the input; unset: rgb. gray: one channel, Pillow's luma (ITU-R 601).
     layout: nchw: an input is (C, H, W); nhwc: (H, W, C); unset: nchw.
     scale: unset: 1/255, as a division.
@@ -68,8 +68,8 @@ class Preprocessing(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     crop: tuple[Dim, Dim]
     resize: int | tuple[Dim, Dim] | None = None
     interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
+    mean: tuple[float, ...] = UNSET  # type: ignore[assignment]  # never left so: __post_init__ knows the default
+    std: tuple[float, ...] = UNSET  # type: ignore[assignment]
     color: Literal["rgb", "bgr", "gray"] | UnsetType = UNSET
     layout: Literal["nchw", "nhwc"] | UnsetType = UNSET
     scale: float | UnsetType = UNSET
@@ -83,21 +83,29 @@ class Preprocessing(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         if isinstance(self.resize, int) and not 1 <= self.resize <= MAX_DIM:
             raise ValueError(f"resize must be 1..{MAX_DIM} pixels, is {self.resize}")
         self._check_pad()
-        mean, std = tuple(map(float, self.mean)), tuple(map(float, self.std))
-        if self.dtype == "uint8":
-            if isinstance(self.scale, (int, float)) or mean not in ((), IMAGENET_MEAN) or std not in ((), IMAGENET_STD):
-                raise ValueError("a uint8 input is the pixels as they are: it has no scale, mean and std")
-            mean = std = ()
-        else:
-            if self.color == "gray":
-                mean = GRAY_MEAN if mean == IMAGENET_MEAN else mean
-                std = GRAY_STD if std == IMAGENET_STD else std
+        given: tuple[object, object] = (self.mean, self.std)
+        mean, std = self._default_mean_std()
+        mean = mean if given[0] is UNSET else tuple(map(float, self.mean))
+        std = std if given[1] is UNSET else tuple(map(float, self.std))
+        if self.dtype != "uint8":
             self._check_values(mean, std)
+        elif mean or std or not isinstance(self.scale, UnsetType):
+            raise ValueError("a uint8 input is the pixels as they are: it has no scale, mean and std")
         # as JSON gives them back, so that the fingerprint is the same here and there
         msgspec.structs.force_setattr(self, "mean", mean)
         msgspec.structs.force_setattr(self, "std", std)
         if isinstance(self.scale, int):
             msgspec.structs.force_setattr(self, "scale", float(self.scale))
+
+    def _default_mean_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        if self.dtype == "uint8":
+            return (), ()
+        if not isinstance(self.scale, UnsetType):
+            return (0.0,) * self.channels, (1.0,) * self.channels
+        if self.color == "gray":
+            return GRAY_MEAN, GRAY_STD
+        order = -1 if self.color == "bgr" else 1
+        return IMAGENET_MEAN[::order], IMAGENET_STD[::order]
 
     def _check_pad(self) -> None:
         if isinstance(self.pad, UnsetType):

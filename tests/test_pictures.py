@@ -241,7 +241,12 @@ def test_json_gives_the_same_json_again(p: Preprocessing) -> None:
     assert again == p and msgspec.json.encode(again) == text
 
 
-def test_what_gray_and_uint8_have_by_default() -> None:
+def test_mean_and_std_by_default() -> None:
+    scaled, bgr = Preprocessing(crop=(8, 8), scale=1 / 127.5), Preprocessing(crop=(8, 8), color="bgr")
+    assert (scaled.mean, scaled.std) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    assert (bgr.mean, bgr.std) == ((0.406, 0.456, 0.485), (0.225, 0.224, 0.229))
+    paddle = Preprocessing(crop=(8, 8), color="bgr", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    assert paddle.mean == (0.485, 0.456, 0.406)  # what is said is taken, in the order of the network's channels
     gray, pixels = Preprocessing(crop=(8, 8), color="gray"), Preprocessing(crop=(8, 8), dtype="uint8")
     assert (gray.mean, gray.std, gray.input_shape) == ((0.449,), (0.226,), (1, 8, 8))
     assert (pixels.mean, pixels.std, pixels.input_dtype) == ((), (), "uint8")
