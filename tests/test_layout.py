@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 ROOMS = ("codec", "exporter", "models", "runtime_cloud", "runtime_edge", "splitwire")
-FOLDERS = (*ROOMS, "tests", "benchmarks", "docs", "examples", ".ci")
+FOLDERS = (*ROOMS, "tests", "benchmarks", "docs", ".ci")
 PYTHON = sorted(p for folder in FOLDERS for p in (ROOT / folder).rglob("*.py"))
 TEXTS = sorted(p for p in [*ROOT.iterdir(), *(p for f in FOLDERS for p in (ROOT / f).rglob("*"))] if p.is_file())
 
@@ -179,6 +179,32 @@ def test_links_between_documents_lead_somewhere():
     indexed = {target.resolve() for target in targets[ROOT / "docs/README.md"]}
     missing = [name(p) for p in (ROOT / "docs").glob("*.md") if p.name != "README.md" and p.resolve() not in indexed]
     assert missing == []
+
+
+def drawn(lines: list[str]) -> set[str]:
+    """The paths of a tree drawn by indentation, two blanks a step; what is said of them stands behind two blanks."""
+    above: list[str] = []
+    found = set()
+    for line in lines:
+        depth = (len(line) - len(line.lstrip())) // 2
+        parts = re.split(r" {2,}", line.strip())
+        names = parts if all(part.endswith("/") for part in parts) else parts[0].split(", ")
+        del above[depth:]
+        found.update("".join([*above, one]) for one in names)
+        above += [names[-1]]
+    return found
+
+
+def test_the_tree_drawn_in_the_architecture_is_there():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    drawing = text.split("```text\n")[1].split("```")[0]
+    paths = drawn(drawing.splitlines())
+    assert {"codec/frame.py", "codec/entropy/", "splitwire/commands/", "tests/", "docs/"} <= paths
+    assert {path.split("/")[0] for path in paths} >= {*ROOMS}
+    # and what the page names in a sentence; build/ is made
+    paths |= {p for p in re.findall(r"`([\w.]+/[\w./]*)`", text) if not p.startswith("build/")}
+    missing = [p for p in paths if not ((ROOT / p).is_dir() if p.endswith("/") else (ROOT / p).is_file())]
+    assert not missing, f"docs/architecture.md names what is not there: {', '.join(sorted(missing))}"
 
 
 def test_importing_splitwire_loads_nothing_heavy():
