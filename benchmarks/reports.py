@@ -26,8 +26,9 @@ from splitwire.evaluation.compare import compare
 from splitwire.evaluation.run import evaluate
 from splitwire.exporter.export import Network, export_pair
 from splitwire.exporter.inputs import Calibration
-from splitwire.models import demo, detector, scenes
+from splitwire.models import demo, detector
 from splitwire.models.catalogue import load
+from splitwire.models.making import scenes
 
 OUT = Path("build/reports")
 PAGES = Path("docs/results")
@@ -93,7 +94,7 @@ def detector_task(folder: Path) -> Task:
     scenes.write_coco(pictures, CALIBRATION_SCENES, CALIBRATION_SEED, "train")
     return Task(
         detector.load_detector(), detector.CUT, pictures, detector.PREPROCESSING,
-        (1, 3, scenes.SIDE, scenes.SIDE), detector.NAME, detector.LABELS, data / "annotations.json",
+        (1, 3, detector.SIDE, detector.SIDE), detector.NAME, detector.LABELS, data / "annotations.json",
     )  # fmt: skip
 
 

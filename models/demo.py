@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["CLASSES", "CUT", "NAME", "PREPROCESSING", "calibration_set", "load_network", "test_set"]
 
 NAME = "fashion_squeezenet1_1"
+ARCHITECTURE = "squeezenet1_1"
+"""torchvision's builder of the demo network."""
 CUT = "features.10"
 """The layer the demo cuts at: a late fire module, 384×3×3 after its ReLUs; few bytes, nothing lost."""
 
@@ -36,6 +38,14 @@ SAMPLES = DATA / "fashion_mnist_samples.npz"
 RESULTS = DATA / f"{NAME}.json"
 
 
+def build_network(dropout: float = 0.5) -> nn.Module:
+    """Stock torchvision SqueezeNet 1.1 for ten classes, randomly initialised from torch's global generator."""
+    import torchvision
+
+    network: nn.Module = torchvision.models.get_model(ARCHITECTURE, num_classes=len(CLASSES), dropout=dropout)
+    return network
+
+
 def load_network(path: Path = WEIGHTS) -> nn.Module:
     """The trained network, in eval mode, float32: (n, 3, 56, 56) in, (n, 10) class scores ≥ 0 out.
 
@@ -43,11 +53,10 @@ def load_network(path: Path = WEIGHTS) -> nn.Module:
     """
     import torch
 
-    from splitwire.models.training import build
     from splitwire.models.weights import load_state, read_state
 
     with torch.device("meta"):  # initialised by the file alone
-        network = build()
+        network = build_network()
     load_state(network, read_state(path), str(path))
     return network.eval()
 

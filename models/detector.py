@@ -17,14 +17,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from splitwire.codec.profile import Preprocessing
-from splitwire.models.backgrounds import SIDE
-from splitwire.models.scenes import LABELS
+from splitwire.models.fashion import CLASSES as GARMENTS
 
 __all__ = ["CUT", "LABELS", "NAME", "PREPROCESSING", "Detector", "load_detector"]
 
 NAME = "fashion_detector"
 CUT = "backbone"
 """The layer to cut after: 64×10×10 out of a leaky ReLU, with a third of the work behind it."""
+
+SIDE = 160
+"""Height and width of the input, pixels."""
+
+LABELS = ("__background__", *GARMENTS)
+"""Names of the labels 0…10; a COCO category has the number of its label. Nothing is labelled 0."""
 
 PREPROCESSING = Preprocessing(
     resize=(SIDE, SIDE), crop=(SIDE, SIDE), interpolation="bilinear", mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)

@@ -17,16 +17,8 @@ from splitwire.codec import preprocessing
 from splitwire.codec.errors import UsageError
 from splitwire.exporter.damage import Damage
 from splitwire.exporter.export import export_pair
-from splitwire.models import (
-    backgrounds,
-    card,
-    detector,
-    detector_card,
-    detector_training,
-    fashion,
-    scenes,
-    train_detector,
-)
+from splitwire.models import detector, fashion
+from splitwire.models.making import backgrounds, card, detector_card, detector_training, scenes, train_detector
 
 FASHION = pytest.mark.skipif(
     not (fashion.DEFAULT_FOLDER / "train-labels-idx1-ubyte.gz").is_file(),
@@ -92,9 +84,9 @@ def test_boxes_are_tight_around_the_garments(compose):
         n = len(scene.boxes)
         assert 1 <= n <= scenes.MAX_GARMENTS
         assert scene.picture.shape == (160, 160, 3)
-        assert (scene.boxes >= 0).all() and (scene.boxes <= scenes.SIDE).all()
+        assert (scene.boxes >= 0).all() and (scene.boxes <= detector.SIDE).all()
         assert (scene.boxes[:, 2:] > scene.boxes[:, :2]).all()
-        covered = np.zeros((scenes.SIDE, scenes.SIDE), bool)
+        covered = np.zeros((detector.SIDE, detector.SIDE), bool)
         for k, (x0, y0, x1, y1) in enumerate(scene.boxes.astype(int), start=1):
             covered[y0:y1, x0:x1] = True
             rows, columns = np.nonzero(scene.owners == k)
@@ -194,7 +186,7 @@ def test_outputs(network, x):
     assert list(found) == ["boxes", "scores", "labels"]
     assert (boxes.shape, scores.shape, labels.shape) == ((12, 50, 4), (12, 50), (12, 50))
     assert (boxes.dtype, scores.dtype, labels.dtype) == (torch.float32, torch.float32, torch.int64)
-    assert boxes.min() >= 0 and boxes.max() <= scenes.SIDE and (boxes[..., 2:] >= boxes[..., :2]).all()
+    assert boxes.min() >= 0 and boxes.max() <= detector.SIDE and (boxes[..., 2:] >= boxes[..., :2]).all()
     assert scores.min() >= 0 and scores.max() <= 1 and (scores.diff(dim=1) <= 0).all()
     assert labels.min() >= 1 and labels.max() <= 10
     unused = scores == 0
@@ -323,7 +315,7 @@ def test_figures_and_card_are_those_of_the_shipped_weights(network, results):
     assert results.parameters == sum(p.numel() for p in network.parameters())
     assert (results.held_out.scenes, results.held_out.split) == (1000, "test")
     assert results.held_out.map50 >= 0.80
-    assert train_detector.CARD.read_text(encoding="utf-8") == detector_card.render(results)
+    assert train_detector.SHIPPED.card.read_text(encoding="utf-8") == detector_card.render(results)
 
 
 def test_damaged_weights_are_one_line(tmp_path):

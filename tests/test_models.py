@@ -22,8 +22,10 @@ from PIL import Image
 from splitwire.codec import preprocessing
 from splitwire.codec.errors import ExportError, UsageError
 from splitwire.codec.profile import Preprocessing
-from splitwire.models import card, catalogue, demo, detector, fashion, figures, networks, train, training
+from splitwire.models import catalogue, demo, detector, fashion, figures, networks
 from splitwire.models import weights as files
+from splitwire.models.making import card, classifier_training
+from splitwire.models.making.train_classifier import SHIPPED, main
 
 ARRAYS_SHA256 = "31f595a37c7fde8662783ef15cf44b3527269118285ea1fd07fa4c9009c222a2"
 """Over the bytes of test_images, test_labels and calibration_images, in that order."""
@@ -115,19 +117,19 @@ def test_figures_are_those_of_the_shipped_weights(results):
 
 def test_accuracy_on_the_shipped_images_is_what_the_card_says(results):
     images, labels = demo.test_set()
-    right = int((training.predict(demo.load_network(), images) == labels).sum())
+    right = int((classifier_training.predict(demo.load_network(), images) == labels).sum())
     assert abs(right - results.correct_sample) <= 1, right
 
 
 def test_card_is_written_from_the_figures(results):
-    text = train.CARD.read_text(encoding="utf-8")
+    text = SHIPPED.card.read_text(encoding="utf-8")
     assert text == card.render(results)
     assert f"{results.accuracy:.2%}" in text
 
 
 def test_training_saw_what_the_edge_will_see():
     images, _ = demo.test_set()
-    ours = training.normalise(training.resize(images[:20])).numpy()
+    ours = classifier_training.normalise(classifier_training.resize(images[:20])).numpy()
     edge = np.stack([preprocessing.apply(Image.fromarray(i), demo.PREPROCESSING) for i in images[:20]])
     np.testing.assert_allclose(ours, edge, rtol=0, atol=1e-6)
 
@@ -327,47 +329,47 @@ def few():
     return images[:96], labels[:96]
 
 
-def tiny(**changes) -> training.Settings:
-    return training.Settings(**{"epochs": 2, "batch": 32, "seed": 7} | changes)
+def tiny(**changes) -> classifier_training.Settings:
+    return classifier_training.Settings(**{"epochs": 2, "batch": 32, "seed": 7} | changes)
 
 
 def test_resumed_training_ends_with_the_same_bits(tmp_path, few):
-    straight, _ = training.train(*few, tiny(), tmp_path / "a.pt")
-    training.train(*few, tiny(), tmp_path / "b.pt", stop_after=1)
+    straight, _ = classifier_training.train(*few, tiny(), tmp_path / "a.pt")
+    classifier_training.train(*few, tiny(), tmp_path / "b.pt", stop_after=1)
     reports = []
-    resumed, seconds = training.train(*few, tiny(), tmp_path / "b.pt", on_epoch=lambda *r: reports.append(r))
+    resumed, seconds = classifier_training.train(*few, tiny(), tmp_path / "b.pt", on_epoch=lambda *r: reports.append(r))
     assert [r[0] for r in reports] == [2]
     assert seconds > 0
     for (name, a), b in zip(straight.state_dict().items(), resumed.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
     assert {p.name for p in tmp_path.iterdir()} == {"a.pt", "b.pt"}, "a temporary file was left"
-    other, _ = training.train(*few, tiny(epochs=1, seed=8), tmp_path / "c.pt")
+    other, _ = classifier_training.train(*few, tiny(epochs=1, seed=8), tmp_path / "c.pt")
     assert not torch.equal(next(iter(other.parameters())), next(iter(straight.parameters())))
 
 
 def test_checkpoints_of_others_are_refused(tmp_path, few):
     path = tmp_path / "c.pt"
-    training.train(*few, tiny(epochs=1), path)
+    classifier_training.train(*few, tiny(epochs=1), path)
     with pytest.raises(UsageError, match=r"other settings \(epochs, seed\)"):
-        training.train(*few, tiny(epochs=3, seed=1), path)
+        classifier_training.train(*few, tiny(epochs=3, seed=1), path)
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(UsageError, match=r"c\.pt cannot be read"):
-        training.train(*few, tiny(epochs=1), path)
-    torch.save({"settings": training.dataclasses.asdict(tiny())}, path)
+        classifier_training.train(*few, tiny(epochs=1), path)
+    torch.save({"settings": classifier_training.dataclasses.asdict(tiny())}, path)
     with pytest.raises(UsageError, match=r"c\.pt is not a checkpoint of this training"):
-        training.train(*few, tiny(), path)
+        classifier_training.train(*few, tiny(), path)
 
 
 def test_settings_are_checked():
     for wrong in ({"epochs": 0}, {"batch": 0}, {"threads": 0}, {"precision": "float8"}):
         with pytest.raises(UsageError, match=next(iter(wrong))):
-            training.Settings(**wrong)
+            classifier_training.Settings(**wrong)
 
 
 def test_augmentation_flips_and_shifts_and_nothing_else():
     pixels = torch.zeros(512, 8, 8, dtype=torch.uint8)
     pixels[:, 3, 2] = 200
-    moved = training.augment(pixels, 1, torch.Generator().manual_seed(0))
+    moved = classifier_training.augment(pixels, 1, torch.Generator().manual_seed(0))
     assert moved.dtype == torch.uint8
     assert (moved.flatten(1).sum(1) == 200).all()
     places = {(int(r), int(c)) for _, r, c in moved.nonzero()}
@@ -391,7 +393,7 @@ def small_folder(tmp_path_factory, few):
 
 def test_the_command_trains_measures_and_writes_a_card(tmp_path, small_folder, few, capsys):
     arguments = ["--data", str(small_folder), "--out", str(tmp_path), "--epochs", "1", "--json"]
-    assert train.main(arguments) == 0
+    assert main(arguments) == 0
     captured = capsys.readouterr()
     figures = json.loads(captured.out)
     assert figures["images"] == 96
@@ -400,15 +402,15 @@ def test_the_command_trains_measures_and_writes_a_card(tmp_path, small_folder, f
     found = card.read(tmp_path / demo.RESULTS.name, card.Results)
     assert (tmp_path / "CARD.md").read_text(encoding="utf-8") == card.render(found)
     network = demo.load_network(tmp_path / demo.WEIGHTS.name)
-    assert found.correct == int((training.predict(network, few[0]) == few[1]).sum())
-    assert train.main(arguments) == 0, "a finished run only measures again"
+    assert found.correct == int((classifier_training.predict(network, few[0]) == few[1]).sum())
+    assert main(arguments) == 0, "a finished run only measures again"
     captured = capsys.readouterr()
     assert json.loads(captured.out) == figures
     assert "epoch" not in captured.err
 
 
 def test_missing_data_is_one_line_that_helps(tmp_path, capsys):
-    assert train.main(["--data", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert main(["--data", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("error: ") and captured.err.count("\n") == 1

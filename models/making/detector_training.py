@@ -25,8 +25,8 @@ from splitwire.codec.errors import UsageError
 from splitwire.codec.files import write_atomically
 from splitwire.models.detector import CELLS, CLASSES, PREPROCESSING, STRIDE, Detector, boxes_of
 from splitwire.models.fashion import UInt8Array
-from splitwire.models.scenes import MAX_GARMENTS, Composer
-from splitwire.models.training import rate_at
+from splitwire.models.making.classifier_training import rate_at
+from splitwire.models.making.scenes import MAX_GARMENTS, Composer
 from splitwire.models.weights import torch_load
 
 Batch = tuple[Tensor, Tensor, Tensor]

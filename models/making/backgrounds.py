@@ -10,13 +10,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from splitwire.codec.errors import UsageError
+from splitwire.models.detector import SIDE
 from splitwire.models.fashion import UInt8Array
 
 Float32Array = NDArray[np.float32]
 Draw = np.random.Generator
-
-SIDE = 160
-"""Height and width of a scene, pixels."""
 
 TRAINING = (
     "astronaut.png",

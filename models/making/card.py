@@ -89,7 +89,8 @@ def render(r: Results) -> str:
     shape = "×".join(map(str, r.feature_shape))
     return f"""# Model card: {r.name}
 
-*Written by `python -m splitwire.models.train` from `data/{r.name}.json`; every figure below was measured by it.*
+*Written by `python -m splitwire.models.making.train_classifier` from `data/{r.name}.json`; it measured every figure
+below.*
 
 The network of `splitwire demo`: torchvision's stock `{r.architecture}` (ReLU activations, no batch normalisation;
 nothing changed for compression), trained on Fashion-MNIST.
@@ -114,8 +115,8 @@ few pixels. The weights are those of the last epoch; learning rate and batch wer
 two epochs on a part of the training images, which were scored on the test images.
 Settings: {settings_words(t)}.
 
-`python -m splitwire.models.train` does it again. The same settings give the same bits on the same machine with the same
-versions; elsewhere another network of about this accuracy.
+`python -m splitwire.models.making.train_classifier` does it again. The same settings give the same bits on the
+same machine with the same versions; elsewhere another network of about this accuracy.
 
 ## Accuracy by class
 | class | accuracy |

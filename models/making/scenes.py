@@ -1,6 +1,6 @@
 """Scenes to detect garments in, composed from Fashion-MNIST; and the same as a COCO data set. No torch here.
 
-    python -m splitwire.models.scenes OUT --count 1000 --seed 1
+    python -m splitwire.models.making.scenes OUT --count 1000 --seed 1
 
 A scene is a picture of 160×160 pixels: a background (smooth noise, a gradient, stripes, checks, or a crop of a
 photograph that scikit-image carries), and on it one to six garments of any size and tint, cut out along their
@@ -24,12 +24,11 @@ from PIL import Image
 
 from splitwire.codec.errors import SplitwireError, UsageError
 from splitwire.codec.files import write_atomically
-from splitwire.models import backgrounds, demo, fashion
-from splitwire.models.backgrounds import SIDE, Draw, Float32Array
+from splitwire.models import demo, fashion
+from splitwire.models.detector import LABELS, SIDE
 from splitwire.models.fashion import UInt8Array
-
-LABELS = ("__background__", *fashion.CLASSES)
-"""Names of the labels 0…10; a COCO category has the number of its label. Nothing is labelled 0."""
+from splitwire.models.making import backgrounds
+from splitwire.models.making.backgrounds import Draw, Float32Array
 
 MAX_GARMENTS = 6
 SIZES = (32, 80)
@@ -208,7 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from rich.progress import Progress
 
     parser = argparse.ArgumentParser(
-        prog="python -m splitwire.models.scenes", description="Compose scenes of garments, as a COCO data set."
+        prog="python -m splitwire.models.making.scenes", description="Compose scenes of garments, as a COCO data set."
     )
     parser.add_argument("out", type=Path, help="folder for the pictures and annotations.json")
     parser.add_argument("--count", type=int, default=1000, help="[%(default)s]")

@@ -1,4 +1,4 @@
-"""Train, measure and ship the detector: `python -m splitwire.models.train_detector`.
+"""Train, measure and ship the detector: `python -m splitwire.models.making.train_detector`.
 
 Works in a folder of its own (--out). Stop it at any time; the same command goes on after the last checkpoint. `--ship`
 copies what came out into the package, for a new release.
@@ -21,18 +21,18 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from splitwire.codec.errors import SplitwireError, UsageError
+from splitwire.codec.errors import UsageError
 from splitwire.codec.files import write_atomically
-from splitwire.models import card, detector, detector_card, detector_training, fashion, scenes
-from splitwire.models.card import Training
-from splitwire.models.train import machine
+from splitwire.models import detector, fashion
+from splitwire.models.making import card, command, detector_card, detector_training, scenes
+from splitwire.models.making.card import Training
 
 DEFAULT_OUT = Path("build") / detector.NAME
-CARD = Path(detector.__file__).parent / "DETECTOR.md"
+SHIPPED = command.Shipped(
+    weights=detector.WEIGHTS, results=detector.RESULTS, card=Path(detector.__file__).parent / "DETECTOR.md"
+)
 
 HELD_OUT, SEED = 1000, 1
 """The held-out scenes: how many, and of which seed."""
@@ -40,13 +40,12 @@ CHECK, CHECK_SEED = 200, 2
 """The same of the scenes that are looked at while training; other scenes of the test garments."""
 BATCH = 50
 
-err = Console(stderr=True, highlight=False)
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status: 0, 1 or 2 as the error says, 130 if interrupted."""
     options = _parser().parse_args(arguments)
-    try:
+
+    def work() -> None:
         if options.evaluate:
             old, content = card.read(detector.RESULTS, detector_card.Results), detector.WEIGHTS.read_bytes()
             remark = old.remark if options.remark is None else options.remark
@@ -54,32 +53,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _finish(results, content, None, options)
         else:
             _train(options)
-    except SplitwireError as e:
-        err.print(f"error: {e}", markup=False, soft_wrap=True)
-        return e.exit_status
-    except KeyboardInterrupt:
-        err.print("stopped; the same command goes on from the last checkpoint")
-        return 130
-    return 0
+
+    return command.run(work, resumes_from="the last checkpoint")
 
 
 def _parser() -> argparse.ArgumentParser:
     usual = detector_training.Settings()
-    parser = argparse.ArgumentParser(
-        prog="python -m splitwire.models.train_detector", description=__doc__.partition("\n")[0]
+    parser = command.make_parser(
+        "splitwire.models.making.train_detector",
+        __doc__.partition("\n")[0],
+        out=DEFAULT_OUT,
+        seed=usual.seed,
+        threads=usual.threads,
+        precision=usual.precision,
     )
-    parser.add_argument("--data", type=Path, default=fashion.DEFAULT_FOLDER, help="folder of the Fashion-MNIST files")
-    parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help="working folder [%(default)s]")
     parser.add_argument("--steps", type=int, default=usual.steps, help="of 32 scenes [%(default)s]")
-    parser.add_argument("--seed", type=int, default=usual.seed, help="[%(default)s]")
-    parser.add_argument("--threads", type=int, default=usual.threads, help="of torch; changes the bits [%(default)s]")
-    parser.add_argument("--precision", default=usual.precision, help="bfloat16 or float32 [%(default)s]")
     parser.add_argument("--check-every", type=int, default=500, metavar="N",
                         help="keep a checkpoint, and measure on 200 scenes, every N steps [%(default)s]")  # fmt: skip
     parser.add_argument("--remark", help="a sentence for the card: what else to know of the run")
-    parser.add_argument("--json", action="store_true", help="print the results as JSON")
-    parser.add_argument("--ship", action="store_true", help="also replace weights, figures and card in the package")
-    parser.add_argument("--evaluate", action="store_true", help="train nothing; measure the shipped weights again")
     return parser
 
 
@@ -117,7 +108,7 @@ def _train(options: argparse.Namespace) -> None:
         settings=dataclasses.asdict(settings),
         images=settings.steps * settings.batch,
         seconds=round(seconds),
-        machine=machine(),
+        machine=command.machine(),
         versions={"python": platform.python_version(), "torch": str(torch.__version__)},
     )
     # Measured as users run it: read back from the file.
@@ -234,19 +225,12 @@ def _macs(network: nn.Module, x: Tensor) -> int:
 
 
 def _finish(results: detector_card.Results, weights: bytes, out: Path | None, options: argparse.Namespace) -> None:
-    """Write figures and card, into the package too if that is asked for, and print the result."""
-    figures, text = card.encode(results), detector_card.render(results).encode()
-    if out is not None:
-        write_atomically(out / detector.RESULTS.name, figures)
-        write_atomically(out / CARD.name, text)
-    if options.ship:
-        write_atomically(detector.WEIGHTS, weights)
-        write_atomically(detector.RESULTS, figures)
-        write_atomically(CARD, text)
-    if options.json:
-        sys.stdout.write(figures.decode())
-    else:
-        held, where = results.held_out, out if out is not None else detector.DATA
+    """Write what is asked for, and print the result."""
+    where = command.write_results(
+        SHIPPED, weights, card.encode(results), detector_card.render(results), options, out=out
+    )
+    if not options.json:
+        held = results.held_out
         print(
             f"{results.name}: mAP@0.5 {held.map50:.3f}, mAP@[.5:.95] {held.map:.3f} on {held.scenes:,} scenes; {where}"
         )
@@ -255,16 +239,7 @@ def _finish(results: detector_card.Results, weights: bytes, out: Path | None, op
 @contextmanager
 def _progress(steps: int) -> Iterator[tuple[Callable[[int, float], None], Callable[[str], None]]]:
     """A bar with the time left on a terminal, and a line per check; both on stderr."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=err, disable=not err.is_terminal, speed_estimate_period=300) as bar:
-        task = bar.add_task("training", total=steps)
+    with command.progress("training", steps) as (bar, task):
 
         def on_step(done: int, loss: float) -> None:
             bar.update(task, completed=done, description=f"loss {loss:.2f}")

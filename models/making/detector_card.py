@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from splitwire.models.card import Training, settings_words, versions_words
 from splitwire.models.fashion import CLASSES
+from splitwire.models.making.card import Training, settings_words, versions_words
 
 
 class Precision(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -55,7 +55,8 @@ def render(r: Results) -> str:
     remark = f"\n{r.remark}" if r.remark else ""
     return f"""# Model card: {r.name}
 
-*Written by `python -m splitwire.models.train_detector` from `data/{r.name}.json`; it measured every figure below.*
+*Written by `python -m splitwire.models.making.train_detector` from `data/{r.name}.json`; it measured every figure
+below.*
 
 A small anchor-free detector of the YOLO kind, with leaky ReLUs (slope 0.1): finds the garments of Fashion-MNIST in
 composed scenes, and says which of ten kinds each is.
@@ -81,7 +82,7 @@ smooth noise, gradients, stripes, checks or crops of scikit-image's photographs.
 Training scenes have the 60,000 training garments, held-out scenes (split `{held.split}`, seed {held.seed}) the 10,000
 test garments and other photographs; the drawn backgrounds are of the same kinds in both. A box is tight around the
 silhouette, also where another garment covers it; two boxes share at most 15 % of the smaller.
-`python -m splitwire.models.scenes OUT --count {held.scenes} --seed {held.seed}` writes the held-out scenes.
+`python -m splitwire.models.making.scenes OUT --count {held.scenes} --seed {held.seed}` writes the held-out scenes.
 
 ## Training
 {t.images:,} scenes, each seen once, in {t.seconds / 60:.0f} minutes on {t.machine}
@@ -89,8 +90,8 @@ silhouette, also where another garment covers it; two boxes share at most 15 % o
 AdamW, linear warm-up and half a cosine; the weights are the running average at the last step.{remark}
 Settings: {settings_words(t)}.
 
-`python -m splitwire.models.train_detector` does it again; another machine adds in another order, and makes another
-network of about this precision.
+`python -m splitwire.models.making.train_detector` does it again; another machine adds in another order, and makes
+another network of about this precision.
 
 ## mAP@0.5 by class
 | class | AP |

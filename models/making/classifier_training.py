@@ -18,18 +18,14 @@ from typing import Any
 
 import numpy as np
 import torch
-import torchvision
 from PIL import Image
 from torch import Tensor, nn
 
 from splitwire.codec.errors import UsageError
 from splitwire.codec.files import write_atomically
-from splitwire.models.demo import CLASSES, PREPROCESSING
+from splitwire.models.demo import CLASSES, PREPROCESSING, build_network
 from splitwire.models.fashion import UInt8Array
 from splitwire.models.weights import torch_load
-
-ARCHITECTURE = "squeezenet1_1"
-"""torchvision's builder of the demo network."""
 
 EpochFn = Callable[[int, float, float], None]
 """report(epochs done, mean training loss of the last, seconds it took)."""
@@ -67,12 +63,6 @@ class Settings:
                 raise UsageError(f"{name} must be at least 1; got {getattr(self, name)}")
         if self.precision not in ("bfloat16", "float32"):
             raise UsageError(f"precision must be bfloat16 or float32; got {self.precision!r}")
-
-
-def build(dropout: float = 0.5) -> nn.Module:
-    """Stock torchvision SqueezeNet 1.1 for ten classes, randomly initialised from torch's global generator."""
-    network: nn.Module = torchvision.models.get_model(ARCHITECTURE, num_classes=len(CLASSES), dropout=dropout)
-    return network
 
 
 def resize(images: UInt8Array) -> Tensor:
@@ -128,7 +118,7 @@ def train(
     """
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
-    network = build(settings.dropout)
+    network = build_network(settings.dropout)
     for module in network.modules():
         # SqueezeNet ends in a ReLU: a class whose logit starts at or below 0 for every image would never learn.
         if isinstance(module, nn.Conv2d) and module.out_channels == len(CLASSES):

@@ -1,0 +1,1 @@
+"""Maintainers' code: what trains and describes the networks that ship with the package."""
