@@ -15,6 +15,9 @@ from onnx_ir.passes.common import CheckerPass
 
 from splitwire.codec.device import int8_overflows
 from splitwire.codec.errors import UnsupportedModel
+from splitwire.codec.telemetry import stop_events
+
+stop_events(ort)
 
 Array = NDArray[np.generic]
 Float32Array = NDArray[np.float32]

@@ -19,6 +19,9 @@ from splitwire.codec.errors import DeviceError, ProfileError, ShapeMismatch, Usa
 from splitwire.codec.profile import CodecProfile
 from splitwire.codec.reply import Outputs
 from splitwire.codec.sizes import Int64Array
+from splitwire.codec.telemetry import stop_events
+
+stop_events(ort)
 
 Float32Array = NDArray[np.float32]
 

@@ -15,6 +15,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from splitwire.codec import telemetry
+
 if TYPE_CHECKING:
     from splitwire.codec.codec import FeatureCodec
     from splitwire.codec.errors import SplitwireError
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from splitwire.runtime_cloud.session import CloudSession
     from splitwire.runtime_edge.session import EdgeSession
     from splitwire.runtime_edge.transport import HttpTransport, LoopbackTransport
+
+telemetry.set_variable()
 
 __version__ = "0.1.0"
 

@@ -11,6 +11,10 @@ from hypothesis import settings
 from PIL import Image
 from typer.testing import CliRunner
 
+from splitwire.codec import telemetry
+
+telemetry.set_variable()  # before a test file imports onnxruntime
+
 # Times vary on a busy machine, and the first example may compile a kernel. What failed is printed, to be tried again.
 settings.register_profile("splitwire", deadline=None, print_blob=True)
 settings.load_profile("splitwire")
