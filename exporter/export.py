@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 import onnx_ir as ir
 import torch
+from msgspec import UNSET
 
 from splitwire.codec.device import DeviceProfile
 from splitwire.codec.errors import UsageError
@@ -25,8 +26,8 @@ from .calibrate import Progress
 from .checkpoint import Checkpoint
 from .cuts import Cut, find_cut
 from .graph import Source, from_file, from_module
-from .inference import Float32Array, Graph
-from .inputs import LIMIT, Calibration, CalibrationInputs, Skipped, are_images, imagenet_preprocessing, open_inputs
+from .inference import Float32Array, Graph, InputType
+from .inputs import LIMIT, Calibration, CalibrationInputs, Skipped, are_images, open_inputs
 from .links import Link
 from .measure import PointMeasure
 from .names import Names
@@ -42,6 +43,7 @@ from .options import (
     check_precisions,
     choose,
 )
+from .pictures import PictureOptions, WantedShape, completed, wanted_shape
 from .plan import AUTO_LINK, DEFAULT_DEVICE, recommend_cut
 from .sensitivity import Kind, Option
 from .split import Halves, split
@@ -98,8 +100,9 @@ def export_pair(
     cut: str,
     calibration: Calibration,
     out: str | os.PathLike[str],
-    preprocessing: Preprocessing | None = None,
+    preprocessing: Preprocessing | PictureOptions | None = None,
     input_shape: tuple[int, ...] | None = None,
+    image_size: tuple[int, int] | None = None,
     name: str | None = None,
     labels: Sequence[str] | None = None,
     levels: Levels = LEVELS,
@@ -120,9 +123,10 @@ def export_pair(
         AUTO, which takes what plan.py recommends for `link` and `device` (None: what plan.py assumes).
     calibration: folder of images, list of image files, video, array of network inputs (N, C, H, W) float32, torch
         Dataset, or an iterable of inputs; at most `images` of them are used.
-    preprocessing: of image files; baked into the pair, the edge uses it too. None: as for ImageNet, with a note.
+    preprocessing: of image files; baked into the pair, the edge uses it too. Where a part of it is said, or nothing,
+        the rest follows from the network's input (pictures.py) and is as for ImageNet, with a note.
     input_shape: (1, C, H, W); for a module, and for an ONNX file that leaves the image size open. None reads it off
-        an array of inputs or the crop of the preprocessing.
+        an array of inputs, `image_size` (height, width), or the crop of the preprocessing.
     labels: class names, baked into the pair. levels: one operating point each: a number of quantizer levels N makes
         "n<N>", with uniform quantizers; "a<N>" the one over the range that does the least damage (ranges.py); "e<N>"
         the one with entropy-constrained quantizers that has the rate of "n<N>"; "r<bits>" the one with uniform
@@ -146,36 +150,37 @@ def export_pair(
         raise UsageError(f"a link or a device goes with cut='auto'; the cut is {cut!r}")
     folder = Path(out)
     bake.check_folder(folder)
-    wanted = _wanted_shape(input_shape, calibration, preprocessing)
+    wanted = _wanted_shape(input_shape, calibration, preprocessing, image_size)
+    how: Preprocessing | None = None
     notes: list[str] = []
 
-    def start(shape: tuple[int, ...]) -> tuple[CalibrationInputs, Float32Array]:
-        nonlocal preprocessing
-        if preprocessing is None and are_images(calibration):
-            preprocessing = imagenet_preprocessing(shape)
-            notes.append(
-                f"no preprocessing given: images are resized to {preprocessing.resize}, cropped to"
-                f" {preprocessing.crop[0]}×{preprocessing.crop[1]} and normalised as for ImageNet; pass your own if the"
-                " network was trained otherwise"
-            )
-        stream = open_inputs(calibration, shape=shape, preprocessing=preprocessing, limit=images)
-        return stream, verify.fill_up(stream.peek(max(verify.BATCHES)), shape)
+    def start(shape: tuple[int, ...], dtype: InputType) -> tuple[CalibrationInputs, Float32Array]:
+        nonlocal how
+        if preprocessing is not None or are_images(calibration):
+            how, said = completed(preprocessing, shape, dtype)
+            notes.extend(said)
+        stream = open_inputs(calibration, shape=shape, dtype=dtype, preprocessing=how, limit=images)
+        return stream, verify.fill_up(stream.peek(max(verify.BATCHES)), shape, dtype)
 
     if isinstance(model, torch.nn.Module):
-        if wanted is None:
+        shape = wanted((None, None, None)) if callable(wanted) else wanted
+        if shape is None:
             raise UsageError("a torch module does not say what it takes; pass input_shape=(1, C, H, W)")
-        stream, first = start(wanted[1:])  # before the export, which takes seconds to minutes: most mistakes are here
+        dtype = _dtype(calibration, preprocessing)
+        stream, first = start(
+            shape[1:], dtype
+        )  # before the export, which takes seconds to minutes: most mistakes are here
         report("Export to ONNX", 0, None)
-        source = from_module(model, wanted)
+        source = from_module(model, shape, dtype)
         report("Export to ONNX", 1, 1)
     else:
         source = from_file(Path(model), wanted)
-        stream, first = start(source.input_shape[1:])
+        stream, first = start(source.input_shape[1:], source.input_dtype)
     names = Names(source.graph, source.modules, source.seen)
     found: Cut
     note: str | None
     if cut == AUTO:
-        found, note = _choose_cut(source, names, stream, preprocessing, link, device, report)
+        found, note = _choose_cut(source, names, stream, how, link, device, report)
         cut = found.label
     else:
         found, note = find_cut(source, names, cut)
@@ -184,7 +189,9 @@ def export_pair(
     def reopen() -> CalibrationInputs | None:
         if stream.digest() is None:  # it came only once
             return None
-        return open_inputs(calibration, shape=first.shape[1:], preprocessing=preprocessing, limit=images)
+        return open_inputs(
+            calibration, shape=first.shape[1:], dtype=source.input_dtype, preprocessing=how, limit=images
+        )
 
     report("Split and verify", 0, None)
     halves = split(source.model, found.tensors)
@@ -195,7 +202,7 @@ def export_pair(
     report("Split and verify", 1, 1)
 
     maker = CodecMaker(specs=specs, slopes=slopes, kinds=kinds, default_op=default_op, coder=coder, progress=report)
-    with _checkpoint(folder, whole[0].digest, stream, preprocessing, images, kinds) as checkpoint:
+    with _checkpoint(folder, whole[0].digest, stream, how, images, kinds) as checkpoint:
         float32 = maker.make(*whole, stream, checkpoint=checkpoint)
         chosen, comparisons = choose(float32, maker, reopen, front=front, back=back, accept=accept)
         calibrated, measures = chosen.calibrated, chosen.measures
@@ -214,7 +221,7 @@ def export_pair(
             default_op=chosen.default,
             front_sha256=chosen.front.digest,
             back_sha256=chosen.back.digest,
-            preprocessing=preprocessing,
+            preprocessing=how,
             labels=tuple(labels) if labels is not None else None,
             calibration_images=calibrated.statistics[0].count,
             max_difference=difference,
@@ -264,15 +271,25 @@ def _choose_cut(
 
 
 def _wanted_shape(
-    given: tuple[int, ...] | None, calibration: Calibration, preprocessing: Preprocessing | None
-) -> tuple[int, ...] | None:
-    """(1, C, H, W) as far as the caller says it: outright, by arrays of inputs, or by the crop of the preprocessing."""
+    given: tuple[int, ...] | None,
+    calibration: Calibration,
+    preprocessing: Preprocessing | PictureOptions | None,
+    image_size: tuple[int, int] | None,
+) -> WantedShape:
+    """(1, C, H, W) as far as the caller says it: outright, by arrays of inputs, or by the size of the pictures."""
     if given is not None:
         return tuple(given)
     array_shape: tuple[int, ...] = tuple(getattr(calibration, "shape", ()))
     if len(array_shape) > 1:
         return (1, *array_shape[1:])
-    return (1, 3, *preprocessing.crop) if preprocessing is not None else None
+    return wanted_shape(preprocessing, image_size)
+
+
+def _dtype(calibration: Calibration, preprocessing: Preprocessing | PictureOptions | None) -> InputType:
+    """What a torch module takes: it does not say so itself."""
+    asked = preprocessing.dtype if preprocessing is not None else UNSET
+    held = str(getattr(calibration, "dtype", ""))
+    return "uint8" if asked == "uint8" or held in ("uint8", "torch.uint8") else "float32"
 
 
 def _check_levels(levels: Levels, default_op: str | None) -> list[Kind]:

@@ -33,8 +33,9 @@ from torch.utils import _pytree as pytree
 from splitwire.codec.errors import UnsupportedModel, UsageError
 
 from .compatibility import make_compatible
-from .inference import MAX_MODEL_BYTES, MIN_APART, Graph, check_graph, load_external, weight_bytes
+from .inference import MAX_MODEL_BYTES, MIN_APART, Graph, InputType, check_graph, load_external, noise, weight_bytes
 from .passing import Seen, watching
+from .pictures import WantedShape
 from .shapes import settle
 
 OPSET = 20
@@ -51,7 +52,7 @@ class Source:
 
     model: the graph; every value typed as far as shape inference reaches. Not to be changed: steps clone it.
     origin: where it came from: "dynamo" or "legacy" (torch's exporters), or "onnx" (a file).
-    input_shape: (1, C, H, W), or (1, …) for other inputs: one image's input.
+    input_shape: (1, C, H, W), (1, H, W, C), or (1, …) for other inputs: one image's input.
     batch: None if the batch is dynamic, else the only batch size that the graph takes.
     modules: module path → class name, where a torch module was given; ends the search for layers without nodes.
     seen: how these modules ran: finds those without nodes that return what they are given.
@@ -76,17 +77,29 @@ class Source:
         """Version of the default operator set."""
         return int(self.model.opset_imports.get("", 0))
 
+    @property
+    def input_dtype(self) -> InputType:
+        """What the input holds."""
+        return input_dtype(self.graph)
 
-def from_module(module: torch.nn.Module, example: tuple[int, ...] | torch.Tensor) -> Source:
+
+def input_dtype(graph: ir.Graph) -> InputType:
+    """What the graph's input holds: float32, or uint8."""
+    return "uint8" if graph.inputs[0].dtype == ir.DataType.UINT8 else "float32"
+
+
+def from_module(
+    module: torch.nn.Module, example: tuple[int, ...] | torch.Tensor, dtype: InputType = "float32"
+) -> Source:
     """Export a module to ONNX in evaluation mode, with a dynamic batch; its training flags are put back after.
 
     module: float32, one tensor in; what it returns is a tensor, or tensors in tuples, lists, dicts and data classes.
     torchvision's detectors, which take a list of images, are exported for one image (detectors.py).
     The graph shares the module's weights: do not change them while it is in use.
-    example: (1, C, H, W), the first number is ignored; or an input tensor (N, …) float32.
+    example: (1, C, H, W), the first number is ignored, of inputs of `dtype`; or an input tensor (N, …) of it.
     Raises UsageError if the module does not take this input, UnsupportedModel if it cannot be exported.
     """
-    one = _one_input(example)
+    one = _one_input(example, dtype)
     device = _check_module(module)
     network, followable, detects = module, cast("AbstractContextManager[None]", nullcontext()), is_detector(module)
     if detects:
@@ -124,10 +137,11 @@ def from_module(module: torch.nn.Module, example: tuple[int, ...] | torch.Tensor
     return replace(_source(model, origin, tuple(one.shape), paths, notes), seen=seen)
 
 
-def from_file(path: Path, input_shape: tuple[int, ...] | None = None) -> Source:
+def from_file(path: Path, input_shape: WantedShape = None) -> Source:
     """Read and check an ONNX file; external data beside it is found, and read when it is needed if it is over 2 GB.
 
-    input_shape: (1, C, H, W), needed only if the file leaves the image size open; must agree with it otherwise.
+    input_shape: (1, C, H, W), or what tells it from the sizes that the file declares (pictures.py); needed only if it
+    leaves the image size open, and must agree with it otherwise.
     Raises UsageError (no such file, not ONNX, size missing or in conflict), UnsupportedModel (invalid model).
     """
     if not path.is_file():
@@ -155,12 +169,13 @@ def is_detector(module: torch.nn.Module) -> bool:
     return isinstance(module, DETECTORS)
 
 
-def _one_input(example: tuple[int, ...] | torch.Tensor) -> torch.Tensor:
-    """One input of the network, (1, …) float32."""
+def _one_input(example: tuple[int, ...] | torch.Tensor, dtype: InputType) -> torch.Tensor:
+    """One input of the network, (1, …)."""
     if isinstance(example, torch.Tensor):
-        if example.dtype != torch.float32 or example.dim() < 2 or not example.numel():
+        if example.dtype not in (torch.float32, torch.uint8) or example.dim() < 2 or not example.numel():
             raise UsageError(
-                f"the example must be a float32 tensor (N, …); it is {example.dtype} of shape {tuple(example.shape)}"
+                f"the example must be a float32 or uint8 tensor (N, …); it is {example.dtype} of shape"
+                f" {tuple(example.shape)}"
             )
         return example[:1].detach()
     shape = tuple(example)
@@ -168,7 +183,10 @@ def _one_input(example: tuple[int, ...] | torch.Tensor) -> torch.Tensor:
         raise UsageError(f"the example must be one tensor or a shape (1, C, H, W); it holds {type(shape[0]).__name__}s")
     if len(shape) < 2 or any(n < 1 for n in shape):
         raise UsageError(f"input_shape must be (1, C, H, W) with positive sizes, is {shape}")
-    return torch.randn(1, *shape[1:], generator=torch.Generator().manual_seed(0))
+    chance = torch.Generator().manual_seed(0)
+    if dtype == "uint8":
+        return torch.randint(0, 256, (1, *shape[1:]), generator=chance, dtype=torch.uint8)
+    return torch.randn(1, *shape[1:], generator=chance)
 
 
 def _check_module(module: torch.nn.Module) -> torch.device:
@@ -216,21 +234,21 @@ def _check_weights(model: ir.Model) -> None:
             raise UnsupportedModel(f"the weights do not fit the model: {name!r} {wrong}")
 
 
-def _source(
-    model: ir.Model, origin: str, wanted: tuple[int, ...] | None, modules: Mapping[str, str], notes: list[str]
-) -> Source:
+def _source(model: ir.Model, origin: str, wanted: WantedShape, modules: Mapping[str, str], notes: list[str]) -> Source:
     """Normalise the graph (functions inlined, sorted, typed, for our runtimes) and read off its input."""
     for normalise in (InlinePass(), RemoveInitializersFromInputsPass(), TopologicalSortPass()):
         model = normalise(model).model
     graph = model.graph
-    if len(graph.inputs) != 1 or graph.inputs[0].dtype != ir.DataType.FLOAT or graph.inputs[0].shape is None:
+    taken = (ir.DataType.FLOAT, ir.DataType.UINT8)
+    if len(graph.inputs) != 1 or graph.inputs[0].dtype not in taken or graph.inputs[0].shape is None:
         has = ", ".join(f"{v.name} ({v.dtype})" for v in graph.inputs) or "none"
-        raise UnsupportedModel(f"the network must have one float32 input; it has: {has}")
+        raise UnsupportedModel(f"the network must have one float32 or uint8 input; it has: {has}")
     entry = graph.inputs[0]
     dims = list(entry.shape or ())
     if len(dims) < 2:
         raise UnsupportedModel(f"the input {entry.name!r} has no batch axis: its shape is {entry.shape}")
     sizes = tuple(d if isinstance(d, int) else None for d in dims[1:])
+    wanted = wanted(sizes) if callable(wanted) else wanted
     if wanted is not None and not _fits(sizes, wanted[1:]):
         raise UsageError(f"the network takes inputs of shape {_shape_text(dims)}, not {wanted}")
     if None in sizes:
@@ -279,10 +297,10 @@ def _follows_batch(graph: ir.Graph) -> bool:
 
 def _runs_at(model: ir.Model, shape: Sequence[int], batch: int) -> bool:
     """Whether the graph runs at this batch size and every output has it as its first axis."""
-    noise = np.random.default_rng(0).standard_normal((batch, *shape[1:]), dtype=np.float32)
+    x = noise((batch, *shape[1:]), input_dtype(model.graph), np.random.default_rng(0))
     graph = Graph.of(model, what="network")
     try:
-        return all(o.ndim and len(o) == batch for o in graph.run(noise))
+        return all(o.ndim and len(o) == batch for o in graph.run(x))
     except UnsupportedModel:
         return False
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -21,6 +22,8 @@ stop_events(ort)
 
 Array = NDArray[np.generic]
 Float32Array = NDArray[np.float32]
+InputType = Literal["float32", "uint8"]
+"""What a network's input may hold."""
 
 MAX_MODEL_BYTES = 1_900_000_000
 """A protobuf message, and with it an ONNX file without external data, ends at 2 GiB; the graph itself takes a part."""
@@ -94,6 +97,13 @@ class Graph:
         except Exception as e:
             batch = len(arrays[0])
             raise UnsupportedModel(f"ONNX Runtime failed in the {self._what} at batch {batch}: {_line(e)}") from e
+
+
+def noise(shape: Sequence[int], dtype: InputType, rng: np.random.Generator) -> NDArray[Any]:
+    """An input of nothing in particular: normally distributed, or pixels where the network takes uint8."""
+    if dtype == "uint8":
+        return rng.integers(0, 256, tuple(shape), dtype=np.uint8)
+    return rng.standard_normal(tuple(shape), dtype=np.float32)
 
 
 def weight_bytes(model: ir.Model) -> int:

@@ -18,14 +18,15 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from splitwire.codec import preprocessing as images
 from splitwire.codec.errors import UsageError
 from splitwire.codec.profile import Preprocessing
 
 from . import video
-from .inference import Float32Array
+from .inference import InputType
+from .pictures import check_fits
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 """What counts as an image in a folder; other files (labels, notes) are passed over in silence."""
@@ -37,7 +38,7 @@ SPOT_CHECKS = 16
 """Items of an array or a Dataset that its digest looks at."""
 
 Calibration = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | ArrayLike | Iterable[Any]
-Named = tuple[str, Float32Array]
+Named = tuple[str, NDArray[Any]]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -52,7 +53,7 @@ class Skipped:
 
 
 class CalibrationInputs:
-    """One pass over the inputs, as (name, (C, H, W) float32).
+    """One pass over the inputs, as (name, array): (C, H, W) float32, or what else the network takes.
 
     total: how many inputs will come at most, None if that is not known before. position: how many items of the source
     have been delivered or skipped; with `skip_to` a pass goes on where another one was left.
@@ -91,7 +92,7 @@ class CalibrationInputs:
         """Those before `position` (reading is ahead of delivery), with their own positions."""
         return [(i, s) for i, s in self._skipped if i < position]
 
-    def peek(self, n: int) -> list[Float32Array]:
+    def peek(self, n: int) -> list[NDArray[Any]]:
         """The first n inputs, or as many as there are; the pass still starts with them.
 
         Raises UsageError if there is none.
@@ -149,43 +150,33 @@ def are_images(calibration: Calibration) -> bool:
     return isinstance(first, (str, os.PathLike)) or _is_picture(first)
 
 
-def imagenet_preprocessing(shape: tuple[int, ...]) -> Preprocessing:
-    """What most image networks were trained with, for inputs of `shape`, (3, H, W): resize to 8/7 of the crop (256 for
-    224; small networks, below 128, without a margin), ImageNet's mean and standard deviation."""
-    if len(shape) != 3 or shape[0] != 3:
-        raise UsageError(
-            f"images make inputs of shape (3, H, W), the network takes {shape};"
-            " pass arrays of that shape as calibration"
-        )
-    short = min(shape[1:])
-    return Preprocessing(crop=(shape[1], shape[2]), resize=short if short < 128 else round(short * 8 / 7))
-
-
 def open_inputs(
     calibration: Calibration,
     *,
     shape: tuple[int, ...],
     preprocessing: Preprocessing | None,
+    dtype: InputType = "float32",
     limit: int = LIMIT,
 ) -> CalibrationInputs:
     """Make one pass over `calibration`, at most `limit` inputs, spread evenly over it where its length is known.
 
-    shape: (C, H, W) of one network input. preprocessing: for image files; must give `shape`.
+    shape, dtype: of one network input, (C, H, W) mostly. preprocessing: for image files; must give these.
     Raises UsageError, at once or when the input comes: nothing there, no images, wrong shape or dtype.
     """
     if limit < 1:
         raise UsageError(f"the number of calibration images must be at least 1, is {limit}")
+    usable = partial(_usable, preprocessing, shape, dtype)
     if isinstance(calibration, (str, os.PathLike)):
         path = Path(calibration)
         if path.suffix.lower() in video.SUFFIXES:
-            return _from_video(path, shape, _usable(preprocessing, shape), limit)
-        return _from_files([path] if path.is_file() else image_files(path), shape, preprocessing, limit)
+            return _from_video(path, usable(), limit)
+        return _from_files([path] if path.is_file() else image_files(path), usable(), limit)
     if hasattr(calibration, "__array__"):
         array = np.asarray(_detached(calibration))
         calibration = array[None] if array.ndim == len(shape) else array if array.ndim else []
     if isinstance(calibration, Sequence) and len(calibration) and isinstance(calibration[0], (str, os.PathLike)):
-        return _from_files([Path(cast(str, p)) for p in calibration], shape, preprocessing, limit)
-    convert = partial(_inputs_of, shape=shape, preprocessing=preprocessing)
+        return _from_files([Path(cast(str, p)) for p in calibration], usable(), limit)
+    convert = partial(_inputs_of, shape=shape, dtype=dtype, usable=usable)
     if _is_map(calibration) and (not isinstance(calibration, Sequence) or are_images(calibration)):
         return _from_map(calibration, convert, limit)
     if isinstance(calibration, Iterable) and not isinstance(calibration, Mapping):
@@ -197,10 +188,7 @@ def open_inputs(
     )
 
 
-def _from_files(
-    files: list[Path], shape: tuple[int, ...], preprocessing: Preprocessing | None, limit: int
-) -> CalibrationInputs:
-    how = _usable(preprocessing, shape)
+def _from_files(files: list[Path], how: Preprocessing, limit: int) -> CalibrationInputs:
     chosen = [files[i] for i in spread(len(files), limit)]
 
     def read(wanted: Callable[[int], bool], at: int) -> Named | Skipped | None:
@@ -218,7 +206,7 @@ def _from_files(
     )
 
 
-def _from_video(path: Path, shape: tuple[int, ...], how: Preprocessing, limit: int) -> CalibrationInputs:
+def _from_video(path: Path, how: Preprocessing, limit: int) -> CalibrationInputs:
     frames = video.count_frames(path)
     chosen = spread(frames, limit)
 
@@ -226,7 +214,7 @@ def _from_video(path: Path, shape: tuple[int, ...], how: Preprocessing, limit: i
         places = {frame: at for at, frame in enumerate(chosen)}
         for frame, picture in video.frames(path, chosen):
             name = f"{path} frame {frame}"
-            yield _input(name, images.apply(picture, how), shape) if wanted(places[frame]) else None
+            yield (name, images.apply(picture, how)) if wanted(places[frame]) else None
 
     return CalibrationInputs(items, total=len(chosen), digest=partial(_digest_of_files, [path]))
 
@@ -301,25 +289,31 @@ def _detached(item: Any) -> Any:
     return item.detach().cpu() if hasattr(item, "detach") else item
 
 
-def _inputs_of(i: int, item: Any, *, shape: tuple[int, ...], preprocessing: Preprocessing | None) -> Iterator[Named]:
+def _inputs_of(
+    i: int, item: Any, *, shape: tuple[int, ...], dtype: InputType, usable: Callable[[], Preprocessing]
+) -> Iterator[Named]:
     """The inputs in an item: one, or a batch of them."""
     name = f"calibration item {i}"
     item = _unpack(item)
     if _is_picture(item):
-        yield name, images.apply(item, _usable(preprocessing, shape))
+        yield name, images.apply(item, usable())
         return
     if not hasattr(item, "__array__"):
-        raise UsageError(f"{name} is {type(item).__name__}; expected a float32 array of shape {shape}")
+        raise UsageError(f"{name} is {type(item).__name__}; expected a {dtype} array of shape {shape}")
     array = np.asarray(_detached(item))
     if array.ndim == len(shape) + 1:
-        yield from (_input(f"{name}[{j}]", row, shape) for j, row in enumerate(array))
+        yield from (_input(f"{name}[{j}]", row, shape, dtype) for j, row in enumerate(array))
     else:
-        yield _input(name, array, shape)
+        yield _input(name, array, shape, dtype)
 
 
-def _input(name: str, array: np.ndarray[Any, Any], shape: tuple[int, ...]) -> Named:
+def _input(name: str, array: np.ndarray[Any, Any], shape: tuple[int, ...], dtype: InputType) -> Named:
     if array.shape != shape:
         raise UsageError(f"{name} has shape {array.shape}; the network takes {shape}")
+    if dtype == "uint8":
+        if array.dtype != np.uint8:
+            raise UsageError(f"{name} is {array.dtype}; the network takes uint8")
+        return name, np.ascontiguousarray(array)
     if not np.issubdtype(array.dtype, np.floating):
         raise UsageError(
             f"{name} is {array.dtype}; calibration arrays must be network inputs, float32 and already normalised"
@@ -330,16 +324,11 @@ def _input(name: str, array: np.ndarray[Any, Any], shape: tuple[int, ...]) -> Na
     return name, x
 
 
-def _usable(preprocessing: Preprocessing | None, shape: tuple[int, ...]) -> Preprocessing:
-    """What makes inputs of `shape` from images. Raises UsageError."""
+def _usable(preprocessing: Preprocessing | None, shape: tuple[int, ...], dtype: InputType) -> Preprocessing:
+    """What makes inputs of `shape` and `dtype` from images. Raises UsageError."""
     if preprocessing is None:
         raise UsageError("calibration images need preprocessing=Preprocessing(crop=(H, W), …); or pass arrays instead")
-    gives = (3, *preprocessing.crop)
-    if gives != shape:
-        raise UsageError(
-            f"preprocessing makes inputs of shape {gives} from images, the network takes {shape};"
-            " pass another preprocessing, or arrays of that shape as calibration"
-        )
+    check_fits(preprocessing, shape, dtype)
     return preprocessing
 
 

@@ -21,7 +21,7 @@ from . import bake
 from .calibrate import Calibrated, Progress, calibrate, padded
 from .checkpoint import Checkpoint
 from .damage import Task
-from .inference import MAX_MODEL_BYTES, Array, Float32Array, Graph, serialise, weight_bytes
+from .inference import MAX_MODEL_BYTES, Array, Float32Array, Graph, InputType, serialise, weight_bytes
 from .inputs import CalibrationInputs, open_inputs
 from .measure import PointMeasure, Reference, choose_default, measure_points
 from .precision import float16_back, float16_by_hand, int8_front
@@ -224,7 +224,8 @@ def choose(
         report("Quantize the front", 0, None)
         quantized = Half.of(int8_front(base.front.model, kept), "int8 front", front)
         report("Quantize the front", 1, 1)
-        inputs = reopen() or open_inputs(kept, shape=kept[0].shape, preprocessing=None, limit=len(kept))
+        dtype: InputType = "uint8" if kept[0].dtype == np.uint8 else "float32"
+        inputs = reopen() or open_inputs(kept, shape=kept[0].shape, dtype=dtype, preprocessing=None, limit=len(kept))
         chosen = judge("front", maker.make(quantized, base.back, inputs, reference=reference))
     if back == "float16":
         report("Convert the back", 0, None)

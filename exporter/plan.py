@@ -169,9 +169,10 @@ def plan_cuts(
         machines.cut(c, cut_bits(c, bits) if i in chosen else None, levels, ranked_by) for i, c in enumerate(cuts)
     )
     jpeg_bytes = None
-    if preprocessing is not None and len(source.input_shape) == 4 and source.input_shape[1] == 3 and len(inputs):
+    pixels = 0
+    if preprocessing is not None and preprocessing.input_shape == source.input_shape[1:] and len(inputs):
         jpeg_bytes = mean_jpeg_bytes(inputs, preprocessing)
-    pixels = math.prod(source.input_shape[2:])
+        pixels = math.prod(preprocessing.crop)
     jpeg = machines.jpeg(jpeg_bytes, pixels, link) if jpeg_bytes is not None and link is not None else None
     on_device = machines.whole()
     recommended, best, advice = recommend(planned, on_device, jpeg)

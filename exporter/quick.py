@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
-from PIL import Image
 
 from splitwire.codec.design import FeatureStatistics, design_operating_point
 from splitwire.codec.errors import ExportError, NonFiniteFeatures
+from splitwire.codec.preprocessing import picture
 from splitwire.codec.profile import Preprocessing, TensorSpec
 
 from .calibrate import Progress, padded
@@ -134,12 +134,10 @@ def cut_bits(cut: Cut, bits: Mapping[str, tuple[float, ...] | str]) -> tuple[flo
 
 
 def mean_jpeg_bytes(inputs: Sequence[Float32Array], p: Preprocessing) -> float:
-    """Mean size of the network's inputs, (3, H, W) float32, as JPEG pictures of quality 90 with optimised tables."""
-    mean, std = (np.array(v, np.float32)[:, None, None] for v in (p.mean, p.std))
+    """Mean size of the network's inputs as JPEG pictures of quality 90 with optimised tables."""
     total = 0
     for x in inputs:
-        pixels = np.clip(np.rint((x * std + mean) * 255), 0, 255).astype(np.uint8)
         buffer = io.BytesIO()
-        Image.fromarray(pixels.transpose(1, 2, 0)).save(buffer, "JPEG", quality=JPEG_QUALITY, optimize=True)
+        picture(x, p).save(buffer, "JPEG", quality=JPEG_QUALITY, optimize=True)
         total += buffer.tell()
     return total / len(inputs)

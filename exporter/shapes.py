@@ -17,7 +17,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from splitwire.codec.errors import UnsupportedModel
 
 from .dataflow import Flow, Kind, subgraphs
-from .inference import Graph
+from .inference import Graph, InputType, noise
 
 SIZES = (1, 2, 3)
 """Batch sizes that are run where the batch is dynamic: three, to tell a line from a quotient rounded up or down."""
@@ -129,7 +129,8 @@ def _measure(
     graph.outputs.extend(node.outputs[0] for node in asked)
     session = Graph.of(RemoveUnusedNodesPass()(model).model, what="network", brief=True)
     rng = np.random.default_rng(0)
-    runs = [session.run(rng.standard_normal((n, *shape[1:]), dtype=np.float32)) for n in sizes]
+    dtype: InputType = "uint8" if graph.inputs[0].dtype == ir.DataType.UINT8 else "float32"
+    runs = [session.run(noise((n, *shape[1:]), dtype, rng)) for n in sizes]
     return [tuple(tuple(int(n) for n in dims) for dims in seen) for seen in zip(*runs, strict=True)]
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from splitwire.codec.errors import ExportError
 
-from .inference import Array, Float32Array, Graph, largest_difference
+from .inference import Array, Float32Array, Graph, InputType, largest_difference, noise
 from .split import Halves
 
 TOLERANCE = 1e-4
@@ -56,12 +56,12 @@ def _batches(inputs: Float32Array, fixed: int | None) -> list[Float32Array]:
     return [np.ascontiguousarray(inputs[:n]) for n in BATCHES]
 
 
-def fill_up(inputs: list[Float32Array], shape: tuple[int, ...]) -> Float32Array:
+def fill_up(inputs: list[Float32Array], shape: tuple[int, ...], dtype: InputType = "float32") -> Float32Array:
     """The inputs that verification uses: the first calibration inputs, and noise for those that are missing.
 
-    Returns (max(BATCHES), *shape) float32.
+    Returns (max(BATCHES), *shape) of dtype.
     """
     rng = np.random.default_rng(0)
     taken = inputs[: max(BATCHES)]
-    noise = [rng.standard_normal(shape, dtype=np.float32) for _ in range(max(BATCHES) - len(taken))]
-    return np.stack([*taken, *noise])
+    missing = [noise(shape, dtype, rng) for _ in range(max(BATCHES) - len(taken))]
+    return np.stack([*taken, *missing])

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import onnxruntime as ort
@@ -24,6 +25,11 @@ from splitwire.codec.telemetry import stop_events
 stop_events(ort)
 
 Float32Array = NDArray[np.float32]
+InputType = Literal["float32", "uint8"]
+Input = NDArray[Any]
+"""float32, or uint8 where the network takes that."""
+
+INPUT_TYPES: dict[str, InputType] = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}
 
 DEFAULT_PROVIDERS = ("CPUExecutionProvider",)
 
@@ -45,7 +51,7 @@ class FrontOutputs:
 class FrontGraph:
     """The front half, opened. input_shape: as in the graph; None where an axis is free, as the batch mostly is.
 
-    early: names of the whole network's outputs that the front makes.
+    input_dtype: of the network's input. early: names of the whole network's outputs that the front makes.
     """
 
     session: ort.InferenceSession
@@ -53,9 +59,10 @@ class FrontGraph:
     input_name: str
     input_shape: tuple[int | None, ...]
     early: tuple[str, ...] = ()
+    input_dtype: InputType = "float32"
 
-    def run(self, x: Float32Array) -> FrontOutputs:
-        """(B, *input_shape[1:]) float32 → what crosses, and the early outputs.
+    def run(self, x: Input) -> FrontOutputs:
+        """(B, *input_shape[1:]) of input_dtype → what crosses, and the early outputs.
 
         Raises ShapeMismatch for another shape or dtype.
         """
@@ -68,19 +75,19 @@ class FrontGraph:
             early={name: made[name] for name in self.early},
         )
 
-    def zeros(self) -> Float32Array:
+    def zeros(self) -> Input:
         """The smallest input there is, all zero: what a warm-up runs on."""
-        return np.zeros([1 if n is None else n for n in self.input_shape], dtype=np.float32)
+        return np.zeros([1 if n is None else n for n in self.input_shape], dtype=self.input_dtype)
 
-    def _check(self, x: Float32Array) -> None:
+    def _check(self, x: Input) -> None:
         shown = "(" + ", ".join("B" if n is None else str(n) for n in self.input_shape) + ")"
         if not isinstance(x, np.ndarray):
-            raise ShapeMismatch(f"the front takes a {shown} float32 array; got {type(x).__name__}")
+            raise ShapeMismatch(f"the front takes a {shown} {self.input_dtype} array; got {type(x).__name__}")
         fits = x.ndim == len(self.input_shape) and all(
             n is None or n == given for n, given in zip(self.input_shape, x.shape, strict=True)
         )
-        if not fits or x.dtype != np.float32 or x.size == 0:
-            raise ShapeMismatch(f"the front takes a {shown} float32 array; got {x.shape} {x.dtype}")
+        if not fits or x.dtype != self.input_dtype or x.size == 0:
+            raise ShapeMismatch(f"the front takes a {shown} {self.input_dtype} array; got {x.shape} {x.dtype}")
 
 
 def open_front(path: str | Path, *, threads: int | None = None, providers: Sequence[str] | None = None) -> FrontGraph:
@@ -99,9 +106,9 @@ def open_front(path: str | Path, *, threads: int | None = None, providers: Seque
         raise UsageError(f"{path} is the back half, for `splitwire cloud serve`; the edge runs its front.onnx")
     if missing:
         raise ProfileError(f"{path} does not make the tensor {missing[0]!r} of its own profile; export the model again")
-    if len(inputs) != 1 or inputs[0].type != "tensor(float)":
+    if len(inputs) != 1 or inputs[0].type not in INPUT_TYPES:
         shown = ", ".join(f"{i.name}: {i.type}" for i in inputs)
-        raise ProfileError(f"{path} must have one float32 input, has {shown}; export the model again")
+        raise ProfileError(f"{path} must have one float32 or uint8 input, has {shown}; export the model again")
     shape = tuple(n if isinstance(n, int) else None for n in inputs[0].shape)
     named = profile.outputs if isinstance(profile.outputs, tuple) else ()
     return FrontGraph(
@@ -109,6 +116,7 @@ def open_front(path: str | Path, *, threads: int | None = None, providers: Seque
         profile=profile,
         input_name=inputs[0].name,
         input_shape=shape,
+        input_dtype=INPUT_TYPES[inputs[0].type],
         early=tuple(name for name in named if name in outputs),
     )
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -19,11 +19,14 @@ from splitwire.codec.profile import CodecProfile
 from splitwire.codec.reply import Outputs
 from splitwire.codec.sizes import Int64Array
 
-from .graph import Float32Array, FrontOutputs, open_front
+from .graph import Float32Array, FrontOutputs, Input, InputType, open_front
 from .transport import Reply, Transport
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from PIL.Image import Image
+
+    Picture = str | Path | Image | NDArray[Any]
 
 FRAME_ID_MASK = (1 << 32) - 1
 """Frame ids count up and start again at 0 after 2³²."""
@@ -113,18 +116,24 @@ class EdgeSession:
 
     @property
     def input_shape(self) -> tuple[int | None, ...]:
-        """(B, C, H, W) of the network's input; None where any size is taken."""
+        """(B, C, H, W) of the network's input, or (B, H, W, C); None where any size is taken."""
         return self._graph.input_shape
+
+    @property
+    def input_dtype(self) -> InputType:
+        """What the network's input holds."""
+        return self._graph.input_dtype
 
     @property
     def state(self) -> State:
         """NEW, OPEN or CLOSED."""
         return self._state
 
-    def infer(self, x: Float32Array, op: str | None = None) -> SplitResult:
+    def infer(self, x: Input, op: str | None = None) -> SplitResult:
         """Run the whole network on a batch.
 
-        x: (B, C, H, W) float32, preprocessed. op: operating point of this frame; None for the session's.
+        x: (B, C, H, W) float32, preprocessed; or `input_shape` of `input_dtype`, where that is another. op: operating
+        point of this frame; None for the session's.
         Raises ShapeMismatch, NonFiniteFeatures (the front made NaN or Inf of x), ProfileError (no such operating
         point), TransportError, or the error that the cloud named.
         """
@@ -154,27 +163,36 @@ class EdgeSession:
             attempts=reply.attempts,
         )
 
-    def infer_image(self, image: str | Path | Image, op: str | None = None) -> SplitResult:
-        """Run the whole network on one picture: a path, or a PIL image.
+    def infer_image(self, image: Picture, op: str | None = None, *, order: str = "rgb") -> SplitResult:
+        """Run the whole network on one picture.
 
-        Raises UsageError if the profile does not say how a picture becomes an input, or the file is no picture; and
-        what `infer` raises. Needs Pillow.
+        image: a path, a PIL image, or its pixels: (H, W, 3) uint8, or (H, W) uint8 for gray. order: of the channels of
+        such an array: "rgb", or "bgr" as OpenCV has them; whatever the network takes.
+        Raises UsageError if the profile does not say how a picture becomes an input, or this is no picture; and what
+        `infer` raises. Needs Pillow.
         """
-        return self.infer(self.preprocess(image), op=op)
+        return self.infer(self.preprocess(image, order=order), op=op)
 
-    def preprocess(self, image: str | Path | Image) -> Float32Array:
-        """A picture → (1, C, H, W) float32, as the profile says. Raises as `infer_image`."""
-        from splitwire.codec import preprocessing  # Pillow is met only here: arrays need none
+    def preprocess(self, image: Picture, *, order: str = "rgb") -> Input:
+        """A picture → a batch of one as `infer` takes it, as the profile says. Raises as `infer_image`."""
+        from splitwire.codec import preprocessing  # Pillow is met only here: inputs need none
 
         how = self.profile.preprocessing
         if how is None:
             raise UsageError(f"model {self.profile.model!r} was exported without preprocessing; give infer() an array")
-        x = preprocessing.load(image, how) if isinstance(image, str | Path) else preprocessing.apply(image, how)
+        if isinstance(image, np.ndarray):
+            x = preprocessing.apply(preprocessing.from_array(image, order), how)
+        elif order != "rgb":
+            raise UsageError(f"order={order!r} goes with an array of pixels; a file or a PIL image knows its own")
+        elif isinstance(image, str | Path):
+            x = preprocessing.load(image, how)
+        else:
+            x = preprocessing.apply(image, how)
         return x[np.newaxis]
 
-    def run_front(self, x: Float32Array) -> FrontOutputs:
-        """Stage 1. (B, C, H, W) float32 → `features`: one (B, *shape) float32 per tensor at the cut, and what else
-        crosses or is known already. Raises ShapeMismatch."""
+    def run_front(self, x: Input) -> FrontOutputs:
+        """Stage 1. A batch as `infer` takes it → `features`: one (B, *shape) float32 per tensor at the cut, and what
+        else crosses or is known already. Raises ShapeMismatch."""
         self._use()
         return self._graph.run(x)
 

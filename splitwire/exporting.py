@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from splitwire.exporter.export import ExportResult, Levels, Network
     from splitwire.exporter.inputs import Calibration
     from splitwire.exporter.options import Accept, BackPrecision, Coder, FrontPrecision
+    from splitwire.exporter.pictures import PictureOptions
 
 __all__ = ["export"]
 
@@ -28,8 +29,9 @@ def export(
     calibration: Calibration,
     out: str | os.PathLike[str] | None = None,
     weights: str | os.PathLike[str] | None = None,
-    preprocessing: Preprocessing | None = None,
+    preprocessing: Preprocessing | PictureOptions | None = None,
     input_shape: tuple[int, ...] | None = None,
+    image_size: tuple[int, int] | None = None,
     labels: Sequence[str] | None = None,
     levels: Levels | None = None,
     default_op: str | None = None,
@@ -54,9 +56,11 @@ def export(
         (a DataLoader). 100 inputs like those of the task are plenty; at most `images` (512) are used, spread evenly.
     out: folder of front.onnx and back.onnx; "<model>-<cut>" in the working folder if None.
     weights: for a torchvision name: a file, or what the catalogue takes (docs/models.md).
-    preprocessing: from image file to network input; baked into the pair, since the edge needs the same. None: what the
-        catalogue says for this network; for a module or a file as for ImageNet, with a note.
-    input_shape: (1, C, H, W). None: the catalogue's, else what the array or the preprocessing gives.
+    preprocessing: from image file to network input; baked into the pair, since the edge needs the same. What is not
+        said is as in the catalogue; for a module or a file it follows from the network's input, and is else as for
+        ImageNet, with a note (docs/exporter.md).
+    input_shape: (1, C, H, W), or whatever a module takes. None: the catalogue's, else what the array, `image_size`
+        (height, width) or the preprocessing gives.
     labels: class names, baked into the pair.
     levels: one operating point each: a number of quantizer levels, or "a4" for 4 of them over the range that serves
         the task best, or "e4" for the entropy-constrained quantizer with the rate of 4 uniform levels, or "r0.4" for
@@ -81,7 +85,9 @@ def export(
     from splitwire.exporter.links import parse_link
 
     wire = parse_link(link, rtt)
-    given = find_network(model, weights, preprocessing=preprocessing, input_shape=input_shape, labels=labels)
+    given = find_network(
+        model, weights, preprocessing=preprocessing, input_shape=input_shape, image_size=image_size, labels=labels
+    )
     result = export_pair(
         given.model,
         cut=cut,
@@ -89,6 +95,7 @@ def export(
         out=_default_folder(given.name, cut) if out is None else out,
         preprocessing=given.preprocessing,
         input_shape=given.input_shape,
+        image_size=image_size,
         name=given.name,
         labels=given.labels,
         levels=LEVELS if levels is None else levels,

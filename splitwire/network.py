@@ -13,6 +13,7 @@ from splitwire.codec.errors import UsageError
 if TYPE_CHECKING:
     from splitwire.codec.profile import Preprocessing
     from splitwire.exporter.export import Network
+    from splitwire.exporter.pictures import PictureOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,7 @@ class Given:
     model: Network
     name: str
     weights: str
-    preprocessing: Preprocessing | None
+    preprocessing: Preprocessing | PictureOptions | None
     input_shape: tuple[int, ...] | None
     labels: Sequence[str] | None
     warning: str | None = None
@@ -36,24 +37,28 @@ def find_network(
     model: Network,
     weights: str | os.PathLike[str] | None,
     *,
-    preprocessing: Preprocessing | None,
+    preprocessing: Preprocessing | PictureOptions | None,
     input_shape: tuple[int, ...] | None,
+    image_size: tuple[int, int] | None = None,
     labels: Sequence[str] | None = None,
 ) -> Given:
-    """A name is looked up in the catalogue, at the size of `input_shape`; a module or a file stays what it is.
+    """A name is looked up in the catalogue, at the size of `input_shape`, `image_size` or the crop, in this order; a
+    module or a file stays what it is.
 
     Raises UsageError (unknown name or weights; weights for what has its own), ExportError (download).
     """
     if isinstance(model, str) and not _is_file(model):
+        from splitwire.exporter.pictures import PictureOptions, overlaid
         from splitwire.models.catalogue import load
 
-        size = input_shape[2:] if input_shape is not None and len(input_shape) == 4 else None
-        loaded = load(model, weights, size=size)
+        size = input_shape[2:] if input_shape is not None and len(input_shape) == 4 else image_size
+        options = preprocessing if isinstance(preprocessing, PictureOptions) else None
+        loaded = load(model, weights, size=options.size() if size is None and options is not None else size)
         return Given(
             model=loaded.module,
             name=loaded.name,
             weights=loaded.weights,
-            preprocessing=preprocessing or loaded.preprocessing,
+            preprocessing=overlaid(options, loaded.preprocessing) if options else preprocessing or loaded.preprocessing,
             input_shape=input_shape or loaded.input_shape,
             labels=loaded.labels if labels is None else labels,
             warning=loaded.warning,
@@ -76,11 +81,11 @@ def _is_file(model: str) -> bool:
     return model.lower().endswith(".onnx") or os.sep in model or "/" in model
 
 
-def parse_size(text: str | None) -> tuple[int, ...] | None:
-    """(1, 3, height, width) of "224" or "384x512"; None of None. Raises UsageError."""
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """(height, width) of "224" or "384x512"; None of None. Raises UsageError."""
     if text is None:
         return None
     sides = text.lower().replace("×", "x").split("x")
     if len(sides) > 2 or not all(s.isdecimal() and int(s) for s in sides):
         raise UsageError(f"--image-size takes one side or HEIGHTxWIDTH, as in 224 or 384x512; got {text!r}")
-    return 1, 3, int(sides[0]), int(sides[-1])
+    return int(sides[0]), int(sides[-1])

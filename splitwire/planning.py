@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from splitwire.codec.profile import Preprocessing
     from splitwire.console import ProgressFn
     from splitwire.exporter.export import Network
-    from splitwire.exporter.inference import Float32Array
+    from splitwire.exporter.inference import Float32Array, InputType
     from splitwire.exporter.inputs import Calibration
+    from splitwire.exporter.pictures import PictureOptions
     from splitwire.exporter.plan import Plan
 
 __all__ = ["PlanResult", "plan"]
@@ -46,8 +47,9 @@ def plan(
     *,
     data: Calibration | None = None,
     weights: str | os.PathLike[str] | None = None,
-    preprocessing: Preprocessing | None = None,
+    preprocessing: Preprocessing | PictureOptions | None = None,
     input_shape: tuple[int, ...] | None = None,
+    image_size: tuple[int, int] | None = None,
     device: str | DeviceProfile | None = None,
     cloud: str | DeviceProfile | None = None,
     link: str | None = None,
@@ -58,7 +60,7 @@ def plan(
 ) -> PlanResult:
     """Compare every cut of a network with running it on the device, and with sending a JPEG; recommend one by latency.
 
-    model, weights, preprocessing, input_shape: as for `splitwire.export`.
+    model, weights, preprocessing, input_shape, image_size: as for `splitwire.export`.
     data: images for the quick calibration, as the calibration of `splitwire.export`; at most `images` are used. None:
         synthetic pictures, the same every time.
     device, cloud: the name of a built-in estimate ("raspberry-pi-4", …), a file that `splitwire edge profile` wrote, or
@@ -71,6 +73,7 @@ def plan(
     from splitwire.exporter.graph import from_file, from_module
     from splitwire.exporter.links import parse_link
     from splitwire.exporter.names import Names
+    from splitwire.exporter.pictures import wanted_shape
     from splitwire.exporter.plan import DEFAULT_CLOUD, DEFAULT_DEVICE, plan_cuts
 
     if images < 1 or max_tensors < 1:
@@ -80,7 +83,7 @@ def plan(
     report = progress or (lambda stage, done, total: None)
     notes: list[str] = []
     report("Load the network", 0, None)
-    given = find_network(model, weights, preprocessing=preprocessing, input_shape=input_shape)
+    given = find_network(model, weights, preprocessing=preprocessing, input_shape=input_shape, image_size=image_size)
     report("Load the network", 1, 1)
     model, input_shape, preprocessing = given.model, given.input_shape, given.preprocessing
     if given.weights == "random":
@@ -90,18 +93,21 @@ def plan(
         )
     elif given.warning:
         notes.append(given.warning)
-    shape = input_shape or ((1, 3, *preprocessing.crop) if preprocessing else None)
+    wanted = input_shape or wanted_shape(preprocessing, image_size)
     if isinstance(model, (str, os.PathLike)):
         report("Export to ONNX", 0, None)
-        source = from_file(Path(model), input_shape)
-        inputs, how, pictures = _inputs(data, source.input_shape[1:], preprocessing, images, notes)
-    elif shape is None:
-        raise UsageError("a torch module does not say what it takes; pass input_shape=(1, C, H, W)")
+        source = from_file(Path(model), wanted)
+        kind: tuple[tuple[int, ...], InputType] = (source.input_shape[1:], source.input_dtype)
+        inputs, how, pictures = _inputs(data, *kind, preprocessing, images, notes)
     else:
+        shape = wanted((None, None, None)) if callable(wanted) else wanted
+        if shape is None:
+            raise UsageError("a torch module does not say what it takes; pass input_shape=(1, C, H, W)")
+        dtype: InputType = "uint8" if preprocessing is not None and preprocessing.dtype == "uint8" else "float32"
         # before the export, which takes seconds to minutes: most mistakes are here
-        inputs, how, pictures = _inputs(data, shape[1:], preprocessing, images, notes)
+        inputs, how, pictures = _inputs(data, shape[1:], dtype, preprocessing, images, notes)
         report("Export to ONNX", 0, None)
-        source = from_module(model, shape)
+        source = from_module(model, shape, dtype)
     report("Export to ONNX", 1, 1)
     result = plan_cuts(
         source,
@@ -135,37 +141,47 @@ def _device(given: str | DeviceProfile | None, default: str) -> DeviceProfile:
 def _inputs(
     data: Calibration | None,
     shape: tuple[int, ...],
-    preprocessing: Preprocessing | None,
+    dtype: InputType,
+    preprocessing: Preprocessing | PictureOptions | None,
     images: int,
     notes: list[str],
 ) -> tuple[list[Float32Array], Preprocessing | None, str]:
     """(network inputs, how they came from pictures, in words)."""
     import numpy as np
 
-    from splitwire.exporter.dead_leaves import dead_leaves
-    from splitwire.exporter.inputs import are_images, imagenet_preprocessing, open_inputs
+    from splitwire.exporter.inference import noise
+    from splitwire.exporter.inputs import are_images, open_inputs
+    from splitwire.exporter.pictures import completed, is_picture
 
-    pictured = len(shape) == 3 and shape[0] == 3
+    how = None
+    if preprocessing is not None or (is_picture(shape) if data is None else are_images(data)):
+        how, said = completed(preprocessing, shape, dtype)
+        notes += said
     if data is not None:
-        if preprocessing is None and are_images(data):
-            preprocessing = imagenet_preprocessing(shape)
-            notes.append("no preprocessing given: images are prepared as for ImageNet")
-        stream = open_inputs(data, shape=shape, preprocessing=preprocessing, limit=images)
+        stream = open_inputs(data, shape=shape, dtype=dtype, preprocessing=how, limit=images)
         stream.peek(1)  # says why, if there is none
         inputs = [x for _, x in stream]
         if stream.skipped:
             notes.append(f"{len(stream.skipped)} image(s) could not be read and were skipped")
         where = f" of {data}" if isinstance(data, (str, os.PathLike)) else ""
-        return inputs, preprocessing, f"{len(inputs)} images{where}"
-    if not pictured:
+        return inputs, how, f"{len(inputs)} images{where}"
+    if how is None:
         rng = np.random.default_rng(0)
         notes.append(
             "the calibration ran on noise, since the input is no picture; pass data, or take no notice of the bytes"
         )
-        noise = [rng.standard_normal(shape, dtype=np.float32) for _ in range(images)]
-        return noise, None, f"{images} inputs of noise, seed 0"
-    how = preprocessing or imagenet_preprocessing(shape)
-    mean, std = (np.array(v, np.float32)[:, None, None] for v in (how.mean, how.std))
+        return [noise(shape, dtype, rng) for _ in range(images)], None, f"{images} inputs of noise, seed 0"
     notes.append("the bytes are those of synthetic pictures; pass your own with --data")
-    drawn = list((dead_leaves(images, shape) - mean) / std)
-    return drawn, how, f"{images} synthetic pictures (dead leaves, seed 0)"
+    return _drawn(images, how), how, f"{images} synthetic pictures (dead leaves, seed 0)"
+
+
+def _drawn(images: int, how: Preprocessing) -> list[Float32Array]:
+    """Network inputs of synthetic pictures."""
+    import numpy as np
+
+    from splitwire.codec import preprocessing
+    from splitwire.exporter.dead_leaves import dead_leaves
+
+    pixels = np.rint(dead_leaves(images, (how.channels, *how.crop)) * 255).astype(np.uint8).transpose(0, 2, 3, 1)
+    drawn = (preprocessing.from_array(p[..., 0] if how.channels == 1 else p) for p in pixels)
+    return [preprocessing.normalise(picture, how) for picture in drawn]

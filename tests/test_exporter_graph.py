@@ -92,7 +92,7 @@ class Two(Small):
         (small, (3,), UsageError, r"must be \(1, C, H, W\) with positive sizes, is \(3,\)"),
         (small, (1, 3, 0, 16), UsageError, "with positive sizes"),
         (small, (torch.ones(1, *SHAPE), torch.ones(1)), UsageError, "must be one tensor or a shape .* holds Tensors"),
-        (small, torch.ones(1, *SHAPE).int(), UsageError, "must be a float32 tensor .* it is torch.int32"),
+        (small, torch.ones(1, *SHAPE).int(), UsageError, "must be a float32 or uint8 tensor .* it is torch.int32"),
         (lambda: small(lambda y: 3), (1, *SHAPE), UnsupportedModel, "returns int without a tensor"),
     ],
 )

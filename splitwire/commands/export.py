@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from splitwire.codec.errors import UsageError
 from splitwire.commands import export_report
+from splitwire.commands.pictures import with_pictures
 from splitwire.console import Bar, err, print_json, progress_bar
 from splitwire.network import parse_size
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from splitwire.exporter.options import Accept, BackPrecision, Coder, Comparison, FrontPrecision
 
 
+@with_pictures
 def export(
     model: Annotated[str, typer.Argument(help="A torchvision name (resnet18, …) or an ONNX file.")],
     data: Annotated[Path, typer.Option(help="Folder of images to calibrate on, searched recursively; or a video.")],
@@ -56,6 +58,7 @@ def export(
         typer.Option(help="For --cut auto: as `splitwire plan` takes it.", show_default="raspberry-pi-5"),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of the table.")] = False,
+    pictures: Any = None,
 ) -> None:
     """Cut a network in two after a layer, and calibrate the feature codec there."""
     if cut is None:  # required, but click's own line would not say what there is to choose from
@@ -64,7 +67,7 @@ def export(
             f"`splitwire plan {model}` shows them"
         )
     steps = _parse_levels(levels)
-    shape = parse_size(image_size)
+    size = parse_size(image_size)
     asking = not (yes or as_json) and asks()
     from splitwire.exporting import export as export_network
 
@@ -75,7 +78,8 @@ def export(
             calibration=data,
             out=to,
             weights=weights,
-            input_shape=shape,
+            image_size=size,
+            preprocessing=pictures,
             levels=steps,
             images=images,
             front=cast("FrontPrecision", front),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from splitwire.codec.errors import UsageError
+from splitwire.commands.pictures import with_pictures
 from splitwire.console import err, out, print_json, print_wide, progress_bar
 from splitwire.network import parse_size
 
@@ -26,6 +27,7 @@ LONGEST_LABEL = 26
 PLOT_SUFFIXES = (".png", ".svg")
 
 
+@with_pictures
 def plan(
     model: Annotated[str, typer.Argument(help="A torchvision name (resnet50, …) or an ONNX file.")],
     data: Annotated[
@@ -53,6 +55,7 @@ def plan(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON document instead of the table; a plot only with --plot.")
     ] = False,
+    pictures: Any = None,
 ) -> None:
     """Show where a network can be cut, and what each cut costs on a device and a link; recommend one by latency."""
     if plot is not None and plot.suffix.lower() not in PLOT_SUFFIXES:
@@ -61,7 +64,7 @@ def plan(
         raise UsageError(f"--plot: there is no folder {plot.parent}")
     if plot is not None:
         import matplotlib  # noqa: F401 - missing is said before the work, not after it
-    shape = parse_size(image_size)
+    size = parse_size(image_size)
     from splitwire.planning import plan as plan_network
 
     with progress_bar(not as_json) as progress:
@@ -69,7 +72,8 @@ def plan(
             model,
             data=data,
             weights=weights,
-            input_shape=shape,
+            image_size=size,
+            preprocessing=pictures,
             device=device,
             cloud=cloud,
             link=link,

@@ -85,11 +85,13 @@ class _Pictures(Dataset):
         self._how = how
 
     def item(self, i: int) -> Item:
-        with self._open(i) as image:
+        with self._open(i) as opened:
+            image = preprocessing.upright(opened, self._how)
             view = preprocessing.view(image, self._how)
             picture = image if image.width * image.height < view.width * view.height else view
             x = preprocessing.normalise(view, self._how)
-            picture = picture.convert("L" if image.mode in ("1", "L") else "RGB")  # equal channels give the same L
+            gray = image.mode in ("1", "L") or self._how.color == "gray"
+            picture = picture.convert("L" if gray else "RGB")  # equal channels give the same L
             target = None if self.targets is None else self.targets[i]
             if isinstance(target, coco.Annotated):
                 target = _boxes(target, image.size, self._how)
@@ -97,7 +99,7 @@ class _Pictures(Dataset):
 
     def input_of(self, picture: Image.Image) -> Float32Array:
         if (picture.height, picture.width) == self._how.crop:  # an original of this size is its own view or not sent
-            return preprocessing.normalise(picture.convert("RGB"), self._how)
+            return preprocessing.normalise(preprocessing.in_colors(picture, self._how), self._how)
         return preprocessing.apply(picture, self._how)
 
     @abstractmethod
@@ -135,7 +137,7 @@ class _ImageArray(_Pictures):
 
 
 class _InputArray(Dataset):
-    """inputs: (n, C, H, W) float32."""
+    """inputs: (n, C, H, W) float32, or what else the network takes."""
 
     pictures = False
 
@@ -156,6 +158,7 @@ def open_data(
     profile: CodecProfile,
     input_shape: Sequence[int | None],
     *,
+    dtype: str = "float32",
     annotations: Path | None = None,
     limit: int | None = None,
     detections: bool,
@@ -169,9 +172,9 @@ def open_data(
     them, or a .txt file with one per line; a COCO .json with its pictures beside it, or a folder of pictures with
     `annotations` (or with one .json in it); an .npz with `images` (n, H, W) or (n, H, W, 3) uint8 or `inputs`
     (n, C, H, W) float32, and maybe `labels` (n,) integers; or a dict of such arrays.
-    input_shape: of the front graph, with the batch axis; None where an axis is free. limit: at most so many images,
-    evenly spread. detections: whether the network is a detector (tasks.is_detector). custom: a user's metric judges, so
-    that labels may be anything. classes: K of the network's (B, K) answer, where its graph says so.
+    input_shape, dtype: of the front graph, with the batch axis; None where an axis is free. limit: at most so many
+    images, evenly spread. detections: whether the network is a detector (tasks.is_detector). custom: a user's metric
+    judges, so that labels may be anything. classes: K of the network's (B, K) answer, where its graph says so.
     Raises UsageError in one line: nothing there, half-labelled, classes that do not fit, a malformed file.
     """
     if limit is not None and limit < 1:
@@ -179,11 +182,11 @@ def open_data(
     fit = folders.Labels(names=profile.labels, classes=classes, detections=detections, custom=custom)
     if isinstance(path, Path) and path.suffix.lower() == ".npz":
         _without(annotations, path)
-        return _from_arrays(path, _read_npz(path), profile.preprocessing, input_shape, fit, limit)
+        return _from_arrays(path, _read_npz(path), profile.preprocessing, (input_shape, dtype), fit, limit)
     if isinstance(path, Mapping):
         _without(annotations, "arrays")
         arrays = {name: np.asarray(array) for name, array in path.items()}
-        return _from_arrays(Path("arrays"), arrays, profile.preprocessing, input_shape, fit, limit)
+        return _from_arrays(Path("arrays"), arrays, profile.preprocessing, (input_shape, dtype), fit, limit)
     how = _usable(profile.preprocessing, input_shape)
     if not isinstance(path, Path):
         _without(annotations, "a list of pictures")
@@ -244,11 +247,12 @@ def _from_arrays(
     path: Path,
     arrays: Mapping[str, Array],
     how: Preprocessing | None,
-    input_shape: Sequence[int | None],
+    takes: tuple[Sequence[int | None], str],
     fit: folders.Labels,
     limit: int | None,
 ) -> Dataset:
-    """path: where they are from, for messages and names."""
+    """path: where they are from, for messages and names. takes: the network, (input shape, type)."""
+    input_shape, dtype = takes
     kind = [name for name in ("images", "inputs") if name in arrays]
     if len(kind) != 1:
         raise UsageError(
@@ -265,9 +269,9 @@ def _from_arrays(
             raise UsageError(
                 f"{path}: `images` is {images.shape} {images.dtype}; expected (n, H, W) or (n, H, W, 3) uint8"
             )
-    elif images.dtype != np.float32 or not _fits(images.shape[1:], input_shape[1:]):
+    elif images.dtype != dtype or not _fits(images.shape[1:], input_shape[1:]):
         raise UsageError(
-            f"{path}: `inputs` is {images.shape} {images.dtype}; the network takes {_shown(input_shape)} float32"
+            f"{path}: `inputs` is {images.shape} {images.dtype}; the network takes {_shown(input_shape)} {dtype}"
         )
     chosen = _chosen(len(images), limit)
     images, labels = images[chosen], None if labels is None else labels[chosen]
@@ -318,8 +322,8 @@ def _usable(how: Preprocessing | None, input_shape: Sequence[int | None]) -> Pre
             "this pair was exported without preprocessing, so it takes no pictures; give an .npz with `inputs`, or"
             " export it with preprocessing"
         )
-    if not _fits((3, *how.crop), input_shape[1:]):
-        raise UsageError(f"the preprocessing makes {(3, *how.crop)} of a picture, the network takes "
+    if not _fits(how.input_shape, input_shape[1:]):
+        raise UsageError(f"the preprocessing makes {how.input_shape} of a picture, the network takes "
                          f"{_shown(input_shape)}; give an .npz with `inputs`")  # fmt: skip
     return how
 

@@ -59,6 +59,11 @@ class Pair:
         return self._front.input_shape
 
     @property
+    def input_dtype(self) -> str:
+        """What the network's input holds: float32, or uint8."""
+        return self._front.input_dtype
+
+    @property
     def classes(self) -> int | None:
         """K of the network's one output of (B, K) floats, as its graph says; None if it does not, or has none."""
         made = [*self._back.session.get_outputs(), *self._front.session.get_outputs()]
@@ -80,7 +85,7 @@ class Pair:
         return sum(t.elements for t in self.profile.tensors)
 
     def front(self, inputs: Sequence[Float32Array]) -> list[Fronted]:
-        """At most `batch` inputs, (C, H, W) float32 each → what the front makes of each.
+        """At most `batch` inputs, (C, H, W) float32 mostly → what the front makes of each.
 
         Raises ShapeMismatch for inputs of another shape."""
         made = self._front.run(self._filled(np.stack(inputs)))

@@ -186,6 +186,7 @@ def _opened(
         paths,
         pair.profile,
         pair.input_shape,
+        dtype=pair.input_dtype,
         annotations=None if annotations is None else Path(annotations),
         limit=limit,
         detections=detections,
