@@ -17,6 +17,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from .errors import ProfileError
 from .tables import MAX_LEVELS, ContextTables, PredictionTables, Taps
+from .tasks import Task
 
 METADATA_KEY = "splitwire.profile"
 """Key of the profile in `metadata_props` (ONNX) / `custom_metadata_map` (ONNX Runtime) of both graphs."""
@@ -322,6 +323,7 @@ class CodecProfile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         the front; unset where all come from the back.
     front_precision, back_precision: what the halves compute in; unset where that is float32. In other arithmetic
         `max_difference` is that of the float32 halves, and the agreement of the operating points is of these.
+    task: what the outputs are, by which the edge shows them; unset where that is not known.
     """
 
     format: Annotated[int, Meta(ge=1)] = FORMAT
@@ -340,6 +342,7 @@ class CodecProfile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     outputs: tuple[str, ...] | UnsetType = UNSET
     front_precision: Literal["float32", "int8"] | UnsetType = UNSET
     back_precision: Literal["float32", "float16"] | UnsetType = UNSET
+    task: Task | UnsetType = UNSET
 
     def __post_init__(self) -> None:
         if self.format != FORMAT:

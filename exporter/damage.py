@@ -1,8 +1,8 @@
 """How far a network's outputs have moved from what they were, in the terms of its task.
 
-Three tasks are told apart by the outputs: classes ((B, K) logits first), detections (boxes, scores and labels, of one
-image or, with an axis in front, of each image of a batch), and anything else, where there is only the error of the
-numbers.
+Three tasks are told apart by the outputs: classes ((B, K) logits or probabilities first), detections (boxes, scores and
+labels, of one image or, with an axis in front, of each image of a batch), and anything else, where there is only the
+error of the numbers.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from splitwire.codec.tasks import DETECTION, is_detector, log_probabilities
+
 from .inference import Array
 
 Task = Literal["classes", "detections", "values"]
-
-DETECTION = ("boxes", "scores", "labels")
-"""Names of a detector's outputs (detectors.py)."""
 
 MIN_OVERLAP = 0.5
 """Intersection over union from which a box counts as found again, as in AP50."""
@@ -48,7 +47,7 @@ class Damage:
             self.task = _task(self._names, reference)
         self._inputs += count
         if self.task == "classes":
-            old, new = (y[0][:count].astype(np.float64) for y in (reference, outputs))
+            old, new = (log_probabilities(y[0][:count]) for y in (reference, outputs))
             self._kept += float((old.argmax(axis=1) == new.argmax(axis=1)).sum())
             self._all += count
             self._moved += float(divergence(old, new).sum())
@@ -97,7 +96,7 @@ class Damage:
 
 
 def _task(names: Sequence[str], outputs: Sequence[Array]) -> Task:
-    if set(DETECTION) <= set(names):
+    if is_detector(names):
         return "detections"
     first = outputs[0]
     logits = first.ndim == 2 and first.shape[1] > 1 and bool(np.issubdtype(first.dtype, np.floating))

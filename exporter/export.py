@@ -20,6 +20,7 @@ from splitwire.codec.device import DeviceProfile
 from splitwire.codec.errors import UsageError
 from splitwire.codec.profile import CodecProfile, Preprocessing, SizeSpec, TensorSpec
 from splitwire.codec.tables import MAX_LEVELS
+from splitwire.codec.tasks import Task
 
 from . import agreement, bake, verify
 from .calibrate import Progress
@@ -45,6 +46,7 @@ from .options import (
 )
 from .pictures import PictureOptions, WantedShape, completed, wanted_shape
 from .plan import AUTO_LINK, DEFAULT_DEVICE, recommend_cut
+from .purpose import check_task, task_of
 from .sensitivity import Kind, Option
 from .split import Halves, split
 
@@ -105,6 +107,7 @@ def export_pair(
     image_size: tuple[int, int] | None = None,
     name: str | None = None,
     labels: Sequence[str] | None = None,
+    task: Task | None = None,
     levels: Levels = LEVELS,
     default_op: str | None = None,
     images: int = LIMIT,
@@ -127,10 +130,11 @@ def export_pair(
         the rest follows from the network's input (pictures.py) and is as for ImageNet, with a note.
     input_shape: (1, C, H, W); for a module, and for an ONNX file that leaves the image size open. None reads it off
         an array of inputs, `image_size` (height, width), or the crop of the preprocessing.
-    labels: class names, baked into the pair. levels: one operating point each: a number of quantizer levels N makes
-        "n<N>", with uniform quantizers; "a<N>" the one over the range that does the least damage (ranges.py); "e<N>"
-        the one with entropy-constrained quantizers that has the rate of "n<N>"; "r<bits>" the one with uniform
-        quantizers that does the least damage at so many bits per element (budget.py).
+    labels: class names, baked into the pair. task: what the outputs are; None: what they say (purpose.py).
+    levels: one operating point each: a number of quantizer levels N makes "n<N>", with uniform quantizers; "a<N>" the
+        one over the range that does the least damage (ranges.py); "e<N>" the one with entropy-constrained quantizers
+        that has the rate of "n<N>"; "r<bits>" the one with uniform quantizers that does the least damage at so many
+        bits per element (budget.py).
     default_op: name of the default operating point; None chooses by measurement (measure.py).
     coder: "predictive" makes the fewest bytes; each tensor that it does not serve well enough gets "context", which is
         several times as fast (docs/codec.md).
@@ -146,6 +150,8 @@ def export_pair(
     kinds = _check_levels(levels, default_op)
     check_precisions(front, back)
     check_coder(coder)
+    if task is not None:
+        check_task(task)
     if cut != AUTO and (link is not None or device is not None):
         raise UsageError(f"a link or a device goes with cut='auto'; the cut is {cut!r}")
     folder = Path(out)
@@ -177,6 +183,7 @@ def export_pair(
         source = from_file(Path(model), wanted)
         stream, first = start(source.input_shape[1:], source.input_dtype)
     names = Names(source.graph, source.modules, source.seen)
+    purpose = task_of(source.graph, labels, task)
     found: Cut
     note: str | None
     if cut == AUTO:
@@ -227,6 +234,7 @@ def export_pair(
             max_difference=difference,
             front_precision="int8" if chosen.front.precision == "int8" else msgspec.UNSET,
             back_precision="float16" if chosen.back.precision == "float16" else msgspec.UNSET,
+            task=purpose or msgspec.UNSET,
         )
         paths = bake.write_pair(chosen.front.model, chosen.back.model, profile, folder)
     if float32.calibrated.resumed:

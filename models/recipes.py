@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from splitwire.codec.profile import Preprocessing
+from splitwire.codec.tasks import Task
 from splitwire.models import demo, figures
 
-Task = Literal["classification", "segmentation", "detection"]
+__all__ = ["RECIPES", "Recipe", "SuggestedCut", "Task"]
 
 
 @dataclass(frozen=True, kw_only=True)

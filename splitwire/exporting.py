@@ -13,6 +13,7 @@ from splitwire.network import find_network
 if TYPE_CHECKING:
     from splitwire.codec.device import DeviceProfile
     from splitwire.codec.profile import Preprocessing
+    from splitwire.codec.tasks import Task
     from splitwire.console import ProgressFn
     from splitwire.exporter.export import ExportResult, Levels, Network
     from splitwire.exporter.inputs import Calibration
@@ -33,6 +34,7 @@ def export(
     input_shape: tuple[int, ...] | None = None,
     image_size: tuple[int, int] | None = None,
     labels: Sequence[str] | None = None,
+    task: Task | None = None,
     levels: Levels | None = None,
     default_op: str | None = None,
     images: int | None = None,
@@ -62,6 +64,8 @@ def export(
     input_shape: (1, C, H, W), or whatever a module takes. None: the catalogue's, else what the array, `image_size`
         (height, width) or the preprocessing gives.
     labels: class names, baked into the pair.
+    task: "classification", "detection" or "segmentation", baked into the pair: by it the edge shows what was found.
+        None: the catalogue's, else what labels and outputs say.
     levels: one operating point each: a number of quantizer levels, or "a4" for 4 of them over the range that serves
         the task best, or "e4" for the entropy-constrained quantizer with the rate of 4 uniform levels, or "r0.4" for
         the uniform quantizer that serves the task best at 0.4 bits per element (docs/codec.md); (2, 3, 4, 6, 8, "r0.1",
@@ -98,6 +102,7 @@ def export(
         image_size=image_size,
         name=given.name,
         labels=given.labels,
+        task=task or given.task,
         levels=LEVELS if levels is None else levels,
         default_op=default_op,
         images=LIMIT if images is None else images,

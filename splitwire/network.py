@@ -12,6 +12,7 @@ from splitwire.codec.errors import UsageError
 
 if TYPE_CHECKING:
     from splitwire.codec.profile import Preprocessing
+    from splitwire.codec.tasks import Task
     from splitwire.exporter.export import Network
     from splitwire.exporter.pictures import PictureOptions
 
@@ -21,7 +22,7 @@ class Given:
     """A network, and what is known beside it.
 
     model: a module, or the path of an ONNX file. weights: in words. preprocessing, input_shape, labels: what the caller
-    said, else the catalogue's; None if neither knows. warning: what the user should know, or None.
+    said, else the catalogue's; None if neither knows. task: the catalogue's. warning: what the user should know.
     """
 
     model: Network
@@ -30,6 +31,7 @@ class Given:
     preprocessing: Preprocessing | PictureOptions | None
     input_shape: tuple[int, ...] | None
     labels: Sequence[str] | None
+    task: Task | None = None
     warning: str | None = None
 
 
@@ -61,6 +63,7 @@ def find_network(
             preprocessing=overlaid(options, loaded.preprocessing) if options else preprocessing or loaded.preprocessing,
             input_shape=input_shape or loaded.input_shape,
             labels=loaded.labels if labels is None else labels,
+            task=loaded.task,
             warning=loaded.warning,
         )
     if weights is not None:

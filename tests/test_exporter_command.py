@@ -34,6 +34,7 @@ def catalogue(monkeypatch):
     class LoadedModel:
         module: object
         name: str
+        task: str
         preprocessing: Preprocessing | None
         input_shape: tuple[int, ...]
         labels: tuple[str, ...] | None
@@ -45,7 +46,7 @@ def catalogue(monkeypatch):
             raise UsageError(f"unknown network {name!r}; nearest: small")
         preprocessing = resized(Preprocessing(crop=(24, 24), resize=28), size or (24, 24))
         return LoadedModel(
-            module=network(), name="small", preprocessing=preprocessing,
+            module=network(), name="small", task="classification", preprocessing=preprocessing,
             input_shape=(1, 3, *preprocessing.crop), labels=("a",) * 10, weights=weights, warning="random weights",
         )  # fmt: skip
 

@@ -15,6 +15,7 @@ from splitwire.console import Bar, err, print_json, progress_bar
 from splitwire.network import parse_size
 
 if TYPE_CHECKING:
+    from splitwire.codec.tasks import Task
     from splitwire.exporter.options import Accept, BackPrecision, Coder, Comparison, FrontPrecision
 
 
@@ -48,6 +49,13 @@ def export(
         str,
         typer.Option(help="predictive: fewest bytes, where it is worth its time; context: several times as fast."),
     ] = "predictive",
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="What it is for: classification, detection or segmentation; by it the edge shows results.",
+            show_default="as outputs and labels say",
+        ),
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Keep the int8 or float16 half without asking.")] = False,
     link: Annotated[
         str | None, typer.Option(help="For --cut auto: bandwidth, as 5mbit.", show_default="10mbit, 30ms")
@@ -80,6 +88,7 @@ def export(
             weights=weights,
             image_size=size,
             preprocessing=pictures,
+            task=cast("Task | None", task),
             levels=steps,
             images=images,
             front=cast("FrontPrecision", front),

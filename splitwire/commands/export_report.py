@@ -40,6 +40,7 @@ def document(result: ExportResult) -> dict[str, Any]:
         "back": str(result.back),
         "model": profile.model,
         "cut": profile.cut,
+        "purpose": profile.task or None,
         "fingerprint": profile.fingerprint.hex(),
         "tensors": [{"name": t.name, "shape": t.shape} for t in profile.tensors],
         "sizes": [{"name": t.name, "length": t.length} for t in profile.size_specs],

@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splitwire.codec.errors import UsageError
+from splitwire.codec.tasks import is_detector, log_probabilities
 from splitwire.evaluation import results
 from splitwire.evaluation.data import Dataset, Item
 from splitwire.evaluation.detection import DetectionTask
 from splitwire.evaluation.outcomes import ClassOutcome, Int64Array, Outcome, Outputs, Scored, ValueOutcome, only
-from splitwire.exporter.damage import DETECTION, divergence
+from splitwire.exporter.damage import divergence
 
 __all__ = ["Outcome", "Outputs", "Scored", "Task", "is_detector", "make_task"]
 
@@ -49,11 +50,6 @@ class Task(Protocol):
 
     def target(self, item: Item) -> str | None:
         """In words; None without a label."""
-
-
-def is_detector(names: Collection[str]) -> bool:
-    """Whether outputs of these names are detections: boxes, scores and labels."""
-    return set(DETECTION) <= set(names)
 
 
 def make_task(
@@ -224,15 +220,13 @@ class Means:
 
 
 def _logits(outputs: Outputs, batch: int) -> Float64Array:
-    """(B, K) of the first output; of probabilities, their logarithms."""
-    y = next(iter(outputs.values())).astype(np.float64)
+    """(B, K): logarithms of the probabilities that the first output gives."""
+    y = next(iter(outputs.values()))
     if y.ndim != 2 or len(y) != batch:
         raise UsageError(f"the network gives {y.shape} for {batch} images; expected ({batch}, classes)")
     if not np.isfinite(y).all():
         raise UsageError("the network gives NaN or infinity")
-    if y.min() >= 0 and np.abs(y.sum(axis=1) - 1).max() < 1e-3:
-        return np.asarray(np.log(np.maximum(y, np.finfo(np.float32).tiny)))
-    return y
+    return log_probabilities(y)
 
 
 def _rank(logits: Float64Array, target: int) -> int:
