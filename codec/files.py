@@ -8,6 +8,8 @@ from pathlib import Path
 
 import msgspec
 
+from .text import printable_json
+
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write `data` to `path`, in folders made for it if need be: a reader sees the old file or the new one, after a
@@ -29,5 +31,5 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """The same with `value`, anything msgspec encodes, as indented JSON. Raises OSError."""
-    write_atomically(path, msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+    """The same with `value`, anything msgspec encodes, as indented JSON, its texts printable. Raises OSError."""
+    write_atomically(path, msgspec.json.format(printable_json(value), indent=2) + b"\n")

@@ -1,21 +1,23 @@
 """The `splitwire` command: one function per subcommand, one line per error.
 
-Exit status: 0 done; 2 the command was used wrongly; 1 anything else. `--debug` shows the traceback.
+Exit status: 0 done; 2 the command was used wrongly; 130 Ctrl-C; 141 nobody reads the output any more (`| head`); 1
+anything else. `--debug` shows the traceback.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from typing import Annotated
 
 import typer
 from rich.markup import escape
 
-from splitwire import __version__
+from splitwire import __version__, closing
 from splitwire.codec.errors import SplitwireError
 from splitwire.commands import cloud, compare, demo, edge, evaluate, export, models, plan, warmup
-from splitwire.console import err
+from splitwire.console import Interrupted, err
 
 MODULES = {
     "edge": ("onnxruntime", "httpx", "httpcore", "PIL"),
@@ -25,6 +27,9 @@ MODULES = {
     "report": ("bjontegaard", "jinja2", "pycocotools", "av"),
 }
 """Extra of the distribution → the modules that it brings and a command may miss."""
+
+BOXED = 80
+"""Columns from which on help is drawn in boxes; in fewer they leave too little room for the text."""
 
 app = typer.Typer(
     name="splitwire",
@@ -70,27 +75,57 @@ def common(
 
 
 def main() -> None:
-    """Entry point: run the command, turn our errors into one line and an exit status."""
+    """Entry point: run the command, turn what goes wrong into one line and an exit status."""
+    sys.exit(closing.finish(_run()))
+
+
+def _run() -> int:
+    closing.prepare()
+    app.rich_markup_mode = "rich" if err.width >= BOXED else None
     try:
         app()
+    except SystemExit as e:
+        return _ended(e)
+    except Interrupted as e:
+        return _fail(str(e), closing.INTERRUPTED, "interrupted;")
+    except KeyboardInterrupt:
+        return _fail("interrupted", closing.INTERRUPTED, "")
     except SplitwireError as e:
-        _fail(str(e), e.exit_status)
+        return _fail(str(e), e.exit_status)
     except ModuleNotFoundError as e:
         missing = (e.name or "").partition(".")[0]
         extra = next((extra for extra, modules in MODULES.items() if missing in modules), None)
         if extra is None:
             raise
-        _fail(f"this command needs {missing}, which is not installed; run: pip install 'splitwire[{extra}]'", 2)
-    except KeyboardInterrupt:
-        _fail("interrupted", 130)
+        return _fail(f"this command needs {missing}, which is not installed; run: pip install 'splitwire[{extra}]'", 2)
+    except BrokenPipeError:
+        return closing.CLOSED_PIPE
+    except OSError as e:
+        unwritten = closing.close_if_broken(sys.stdout)
+        return _fail(closing.reason(e) if unwritten is None else closing.unwritten(unwritten), 1)
+    return 0
 
 
-def _fail(message: str, status: int) -> None:
+def _ended(e: SystemExit) -> int:
+    """The status of a command that click ended. It turns a closed pipe into 1 and Ctrl-C into a silent 130."""
+    cause = e.__context__
+    if isinstance(cause, BrokenPipeError):
+        return closing.CLOSED_PIPE
+    if e.code == closing.INTERRUPTED and cause is not None and isinstance(cause.__cause__, KeyboardInterrupt):
+        kept = cause.__cause__
+        return _fail(*((str(kept), 130, "interrupted;") if isinstance(kept, Interrupted) else ("interrupted", 130, "")))
+    return e.code if isinstance(e.code, int) else 0 if e.code is None else 1
+
+
+def _fail(message: str, status: int, head: str = "error:") -> int:
+    """One line on stderr. Called from an except block: with --debug the traceback comes in its place."""
     if os.environ.get("SPLITWIRE_DEBUG", "0") not in ("", "0"):
         raise  # noqa: PLE0704 - always called from an except block
-    # escaped: a path or the words of a server may hold what rich takes for markup
-    err.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
-    sys.exit(status)
+    closing.close_if_broken(sys.stdout)
+    with suppress(OSError):
+        # escaped: a path or the words of a server may hold what rich takes for markup
+        err.print(f"[bold red]{head}[/] {escape(message)}".removeprefix("[bold red][/] "), soft_wrap=True)
+    return status
 
 
 if __name__ == "__main__":

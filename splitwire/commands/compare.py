@@ -43,13 +43,13 @@ def compare(
 
 
 def _show(c: Comparison) -> None:
-    from splitwire.evaluation.compare import budget_words, counted, figure_words, loss_words, title
+    from splitwire.evaluation.compare import OURS, budget_words, counted, figure_words, loss_words, title
 
     whole = figure_words(c.figure, c.whole.value)
     _say(f"{c.model} cut after {c.cut}: whole network {whole} {title(c.figure)}, {c.images:,} images")
     budget = budget_words(c.figure, c.max_loss)
     if c.standings:
-        print_wide(table(c), WIDTH)
+        print_wide(table(c), WIDTH, ("encode ms", "bits/el", "up to", f"× {OURS}"))
     for m in c.missed:
         least = loss_words(c.figure, counted(m.loss, c.upper))
         _say(f"not within {budget}: {m.family}; loses least at {m.setting or 'its one setting'}, {least}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from splitwire.codec.errors import UsageError
-from splitwire.console import err, out, print_json, progress_bar
+from splitwire.console import err, print_json, print_table, progress_bar
 
 if TYPE_CHECKING:
     from splitwire.console import ProgressFn
@@ -44,7 +44,7 @@ def _fashion(folder: Path, as_json: bool, progress: ProgressFn) -> None:
     if as_json:
         print_json(summary)
         return
-    out.print(report.table(summary))
+    print_table(report.table(summary), ("enc ms", "dec ms"))
     seconds = ", ".join(f"{part} {s:.0f} s" for part, s in summary.seconds.items())
     files = "front.onnx, back.onnx, summary.json, accuracy_vs_rate.png and some of the images"
     err.print(f"Wrote {files} to {folder} ({seconds}).", markup=False)
@@ -85,4 +85,4 @@ def _print_photos(summary: PhotosSummary) -> None:
         whole, split = ("\n".join(f"{label} {p:.0%}" for label, p in side) for side in (photo.whole, photo.split))
         sizes = (f"{photo.bytes_sent:,}", f"{photo.bits_per_element:.2f}", f"{photo.jpeg_bytes:,}")
         table.add_row(photo.name, whole, split, *sizes, end_section=True)
-    out.print(table)
+    print_table(table, ("bits/el", "JPEG bytes"))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from splitwire.codec.errors import UsageError
-from splitwire.console import err, out, print_json, progress_bar
+from splitwire.console import err, out, print_json, print_table, progress_bar
 
 if TYPE_CHECKING:
     from splitwire.codec.device import DeviceProfile
@@ -157,7 +157,7 @@ def _print_table(rows: Sequence[Row], summary: dict[str, Any]) -> None:
             f"{row.bits_per_element:.3f}",
             *(f"{ms:.2f}" if (ms := row.ms[stage]) < 100 else f"{ms:.0f}" for stage in STAGES),
         )
-    out.print(table)
+    print_table(table, ("front", "enc", "dec", "back", "b/el", "net"))
     images = f"{summary['images']} image{'' if summary['images'] == 1 else 's'}"
     skipped = f", {summary['skipped']} skipped" if summary["skipped"] else ""
     out.print(
@@ -191,6 +191,6 @@ def _print_profile(measured: DeviceProfile, to: Path) -> None:
         ),
     ):
         table.add_row(what, value)
-    out.print(table)
+    print_table(table)
     out.print(f"{to}  {measured.name}", markup=False, soft_wrap=True)
     out.print(f"{measured.note}", markup=False, soft_wrap=True)

@@ -102,7 +102,7 @@ def _show(e: Evaluation, folder: Path) -> None:
     whole = e.whole[e.figure]
     low, high = (figure_words(e.figure, v) for v in (whole.low, whole.high))
     _say(f"whole network: {figure_words(e.figure, whole.value)} {title(e.figure)} ({low} … {high})")
-    print_wide(_points(e), WIDTH)
+    print_wide(_points(e), WIDTH, ("encode ms", "bits/el"))
     _say("bytes, bits per element at the cut and encode ms of one image, on one core; of a picture the codec alone.")
     _say(f"{title(e.figure)}, and what is lost of it against the whole network, with 95 % intervals; * default")
     stages = ", ".join(f"{name} {milliseconds(ms)}" for name, ms in e.stages.items())

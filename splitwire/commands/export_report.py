@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from splitwire.console import err, out, print_wide
+from splitwire.console import err, out, print_table, print_wide
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.table import Table
 
     from splitwire.codec.profile import CodecProfile, OperatingPoint, TensorPoint
+    from splitwire.console import Console
     from splitwire.exporter.export import ExportResult
     from splitwire.exporter.options import Comparison
 
@@ -27,6 +27,9 @@ MEANING = {
     "detections": "found: detections, by score, that are found again",
     "values": "error: of the output, relative",
 }
+
+GO_FIRST = ("KS", "chosen by", "clipping range", "bits/el")
+"""Columns that a narrow terminal goes without."""
 
 SHOWN_SKIPPED = 5
 WIDTH = 100
@@ -116,10 +119,10 @@ def show(result: ExportResult, compared: bool) -> None:
     size = sum(t.elements for t in profile.tensors) * 4
     _say(f"{profile.model} cut after {profile.cut}: {shapes} features, {size:,} bytes as float32")
     _say(f"tensor{'s' if several else ''} in the graph: {names}")
-    print_wide(_points(result), WIDTH)
+    print_wide(_points(result), WIDTH, GO_FIRST)
     if several:
         _say(f"the tensors at {profile.default_op}:")
-        print_wide(_tensors(result), WIDTH)
+        print_wide(_tensors(result), WIDTH, GO_FIRST)
     _say(
         f"* default: {profile.default_op}; bits/el: per element of the features; bytes: per image;"
         " KS: distance of the fitted density from the measured distribution"
@@ -183,7 +186,7 @@ def show_comparison(comparison: Comparison, where: Console) -> None:
             f"{figures.milliseconds:.2f}",
             f"{figures.megabytes:.2f}",
         )
-    where.print(table)
+    print_table(table, ("MB", "bits/element", "half"), on=where)
     gpu = "; float16 is meant for GPUs, a CPU gains nothing" if comparison.option.precision == "float16" else ""
     text = (
         f"{MEANING[comparison.task]}; on {comparison.inputs} calibration inputs, against the float32 network; time of"

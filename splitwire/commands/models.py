@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from splitwire.codec.errors import UsageError
-from splitwire.console import err, out, print_json
+from splitwire.console import err, out, print_json, print_table
 
 if TYPE_CHECKING:
     from splitwire.codec.profile import Preprocessing
@@ -81,7 +81,7 @@ def _print_all(recipes: list[Recipe]) -> None:
         _, _, height, width = r.input_shape
         layers = ", ".join(cut.layer for cut in r.cuts)
         table.add_row(r.name, f"{width}x{height}", f"{r.parameters / 1e6:.1f}", _gmac(r.macs), escape(layers))
-    out.print(table)
+    print_table(table, ("GMAC", "M", "input"))
     hint = "`splitwire models NAME` shows one of them, `--all` every name that is taken; `demo` is short for the first."
     err.print(hint, markup=False, soft_wrap=True)
 
@@ -121,7 +121,7 @@ def _print_figures(cuts: tuple[SuggestedCut, ...]) -> None:
         shapes = ", ".join("×".join(map(str, shape)) for shape in f.shapes)
         rate = "–" if f.bits_per_element is None else f"{f.bits_per_element:.3f}"
         table.add_row(escape(cut.layer), shapes, f"{f.elements:,}", f"{f.edge_macs_share:.0%}", rate)
-    out.print(table)
+    print_table(table, ("elements", "front", "tensors"))
     caption = "front: its share of the multiply-accumulates · b/el: bits per element · –: not measured"
     out.print(caption, markup=False, soft_wrap=True)
 

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 WIDTH = 100
 """Columns that the table fits in."""
 
+GO_FIRST = ("par", "mJ", "MAC", "back", "front", "link", "tensor")
+"""Columns that a narrow terminal goes without."""
+
 LONGEST_LABEL = 26
 PLOT_SUFFIXES = (".png", ".svg")
 
@@ -159,7 +162,7 @@ def _show(result: PlanResult) -> None:
         _say(f"{end}: {profile.name}, {kind}{f' ({profile.note})' if profile.note else ''}")
     _say(f"link: {p.link or 'none'}")
     _say(f"bytes: quick calibration on {result.pictures}; weights: {result.weights}")
-    print_wide(table(result), WIDTH)
+    print_wide(table(result), WIDTH, GO_FIRST)
     _say(f"advice: {p.advice}")
     _say(f"by {criterion(result)}")
     for note in result.notes:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from splitwire.console import err, out, print_json, progress_bar
+from splitwire.console import err, print_json, print_table, progress_bar
 
 if TYPE_CHECKING:
     from splitwire.codec.warmup import WarmUp
@@ -45,7 +45,7 @@ def _print(done: WarmUp) -> None:
         # array(uint8, 1d, C) → uint8[:]; all arrays of the kernels have layout C
         types = re.sub(r"array\((\w+), (\d)d, C\)", lambda m: f"{m[1]}[{', '.join(':' * int(m[2]))}]", one.signature)
         table.add_row(one.kernel, escape(types), f"{one.milliseconds:,.0f}", "cached" if one.cached else "compiled")
-    out.print(table)
+    print_table(table, ("argument types", "ms"))
     compiled = sum(not one.cached for one in done.kernels)
     err.print(
         f"{compiled} compiled, {len(done.kernels) - compiled} cached already, in {done.seconds:.1f} s; "

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from splitwire.codec.files import write_atomically
+from splitwire.codec.text import printable
 
 from .bd_rate import MIN_OVERLAP, MIN_POINTS, BdRate, bd_rate
 from .compare import (
@@ -58,9 +59,9 @@ def write_report(evaluation: Evaluation, out: Path) -> Path:
     for plot in plots:
         write_atomically(out / PLOTS / f"{plot.name}.svg", plot.svg.encode())
         write_atomically(out / PLOTS / f"{plot.name}.png", plot.png)
-    write_atomically(out / TABLE, table_csv(evaluation).encode())
+    write_atomically(out / TABLE, printable(table_csv(evaluation)).encode())
     page = out / FILE
-    write_atomically(page, render(evaluation, comparison, plots).encode())
+    write_atomically(page, printable(render(evaluation, comparison, plots)).encode())
     return page
 
 

@@ -1,0 +1,69 @@
+"""How a command begins and ends: streams that take every character, closed pipes, full disks, Ctrl-C.
+
+Python's own way out of these is a traceback, or an error that it ignores with two lines on stderr.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import suppress
+from typing import TextIO
+
+from rich.markup import escape
+
+from splitwire.codec.text import printable
+from splitwire.console import err, prepare_streams
+
+CLOSED_PIPE = 141
+"""128 + SIGPIPE, what a shell reports of a program that the closed pipe ended."""
+
+INTERRUPTED = 130
+"""128 + SIGINT."""
+
+
+def prepare() -> None:
+    """Before the command runs."""
+    prepare_streams()
+
+
+def reason(e: OSError) -> str:
+    """One line: the file, if the error names one, and what the system says."""
+    files = [os.fsdecode(f) if isinstance(f, bytes) else str(f) for f in (e.filename, e.filename2) if f is not None]
+    said = e.strerror or str(e) or type(e).__name__
+    return printable(": ".join([*([" and ".join(files)] if files else []), said]))
+
+
+def unwritten(e: OSError) -> str:
+    """The line for a stdout that takes no more."""
+    return f"the output cannot be written: {e.strerror or e}"
+
+
+def finish(status: int) -> int:
+    """Write what is still in the buffers; the status to end with. Afterwards nothing is left that could fail."""
+    for stream, name in ((sys.stdout, "stdout"), (sys.stderr, "stderr")):
+        problem = close_if_broken(stream)
+        if isinstance(problem, BrokenPipeError):
+            status = status or CLOSED_PIPE
+        elif problem is not None:
+            status = status or 1
+            if name == "stdout":
+                with suppress(OSError):
+                    err.print(f"[bold red]error:[/] {escape(unwritten(problem))}", soft_wrap=True)
+    return status
+
+
+def close_if_broken(stream: TextIO | None) -> OSError | None:
+    """Flush; where that fails, send what is in the buffer to nowhere, and return why."""
+    if stream is None or stream.closed:
+        return None
+    try:
+        stream.flush()
+    except OSError as e:
+        with suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
+            stream.flush()
+        return e
+    return None
