@@ -46,7 +46,7 @@ from .options import (
 )
 from .pictures import PictureOptions, WantedShape, completed, wanted_shape
 from .plan import AUTO_LINK, DEFAULT_DEVICE, recommend_cut
-from .purpose import check_task, task_of
+from .purpose import check_labels, check_task, task_of
 from .sensitivity import Kind, Option
 from .split import Halves, split
 
@@ -173,9 +173,8 @@ def export_pair(
         if shape is None:
             raise UsageError("a torch module does not say what it takes; pass input_shape=(1, C, H, W)")
         dtype = _dtype(calibration, preprocessing)
-        stream, first = start(
-            shape[1:], dtype
-        )  # before the export, which takes seconds to minutes: most mistakes are here
+        # before the export, which takes seconds to minutes: most mistakes are here
+        stream, first = start(shape[1:], dtype)
         report("Export to ONNX", 0, None)
         source = from_module(model, shape, dtype)
         report("Export to ONNX", 1, 1)
@@ -184,6 +183,8 @@ def export_pair(
         stream, first = start(source.input_shape[1:], source.input_dtype)
     names = Names(source.graph, source.modules, source.seen)
     purpose = task_of(source.graph, labels, task)
+    if labels is not None:
+        check_labels(source.graph, labels, task)
     found: Cut
     note: str | None
     if cut == AUTO:

@@ -48,6 +48,24 @@ def check_task(given: str) -> Task:
     raise UsageError(f"a task is {', '.join(TASKS)}; got {given!r}")
 
 
+def check_labels(graph: ir.Graph, labels: Sequence[str], given: str | None) -> None:
+    """Raise UsageError where the network has another number of classes than there are labels.
+
+    It is known where the one output is (B, classes), and where a task is `given` that has classes."""
+    ranks = {"segmentation": (4,), "detection": ()}.get(given or "", (2,))
+    outputs = [v for v in graph.outputs if _is_float(v)]
+    fitting = [(v, s) for v in outputs if (s := _shape(v)) is not None and len(s) in ranks]
+    if len(fitting) != 1 or (given is None and len(graph.outputs) > 1):
+        return
+    (value, shape), count = fitting[0], len(labels)
+    classes = shape[1]
+    if classes is not None and classes > 1 and classes != count:
+        more = "; is one of them for the background?" if abs(classes - count) == 1 else ""
+        raise UsageError(
+            f"there are {count} labels, and the network's output {value.name!r} has {classes} classes{more}"
+        )
+
+
 def _checked(given: str, graph: ir.Graph, names: Sequence[str]) -> Task:
     """`given`, if any output can be what it needs."""
     task = check_task(given)

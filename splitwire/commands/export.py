@@ -12,6 +12,7 @@ from splitwire.codec.errors import UsageError
 from splitwire.commands import export_report
 from splitwire.commands.pictures import with_pictures
 from splitwire.console import Bar, err, print_json, progress_bar
+from splitwire.labels import read_labels
 from splitwire.network import parse_size
 
 if TYPE_CHECKING:
@@ -65,6 +66,9 @@ def export(
         str | None,
         typer.Option(help="For --cut auto: as `splitwire plan` takes it.", show_default="raspberry-pi-5"),
     ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="Class names: a line each, or JSON.", show_default="the catalogue's")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of the table.")] = False,
     pictures: Any = None,
 ) -> None:
@@ -76,6 +80,7 @@ def export(
         )
     steps = _parse_levels(levels)
     size = parse_size(image_size)
+    names = None if labels is None else read_labels(labels)
     asking = not (yes or as_json) and asks()
     from splitwire.exporting import export as export_network
 
@@ -88,6 +93,7 @@ def export(
             weights=weights,
             image_size=size,
             preprocessing=pictures,
+            labels=names,
             task=cast("Task | None", task),
             levels=steps,
             images=images,
