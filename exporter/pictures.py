@@ -252,7 +252,7 @@ def completed(
     try:
         how = Preprocessing(**fields)
     except ValueError as e:
-        raise UsageError(f"the preprocessing cannot be: {e}") from e
+        raise UsageError(f"preprocessing: {e}") from e
     check_fits(how, shape, dtype)
     return how, _notes(given is not None, how, found, shape)
 
@@ -282,7 +282,7 @@ def overlaid(options: PictureOptions, base: Preprocessing) -> Preprocessing:
     try:
         return Preprocessing(**fields)
     except ValueError as e:
-        raise UsageError(f"the preprocessing cannot be: {e}") from e
+        raise UsageError(f"preprocessing: {e}") from e
 
 
 def check_fits(how: Preprocessing, shape: tuple[int, ...], dtype: str) -> None:
@@ -307,8 +307,9 @@ def _resized(options: PictureOptions, crop: tuple[int, int]) -> int | tuple[int,
             )
         return None
     if isinstance(resize, UnsetType):
-        short = min(crop)
-        return short if short < SMALL else round(short * 8 / 7)
+        if crop[0] != crop[1]:
+            return crop  # stretched: what is trained on another shape than pictures have sees the whole
+        return crop[0] if crop[0] < SMALL else round(crop[0] * 8 / 7)
     if isinstance(resize, str):
         return None
     if any(side < needed for side, needed in zip(_pair(resize), _least(resize, crop), strict=True)):
@@ -331,8 +332,8 @@ def _notes(said: bool, how: Preprocessing, found: Mapping[str, str], shape: tupl
     rest = "" if how.dtype == "uint8" else _normalised(how)
     if not said:
         notes.append(
-            f"no preprocessing given: images are resized to {how.resize}, cropped to {how.crop[0]}×{how.crop[1]}"
-            f"{' and' if rest else ''}{rest}; pass your own if the network was trained otherwise"
+            f"no preprocessing given: images are resized to {_by(how.resize or ())}, cropped to"
+            f" {_by(how.crop)}{' and' if rest else ''}{rest}; pass your own if the network was trained otherwise"
         )
     else:
         notes.append(f"preprocessing: {in_words(how)}")

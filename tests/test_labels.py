@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from splitwire.codec.errors import UsageError
-from splitwire.labels import read_labels
+from splitwire.exporter.labels import read_labels
 
 NAMES = ("tench", "goldfish", "great white shark")
 

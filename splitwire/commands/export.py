@@ -12,7 +12,7 @@ from splitwire.codec.errors import UsageError
 from splitwire.commands import export_report
 from splitwire.commands.pictures import with_pictures
 from splitwire.console import Bar, err, print_json, progress_bar
-from splitwire.labels import read_labels
+from splitwire.exporter.labels import read_labels
 from splitwire.network import parse_size
 
 if TYPE_CHECKING:
