@@ -78,6 +78,39 @@ class Grid(NamedTuple):
     symbol_bits: int
 
 
+class Encoding(NamedTuple):
+    """The arrays of one encoding. symbols: (P·H·W,) uint8. sums: int16, what `table` is read by. rows, table: of the
+    profile. code, escape: ans.py. words: uint16, filled from its end. state: (GROUP,) uint64, in and out."""
+
+    symbols: np.ndarray
+    sums: np.ndarray
+    rows: np.ndarray
+    table: np.ndarray
+    code: np.ndarray
+    escape: np.ndarray
+    words: np.ndarray
+    state: np.ndarray
+
+
+class Decoding(NamedTuple):
+    """The arrays of one decoding. symbols: (P·H·W,) uint8, out. field: int8 and sums: int16, by a Grid. known: int32,
+    scratch for a row. own, rows, table, magnitudes: of the profile. slots, escape: ans.py. words: uint16. state:
+    (GROUP,) uint64, in and out."""
+
+    symbols: np.ndarray
+    field: np.ndarray
+    sums: np.ndarray
+    known: np.ndarray
+    own: np.ndarray
+    rows: np.ndarray
+    table: np.ndarray
+    magnitudes: np.ndarray
+    slots: np.ndarray
+    escape: np.ndarray
+    words: np.ndarray
+    state: np.ndarray
+
+
 @kernel
 def _find(symbols, n, sums, j, row, bits, table):
     """Where `code` holds symbol n in the table of its context."""
@@ -91,8 +124,9 @@ def _put_escaped(x, k, bits, p, escape, words):
 
 
 @kernel
-def encode_some(symbols, n, channel, some, lanes, j, grid, rows, table, sums, code, escape, words, p, state):
-    """`lanes` planes, or what is left, at a time."""
+def encode_some(arrays, grid, n, channel, some, lanes, j, p):
+    """Planes n to n + some − 1, `lanes` or what is left at a time; returns p. arrays: an Encoding."""
+    symbols, sums, rows, table, code, escape, words, state = arrays
     bits = np.uint64(grid.symbol_bits)
     size = grid.height * grid.width
     for first in range((some - 1) // lanes * lanes, -1, -lanes):
@@ -113,8 +147,9 @@ def encode_some(symbols, n, channel, some, lanes, j, grid, rows, table, sums, co
 
 
 @kernel
-def encode_eight(symbols, start, channel, first, grid, rows, table, sums, code, escape, words, p, state):
-    """Eight planes; returns p."""
+def encode_eight(arrays, grid, start, channel, first, p):
+    """Eight planes; returns p. arrays: an Encoding."""
+    symbols, sums, rows, table, code, escape, words, state = arrays
     bits = np.uint64(grid.symbol_bits)
     size = np.uint64(grid.height * grid.width)
     span = np.uint64(grid.sums_lane)
@@ -234,11 +269,9 @@ def _choose(known, o, left, weight, magnitudes, row, shift, bits, most, table):
 
 
 @kernel
-def decode_some(
-    field, x, channel, some, lanes, j, grid, own, rows, table, magnitudes, sums, known, slots, escape, words, end,
-    p, state, symbols, n,
-):  # fmt: skip
-    """`lanes` planes, or what is left, at a time."""
+def decode_some(arrays, grid, n, channel, some, lanes, x, j, end, p):
+    """`lanes` planes, or what is left, at a time; returns p, beyond `end` if it got there. arrays: a Decoding."""
+    symbols, field, sums, known, own, rows, table, magnitudes, slots, escape, words, state = arrays
     size = grid.height * grid.width
     shift, bits, most = (grid.shift & 15) + 8, grid.active_bits & 7, grid.most_active
     skew = 0 if grid.block == 1 else channel & GROUP - 1
@@ -273,11 +306,9 @@ def decode_some(
 
 
 @kernel
-def decode_eight(
-    field, start, channel, j, grid, own, rows, table, magnitudes, sums, known, slots, escape, words, end, p, state,
-    symbols, n,
-):  # fmt: skip
-    """Eight planes; returns p, beyond `end` if it got there."""
+def decode_eight(arrays, grid, n, channel, start, j, end, p):
+    """Eight planes; returns p, beyond `end` if it got there. arrays: a Decoding."""
+    symbols, field, sums, known, own, rows, table, magnitudes, slots, escape, words, state = arrays
     size = np.uint64(grid.height * grid.width)
     room = np.uint64(grid.known_lane)
     shift, bits, most = (grid.shift & 15) + 8, grid.active_bits & 7, grid.most_active

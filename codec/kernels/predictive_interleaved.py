@@ -25,6 +25,8 @@ from .predictive import (
     BLOCK,
     GROUP,
     WIDE,
+    Decoding,
+    Encoding,
     Grid,
     decode_eight,
     decode_some,
@@ -104,6 +106,7 @@ def encode(symbols, first_channel, lanes, layout, model, code, escape, words):
     field = np.zeros(_positions(layout) * layout.span, np.int8)
     sums = np.zeros(_positions(layout) * layout.span, np.int16)
     live, near = np.empty(GROUP + 1, np.uint64), np.empty(PLACES + 1, np.uint64)
+    arrays = Encoding(symbols, sums, rows, table, code, escape, words, state)
     p = np.uint64(words.size)
     end = planes
     while end > 0:
@@ -126,11 +129,9 @@ def encode(symbols, first_channel, lanes, layout, model, code, escape, words):
             group = max(low, (top - 1) // GROUP * GROUP)
             n, j = (first + group - low) * size, _first_element(group, layout)
             if lanes == GROUP and top - group == GROUP:
-                p = encode_eight(symbols, n, group, j, grid, rows, table, sums, code, escape, words, p, state)
+                p = encode_eight(arrays, grid, n, group, j, p)
             else:
-                p = encode_some(
-                    symbols, n, group, top - group, lanes, j, grid, rows, table, sums, code, escape, words, p, state
-                )
+                p = encode_some(arrays, grid, n, group, top - group, lanes, j, p)
             top = group
         end = first
     return write_states(state, lanes, words, p)
@@ -161,6 +162,7 @@ def decode(words, count, first_channel, lanes, layout, model, slots, escape, sym
     sums = np.zeros(_positions(layout) * layout.span, np.int16)
     live, near = np.empty(GROUP + 1, np.uint64), np.empty(PLACES + 1, np.uint64)
     known = np.empty(GROUP * grid.width, np.int32)
+    arrays = Decoding(symbols, field, sums, known, own, rows, table, magnitudes, slots, escape, words, state)
     first = 0
     while first < planes:
         low = (first_channel + first) % channels
@@ -173,15 +175,9 @@ def decode(words, count, first_channel, lanes, layout, model, slots, escape, sym
             top = min(group // GROUP * GROUP + GROUP, high)
             n, x = (first + group - low) * size, _first_element(group, layout)
             if lanes == GROUP and top - group == GROUP:
-                p = decode_eight(
-                    field, x, group, x, grid, own, rows, table, magnitudes, sums, known, slots, escape, words,
-                    end, p, state, symbols, n,
-                )  # fmt: skip
+                p = decode_eight(arrays, grid, n, group, x, x, end, p)
             else:
-                p = decode_some(
-                    field, x, group, top - group, lanes, x, grid, own, rows, table, magnitudes, sums, known,
-                    slots, escape, words, end, p, state, symbols, n,
-                )  # fmt: skip
+                p = decode_some(arrays, grid, n, group, top - group, lanes, x, x, end, p)
             if p > end:
                 return OVERRUN
             _spread(field, group, top, layout, matrix, starts, targets, weights, shifts, live, near, sums)

@@ -27,6 +27,8 @@ from .predictive import (
     GROUP,
     LEFT,
     ROW_STRETCH,
+    Decoding,
+    Encoding,
     Grid,
     decode_eight,
     decode_some,
@@ -106,6 +108,7 @@ def encode(symbols, first_channel, lanes, layout, model, code, escape, words):
     active = np.zeros(channels, np.uint8)
     sums = np.zeros(_sums_size(layout), np.int16)
     live_places, live_weights = np.zeros(_most_taps(starts), np.uint64), np.zeros(_most_taps(starts), np.int16)
+    arrays = Encoding(symbols, sums, rows, table, code, escape, words, state)
     p = np.uint64(words.size)
     end = planes
     while end > 0:
@@ -132,11 +135,9 @@ def encode(symbols, first_channel, lanes, layout, model, code, escape, words):
                 _find_contexts(field, c, layout, own, sums)
             n, j = (first + group - low) * size, _first_sum(group, layout)
             if lanes == GROUP and top - group == GROUP:
-                p = encode_eight(symbols, n, group, j, grid, rows, table, sums, code, escape, words, p, state)
+                p = encode_eight(arrays, grid, n, group, j, p)
             else:
-                p = encode_some(
-                    symbols, n, group, top - group, lanes, j, grid, rows, table, sums, code, escape, words, p, state
-                )
+                p = encode_some(arrays, grid, n, group, top - group, lanes, j, p)
             top = group
         end = first
     return write_states(state, lanes, words, p)
@@ -169,6 +170,7 @@ def decode(words, count, first_channel, lanes, layout, model, slots, escape, sym
     sums = np.zeros(_sums_size(layout), np.int16)
     known = np.empty(GROUP * grid.known_lane, np.int32)
     live_places, live_weights = np.zeros(_most_taps(starts), np.uint64), np.zeros(_most_taps(starts), np.int16)
+    arrays = Decoding(symbols, field, sums, known, own, rows, table, magnitudes, slots, escape, words, state)
     first = 0
     while first < planes:
         low = (first_channel + first) % channels
@@ -187,15 +189,9 @@ def decode(words, count, first_channel, lanes, layout, model, slots, escape, sym
                 )  # fmt: skip
             n, x, j = (first + group - low) * size, _first_element(group, layout), _first_sum(group, layout)
             if lanes == GROUP and top - group == GROUP:
-                p = decode_eight(
-                    field, x, group, j, grid, own, rows, table, magnitudes, sums, known, slots, escape, words,
-                    end, p, state, symbols, n,
-                )  # fmt: skip
+                p = decode_eight(arrays, grid, n, group, x, j, end, p)
             else:
-                p = decode_some(
-                    field, x, group, top - group, lanes, j, grid, own, rows, table, magnitudes, sums, known,
-                    slots, escape, words, end, p, state, symbols, n,
-                )  # fmt: skip
+                p = decode_some(arrays, grid, n, group, top - group, lanes, x, j, end, p)
             if p > end:
                 return OVERRUN
             for c in range(group, top):
