@@ -35,7 +35,7 @@ class ContextRans:
         side = tables.activities + 1
         self._context_map = np.frombuffer(tables.context_map, np.uint8)
         self._plane_context = np.arange(channels, dtype=np.uint64) * np.uint64(side * side)
-        self._contexts = lru_cache(maxsize=8)(self._repeat_contexts)
+        self._plane_contexts = lru_cache(maxsize=8)(self._repeat_plane_contexts)
         self._top = neighbour_context(tables.top_activity, outside=tables.activities, scale=side)
         self._left = neighbour_context(tables.left_activity, outside=tables.activities, scale=1)
         self._ans = AnsTables.of(tables.frequency_rows(self.symbols))
@@ -50,11 +50,8 @@ class ContextRans:
         planes = symbols.size // (rows * cols)
         lanes = choose_lanes(symbols.size, planes)
         words = room_for_words(symbols.size, lanes)
-        rows, cols, top, left = self._lie_down(rows, cols)
-        start = kernels.encode(
-            symbols, rows, cols, lanes, self._contexts(planes, channel), top, left,
-            self._context_map, self._ans.code, self._ans.escape, words,
-        )  # fmt: skip
+        rows, cols, contexts = self._transpose_single_column(rows, cols, planes, channel)
+        start = kernels.encode(symbols, rows, cols, lanes, contexts, self._ans.code, self._ans.escape, words)
         return to_payload(words, start), lanes
 
     def decode(
@@ -63,23 +60,26 @@ class ContextRans:
         """The inverse of `encode`: (planes·rows·cols,) uint8. Raises Truncated or Corrupt."""
         words, count = from_payload(payload, lanes)
         symbols = np.empty(planes * rows * cols, np.uint8)
-        rows, cols, top, left = self._lie_down(rows, cols)
-        status = kernels.decode(
-            words, count, rows, cols, lanes, self._contexts(planes, channel), top, left,
-            self._context_map, self._ans.slots, self._ans.escape, symbols,
-        )  # fmt: skip
+        rows, cols, contexts = self._transpose_single_column(rows, cols, planes, channel)
+        ans = self._ans
+        status = kernels.decode(words, count, rows, cols, lanes, contexts, ans.slots, ans.escape, symbols)
         check(status, payload, symbols, self.symbols)
         return symbols
 
-    def _lie_down(self, rows: int, cols: int) -> tuple[int, int, NDArray[np.uint8], NDArray[np.uint8]]:
-        """Rows, columns, and what the neighbours above and to the left add to the context index.
+    def _transpose_single_column(
+        self, rows: int, cols: int, planes: int, channel: int
+    ) -> tuple[int, int, kernels.Contexts]:
+        """Rows, columns and contexts as the kernels take them.
 
-        A single column of blocks is coded as a row, with the two exchanged: their sum is the same, and inside a row the
-        neighbour stays in a register.
+        A single column of blocks is coded as a row, with the two neighbours exchanged: their sum is the same, and
+        inside a row the neighbour stays in a register.
         """
-        return (1, rows, self._left, self._top) if cols == 1 else (rows, cols, self._top, self._left)
+        plane = self._plane_contexts(planes, channel)
+        if cols == 1:
+            return 1, rows, kernels.Contexts(plane, self._left, self._top, self._context_map)
+        return rows, cols, kernels.Contexts(plane, self._top, self._left, self._context_map)
 
-    def _repeat_contexts(self, planes: int, channel: int) -> NDArray[np.uint64]:
+    def _repeat_plane_contexts(self, planes: int, channel: int) -> NDArray[np.uint64]:
         """Where each plane's channel starts in the context map; a stream has few shapes, so the last ones are kept."""
         return np.resize(np.roll(self._plane_context, -channel), planes)
 

@@ -11,6 +11,8 @@ speed; in stages it runs 1.4 (encode) to 1.7 times (decode) as fast.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from .ans import (
@@ -46,14 +48,26 @@ EDGE = np.uint64(256)  # second half of `top` and `left`: the neighbour lies out
 EIGHT_ONES = np.uint64(0x0101010101010101)
 
 
+class Contexts(NamedTuple):
+    """How the table of a block is found: table_of[plane[i] + top[symbol above] + left[symbol before]].
+
+    plane: (P,) uint64, where the plane's channel starts in table_of. top, left: (512,) uint8, what a neighbour's symbol
+    adds to the context index; from 256 on for one outside. table_of: uint8, the table of each context.
+    """
+
+    plane: np.ndarray
+    top: np.ndarray
+    left: np.ndarray
+    table_of: np.ndarray
+
+
 @kernel
-def encode(symbols, rows, cols, lanes, plane_context, top, left, context_map, code, escape, words):
+def encode(symbols, rows, cols, lanes, contexts, code, escape, words):
     """Code `symbols` into the end of `words`; returns the index of the first word written.
 
-    symbols: (P·rows·cols,) uint8. plane_context: (P,) uint64, where the plane's channel starts in context_map.
-    top, left: (512,) uint8, what a neighbour's symbol adds to the context index; from 256 on for one outside.
-    context_map: table index per context, uint8. code, escape: ans.py. words: (≥ 2·symbols + 2·lanes,) uint16.
+    symbols: (P·rows·cols,) uint8. contexts: Contexts. code, escape: ans.py. words: (≥ 2·symbols + 2·lanes,) uint16.
     """
+    plane_context, top, left, context_map = contexts
     size = np.uint64(rows * cols)
     planes = symbols.size // (rows * cols)
     state = np.full(max(lanes, 8), LOW, np.uint64)
@@ -61,9 +75,7 @@ def encode(symbols, rows, cols, lanes, plane_context, top, left, context_map, co
     group = (planes + lanes - 1) // lanes
     while group > 0:
         if lanes == 8 and group * 8 <= planes:
-            p = _encode_eights(
-                symbols, rows, cols, group, plane_context, top, left, context_map, code, escape, words, p, state
-            )
+            p = _encode_eights(symbols, rows, cols, group, contexts, code, escape, words, p, state)
             break
         group -= 1
         first = np.uint64(group * lanes)
@@ -95,10 +107,9 @@ def _key(symbol, above, before, plane_context, context_map):
 
 
 @kernel
-def _encode_eights(
-    symbols, rows, cols, groups, plane_context, top, left, context_map, code, escape, words, p, state
-):  # fmt: skip
+def _encode_eights(symbols, rows, cols, groups, contexts, code, escape, words, p, state):
     """The first `groups` groups of eight planes, from the last to the first; returns p. state: (8,), in and out."""
+    plane_context, top, left, context_map = contexts
     size = np.uint64(rows * cols)
     x0, x1, x2, x3 = state[ZERO], state[ONE], state[TWO], state[THREE]
     x4, x5, x6, x7 = state[FOUR], state[FIVE], state[SIX], state[SEVEN]
@@ -184,13 +195,14 @@ def _find(symbols, i, up, back, t_edge, l_edge, plane_context, top, left, contex
 
 
 @kernel
-def decode(words, count, rows, cols, lanes, plane_context, top, left, context_map, slots, escape, symbols):
+def decode(words, count, rows, cols, lanes, contexts, slots, escape, symbols):
     """Decode into `symbols`; returns OK, or why the stream cannot be one of ours.
 
     An escaped symbol may be any byte: whether it is one of the alphabet is for the caller to see.
 
     words: (count + 2·lanes + 2,) uint16, the stream followed by zeros. slots, escape: ans.py. The rest as in `encode`.
     """
+    plane_context, top, left, context_map = contexts
     size = np.uint64(rows * cols)
     planes = symbols.size // (rows * cols)
     end = np.uint64(count)
@@ -202,7 +214,7 @@ def decode(words, count, rows, cols, lanes, plane_context, top, left, context_ma
     group = 0
     if lanes == 8 and planes >= 8:
         group = planes // 8
-        shared = words, end, p, rows, cols, group, plane_context, top, left, context_map, slots, escape, symbols, state
+        shared = words, end, p, rows, cols, group, contexts, slots, escape, symbols, state
         p = _decode_eights(*shared, None) if rows == 1 else _decode_eights(*shared, np.empty(cols, np.uint64))
         if p > end:
             return OVERRUN
@@ -233,13 +245,12 @@ def decode(words, count, rows, cols, lanes, plane_context, top, left, context_ma
 
 
 @kernel
-def _decode_eights(
-    words, end, p, rows, cols, groups, plane_context, top, left, context_map, slots, escape, symbols, state, columns
-):
+def _decode_eights(words, end, p, rows, cols, groups, contexts, slots, escape, symbols, state, columns):
     """The first `groups` groups of eight planes; returns p, beyond `end` if it got there. state: (8,), in and out.
 
     columns: scratch, (cols,) uint64. None where planes are one row, with nothing above: compiled apart, without it.
     """
+    plane_context, top, left, context_map = contexts
     size = np.uint64(rows * cols)
     width = np.uint64(cols * 8)
     x0, x1, x2, x3 = state[ZERO], state[ONE], state[TWO], state[THREE]
