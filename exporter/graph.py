@@ -37,6 +37,7 @@ from .inference import MAX_MODEL_BYTES, MIN_APART, Graph, InputType, check_graph
 from .passing import Seen, watching
 from .pictures import WantedShape
 from .shapes import settle
+from .suppression import limit_suppression
 
 OPSET = 20
 """Asked of torch: the first with Gelu as one operator; every ONNX Runtime we support (1.20 and later) runs it.
@@ -128,6 +129,8 @@ def from_module(
             # The TorchScript exporter writes sizes of the example into the graph without a word.
             if batch == 1 or not (_is_fixed(model) or (origin == "legacy" and not _runs_at(model, one.shape, 1))):
                 break
+    if detects:
+        limit_suppression(model.graph)
     for node in model.graph.all_nodes():
         for key in _PRIVATE_METADATA:
             node.metadata_props.pop(key, None)

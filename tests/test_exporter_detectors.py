@@ -98,6 +98,10 @@ def test_export(kind, parts):
     assert not any("resizes" in n for n in source.notes)
     assert not {"Resize", "ScatterElements", "ScatterND"} & {n.op_type for n in source.graph if "transform" in n.name}
 
+    limits = [n.inputs[2].const_value.numpy().item() for n in source.graph if n.op_type == "NonMaxSuppression"]
+    if kind != "mask":  # where the number of survivors is read as well
+        assert limits == [{"ssd": 200, "retinanet": 300}[kind]]  # what torchvision keeps (suppression.py)
+
     names = Names(source.graph, source.modules, source.seen)
     assert {path: len(names.resolve(path).values) for path in parts} == parts
 
@@ -109,6 +113,17 @@ def test_export(kind, parts):
     for name in ("boxes", "scores", "labels"):
         np.testing.assert_allclose(answer[name], expected[name], atol=1e-3)
     assert whole.run(np.zeros((1, 3, SIZE, SIZE), np.float32))[0].shape[1:] == (4,)
+
+
+def test_fewer_detections_than_survive_are_the_best_ones():
+    net, kept = build("ssd"), 5
+    net.detections_per_img = kept
+    whole = Graph.of(graph.from_module(net, (1, 3, SIZE, SIZE)).model, what="whole", exact=True)
+    answer = dict(zip(whole.outputs, whole.run(images(1)), strict=True))
+    expected = run(net, images(1)[0])
+    assert len(expected["boxes"]) == kept
+    for name in ("boxes", "scores", "labels"):
+        np.testing.assert_allclose(answer[name], expected[name], atol=1e-3)
 
 
 def run(net: nn.Module, image: np.ndarray) -> dict[str, np.ndarray]:
