@@ -16,10 +16,11 @@ from test_picture_networks import HEIGHT, WIDTH, write_network
 from typer.testing import CliRunner
 
 import splitwire
+from splitwire.codec import preprocessing
 from splitwire.codec.errors import ShapeMismatch, UsageError
 from splitwire.codec.profile import Preprocessing
 from splitwire.commands.export import export
-from splitwire.commands.pictures import _options
+from splitwire.commands.pictures import PANEL, _options
 from splitwire.commands.plan import plan
 from splitwire.exporter.pictures import PictureOptions, completed, form, overlaid, read_options, wanted_shape
 
@@ -310,3 +311,50 @@ def test_a_module_that_takes_pixels_channels_last(images: Path, tmp_path: Path) 
     pixels = np.random.default_rng(0).integers(0, 256, (6, 10, 14, 3), dtype=np.uint8)
     again = splitwire.export(Net(), cut="conv", calibration=pixels, out=tmp_path, levels=(4,))
     assert again.profile.preprocessing is None and again.profile.calibration_images == 6
+
+
+# docs/pictures.md
+
+PAGE = (Path(__file__).parent.parent / "docs" / "pictures.md").read_text(encoding="utf-8")
+
+
+def test_the_page_names_every_option_and_its_file_can_be_read(tmp_path: Path) -> None:
+    command = typer.main.get_command(app).commands["export"]  # type: ignore[attr-defined]
+    ours = {p.opts[0] for p in command.params if getattr(p, "rich_help_panel", None) == PANEL}
+    assert ours == {f"--{name.replace('_', '-')}" for name in PictureOptions.__struct_fields__ if name != "dtype"} | {
+        "--preprocessing"
+    }
+    assert all(f"`{name}" in PAGE for name in ours)
+    (block,) = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
+    how, _ = completed(from_file(tmp_path, block), (3, 224, 224), "float32")
+    assert how == Preprocessing(
+        crop=(224, 224), resize=256, color="bgr", scale=1 / 127.5, mean=(1.0,) * 3, std=(1.0,) * 3, exif=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ("--scale 1/127.5 --mean 1 --std 1", lambda rgb: rgb / 127.5 - 1),
+        (
+            "--color bgr --scale 1 --mean 103.939,116.779,123.68 --std 1",
+            lambda rgb: rgb[..., ::-1] - (103.939, 116.779, 123.68),
+        ),
+        (
+            "--scale 1 --mean 123.675,116.28,103.53 --std 58.395,57.12,57.375",
+            lambda rgb: (rgb / 255 - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225),  # torchvision's, in pixels
+        ),
+        ("--pad 114 --mean 0 --std 1", lambda rgb: rgb / 255),
+        ("--color bgr --pad 114 --pad-at end --scale 1", lambda rgb: rgb[..., ::-1]),
+        ("--color bgr --pad 127 --pad-at end --mean 0.5 --std 0.5", lambda rgb: (rgb[..., ::-1] / 255 - 0.5) / 0.5),
+        ("--scale -1/255 --mean -1 --std 1", lambda rgb: 1 - rgb / 255),
+    ],
+)
+def test_what_frameworks_call_it(options: str, expected: Any) -> None:
+    assert f"`{options}`" in PAGE
+    words = options.split()
+    said = _options(**{k[2:].replace("-", "_"): v for k, v in zip(words[::2], words[1::2], strict=True)})
+    how, _ = completed(said, (3, 16, 16), "float32")
+    rgb = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    x = preprocessing.apply(preprocessing.from_array(rgb), how)
+    np.testing.assert_allclose(x.transpose(1, 2, 0), expected(rgb.astype(np.float64)), rtol=1e-5, atol=2e-5)
