@@ -20,6 +20,12 @@ from .inference import MAX_MODEL_BYTES
 FRONT, BACK = "front.onnx", "back.onnx"
 """Names of the two files in the output folder."""
 
+MAX_SHOWN = 60
+"""Characters of a folder's name that an error message about its length shows."""
+
+ROOM = 64
+"""Bytes of a path left for the names of the files, and of those that are written first."""
+
 
 def digest(model: ir.Model) -> str:
     """SHA-256 of the serialised graph without splitwire's metadata, in hex."""
@@ -30,11 +36,36 @@ def digest(model: ir.Model) -> str:
 
 def check_folder(out: Path) -> None:
     """Raise UsageError if the two files could not be written to `out`: asked before the long work, not after it."""
-    if out.exists() and not out.is_dir():
+    if _exists(out) and not out.is_dir():
         raise UsageError(f"{out} is a file; --out names the folder for {FRONT} and {BACK}")
-    place = next(p for p in (out, *out.absolute().parents) if p.exists())
+    place = next(p for p in (out, *out.absolute().parents) if _exists(p))
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         raise UsageError(f"cannot write to {out}: {place} is not a folder that you may write to")
+    if wrong := _unfit(out, place):
+        shown = str(out) if len(str(out)) <= MAX_SHOWN else f"{str(out)[:MAX_SHOWN]}…"
+        raise UsageError(f"--out {shown!r} {wrong}; name another folder for {FRONT} and {BACK}")
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name that no file system takes; not every Python says False
+        return False
+
+
+def _unfit(out: Path, place: Path) -> str | None:
+    """Why no folder of this name can be made below `place`, which is there; None if one can."""
+    if "\0" in str(out):
+        return "has a zero byte in its name"
+    if not hasattr(os, "pathconf"):  # Windows
+        return None
+    limit = os.pathconf(place, "PC_NAME_MAX")
+    longest = max((len(os.fsencode(part)) for part in out.parts), default=0)
+    if longest > limit:
+        return f"has a name of {longest} bytes, the file system takes {limit}"
+    limit = os.pathconf(place, "PC_PATH_MAX") - ROOM
+    whole = len(os.fsencode(out.absolute()))
+    return f"is a path of {whole} bytes, the system takes {limit}" if whole > limit else None
 
 
 def write_pair(

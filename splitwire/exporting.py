@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 import re
 from collections.abc import Sequence
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from splitwire.exporter.pictures import PictureOptions
 
 __all__ = ["export"]
+
+MAX_FOLDER_BYTES = 100
+"""Longest name of a folder that nobody chose: file systems take 255 bytes, and some 143."""
 
 
 def export(
@@ -56,7 +60,8 @@ def export(
     calibration: folder of images (searched recursively), list of image files, a video (needs splitwire[video]),
         float32 array of network inputs (N, C, H, W), torch Dataset of tensors or PIL images, or an iterable of inputs
         (a DataLoader). 100 inputs like those of the task are plenty; at most `images` (512) are used, spread evenly.
-    out: folder of front.onnx and back.onnx; "<model>-<cut>" in the working folder if None.
+    out: folder of front.onnx and back.onnx; "<model>-<cut>" in the working folder if None,
+        shortened where that is long.
     weights: for a torchvision name: a file, or what the catalogue takes (docs/models.md).
     preprocessing: from image file to network input; baked into the pair, since the edge needs the same. What is not
         said is as in the catalogue; for a module or a file it follows from the network's input, and is else as for
@@ -118,4 +123,12 @@ def export(
 
 
 def _default_folder(name: str, cut: str) -> str:
-    return re.sub(r"[^\w.-]+", "_", f"{name}-{cut}").strip("_")
+    """A folder's name made of the network's and the cut's; a long one is shortened, and ends with a hash of the whole
+    that tells it from others with the same beginning."""
+    whole = f"{name}-{cut}"
+    folder = re.sub(r"[^\w.-]+", "_", whole).strip("_")
+    if len(folder.encode()) <= MAX_FOLDER_BYTES:
+        return folder
+    mark = hashlib.sha256(whole.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    start = folder.encode()[: MAX_FOLDER_BYTES - len(mark) - 1].decode(errors="ignore").rstrip("_.-")
+    return f"{start}-{mark}"

@@ -8,6 +8,7 @@ import types
 from dataclasses import dataclass
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 import typer
@@ -15,6 +16,7 @@ from exporter_helpers import inputs, network, write_images
 from typer.testing import CliRunner
 
 import splitwire
+from splitwire import exporting
 from splitwire.codec.errors import UsageError
 from splitwire.codec.profile import Preprocessing
 from splitwire.commands.export import export as command
@@ -197,3 +199,50 @@ def test_a_path_is_not_a_name(tmp_path):
         splitwire.export(str(tmp_path / "net"), cut="layer1", calibration=inputs(2))
     with pytest.raises(UsageError, match="no such ONNX file"):
         splitwire.export("resnet18.onnx", cut="layer1", calibration=inputs(2))
+
+
+LONG = [f"Stateful/block{i}/expand_activation/Relu6;Stateful/efficientnet_lite0/block{i}/bn" for i in range(4)]
+
+
+def test_a_folder_that_nobody_named_is_short_and_its_own():
+    short = exporting._default_folder("resnet18", "layer1.0.relu[1]")
+    assert short == "resnet18-layer1.0.relu_1"
+    cuts = [",".join(LONG), ",".join([*LONG[:3], "other"]), ",".join(LONG).replace(";", "/"), "é" * 300, ";" * 300]
+    folders = [exporting._default_folder("net", cut) for cut in cuts]
+    assert len(set(folders)) == len(cuts)
+    assert folders == [exporting._default_folder("net", cut) for cut in cuts]
+    assert all(len(folder.encode()) <= 100 for folder in folders)
+    assert folders[0].startswith("net-Stateful_block0_expand_activation_Relu6_")
+
+
+def test_long_names_without_out(tmp_path, monkeypatch, model):
+    """The names of the cut's tensors together are longer than a folder's name may be."""
+    monkeypatch.chdir(tmp_path)
+    whole = onnx.load(model)
+    old = next(n.output[0] for n in whole.graph.node if n.op_type == "Relu")
+    for node in whole.graph.node:
+        for names in (node.input, node.output):
+            names[:] = ["x/" * 150 + "relu" if name == old else name for name in names]
+    del whole.graph.value_info[:]
+    onnx.save(whole, "long.onnx")
+    result = splitwire.export("long.onnx", cut="x/" * 150 + "relu", calibration=inputs(4), levels=(2,))
+    assert result.front.is_file() and result.front.parent.parent == Path()
+    assert len(result.front.parent.name) <= 100
+
+
+@pytest.mark.parametrize(
+    ("out", "said"),
+    [
+        ("o" * 300, f"'{'o' * 60}…' has a name of 300 bytes, the file system takes 255"),
+        (f"new/{'é' * 150}/deeper", "has a name of 300 bytes, the file system takes 255"),
+        ("a/" * 3000, "is a path of"),
+        ("zero\0byte", "has a zero byte in its name"),
+    ],
+)
+def test_a_folder_that_cannot_be(tmp_path, monkeypatch, model, out, said):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError) as e:
+        splitwire.export(model, cut="layer1", calibration=inputs(4), levels=(2,), out=out)
+    assert said in str(e.value) and "name another folder for front.onnx and back.onnx" in str(e.value)
+    assert len(str(e.value)) < 250
+    assert not list(tmp_path.iterdir())
