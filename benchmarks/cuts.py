@@ -43,7 +43,7 @@ def measured(recipe: Recipe) -> tuple[figures.CutFigures, ...]:
     inputs = calibration(recipe)
     loaded = load(recipe.name, None if inputs is None else "DEFAULT")
     source = from_module(loaded.module, loaded.input_shape)
-    names = Names(source.graph, source.modules, source.seen)
+    names = Names.of(source)
     costs = measure_costs(source)
     found = []
     for layer in recipe.layers:

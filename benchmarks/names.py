@@ -44,7 +44,7 @@ def measured(name: str) -> Row:
     """Export and resolve every leaf module."""
     loaded = load(name, size=SIZES.get(name))
     source = from_module(loaded.module, loaded.input_shape)
-    names = Names(source.graph, source.modules, source.seen)
+    names = Names.of(source)
     leaves = [path for path, m in loaded.module.named_modules() if path and not list(m.children())]
     resolved = numbered = 0
     reasons: Counter[str] = Counter()

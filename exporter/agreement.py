@@ -121,7 +121,7 @@ def _close(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.bool_]:
 
 def _probes(module: torch.nn.Module, source: Source) -> dict[str, tuple[ir.Value, ...]]:
     """Module path → the values that leave it, for the parts of a detector that come before any selection."""
-    names, found = Names(source.graph, source.modules, source.seen), {}
+    names, found = Names.of(source), {}
     for path in ("backbone", "head", "rpn.head"):
         if path in source.modules:
             try:

@@ -181,7 +181,7 @@ def export_pair(
     else:
         source = from_file(Path(model), wanted)
         stream, first = start(source.input_shape[1:], source.input_dtype)
-    names = Names(source.graph, source.modules, source.seen)
+    names = Names.of(source)
     purpose = task_of(source.graph, labels, task)
     if labels is not None:
         check_labels(source.graph, labels, task)

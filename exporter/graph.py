@@ -32,6 +32,7 @@ from torch.utils import _pytree as pytree
 
 from splitwire.codec.errors import UnsupportedModel, UsageError
 
+from .calls import Stack, stamp, unstamp
 from .compatibility import make_compatible
 from .inference import MAX_MODEL_BYTES, MIN_APART, Graph, InputType, check_graph, load_external, noise, weight_bytes
 from .passing import Seen, watching
@@ -56,7 +57,8 @@ class Source:
     input_shape: (1, C, H, W), (1, H, W, C), or (1, …) for other inputs: one image's input.
     batch: None if the batch is dynamic, else the only batch size that the graph takes.
     modules: module path → class name, where a torch module was given; ends the search for layers without nodes.
-    seen: how these modules ran: finds those without nodes that return what they are given.
+    seen: how these modules ran: tells calls apart, and finds those without nodes that return what they are given.
+    stamped: the calls of modules around the graph's nodes, where the exporter knew them (calls.py).
     notes: what the user should know.
     """
 
@@ -66,6 +68,7 @@ class Source:
     batch: int | None
     modules: Mapping[str, str] = field(default_factory=dict)
     seen: Seen = field(default_factory=Seen)
+    stamped: Mapping[ir.Node, Stack] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
@@ -281,7 +284,15 @@ def _source(model: ir.Model, origin: str, wanted: WantedShape, modules: Mapping[
         notes.append(restamped)
     if origin == "legacy":
         notes.append("torch's new exporter could not take the network; its TorchScript exporter was used")
-    return Source(model=model, origin=origin, input_shape=shape, batch=batch, modules=modules, notes=tuple(notes))
+    return Source(
+        model=model,
+        origin=origin,
+        input_shape=shape,
+        batch=batch,
+        modules=modules,
+        stamped=unstamp(model),
+        notes=tuple(notes),
+    )
 
 
 def _fix_input(graph: ir.Graph, shape: tuple[Any, ...]) -> None:
@@ -327,6 +338,8 @@ def _export(module: torch.nn.Module, example: torch.Tensor, *, dynamic: bool) ->
             verbose=False,
         )
         if program is not None:
+            if program.exported_program is not None:
+                stamp(program.model, program.exported_program)
             return program.model, "dynamo"
         first: Exception = RuntimeError("torch.onnx.export returned nothing")
     except Exception as e:  # torch.export raises dozens of kinds, few of them public

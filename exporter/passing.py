@@ -19,6 +19,9 @@ from torch.utils import _pytree as pytree
 CANDIDATES = 4
 """How many modules that read the passed tensor are kept, innermost last."""
 
+Call = tuple[str, int]
+"""(module path, call): the path is the module's first in named_modules(), calls count from 0."""
+
 _UNKNOWN = itertools.count(-1, -1)
 
 
@@ -35,11 +38,16 @@ class Place:
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """runs: module path → number of its calls. passed: (module path, call) → places of the tensor that the call
-    returned as it came, the surest first; calls that compute something are absent."""
+    """runs: module path → number of its calls. passed: call → places of the tensor that the call returned as it came,
+    the surest first; calls that compute something are absent. parents: call → the call of another module that it
+    happens in; absent where that is the network's own. aliases: each path that leads to a module → the module's own,
+    the first: mostly itself.
+    """
 
     runs: dict[str, int] = field(default_factory=dict)
-    passed: dict[tuple[str, int], tuple[Place, ...]] = field(default_factory=dict)
+    passed: dict[Call, tuple[Place, ...]] = field(default_factory=dict)
+    parents: dict[Call, Call] = field(default_factory=dict)
+    aliases: dict[str, str] = field(default_factory=dict)
 
 
 @contextmanager
@@ -47,6 +55,8 @@ def watching(module: torch.nn.Module) -> Iterator[Seen]:
     """Record into what is yielded how the submodules of `module` run; it is complete after the block."""
     watch = _Watch()
     handles = []
+    own = {child: path for path, child in module.named_modules()}
+    watch.seen.aliases.update({path: own[m] for path, m in module.named_modules(remove_duplicate=False) if path})
     for path, child in module.named_modules():
         if path:
             watch.seen.runs[path] = 0
@@ -80,12 +90,14 @@ class _Watch:
         self.seen = Seen()
         self._tensors: dict[int, _Tensor] = {}
         self._running: list[tuple[str, int, list[_Tensor]]] = []
-        self._passed: dict[tuple[str, int], tuple[_Tensor, list[Place]]] = {}
+        self._passed: dict[Call, tuple[_Tensor, list[Place]]] = {}
 
     def before(self, path: str) -> Any:
         def hook(module: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
             call = self.seen.runs[path]
             self.seen.runs[path] += 1
+            if self._running:
+                self.seen.parents[path, call] = self._running[-1][:2]
             given = []
             for tensor in (t for t in inputs if isinstance(t, torch.Tensor)):
                 given.append(self._known(tensor))

@@ -111,7 +111,7 @@ def plan(
     report("Export to ONNX", 1, 1)
     result = plan_cuts(
         source,
-        Names(source.graph, source.modules, source.seen),
+        Names.of(source),
         inputs,
         preprocessing=how,
         device=ends[0],

@@ -22,7 +22,7 @@ def test_auto_is_what_plan_recommends(tmp_path: Path):
         net, cut="auto", calibration=x, out=tmp_path, levels=(4,), link="1mbit", rtt="5ms", device="raspberry-pi-4"
     )
     source = from_module(net, (1, *x.shape[1:]))
-    names = Names(source.graph, source.modules, source.seen)
+    names = Names.of(source)
     link = parse_link("1mbit", "5ms")
     plan = plan_cuts(source, names, list(x[:AUTO_IMAGES]), link=link, device="raspberry-pi-4")
     assert plan.best_cut is not None

@@ -411,7 +411,7 @@ def _layer(source, layer: str) -> str:
     from splitwire.exporter.cuts import find_cut
     from splitwire.exporter.names import Names
 
-    return find_cut(source, Names(source.graph, source.modules, source.seen), layer)[0].tensors[0]
+    return find_cut(source, Names.of(source), layer)[0].tensors[0]
 
 
 def feed(chunks) -> Settling:

@@ -162,7 +162,7 @@ class Branches(nn.Module):
 
 def test_branches_and_early_outputs():
     source = graph.from_module(network(Branches), (1, *SHAPE))
-    names = Names(source.graph, source.modules, source.seen)
+    names = Names.of(source)
     assert [v.name for v in source.graph.outputs] == ["main", "early"]
     with pytest.raises(CutNotBounded, match="right also crosses"):
         find(source, names, "left")
@@ -192,7 +192,7 @@ class Sizes(nn.Module):
 def test_sizes_of_the_front_do_not_cross():
     source = graph.from_module(network(Sizes), (1, *SHAPE))
     assert any(n.op_type == "Shape" for n in source.graph)
-    names = Names(source.graph, source.modules, source.seen)
+    names = Names.of(source)
     found = cuts.find_cuts(source.graph, names)
     assert "conv" in [c.label for c in found]
     whole = Graph.of(source.model, what="whole", exact=True)
@@ -204,7 +204,7 @@ def test_sizes_of_the_front_do_not_cross():
 
 def test_a_tensor_that_the_codec_cannot_carry():
     source = graph.from_module(network(Sizes), (1, *SHAPE))
-    names = Names(source.graph, source.modules, source.seen)
+    names = Names.of(source)
     merged = [v.name for n in source.graph for v in n.outputs if v.shape is not None and "4*batch" in str(v.shape)]
     with pytest.raises(UnsupportedModel, match="batch first"):
         find(source, names, merged[0])
@@ -220,7 +220,7 @@ def test_torchscript_scopes(tmp_path):
         )  # fmt: skip
     source = graph.from_file(path)
     assert (source.origin, source.batch, source.opset) == ("onnx", None, 17)
-    names = Names(source.graph, source.modules, source.seen)
+    names = Names.of(source)
     value, _ = find(source, names, "layer1")
     assert value is find(source, names, "layer1.1")[0]
     assert cuts.carried_shape(value) == (8, 8, 8)
@@ -241,7 +241,7 @@ def test_fallback_to_the_torchscript_exporter(monkeypatch):
     source = graph.from_module(network(), (1, *SHAPE))
     assert source.origin == "legacy"
     assert "TorchScript" in source.notes[0]
-    names = Names(source.graph, source.modules, source.seen)
+    names = Names.of(source)
     halves = split(source.model, [find(source, names, "layer1.0")[0].name])
     assert verify.check_halves(Graph.of(source.model, what="whole", exact=True), halves, inputs(3)) < 1e-6
     with pytest.raises(UsageError, match=r"'bn' \(BatchNorm2d\) leaves no trace"):

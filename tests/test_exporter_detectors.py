@@ -102,7 +102,7 @@ def test_export(kind, parts):
     if kind != "mask":  # where the number of survivors is read as well
         assert limits == [{"ssd": 200, "retinanet": 300}[kind]]  # what torchvision keeps (suppression.py)
 
-    names = Names(source.graph, source.modules, source.seen)
+    names = Names.of(source)
     assert {path: len(names.resolve(path).values) for path in parts} == parts
 
     whole = Graph.of(source.model, what="whole", exact=True)

@@ -62,7 +62,7 @@ def pyramid() -> graph.Source:
 
 @pytest.fixture(scope="module")
 def names(pyramid) -> Names:
-    return Names(pyramid.graph, pyramid.modules, pyramid.seen)
+    return Names.of(pyramid)
 
 
 def exact(source: graph.Source) -> Graph:
@@ -148,7 +148,7 @@ class UNet(nn.Module):
 
 def test_skip_of_an_encoder_decoder():
     source = graph.from_module(network(UNet), (1, *SHAPE))
-    found = Names(source.graph, source.modules, source.seen)
+    found = Names.of(source)
     with pytest.raises(CutNotBounded, match="together they do: --cut 'down1,bottom'"):
         find_cut(source, found, "bottom")
     cut, _ = find_cut(source, found, "bottom,down1")
@@ -171,7 +171,7 @@ class Aux(nn.Module):
 
 def test_an_output_made_late_but_known_early():
     source = graph.from_module(network(Aux), (1, *SHAPE))
-    found = Names(source.graph, source.modules, source.seen)
+    found = Names.of(source)
     cuts = {c.label: c for c in find_cuts(source.graph, found)}
     assert {"first", "second", "second.0"} <= set(cuts)
     nodes = list(source.graph)

@@ -51,7 +51,7 @@ def test_against_forward_hooks(name):
             m.running_mean.normal_(0, 0.1)
             m.running_var.uniform_(0.5, 1.5)
     source = graph.from_module(module, (1, 3, 64, 64))
-    names = Names(source.graph, source.modules, source.seen)
+    names = Names.of(source)
     x = inputs(1, (3, 64, 64))
     wanted = hooked(module, torch.from_numpy(x))
     found = {}
@@ -105,7 +105,7 @@ class Pair(nn.Module):
 def test_modules_that_return_what_they_are_given():
     module = network(Drops).eval()
     source = graph.from_module(module, (1, *SHAPE))
-    names = Names(source.graph, source.modules, source.seen)
+    names = Names.of(source)
     x = inputs(1)
     wanted = hooked(module, torch.from_numpy(x)) | {"lent": []}
     specs = {"first.3": 0, "twice[0]": 0, "flat.0": 0, "first.2": 0}

@@ -77,7 +77,7 @@ def source(tmp_path_factory) -> graph.Source:
 
 
 def cut(source: graph.Source, layer: str) -> Halves:
-    found, _ = find_cut(source, Names(source.graph, source.modules, source.seen), layer)
+    found, _ = find_cut(source, Names.of(source), layer)
     return split(source.model, found.tensors)
 
 

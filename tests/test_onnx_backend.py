@@ -156,7 +156,7 @@ def as_user(case: Case, folder: Path) -> str:
             if "any size" not in str(e):
                 raise
             source = from_file(path, (1, *shape[1:]))
-        names = Names(source.graph, source.modules, source.seen)
+        names = Names.of(source)
         cuts = find_cuts(source.graph, names, max_tensors=MOST)
         Graph.of(source.model, what="network")
         if not cuts:
