@@ -227,8 +227,8 @@ class Names:
     def _give_up(self, layer: str, k: int | None) -> Resolved:
         if layer in self._calls:
             raise UsageError(
-                f"call {k} of layer {layer!r} leaves no node of its own in the ONNX graph, or none that can be told from"
-                " its other calls; name the layer before or after it"
+                f"call {k} of layer {layer!r} leaves no node of its own in the ONNX graph, or none that can be told"
+                " from its other calls; name the layer before or after it"
             )
         if layer in self._modules:
             parent = layer.rpartition(".")[0]
