@@ -1,7 +1,7 @@
 """The `splitwire` command: one function per subcommand, one line per error.
 
-Exit status: 0 done; 2 the command was used wrongly; 130 Ctrl-C; 141 nobody reads the output any more (`| head`); 1
-anything else. `--debug` shows the traceback.
+Exit status: 0 done; 2 the command was used wrongly; 3 `evaluate` found nothing within --max-loss; 130 Ctrl-C; 141
+nobody reads the output any more (`| head`); 1 anything else. `--debug` shows the traceback.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from splitwire.demo import baselines
 from splitwire.evaluation import contenders as room
 from splitwire.evaluation.contender import FeatureContender, Features, ImageContender
 from splitwire.evaluation.contenders import mosaic, x265
+from splitwire.evaluation.ladders import LADDERS
 
 SHAPES = {
     "tiny": ((384, 3, 3),),
@@ -101,7 +102,7 @@ def test_the_same_received_is_the_same_features() -> None:
         for a, b in zip(found.setdefault(c.received, decoded), decoded, strict=True):
             np.testing.assert_array_equal(a, b, err_msg=f"{c.family} {c.setting}")
     # six points, three without a codec, HEVC
-    assert len(found) == 6 + 3 + 2 * len(mosaic.QPS)
+    assert len(found) == 6 + 3 + 2 * len(LADDERS[room.HEVC].usual)
 
 
 def test_splitwire_is_the_real_frame() -> None:
@@ -191,7 +192,7 @@ def test_hevc_of_features_by_qp(name: str, tuning: str) -> None:
     """The lower the QP, the more bytes and the less error; at the lowest hardly more than int8."""
     features = images_of(name)[1]
     everyone = family(name, tuning)
-    assert [c.setting for c in everyone] == [f"qp {qp}" for qp in mosaic.QPS]
+    assert [c.setting for c in everyone] == [f"qp {qp}" for qp in LADDERS[tuning].usual]
     sizes = [c.encode(features).bytes for c in everyone]
     errors = [error(c, features) for c in everyone]
     assert all(a > b for a, b in pairwise(sizes)), sizes

@@ -63,7 +63,7 @@ def table(c: Comparison) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
-    from splitwire.evaluation.compare import OURS, budget_words, count, loss_words, milliseconds, times, title
+    from splitwire.evaluation.compare import OURS, budget_words, loss_words, milliseconds, times, title
 
     grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, caption_justify="left")
     grid.caption = (
@@ -72,6 +72,8 @@ def table(c: Comparison) -> Table:
         " at the cut and encode ms of one image, on one core; of a picture the codec alone. loss, up to: of the"
         f" {title(c.figure)}, measured, and its upper 95 % bound; ! beyond the budget."
     )
+    if any(s.untried for s in c.standings):
+        grid.caption += " ≤: the lowest setting that was measured; lower ones were not tried."
     for name in ("what is sent", "setting"):
         grid.add_column(name, no_wrap=True)
     for name in ("bytes", "bits/el", f"× {OURS}", "encode ms", "loss", "up to"):
@@ -80,7 +82,7 @@ def table(c: Comparison) -> Table:
         grid.add_row(
             escape(s.family + (" (picture)" if s.sends == "image" else "")),
             escape(s.setting),
-            count(s.bytes),
+            s.most,
             f"{s.bits_per_element:.3f}",
             "–" if s.ratio is None else times(s.ratio),
             milliseconds(s.encode_ms),

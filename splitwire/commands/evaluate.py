@@ -20,6 +20,9 @@ WIDTH = 110
 """Columns that the table fits in."""
 
 SHOWN_SKIPPED = 5
+NOTHING_WITHIN = 3
+"""Exit status where no operating point is within --max-loss."""
+
 PASSED_OVER = ("tensors", "designs", "disagreements")
 """Parts of results.json that `--json` leaves out: long, and for the report."""
 
@@ -51,7 +54,9 @@ def evaluate(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of the table.")] = False,
 ) -> None:
-    """Measure accuracy against bytes on your images, for this pair and for what you would send instead."""
+    """Measure accuracy against bytes on your images, for this pair and for what you would send instead.
+
+    Ends with status 3 where no operating point is within --max-loss."""
     from splitwire.evaluation.compare import FOLDER, parse_loss
 
     budget = None if max_loss is None else parse_loss(max_loss)
@@ -79,6 +84,8 @@ def evaluate(
         print_json(_document(evaluation, folder))
     else:
         _show(evaluation, folder)
+    if evaluation.max_loss is not None and evaluation.chosen is None:
+        raise typer.Exit(NOTHING_WITHIN)
 
 
 def _document(evaluation: Evaluation, folder: Path) -> dict[str, Any]:

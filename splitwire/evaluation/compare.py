@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from msgspec import Struct
 
 from splitwire.codec.errors import UsageError
 
+from .ladders import untried_below
 from .results import FILE, Estimate, Evaluation, Point, Sends
 
 FOLDER = "evaluation"
@@ -41,7 +43,9 @@ class Standing(Struct, frozen=True, kw_only=True):
     """The cheapest setting of a family within the budget.
 
     bytes, bits_per_element, encode_ms, loss: as in results.Point. ratio: its bytes over splitwire's, None where no
-    setting of splitwire's qualifies. certain: the upper bound of the loss is within the budget too.
+    setting of splitwire's qualifies. certain: the upper bound of the loss is within the budget too. untried: the
+    setting, where it is the lowest of its ladder that was measured and lower ones exist: the family may do with fewer
+    bytes; None where the next lower one is known to lose too much, or there is none.
     """
 
     family: str
@@ -53,6 +57,17 @@ class Standing(Struct, frozen=True, kw_only=True):
     loss: Estimate
     certain: bool
     ratio: float | None
+    untried: str | None = None
+
+    @property
+    def most(self) -> str:
+        """Bytes as text; "≤ 654" where a lower setting was not tried."""
+        return f"{'≤ ' if self.untried else ''}{count(self.bytes)}"
+
+    @property
+    def needs(self) -> str:
+        """The same in a sentence: "at most 654"."""
+        return f"{'at most ' if self.untried else ''}{count(self.bytes)}"
 
 
 class Missed(Struct, frozen=True, kw_only=True):
@@ -100,8 +115,10 @@ def compare(evaluation: Evaluation, max_loss: float | None = None, *, upper: boo
     if not 0 <= max_loss < (1 if evaluation.figure in SHARES else math.inf):
         raise UsageError(f"a loss of {max_loss:g} is out of range for {evaluation.figure}; write it as 1% or 0.01")
     best = _cheapest(evaluation, max_loss, upper=upper)
+    grouped = families(evaluation)
+    lowest = {family: untried_below(family, [p.setting for p in points]) for family, points in grouped.items()}
     missed = []
-    for family, points in families(evaluation).items():
+    for family, points in grouped.items():
         if family not in best:
             p = min(points, key=lambda p: (counted(p.loss, upper), p.bytes))
             missed.append(Missed(family=family, setting=p.setting, sends=p.sends, bytes=p.bytes, loss=p.loss))
@@ -117,6 +134,7 @@ def compare(evaluation: Evaluation, max_loss: float | None = None, *, upper: boo
             loss=p.loss,
             certain=p.loss.high <= max_loss + SLACK,
             ratio=None if ours is None else p.bytes / ours.bytes,
+            untried=p.setting if p.setting == lowest[family] else None,
         )
         for family, p in best.items()
     ]
@@ -168,7 +186,7 @@ def _verdict(
     ours = next((s for s in standings if s.family == OURS), None)
     picture = next((s for s in standings if s.sends == "image"), None)
     features = next((s for s in standings if s.sends == "features" and s.family != OURS), None)
-    said = []
+    said: list[str] = []
     if ours is None:
         least = next((m for m in missed if m.family == OURS), None)
         if least is not None:
@@ -178,21 +196,23 @@ def _verdict(
             )
         if picture is not None and (features is None or picture.bytes < features.bytes):
             said.append(
-                f"Sending the picture is the better choice here: {named(picture)} needs {count(picture.bytes)} bytes "
+                f"Sending the picture is the better choice here: {named(picture)} needs {picture.needs} bytes "
                 f"within the budget{_front_saved(evaluation)}."
             )
         elif features is not None:
             said.append(f"{named(features)} needs the fewest bytes within the budget, {count(features.bytes)}.")
-        return tuple(said)
+        return (*said, *_not_tried(standings))
     if picture is not None and picture.bytes < ours.bytes:
         said.append(
-            f"Sending the picture is the better choice here: {named(picture)} needs {count(picture.bytes)} bytes where "
+            f"Sending the picture is the better choice here: {named(picture)} needs {picture.needs} bytes where "
             f"{named(ours)} needs {count(ours.bytes)}, within the same loss{_front_saved(evaluation)}."
         )
     elif picture is not None:
+        measured = " measured" if any(s.untried for s in standings if s.sends == "image") else ""
         said.append(
-            f"{named(ours)} needs {count(ours.bytes)} bytes; the smallest picture within the same loss is "
-            f"{times(picture.bytes / ours.bytes)} as large ({named(picture)}, {count(picture.bytes)} bytes)."
+            f"{named(ours)} needs {count(ours.bytes)} bytes; the smallest picture{measured} within "
+            f"the same loss is {times(picture.bytes / ours.bytes)} as large ({named(picture)}, {count(picture.bytes)} "
+            "bytes)."
         )
     elif any(m.sends == "image" for m in missed):
         closest = min((m for m in missed if m.sends == "image"), key=lambda m: counted(m.loss, upper))
@@ -202,7 +222,7 @@ def _verdict(
         )
     if features is not None and features.bytes < ours.bytes:
         said.append(
-            f"Among features, {named(features)} needs fewer bytes than splitwire: {count(features.bytes)} against "
+            f"Among features, {named(features)} needs fewer bytes than splitwire: {features.needs} against "
             f"{count(ours.bytes)}, and takes {milliseconds(features.encode_ms)} ms to encode, against "
             f"{milliseconds(ours.encode_ms)} ms."
         )
@@ -221,7 +241,18 @@ def _verdict(
         if any(p.family == OURS for p in certain):
             first = "; ".join(f"{named(p)} with {count(p.bytes)} bytes" for p in certain[:3])
             said.append(f"By that bound, which --max-loss goes by, the cheapest are {first}.")
-    return tuple(said)
+    return (*said, *_not_tried(standings))
+
+
+def _not_tried(standings: Sequence[Standing]) -> list[str]:
+    """What may need fewer bytes than was measured, in a sentence; [] if every ladder was followed to its end."""
+    found = [f"{s.family} below {s.untried}" for s in standings if s.untried]
+    if not found:
+        return []
+    return [
+        f"Not tried: {', '.join(found)}. These are still within the budget at their lowest measured setting, so that"
+        " fewer bytes than these may do; evaluate again with --max-loss at this budget."
+    ]
 
 
 def _front_saved(evaluation: Evaluation) -> str:

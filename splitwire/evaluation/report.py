@@ -118,6 +118,7 @@ def render(evaluation: Evaluation, comparison: Comparison, plots: list[Plot]) ->
         ranking=_ranking(e, comparison),
         missed=[(named(m), loss_words(e.figure, m.loss.value)) for m in comparison.missed],
         choice=_choice(e),
+        untried=any(s.untried for s in comparison.standings),
         curves=[p for p in drawn if p["name"] in groups["curves"]],
         costs=[p for p in drawn if p["name"] in groups["costs"]],
         features=[p for p in drawn if p["name"] not in groups["curves"] + groups["costs"]],
@@ -154,8 +155,9 @@ def headline(e: Evaluation, c: Comparison) -> str:
     if best is None:
         return f"{text}; nothing else qualifies."
     kind = ", the picture" if best.sends == "image" else ""
+    measured = " measured" if any(s.untried for s in c.standings if s.family != OURS) else ""
     return (
-        f"{text}; the best alternative ({named(best)}{kind}) needs {count(best.bytes)} bytes "
+        f"{text}; the best alternative{measured} ({named(best)}{kind}) needs {count(best.bytes)} bytes "
         f"and {milliseconds(best.encode_ms)} ms."
     )
 
@@ -210,7 +212,7 @@ def _ranking(e: Evaluation, c: Comparison) -> list[dict[str, Any]]:
             "setting": s.setting,
             "sends": s.sends,
             "ours": s.family == OURS,
-            "bytes": count(s.bytes),
+            "bytes": s.most,
             "ratio": "" if s.ratio is None else times(s.ratio),
             "ms": milliseconds(s.encode_ms),
             "loss": loss_words(e.figure, s.loss.value),

@@ -6,6 +6,7 @@ the exporter has verified to be the network that it was given.
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import importlib.util
 import os
@@ -25,11 +26,12 @@ from splitwire.exporter.bake import write_default
 
 from .bootstrap import intervals
 from .choose import check_budget, choose
-from .compare import FOLDER, OURS
+from .compare import FOLDER, OURS, SLACK, USUAL_LOSS
 from .contender import FeatureContender, ImageContender
-from .contenders import KEYS, feature_contenders, image_contenders, select
+from .contenders import FAMILIES, KEYS, feature_contenders, image_contenders, on_ladders, select
 from .data import Dataset, open_data
 from .features import describe, designs
+from .ladders import LADDERS, following
 from .measure import WHOLE, Measurement, Reader, Sample, first_answer, label, received, take_sample, thumbnail
 from .pair import Pair
 from .report import write_report
@@ -97,14 +99,20 @@ def evaluate(
         features=feature_contenders(pair.profile, families=families, detections=detections),
         images=image_contenders(families=families) if dataset.pictures else [],
     )
-    store = Store(target, *_key(what, metric))
+    stores = [Store(target, *_key(what, metric))]
     try:
         sample = take_sample(pair, dataset, lambda done, total: tell("Sample the features", done, total))
-        batches = _measured(what, sample, store, tell)
+        batches = _measured(what, sample, stores[0], tell, "Images × contenders")
+        budget = USUAL_LOSS if max_loss is None else max_loss
+        while more := _next_rungs(what, batches, budget):
+            stores.append(Store(target, *_key(more, metric)))
+            further = _measured(more, sample, stores[-1], tell, "Further settings of picture codecs")
+            what, batches = _joined(what, more), [b.with_more(f) for b, f in zip(batches, further, strict=True)]
     except BaseException as e:
         # an error of ours comes again, unless what the figures depend on changes; an interrupted run goes on
-        if isinstance(e, SplitwireError) or store.empty:
-            store.abandon()
+        for store in stores[::-1]:
+            if isinstance(e, SplitwireError) or store.empty:
+                store.abandon()
         raise
     whole, points = _points(what, batches, tell)
     choice = None if max_loss is None else choose(points, max_loss)
@@ -158,7 +166,8 @@ def evaluate(
     tell("Write the report", 0, 1)
     _write(evaluation, target)
     tell("Write the report", 1, 1)
-    store.remove()
+    for store in stores:
+        store.remove()
     return evaluation
 
 
@@ -209,8 +218,39 @@ def _source_of(metric: str) -> bytes:
     return Path(file).read_bytes() if file is not None else b""
 
 
-def _measured(what: Measurement, sample: Sample, store: Store, tell: ProgressFn) -> list[Batch]:
-    """All batches: those that an earlier run has left, and the others now."""
+def _next_rungs(what: Measurement, batches: Sequence[Batch], budget: float) -> Measurement | None:
+    """The next setting of every ladder that is not done (ladders.py); None if all are."""
+    settings: dict[str, dict[str, float]] = {}
+    whole = _scored(what, batches, WHOLE).figures()[what.task.main]
+    for c in what.contenders:
+        if c.family in LADDERS:
+            loss = whole - _scored(what, batches, received(c)).figures()[what.task.main]
+            settings.setdefault(c.family, {})[c.setting] = loss
+    values = {
+        family: v for family, known in settings.items() if (v := following(family, known, budget + SLACK)) is not None
+    }
+    if not values:
+        return None
+    features, images = on_ladders(what.pair.profile, values)
+    return dataclasses.replace(what, features=features, images=images)
+
+
+def _joined(what: Measurement, more: Measurement) -> Measurement:
+    """Both, each family's settings together and in the ladder's order."""
+
+    def place(c: FeatureContender | ImageContender) -> tuple[int, int]:
+        ladder = LADDERS.get(c.family)
+        return FAMILIES.index(c.family), (ladder.value(c.setting) or 0) if ladder is not None else 0
+
+    features, images = (
+        sorted([*what.features, *more.features], key=place),
+        sorted([*what.images, *more.images], key=place),
+    )
+    return dataclasses.replace(what, features=features, images=images)
+
+
+def _measured(what: Measurement, sample: Sample, store: Store, tell: ProgressFn, stage: str) -> list[Batch]:
+    """All batches: those that an earlier run has left, and the others now. stage: what progress is told."""
     found = [store.load(i) for i in range(len(what.batches))]
     if None in found:
         what.fit(sample, lambda done, total: tell("Prepare the contenders", done, total))
@@ -221,7 +261,7 @@ def _measured(what: Measurement, sample: Sample, store: Store, tell: ProgressFn)
     def tick(images: int) -> None:
         nonlocal done
         done += images
-        tell("Images × contenders", done, total)
+        tell(stage, done, total)
 
     for i, (positions, kept) in enumerate(zip(what.batches, found, strict=True)):
         batches.append(kept if kept is not None else what.batch(positions, tick))

@@ -41,6 +41,12 @@ class Batch(Struct, frozen=True, kw_only=True):
     sendings: dict[str, Sending]
     outcomes: dict[str, Raw]
 
+    def with_more(self, other: Batch) -> Batch:
+        """This one, and what further contenders made of the same images."""
+        return msgspec.structs.replace(
+            self, sendings={**self.sendings, **other.sendings}, outcomes={**other.outcomes, **self.outcomes}
+        )
+
 
 class Store:
     """The finished batches of one evaluation in the folder `out`.

@@ -6,12 +6,13 @@ contender that sends features.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 from splitwire.codec.codec import FeatureCodec
 from splitwire.codec.errors import UsageError
 from splitwire.codec.profile import CodecProfile
 from splitwire.evaluation.contender import FeatureContender, ImageContender
+from splitwire.evaluation.ladders import AVIF, HEVC, HEVC_IMAGE, HEVC_SCREEN, JPEG, LADDERS, WEBP
 
 SPLITWIRE = "splitwire"
 PAPER_UNIFORM, PAPER_SEARCHED = "paper, uniform", "paper, searched range"
@@ -22,8 +23,6 @@ PAPER_OF = {"n": PAPER_UNIFORM, "a": PAPER_SEARCHED, "e": PAPER_ECSQ, "r": PAPER
 """By the first letter of an operating point's name."""
 ZSTD = {level: f"zstd {level} of packed symbols" for level in (3, 19)}
 RAW = ("float32", "float16", "int8")
-HEVC, HEVC_SCREEN = "HEVC of features", "HEVC of features, screen"
-JPEG, WEBP, AVIF, HEVC_IMAGE = "JPEG", "WebP", "AVIF", "HEVC image"
 
 KEYS: dict[str, tuple[str, ...]] = {
     "splitwire": (SPLITWIRE,),
@@ -41,8 +40,6 @@ KEYS: dict[str, tuple[str, ...]] = {
 FAMILIES = tuple(family for families in KEYS.values() for family in families)
 """Every family, in the order that tables and legends have them."""
 
-QUALITIES = {JPEG: (30, 50, 70, 85, 95), WEBP: (20, 40, 60, 80, 95), AVIF: (30, 45, 60, 75, 90)}
-
 
 def select(keys: Iterable[str]) -> tuple[str, ...]:
     """The families of some short names, in the order of FAMILIES; splitwire's always. Raises UsageError."""
@@ -58,14 +55,13 @@ def feature_contenders(
     profile: CodecProfile, *, families: Collection[str] = FAMILIES, detections: bool = False
 ) -> list[FeatureContender]:
     """Those that send features, in the order of FAMILIES. detections: the network is a detector (paper.py)."""
-    from . import mosaic
     from .ours import Splitwire
     from .packed import PackedZstd
     from .paper import Paper
     from .raw import Floats, Int8
 
     codec = FeatureCodec(profile)
-    side = sum(8 * s.length for s in profile.size_specs)
+    side = _side(profile)
     ops = [p.name for p in profile.operating_points]
     found: list[FeatureContender] = [Splitwire(codec, op, family=SPLITWIRE) for op in ops]
     papers = {op: PAPER_OF.get(op[0], PAPER_UNIFORM) for op in ops}
@@ -76,16 +72,44 @@ def feature_contenders(
         packed = [op for op in ops if papers[op] != PAPER_ECSQ]
         found += [PackedZstd(profile, op, level, family=family, side=side) for op in packed]
     found += [Floats(profile, "float32", side=side), Floats(profile, "float16", side=side), Int8(profile, side=side)]
-    for family, tuning in ((HEVC, mosaic.DEFAULT), (HEVC_SCREEN, mosaic.SCREEN)):
-        found += [mosaic.HevcFeatures(profile, qp, tuning, family=family, side=side) for qp in mosaic.QPS]
+    for family in (HEVC, HEVC_SCREEN):
+        found += [_hevc_features(profile, family, qp, side) for qp in LADDERS[family].usual]
     return [c for c in found if c.family in families]
 
 
 def image_contenders(*, families: Collection[str] = FAMILIES) -> list[ImageContender]:
     """Those that send the picture, in the order of FAMILIES."""
-    from . import hevc_image
+    every = (JPEG, WEBP, AVIF, HEVC_IMAGE)
+    return [_image(family, value) for family in every if family in families for value in LADDERS[family].usual]
+
+
+def on_ladders(profile: CodecProfile, values: Mapping[str, int]) -> tuple[list[FeatureContender], list[ImageContender]]:
+    """One more setting per family (ladders.LADDERS), as (those of the features, those of the picture)."""
+    side = _side(profile)
+    features: list[FeatureContender] = [
+        _hevc_features(profile, family, qp, side) for family, qp in values.items() if family in (HEVC, HEVC_SCREEN)
+    ]
+    images = [_image(family, value) for family, value in values.items() if family not in (HEVC, HEVC_SCREEN)]
+    return features, images
+
+
+def _side(profile: CodecProfile) -> int:
+    """Bytes of the profile's sizes."""
+    return sum(8 * s.length for s in profile.size_specs)
+
+
+def _hevc_features(profile: CodecProfile, family: str, qp: int, side: int) -> FeatureContender:
+    from . import mosaic
+
+    tuning = {HEVC: mosaic.DEFAULT, HEVC_SCREEN: mosaic.SCREEN}[family]
+    return mosaic.HevcFeatures(profile, qp, tuning, family=family, side=side)
+
+
+def _image(family: str, value: int) -> ImageContender:
+    if family == HEVC_IMAGE:
+        from .hevc_image import HevcImage
+
+        return HevcImage(value, family=family)
     from .images import PillowImage
 
-    found: list[ImageContender] = [PillowImage(form, quality) for form, all_ in QUALITIES.items() for quality in all_]
-    found += [hevc_image.HevcImage(qp, family=HEVC_IMAGE) for qp in hevc_image.QPS]
-    return [c for c in found if c.family in families]
+    return PillowImage(family, value)

@@ -9,7 +9,6 @@ from splitwire.evaluation.contender import Sent
 
 from . import x265
 
-QPS = (20, 25, 30, 35, 40)
 SIZE_BYTES = 2
 
 

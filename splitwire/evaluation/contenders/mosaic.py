@@ -13,7 +13,6 @@ from splitwire.evaluation.contender import Features, Sent
 from . import x265
 from .raw import Ranges
 
-QPS = (20, 25, 30, 34, 38, 42)
 OUTSIDE = 0.0005
 """Share of the elements that is clipped on each side: 0.05–99.95 percentiles."""
 
