@@ -121,7 +121,7 @@ def main(arguments: Sequence[str]) -> int:
             export_pair(
                 task.module, cut=task.cut, calibration=task.calibration, out=pair, preprocessing=task.preprocessing,
                 input_shape=task.input_shape, name=task.name, labels=task.labels,
-                levels=(*LEVELS, *BUDGETS), progress=progress,
+                levels=(*LEVELS, *BUDGETS), replace=True, progress=progress,
             )  # fmt: skip
             evaluation = evaluate(pair, task.data, out=folder / "evaluation", max_loss=MAX_LOSS, progress=progress)
         shutil.rmtree(PAGES / name, ignore_errors=True)

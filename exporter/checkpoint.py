@@ -53,6 +53,8 @@ class Checkpoint:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, _: object) -> None:
+        if isinstance(e, KeyboardInterrupt) and self.path.is_file():
+            e.add_note(f"{self.path.parent} keeps the calibration so far, and the same command goes on with it")
         if e is None or isinstance(e, SplitwireError):
             with suppress(OSError):
                 for path in (self.path, self._unfinished):

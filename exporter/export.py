@@ -22,7 +22,7 @@ from splitwire.codec.profile import CodecProfile, Preprocessing, SizeSpec, Tenso
 from splitwire.codec.tables import MAX_LEVELS
 from splitwire.codec.tasks import Task
 
-from . import agreement, bake, verify
+from . import agreement, bake, overwrite, verify
 from .calibrate import Progress
 from .checkpoint import Checkpoint
 from .cuts import Cut, find_cut
@@ -95,6 +95,24 @@ class ExportResult:
     notes: tuple[str, ...]
     comparisons: tuple[Comparison, ...] = ()
 
+    def __str__(self) -> str:
+        """A summary: what was cut where, a line per operating point, the notes, the folder."""
+        p = self.profile
+        elements = sum(t.elements for t in p.tensors)
+        lines = [f"{p.model} cut after {p.cut}: {elements:,} elements, calibrated on {p.calibration_images} images"]
+        for point, m in zip(p.operating_points, self.measures, strict=True):
+            kept = f"error {m.relative_error:.3f}" if m.agreement is None else f"{m.agreement:.1%} of the answers kept"
+            size = f"{point.bits_per_element:.3f} bits per element, {point.bits_per_element * elements / 8:,.0f} bytes"
+            lines.append(f"  {point.name:<5} {size}, {kept}{' (default)' if point.name == p.default_op else ''}")
+        lines += [f"note: {note}" for note in self.notes]
+        return "\n".join([*lines, f"{self.front.name}, {self.back.name} in {self.front.parent}"])
+
+    def __repr__(self) -> str:
+        """One line."""
+        p = self.profile
+        points = ", ".join(point.name for point in p.operating_points)
+        return f"<ExportResult {p.model} after {p.cut}: {points}; default {p.default_op}; in {self.front.parent}>"
+
 
 def export_pair(
     model: Network,
@@ -117,6 +135,7 @@ def export_pair(
     accept: Accept | None = None,
     link: Link | None = None,
     device: str | DeviceProfile | None = None,
+    replace: bool = False,
     progress: Progress | None = None,
 ) -> ExportResult:
     """Cut `model` at the layer `cut`, calibrate the codec there, and write front.onnx and back.onnx to `out`.
@@ -140,6 +159,7 @@ def export_pair(
         several times as fast (docs/codec.md).
     front, back: what the halves compute in (precision.py). accept: asked for each one that is not float32, with its
         Comparison; a half that it refuses is written in float32. None accepts.
+    replace: write over a pair of another network in `out` (overwrite.py); without it, that is a UsageError.
     progress: called as progress(stage, done, total).
 
     Raises UsageError, CutNotBounded, UnsupportedModel, NonFiniteFeatures, ExportError. Whatever fails, no half-written
@@ -156,6 +176,9 @@ def export_pair(
         raise UsageError(f"a link or a device goes with cut='auto'; the cut is {cut!r}")
     folder = Path(out)
     bake.check_folder(folder)
+    label = name or _name(model)
+    if cut != AUTO and not replace:
+        overwrite.check_names(folder, label, cut)
     wanted = _wanted_shape(input_shape, calibration, preprocessing, image_size)
     how: Preprocessing | None = None
     notes: list[str] = []
@@ -190,6 +213,8 @@ def export_pair(
     if cut == AUTO:
         found, note = _choose_cut(source, names, stream, how, link, device, report)
         cut = found.label
+        if not replace:
+            overwrite.check_names(folder, label, cut)
     else:
         found, note = find_cut(source, names, cut)
     notes += [*source.notes, *([note] if note else [])]
@@ -205,6 +230,8 @@ def export_pair(
     halves = split(source.model, found.tensors)
     difference, torch_difference = _verify(model, source, halves, first)
     whole = Half.of(halves.front, "front half"), Half.of(halves.back, "back half")
+    if not replace:
+        overwrite.check_halves(folder, whole[0].digest, whole[1].digest)
     specs, sizes = _what_crosses(whole[0].graph, first, found.tensors, halves.sizes)
     slopes = _slopes(halves.front, found.tensors)
     report("Split and verify", 1, 1)
@@ -215,7 +242,7 @@ def export_pair(
         chosen, comparisons = choose(float32, maker, reopen, front=front, back=back, accept=accept)
         calibrated, measures = chosen.calibrated, chosen.measures
         profile = CodecProfile(
-            model=name or _name(model),
+            model=label,
             cut=cut,
             tensors=tuple(
                 msgspec.structs.replace(spec, mean=s.mean, taps=msgspec.UNSET if s.taps is None else s.taps)

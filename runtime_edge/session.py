@@ -78,6 +78,14 @@ class SplitResult:
     timings: Timings
     attempts: int
 
+    def __repr__(self) -> str:
+        """One line; of the outputs the shapes."""
+        outputs = ", ".join(f"{name} {list(y.shape)} {y.dtype}" for name, y in self.outputs.items())
+        return (
+            f"<SplitResult {outputs}; {self.op}: {self.bytes_sent:,} bytes sent, frame {self.frame_bytes:,},"
+            f" {self.bits_per_element:.3f} bits per element, {self.timings.total:.2f} ms>"
+        )
+
 
 class EdgeSession:
     """The front half, the codec and a transport, as one network.

@@ -17,7 +17,7 @@ from rich.markup import escape
 from splitwire import __version__, closing
 from splitwire.codec.errors import SplitwireError
 from splitwire.commands import cloud, compare, demo, edge, evaluate, export, models, plan, warmup
-from splitwire.console import Interrupted, err
+from splitwire.console import err
 
 MODULES = {
     "edge": ("onnxruntime", "httpx", "httpcore", "PIL"),
@@ -27,6 +27,9 @@ MODULES = {
     "report": ("bjontegaard", "jinja2", "pycocotools", "av"),
 }
 """Extra of the distribution → the modules that it brings and a command may miss."""
+
+INTERRUPTED = "interrupted; nothing was written"
+"""For a command that does not say itself what it keeps."""
 
 BOXED = 80
 """Columns from which on help is drawn in boxes; in fewer they leave too little room for the text."""
@@ -86,23 +89,24 @@ def _run() -> int:
         app()
     except SystemExit as e:
         return _ended(e)
-    except Interrupted as e:
-        return _fail(str(e), closing.INTERRUPTED, "interrupted;")
-    except KeyboardInterrupt:
-        return _fail("interrupted", closing.INTERRUPTED, "")
     except SplitwireError as e:
         return _fail(str(e), e.exit_status)
+    except BrokenPipeError:
+        return closing.CLOSED_PIPE
+    except OSError as e:
+        unwritten = closing.close_if_broken(sys.stdout)
+        return _fail(closing.reason(e) if unwritten is None else closing.unwritten(unwritten), 1)
     except ModuleNotFoundError as e:
         missing = (e.name or "").partition(".")[0]
         extra = next((extra for extra, modules in MODULES.items() if missing in modules), None)
         if extra is None:
             raise
         return _fail(f"this command needs {missing}, which is not installed; run: pip install 'splitwire[{extra}]'", 2)
-    except BrokenPipeError:
-        return closing.CLOSED_PIPE
-    except OSError as e:
-        unwritten = closing.close_if_broken(sys.stdout)
-        return _fail(closing.reason(e) if unwritten is None else closing.unwritten(unwritten), 1)
+    except BaseException:
+        # an import that Ctrl-C ends may raise an error of another kind
+        if not closing.interrupts:
+            raise
+        return _fail(INTERRUPTED, closing.INTERRUPTED, None)
     return 0
 
 
@@ -112,19 +116,19 @@ def _ended(e: SystemExit) -> int:
     if isinstance(cause, BrokenPipeError):
         return closing.CLOSED_PIPE
     if e.code == closing.INTERRUPTED and cause is not None and isinstance(cause.__cause__, KeyboardInterrupt):
-        kept = cause.__cause__
-        return _fail(*((str(kept), 130, "interrupted;") if isinstance(kept, Interrupted) else ("interrupted", 130, "")))
+        return _fail(INTERRUPTED, closing.INTERRUPTED, None)
     return e.code if isinstance(e.code, int) else 0 if e.code is None else 1
 
 
-def _fail(message: str, status: int, head: str = "error:") -> int:
+def _fail(message: str, status: int, head: str | None = "error:") -> int:
     """One line on stderr. Called from an except block: with --debug the traceback comes in its place."""
     if os.environ.get("SPLITWIRE_DEBUG", "0") not in ("", "0"):
         raise  # noqa: PLE0704 - always called from an except block
     closing.close_if_broken(sys.stdout)
+    # escaped: a path or the words of a server may hold what rich takes for markup
+    line = escape(message) if head is None else f"[bold red]{head}[/] {escape(message)}"
     with suppress(OSError):
-        # escaped: a path or the words of a server may hold what rich takes for markup
-        err.print(f"[bold red]{head}[/] {escape(message)}".removeprefix("[bold red][/] "), soft_wrap=True)
+        err.print(line, soft_wrap=True)
     return status
 
 

@@ -6,8 +6,10 @@ Python's own way out of these is a traceback, or an error that it ignores with t
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from contextlib import suppress
+from types import FrameType
 from typing import TextIO
 
 from rich.markup import escape
@@ -22,9 +24,21 @@ INTERRUPTED = 130
 """128 + SIGINT."""
 
 
+interrupts: list[int] = []
+"""The Ctrl-C so far."""
+
+
 def prepare() -> None:
     """Before the command runs."""
     prepare_streams()
+    with suppress(ValueError):  # not the main thread
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, _interrupt)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    interrupts.append(number)
+    signal.default_int_handler(number, frame)
 
 
 def reason(e: OSError) -> str:

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import typer
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
@@ -184,17 +185,18 @@ def print_json(value: object, *, indent: int | None = 2) -> None:
     sys.stdout.flush()
 
 
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C, with what is kept and how to go on."""
-
-
 @contextmanager
-def interruptible(kept: Callable[[], str]) -> Iterator[None]:
-    """kept: asked at Ctrl-C for what is kept and how to go on, the end of the line `interrupted; …`."""
+def interruptible(kept: str) -> Iterator[None]:
+    """Ctrl-C becomes one line, and status 130.
+
+    kept: what is kept and how to go on, unless the work that was interrupted says it in a note of its exception.
+    """
     try:
         yield
     except KeyboardInterrupt as e:
-        raise Interrupted(kept()) from e
+        notes = getattr(e, "__notes__", ())
+        err.print(f"interrupted; {'; '.join(notes) or kept}", markup=False, soft_wrap=True)
+        raise typer.Exit(130) from None
 
 
 class Bar:

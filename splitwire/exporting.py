@@ -49,6 +49,7 @@ def export(
     link: str | None = None,
     rtt: str | None = None,
     device: str | DeviceProfile | None = None,
+    overwrite: bool = False,
     progress: ProgressFn | None = None,
 ) -> ExportResult:
     """Cut a trained network in two at the layer `cut` and calibrate the feature codec there.
@@ -82,6 +83,7 @@ def export(
     accept: called as accept(comparison) for each half that is not float32, with what it gains and costs; where it
         returns False, that half is written in float32. None accepts. All of them are in the result's `comparisons`.
     link, rtt, device: for "auto", as `splitwire.plan` takes them; without a link 10 Mbit/s, round trip 30 ms.
+    overwrite: replace a pair of another network in `out`. Without it such a folder is refused (docs/exporter.md).
     progress: called as progress(stage, done, total), total None while unknown.
 
     Returns an ExportResult: the paths, the profile, agreement per operating point, notes, skipped images. If a long
@@ -117,6 +119,7 @@ def export(
         accept=accept,
         link=wire,
         device=device,
+        replace=overwrite,
         progress=progress,
     )
     return dataclasses.replace(result, notes=(given.warning, *result.notes)) if given.warning else result

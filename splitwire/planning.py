@@ -41,6 +41,16 @@ class PlanResult:
     weights: str
     notes: tuple[str, ...]
 
+    def __str__(self) -> str:
+        """A summary: the network, what is recommended and why, the notes."""
+        size = "x".join(map(str, self.input_shape[1:]))
+        head = f"{self.model}, input {size}: {len(self.plan.cuts)} cuts; link: {self.plan.link or 'none'}"
+        return "\n".join([head, f"advice: {self.plan.advice}", *(f"note: {note}" for note in self.notes)])
+
+    def __repr__(self) -> str:
+        """One line."""
+        return f"<PlanResult {self.model}: {len(self.plan.cuts)} cuts; recommended: {self.plan.recommended.label}>"
+
 
 def plan(
     model: Network,

@@ -364,7 +364,7 @@ def test_fixed_batch_and_initialisers_among_the_inputs(model, tmp_path):
 def test_external_data(model, tmp_path):
     onnx.save(onnx.load(model), tmp_path / "ext.onnx", save_as_external_data=True, size_threshold=0, location="ext.bin")
     result = export(tmp_path / "ext.onnx", tmp_path / "out")
-    assert result.profile.front_sha256 == export(model, tmp_path / "out").profile.front_sha256
+    assert result.profile.front_sha256 == export(model, tmp_path / "other").profile.front_sha256
     (tmp_path / "ext.bin").unlink()
     with pytest.raises((UsageError, UnsupportedModel), match=r"ext\.bin|external"):
         export(tmp_path / "ext.onnx", tmp_path / "out")
@@ -473,7 +473,7 @@ def test_a_fault_leaves_the_old_pair_or_nothing(model, tmp_path, other, monkeypa
 
 
 def test_a_new_pair_replaces_the_old(model, tmp_path):
-    first, second = export(model, tmp_path), export(model, tmp_path, cut="layer2")
+    first, second = export(model, tmp_path), export(model, tmp_path, cut="layer2", replace=True)
     assert first.front == second.front
     assert sorted(p.name for p in tmp_path.iterdir()) == ["back.onnx", "front.onnx"]
     metadata = session(second.front).get_modelmeta().custom_metadata_map

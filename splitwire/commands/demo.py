@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from splitwire.codec.errors import UsageError
-from splitwire.console import err, print_json, print_table, progress_bar
+from splitwire.console import err, interruptible, print_json, print_table, progress_bar
 
 if TYPE_CHECKING:
     from splitwire.console import ProgressFn
     from splitwire.demo.photos import PhotosSummary
+
+KEPT = "no summary was written; run it again"
+"""At Ctrl-C."""
 
 
 def demo(
@@ -26,7 +29,7 @@ def demo(
     """Export a network, serve its back half on this machine, stream images through the split network and measure."""
     if weights is not None and not photos:
         raise UsageError("--weights goes with --photos; the other demo ships its own")
-    with progress_bar(not as_json) as progress:
+    with interruptible(KEPT), progress_bar(not as_json) as progress:
         if photos:
             _photos(output / "photos", weights, as_json, progress)
         else:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from splitwire.console import err, out, print_json, print_wide, progress_bar
+from splitwire.console import err, interruptible, out, print_json, print_wide, progress_bar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 WIDTH = 110
 """Columns that the table fits in."""
+
+KEPT = "the same command goes on after the last finished batch"
+"""At Ctrl-C."""
 
 SHOWN_SKIPPED = 5
 NOTHING_WITHIN = 3
@@ -63,22 +66,18 @@ def evaluate(
     keys = None if contenders is None else [key.strip() for key in contenders.split(",") if key.strip()]
     from splitwire.evaluation.run import evaluate as run
 
-    try:
-        with progress_bar(not as_json) as progress:
-            evaluation = run(
-                directory,
-                data,
-                annotations=annotations,
-                out=to,
-                max_loss=budget,
-                limit=limit,
-                metric=metric,
-                contenders=keys,
-                progress=progress,
-            )
-    except KeyboardInterrupt:
-        err.print("interrupted; the same command goes on after the last finished batch", markup=False)
-        raise typer.Exit(130) from None
+    with interruptible(KEPT), progress_bar(not as_json) as progress:
+        evaluation = run(
+            directory,
+            data,
+            annotations=annotations,
+            out=to,
+            max_loss=budget,
+            limit=limit,
+            metric=metric,
+            contenders=keys,
+            progress=progress,
+        )
     folder = directory / FOLDER if to is None else to
     if as_json:
         print_json(_document(evaluation, folder))

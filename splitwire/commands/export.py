@@ -11,13 +11,17 @@ import typer
 from splitwire.codec.errors import UsageError
 from splitwire.commands import export_report
 from splitwire.commands.pictures import with_pictures
-from splitwire.console import Bar, err, print_json, progress_bar
+from splitwire.console import Bar, err, interruptible, print_json, progress_bar
 from splitwire.exporter.labels import read_labels
 from splitwire.network import parse_size
 
 if TYPE_CHECKING:
     from splitwire.codec.tasks import Task
     from splitwire.exporter.options import Accept, BackPrecision, Coder, Comparison, FrontPrecision
+
+
+KEPT = "nothing of it was written; run it again"
+"""At Ctrl-C before the calibration was saved."""
 
 
 @with_pictures
@@ -57,6 +61,7 @@ def export(
             show_default="as outputs and labels say",
         ),
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a pair of another network in --out.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Keep the int8 or float16 half without asking.")] = False,
     link: Annotated[
         str | None, typer.Option(help="For --cut auto: bandwidth, as 5mbit.", show_default="10mbit, 30ms")
@@ -84,7 +89,7 @@ def export(
     asking = not (yes or as_json) and asks()
     from splitwire.exporting import export as export_network
 
-    with progress_bar(not as_json) as progress:
+    with interruptible(KEPT), progress_bar(not as_json) as progress:
         result = export_network(
             model,
             cut=cut,
@@ -104,6 +109,7 @@ def export(
             link=link,
             rtt=rtt,
             device=device,
+            overwrite=force,
             progress=progress,
         )
     if as_json:

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from splitwire.console import err, print_json, print_table, progress_bar
+from splitwire.console import err, interruptible, print_json, print_table, progress_bar
 
 if TYPE_CHECKING:
     from splitwire.codec.warmup import WarmUp
+
+KEPT = "the kernels compiled so far are kept; the same command goes on"
+"""At Ctrl-C."""
 
 
 def warmup(
@@ -23,7 +26,7 @@ def warmup(
     as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON instead of a table.")] = False,
 ) -> None:
     """Compile every kernel that is not in the cache folder yet, so that later processes start at once."""
-    with progress_bar(not as_json) as progress:
+    with interruptible(KEPT), progress_bar(not as_json) as progress:
         from splitwire.codec.warmup import warm_up
 
         done = warm_up(cache_dir, progress)

@@ -98,6 +98,10 @@ class Comparison(Struct, frozen=True, kw_only=True):
     missed: tuple[Missed, ...]
     verdict: tuple[str, ...]
 
+    def __str__(self) -> str:
+        """The verdict, a sentence a line."""
+        return "\n".join(self.verdict)
+
     def of(self, family: str) -> Standing | None:
         """The standing of a family; None if it has none."""
         return next((s for s in self.standings if s.family == family), None)

@@ -137,6 +137,22 @@ class Evaluation(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     disagreements: tuple[Disagreement, ...]
     notes: tuple[str, ...] = ()
 
+    def __str__(self) -> str:
+        """A summary: the whole network, then a line per contender and setting; losses up to their upper bound."""
+        from .compare import count, figure_words, loss_words, title
+
+        whole = figure_words(self.figure, self.whole[self.figure].value)
+        head = f"{self.model} cut after {self.cut}, {self.data.images:,} images"
+        lines = [f"{head}: whole network {whole} {title(self.figure)}"]
+        for p in self.points:
+            loss = f"loses {loss_words(self.figure, p.loss.value)}, up to {loss_words(self.figure, p.loss.high)}"
+            lines.append(f"  {p.name:<24} {count(p.bytes)} bytes, {loss}")
+        return "\n".join([*lines, f"default {self.default_op}", *(f"note: {note}" for note in self.notes)])
+
+    def __repr__(self) -> str:
+        """One line."""
+        return f"<Evaluation {self.model} after {self.cut}: {self.data.images:,} images, {len(self.points)} points>"
+
 
 def read_results(folder: Path) -> Evaluation:
     """The results in `folder`. Raises UsageError if there are none, or of another version."""

@@ -1,0 +1,94 @@
+"""A pair of another network in the output folder stays, unless replacing it is asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from splitwire.codec.errors import UsageError
+from splitwire.exporter.export import export_pair
+
+INPUTS = np.random.default_rng(1).standard_normal((6, 3, 8, 8)).astype(np.float32)
+
+
+def network(path: Path, *, seed: int = 0) -> Path:
+    """Conv → a → relu → b → mean → y."""
+    weights = np.random.default_rng(seed).standard_normal((4, 3, 1, 1)).astype(np.float32)
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"]),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("GlobalAveragePool", ["b"], ["p"]),
+        helper.make_node("Flatten", ["p"], ["y"]),
+    ]
+    ends = [
+        [helper.make_tensor_value_info(n, TensorProto.FLOAT, s)] for n, s in (("x", ["n", 3, 8, 8]), ("y", ["n", 4]))
+    ]
+    graph = helper.make_graph(nodes, "g", *ends, [numpy_helper.from_array(weights, "w")])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def export(model: Path, out: Path, **options: object):
+    return export_pair(model, **{"cut": "b", "calibration": INPUTS, "out": out, "levels": (2,)} | options)
+
+
+@pytest.fixture(scope="module")
+def held(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the pair of net.onnx at b, and the network beside it."""
+    folder = tmp_path_factory.mktemp("held")
+    export(network(folder / "net.onnx"), folder / "pair")
+    return folder
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("name", "seed", "cut", "message"),
+    [
+        (
+            "other.onnx",
+            0,
+            "b",
+            r"pair holds net cut after b, not other cut after b; name another folder with --out, or",
+        ),
+        ("net.onnx", 0, "a", r"pair holds net cut after b, not net cut after a; "),
+        (
+            "net.onnx",
+            1,
+            "b",
+            r"pair of another network with the same name and cut, net after b: its weights, graph or ",
+        ),
+    ],
+)
+def test_another_pair_stays(held: Path, tmp_path: Path, name: str, seed: int, cut: str, message: str) -> None:
+    before = files(held / "pair")
+    with pytest.raises(UsageError, match=message):
+        export(network(tmp_path / name, seed=seed), held / "pair", cut=cut)
+    assert files(held / "pair") == before
+
+
+def test_the_same_network_replaces_its_own(held: Path) -> None:
+    """With other levels, images and labels, in other arithmetic and back."""
+    for options in ({"levels": (4,), "calibration": INPUTS[:5], "labels": list("abcd")}, {"back": "float16"}, {}):
+        made = export(held / "net.onnx", held / "pair", **options)
+        assert made.profile.default_op == ("n4" if "levels" in options else "n2")
+
+
+def test_asked_for_it_is_replaced(held: Path, tmp_path: Path) -> None:
+    out = tmp_path / "pair"
+    export(held / "net.onnx", out)
+    assert export(network(tmp_path / "other.onnx"), out, replace=True).profile.model == "other"
+
+
+@pytest.mark.parametrize("name", ["front.onnx", "back.onnx"])
+def test_a_file_that_is_not_ours_stays(held: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"mine")
+    with pytest.raises(UsageError, match=rf"{name} was not written by splitwire, or is damaged; name another folder"):
+        export(held / "net.onnx", tmp_path)
+    assert files(tmp_path) == {name: b"mine"}
