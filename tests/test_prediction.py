@@ -13,7 +13,8 @@ from reference import predictive_steps
 
 from splitwire.codec.codec import FeatureCodec
 from splitwire.codec.design import FeatureStatistics, design_operating_point, worthwhile_taps
-from splitwire.codec.design.prediction import FEWEST_POSITIONS, POINT_BYTES, choose_taps, estimate_prediction
+from splitwire.codec.design.prediction import estimate_prediction
+from splitwire.codec.design.taps import FEWEST_POSITIONS, POINT_BYTES, choose_taps
 from splitwire.codec.frame import SHORT_SIZE, parse_frame
 from splitwire.codec.profile import Quantizer
 from splitwire.codec.tables import GROUP, PredictionTables

@@ -3,18 +3,14 @@
 scipy lives here. The exporter, the evaluation and the benchmarks alone import it: nothing in it runs on both ends.
 """
 
-from .channels import ChannelRange, ChannelReport, design_channel_ranges
 from .point import design_operating_point, worthwhile_taps
 from .rate import Widening, design_entropy_constrained
 from .statistics import FeatureStatistics, Histogram
 
 __all__ = [
-    "ChannelRange",
-    "ChannelReport",
     "FeatureStatistics",
     "Histogram",
     "Widening",
-    "design_channel_ranges",
     "design_entropy_constrained",
     "design_operating_point",
     "worthwhile_taps",

@@ -17,9 +17,10 @@ from splitwire.codec.tables import Taps
 from .clipping import best_c_max, best_range, density_error, float32_quantizer, histogram_error, uniform_cells
 from .density import FeatureDensity, fit_density
 from .ecsq import design_ecsq
-from .prediction import choose_taps, estimate_prediction
+from .prediction import estimate_prediction
 from .statistics import Distribution, FeatureStatistics, Histogram
 from .tables import estimate_tables
+from .taps import choose_taps
 
 MAX_EXCESS = 0.10
 """The fitted density is used if its range costs at most this much more error than the histogram's own optimum."""

@@ -1,6 +1,6 @@
-"""Taps, weights and tables of the predictive coder, estimated from a sample of calibration features.
+"""Weights and tables of the predictive coder, estimated from a sample of calibration features.
 
-Each level is foretold by a linear combination of its neighbours in its own plane and of its taps, elements of other
+Each level is predicted by a linear combination of its neighbours in its own plane and of its taps, elements of other
 channels at the same place or next to it. Weights are those of ridge regression at some thousand positions of the
 sample. The tables rest on cross-fitting: every position is predicted by weights that were fitted without its part of
 the sample, so that a hundred weights fitted to few images do not seem better than they are. The code length is that of
@@ -26,7 +26,6 @@ from splitwire.codec.quantizer import quantize
 from splitwire.codec.tables import (
     ACTIVITY_SUMS,
     CELLS,
-    GROUP,
     MAX_PREDICTED_LEVELS,
     OWN,
     PLACES,
@@ -42,40 +41,21 @@ Float32Array = NDArray[np.float32]
 
 POSITIONS = (8192, 32768)
 """Of the sample, that weights are fitted at and tables counted: at least, and at most where there are few channels."""
-FEWEST_POSITIONS = 256
-"""Below, a sample teaches nothing about predictions."""
 ELEMENTS = 1 << 22
 """Channels times positions, in between."""
 PARTS = 4
-"""Of the sample, for cross-fitting: every so manieth image, or what there is of images in stretches."""
-MOST_TAPS = 128
-POINT_BYTES = 64 << 10
-"""Of one tensor at one operating point, at most: weights, and what else there is."""
-CANDIDATES = 3
-"""Times the number of taps: elements whose correlation with what the own neighbours leave is largest."""
-SELECTED_AT = 4096
-"""Positions that taps are selected at."""
-KEPT = 0.7
-"""Share of the candidates that stays at each step of the selection."""
+"""Of the sample, for cross-fitting: every fourth image, or what there is of images in stretches."""
 RIDGE = 0.03
 """Penalty over the mean variance of the neighbours. The rate hardly depends on it: choosing the better of two by
 cross-fitting, for each quantizer, gained nothing."""
 TABLES = 32
 ACTIVITIES = 4
 CLASSES = 8
-"""Channels that are foretold with like errors share a class."""
+"""Channels that are predicted with like errors share a class."""
 SEEN = 64
 """Elements of the sample per context, at least: with fewer, contexts are put together."""
 COARSE = 16
 """Cells, of equal shares, that channels are told apart by."""
-MAX_CHANNELS = 1 << 13
-"""What a profile can number."""
-FEWEST_TAPS = 8
-HALVING = 0.01
-"""Share of the bits that half the taps may cost."""
-CHANNELS_AT_ONCE = 64
-SMALLEST = 1e-4
-"""Variance, in levels, below which a channel is not worth a tap."""
 BATCH_BYTES = 16 << 20
 """Of what one thread works on at a time: about what its caches hold."""
 
@@ -119,113 +99,16 @@ class Sampled(NamedTuple):
 
     @property
     def values(self) -> NDArray[np.int8]:
-        """(C, n): what is foretold."""
+        """(C, n): what is predicted."""
         values: NDArray[np.int8] = self.places[0]
         return values
 
 
-def choose_taps(sample: Float32Array, quantizer: Quantizer) -> Taps | None:
-    """The taps that foretell best what the own neighbours leave open, as many per channel as are worth their time.
-
-    sample: (images, C, H, W) float32. quantizer: of middling rate; the taps serve others as well.
-    None where there is nothing to predict from, features of a single group of channels, or too little to learn from.
-    """
-    images, channels, height, width = sample.shape
-    most = min(MOST_TAPS, _room(channels))
-    if not GROUP < channels <= MAX_CHANNELS or most < 1 or images * height * width < FEWEST_POSITIONS:
-        return None
-    data = Sampled.of(sample, quantizer)
-    best = _select(data, most)
-    bits = _estimate(data, best)[1]
-    # Halved as long as that costs little: half the taps are half the time.
-    while most > FEWEST_TAPS:
-        most //= 2
-        fewer = _select(data, most)
-        found = _estimate(data, fewer)[1]
-        if found > (1 + HALVING) * bits:
-            break
-        best, bits = fewer, min(bits, found)
-    return best
-
-
-def _room(channels: int) -> int:
-    """How many taps per channel fit into POINT_BYTES, whatever the number of levels."""
-    tables = CLASSES * CELLS * ACTIVITIES + 2 * TABLES * (MAX_PREDICTED_LEVELS + 1) + ACTIVITY_SUMS
-    bias_and_class = 3
-    return (POINT_BYTES - tables) // channels - bias_and_class - len(OWN)
-
-
-def _select(data: Sampled, most: int) -> Taps:
-    """The best `most` taps of each channel that has a choice. The last part of the positions has no say in it."""
-    seen = np.flatnonzero(data.part < PARTS - 1)
-    seen = seen[:: max(1, seen.size // SELECTED_AT)]
-    data = data._replace(own=data.own[..., seen], places=data.places[..., seen], part=data.part[seen])
-    found = _each(lambda job: _pruned(data, *job, most), _candidates(data, CANDIDATES * most))
-    counts = np.array([chosen.size for chosen in found], np.uint8)
-    return Taps(counts=counts.tobytes(), sources=np.concatenate(found).astype("<u2").tobytes())
-
-
-def _each(call: Callable[[S], T], jobs: Iterable[S]) -> list[T]:
+def on_all_cores(call: Callable[[S], T], jobs: Iterable[S]) -> list[T]:
     """call(job) of each job in order, on all cores, each with a BLAS of one thread: its own threads wait for each other
     on matrices as small as these, and for long where another program wants a core."""
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(call, jobs))
-
-
-def _candidates(data: Sampled, number: int) -> Iterator[tuple[int, NDArray[np.intp]]]:
-    """Per channel: the sources (as the profile numbers them) that correlate most with what its own neighbours leave."""
-    channels = data.values.shape[0]
-    left = np.stack(_each(lambda c: _left_by_own(data, c), range(channels)))
-    rows = [_standardised(place.astype(np.float32)) for place in data.places]
-    for first in range(0, channels, CHANNELS_AT_ONCE):
-        last = min(first + CHANNELS_AT_ONCE, channels)
-        before = (last - 1) // GROUP * GROUP
-        found = np.stack([np.abs(left[first:last] @ place[:before].T) for place in rows], axis=2)
-        for c, strength in enumerate(found, start=first):
-            flat = strength[: c // GROUP * GROUP].reshape(-1)
-            top = np.argpartition(flat, -number)[-number:] if flat.size > number else np.arange(flat.size)
-            top = top[flat[top] > 0]
-            yield c, np.sort(top // len(PLACES) * 8 + top % len(PLACES))
-
-
-def _left_by_own(data: Sampled, c: int) -> Float32Array:
-    """(n,) what the own neighbours of channel c do not foretell, standardised; 0 for a channel that hardly changes."""
-    y = data.values[c].astype(np.float32)
-    if y.var() < SMALLEST:
-        return np.zeros_like(y)
-    own = data.own[:, c].astype(np.float32)
-    own -= own.mean(axis=1, keepdims=True)
-    y -= y.mean()
-    weights = np.linalg.solve(own @ own.T + RIDGE * y.size * np.eye(len(own)), own @ y)
-    rest: Float32Array = _standardised((y - weights @ own).astype(np.float32)[None])[0]
-    return rest
-
-
-def _standardised(rows: Float32Array) -> Float32Array:
-    """Mean 0 and length 1; rows that hardly change are 0."""
-    rows = rows - rows.mean(axis=1, keepdims=True)
-    length = np.sqrt((rows * rows).sum(axis=1, keepdims=True))
-    return np.where(length > np.sqrt(SMALLEST * rows.shape[1]), rows / np.maximum(length, 1e-6), 0).astype(np.float32)
-
-
-def _pruned(data: Sampled, c: int, candidates: NDArray[np.intp], most: int) -> NDArray[np.intp]:
-    """The candidates that matter most beside each other: those of small weight leave, step by step."""
-    if candidates.size <= most:
-        return candidates
-    y = data.values[c].astype(np.float32)
-    y -= y.mean()
-    rows = np.concatenate([data.own[:, c], data.places[candidates & 7, candidates >> 3]]).astype(np.float32)
-    rows -= rows.mean(axis=1, keepdims=True)
-    gram, moment, spread = rows @ rows.T, rows @ y, rows.std(axis=1)
-    penalty = y.size * RIDGE * float((spread**2).mean()) + 1e-3
-    kept = np.arange(len(rows))
-    while kept.size > most + len(OWN):
-        weights = np.linalg.solve(gram[np.ix_(kept, kept)] + penalty * np.eye(kept.size), moment[kept])
-        strength = np.abs(weights) * spread[kept]
-        strength[: len(OWN)] = np.inf
-        stay = max(most + len(OWN), int(KEPT * kept.size))
-        kept = np.sort(kept[np.argsort(-strength, kind="stable")[:stay]])
-    return candidates[kept[len(OWN) :] - len(OWN)]
 
 
 def estimate_prediction(
@@ -235,14 +118,15 @@ def estimate_prediction(
     part of them, as said above, bits per element. None for a quantizer of more levels than the coder takes."""
     if len(quantizer.levels) > MAX_PREDICTED_LEVELS:
         return None
-    return _estimate(Sampled.of(sample, quantizer), taps)
+    return estimate(Sampled.of(sample, quantizer), taps)
 
 
-def _estimate(data: Sampled, taps: Taps) -> tuple[PredictionTables, float]:
+def estimate(data: Sampled, taps: Taps) -> tuple[PredictionTables, float]:
+    """Weights and tables for sampled levels, and the ideal code length on the last part, bits per element."""
     fitted = _fit(data, taps)
     largest = max(data.rest, data.levels - 1 - data.rest)
     scale, weights, bias = _integers(fitted, taps, largest)
-    cells, offset, shift = _cells(fitted.foretold * scale)
+    cells, offset, shift = _cells(fitted.predicted * scale)
     sums = np.minimum(np.abs(data.own[0].astype(np.int16)) + np.abs(data.own[1].astype(np.int16)), ACTIVITY_SUMS - 1)
     activity = _activity(sums)
     levels = data.values.astype(np.intp) + data.rest
@@ -267,10 +151,10 @@ def _estimate(data: Sampled, taps: Taps) -> tuple[PredictionTables, float]:
 
 
 class Fitted(NamedTuple):
-    """weights: one float32 row per channel, (4 + taps) of them, then a bias. foretold: (C, n) float32, cross-fitted."""
+    """weights: per channel (4 + taps) float32, then a bias. predicted: (C, n) float32, cross-fitted."""
 
     weights: list[Float32Array]
-    foretold: Float32Array
+    predicted: Float32Array
 
 
 def _fit(data: Sampled, taps: Taps) -> Fitted:
@@ -279,10 +163,10 @@ def _fit(data: Sampled, taps: Taps) -> Fitted:
     starts = np.concatenate([[0], np.cumsum(counts)])
     channels, n = data.values.shape
     parts = [slice(a, b) for a, b in pairwise(np.searchsorted(data.part, np.arange(PARTS + 1)).tolist())]
-    foretold = np.empty((channels, n), np.float32)
+    predicted = np.empty((channels, n), np.float32)
 
     def fit(batch: NDArray[np.intp]) -> Float32Array:
-        """(B, m) weights; puts what those of the other parts foretell in its place."""
+        """(B, m) weights; puts what those of the other parts predict in its place."""
         at = starts[batch][:, None] + np.arange(counts[batch[0]])
         rows = np.ones((batch.size, len(OWN) + at.shape[1] + 1, n), np.float32)
         rows[:, : len(OWN)] = data.own[:, batch].transpose(1, 0, 2)
@@ -293,15 +177,15 @@ def _fit(data: Sampled, taps: Taps) -> Fitted:
         for j, p in enumerate(parts):
             others = [i for i in range(PARTS) if i != j]
             solved = _solve(grams[others].sum(0), moments[others].sum(0), n - (p.stop - p.start))
-            foretold[batch, p] = (solved[:, None] @ rows[:, :, p])[:, 0]
+            predicted[batch, p] = (solved[:, None] @ rows[:, :, p])[:, 0]
         return _solve(grams.sum(0), moments.sum(0), n)
 
     batches = list(_batches(counts, n))
     weights = [np.empty(0, np.float32)] * channels
-    for batch, own in zip(batches, _each(fit, batches), strict=True):
+    for batch, own in zip(batches, on_all_cores(fit, batches), strict=True):
         for c, w in zip(batch, own, strict=True):
             weights[c] = w
-    return Fitted(weights, foretold)
+    return Fitted(weights, predicted)
 
 
 def _batches(counts: NDArray[np.intp], positions: int) -> Iterator[NDArray[np.intp]]:
