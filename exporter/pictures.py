@@ -329,11 +329,12 @@ def _notes(said: bool, how: Preprocessing, found: Mapping[str, str], shape: tupl
     if found:
         read = ", ".join(f"{name} {value}" for name, value in found.items())
         notes.append(f"read off the network's input, {_text(shape)} {how.input_dtype}: {read}")
-    rest = "" if how.dtype == "uint8" else _normalised(how)
     if not said:
+        cropped = "" if how.resize == how.crop else f", cropped to {_by(how.crop)}"
+        rest = "given as uint8 pixels" if how.dtype == "uint8" else _normalised(how)
         notes.append(
-            f"no preprocessing given: images are resized to {_by(how.resize or ())}, cropped to"
-            f" {_by(how.crop)}{' and' if rest else ''}{rest}; pass your own if the network was trained otherwise"
+            f"no preprocessing given: images are resized to {_by(how.resize or ())}{cropped} and {rest}; pass your own"
+            " if the network was trained otherwise"
         )
     else:
         notes.append(f"preprocessing: {in_words(how)}")
@@ -341,7 +342,7 @@ def _notes(said: bool, how: Preprocessing, found: Mapping[str, str], shape: tupl
 
 
 def _normalised(how: Preprocessing) -> str:
-    return " normalised as for ImageNet" + (", averaged over its channels" if how.color == "gray" else "")
+    return "normalised as for ImageNet" + (", averaged over its channels" if how.color == "gray" else "")
 
 
 def in_words(how: Preprocessing) -> str:

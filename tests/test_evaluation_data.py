@@ -350,6 +350,8 @@ def test_coco_that_does_not_fit_its_pictures(scenes, tmp_path):
         Preprocessing(crop=(32, 24)),
         Preprocessing(crop=(70, 90), resize=None),
         Preprocessing(crop=(33, 91), resize=64),
+        Preprocessing(crop=(48, 64), pad=0),
+        Preprocessing(crop=(65, 48), pad=0, pad_at="end"),
     ],
 )
 @pytest.mark.parametrize("size", [(60, 50), (41, 97), (150, 80)])
@@ -387,3 +389,24 @@ def test_what_the_crop_cuts_off_is_ignored_or_gone(tmp_path):
     truth = open_data(tmp_path, profile(how=how), SHAPE, detections=True).item(0).target
     np.testing.assert_array_equal(truth.boxes, [[2, 3, 12, 13], [0, 3, 4, 13]])
     assert truth.ignored.tolist() == [False, True]
+
+
+def test_a_photograph_that_is_turned_is_turned_for_everybody(tmp_path):
+    """Boxes are those of the turned picture, and what an image codec is given is turned, once."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # row 0 is at the right: 60×50 as stored, 50×60 as seen
+    stored = Image.open(picture(tmp_path / "plain.png", (60, 50)))
+    stored.save(tmp_path / "a.png", exif=exif)
+    (tmp_path / "plain.png").unlink()
+    turned = np.rot90(np.asarray(stored), -1)
+    boxes = [{"image_id": 7, "category_id": 1, "bbox": [20, 12, 10, 8]}]
+    coco(
+        tmp_path / "boxes.json", images=[{"id": 7, "file_name": "a.png", "width": 50, "height": 60}], annotations=boxes
+    )
+    how = Preprocessing(crop=(60, 50), exif=True, dtype="uint8", layout="nhwc")
+    data = open_data(tmp_path, profile(how=how), (None, 60, 50, 3), dtype="uint8", detections=True)
+    item = data.item(0)
+    np.testing.assert_array_equal(item.x, turned)
+    np.testing.assert_array_equal(item.target.boxes, [[20, 12, 30, 20]])
+    np.testing.assert_array_equal(np.asarray(item.picture), turned)
+    np.testing.assert_array_equal(data.input_of(item.picture), turned)
