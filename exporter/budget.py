@@ -32,6 +32,11 @@ INPUTS, INPUTS_SHARED = 64, 16
 """Inputs that the damage is measured on, with one tensor and with several: those are mostly of detectors, which take
 long for an image and find several things in it."""
 
+INPUTS_FIRST = 4
+PROMISING = 4
+"""With several tensors, whose back halves take long, so few inputs show which candidates of a budget are tried on all.
+Candidates differ by factors: the best of all is among the first four of a look at four inputs."""
+
 WORTHWHILE = 0.9
 """What preserving the means, which takes longer to encode, may leave of the damage at most."""
 
@@ -77,12 +82,18 @@ def buy(
         for b, row in enumerate(rates)
         for every, own in zip(made, pilots, strict=True)
     ]
-    ranked = _ranked(candidates, damage_of, INPUTS_SHARED if several else INPUTS)
+    tried = [_Tried(each, row) for each in candidates for row in each.rows()]
+    if several:
+        tried = _promising(_ranked(tried, damage_of, "Look at ranges", INPUTS_FIRST))
+    ranked = _ranked(tried, damage_of, "Try ranges", INPUTS_SHARED if several else INPUTS)
     bought: list[list[Bought]] = []
     for b, row in enumerate(rates):
         wanted, chosen = next((each.entropies, best) for each, best in ranked if each.budget == b)
-        bought.append([w.design(rate, entropy=h) for w, h, rate in zip(chosen, wanted, row, strict=True)])
-        report("Design for a budget", len(bought), len(rates))
+        bought.append([])
+        for i, (w, h, rate) in enumerate(zip(chosen, wanted, row, strict=True)):
+            report("Design for a budget", b * len(specs) + i, len(rates) * len(specs))
+            bought[b].append(w.design(rate, entropy=h))
+    report("Design for a budget", len(rates) * len(specs), len(rates) * len(specs))
     return bought
 
 
@@ -136,16 +147,28 @@ class _Candidates(NamedTuple):
         return [[_nearest(own, k, h) for own, h in pairs] for k in able]
 
 
-def _ranked(
-    candidates: Sequence[_Candidates], damage_of: DamageOf, inputs: int
-) -> list[tuple[_Candidates, list[Widening]]]:
-    """The widenings of all tensors, those that together do the least damage first."""
-    tried = [(each, row) for each in candidates for row in each.rows()]
+class _Tried(NamedTuple):
+    """One widening per tensor, for the entropies of these candidates."""
+
+    candidates: _Candidates
+    row: list[Widening]
+
+
+def _ranked(tried: Sequence[_Tried], damage_of: DamageOf, stage: str, inputs: int) -> list[_Tried]:
+    """Those that do the least damage first."""
     choices = [[w.for_entropy(h) for w, h in zip(row, each.entropies, strict=True)] for each, row in tried]
-    damages = damage_of(choices, "Try ranges", inputs)
+    damages = damage_of(choices, stage, inputs)
     means = [any(w.preserves_mean for w in row) for _, row in tried]
     costs = [d / WORTHWHILE if preserved else d for d, preserved in zip(damages, means, strict=True)]
     return [tried[i] for i in sorted(range(len(tried)), key=costs.__getitem__)]
+
+
+def _promising(ranked: Sequence[_Tried]) -> list[_Tried]:
+    """Of each budget the first PROMISING; in the order in which budgets come first."""
+    own: dict[int, list[_Tried]] = {}
+    for each in ranked:
+        own.setdefault(each.candidates.budget, []).append(each)
+    return [each for some in own.values() for each in some[:PROMISING]]
 
 
 def _nearest(own: Sequence[Widening], k: int, entropy: float) -> Widening:

@@ -6,12 +6,15 @@ elements, so that there is nothing to overfit; the entropy coder is lossless and
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
-from splitwire.codec.profile import OperatingPoint, Quantizer
+from splitwire.codec.profile import OperatingPoint, Quantizer, TensorSpec
 from splitwire.codec.quantizer import dequantize, quantize
 
 from .calibrate import BATCH, Progress, padded
@@ -30,6 +33,14 @@ MAX_ERROR = 0.1
 ONE_BY_ONE = 64
 """Inputs measured where the batch is fixed: these networks run one by one and are mostly detectors, whose images hold
 several answers each and take a second."""
+
+AT_ONCE = 2
+"""Choices in work at a time: each holds activations of the back, and ONNX Runtime uses further cores by itself."""
+
+LARGE = 1 << 20
+INPUTS_LARGE = 32
+"""Elements of several tensors at the cut, from which the back half takes about a second for an input (a feature pyramid
+of ResNet-50), and how many inputs the operating points are then measured on."""
 
 Quantizers = Sequence[Quantizer | None]
 """One per tensor at the cut; None leaves the tensor as it is."""
@@ -76,16 +87,20 @@ def measure_points(
     kept: Sequence[Float32Array],
     progress: Progress,
     reference: Reference | None = None,
+    *,
+    large: bool = False,
 ) -> list[PointMeasure]:
-    """Measure every point on the kept inputs. reference: None means the back half on the features as they are.
+    """Measure every point on the kept inputs. large: whether the back takes long (is_large). reference: None means the
+    back half on the features as they are.
 
     (That this equals the whole network was verified before; verify.py. Halves in other arithmetic have another.)
     """
     if front.batch is not None:
-        kept = some(kept, ONE_BY_ONE * front.batch)
+        kept = some(kept, (INPUTS_LARGE if large else ONE_BY_ONE) * front.batch)
     choices = [[t.quantizer for t in p.tensors] for p in points]
+    answers = len(kept) * len(points)
     damages = measure_damage(
-        front, back, choices, kept, lambda done: progress("Measure operating points", done, len(kept)), reference
+        front, back, choices, kept, lambda done: progress("Measure operating points", done, answers), reference
     )
     return [
         PointMeasure(
@@ -103,19 +118,47 @@ def measure_damage(
     progress: Callable[[int], None],
     reference: Reference | None = None,
 ) -> list[Damage]:
-    """What each choice of quantizers does to the outputs, one Damage per choice. progress: called with inputs done."""
+    """What each choice of quantizers does to the outputs, one Damage per choice. progress: called with the number of
+    answers done, one for each input and choice.
+
+    Backs that take one input at a time, mostly detectors, select boxes on one core: two choices run at a time there.
+    """
     damages = [Damage(back.outputs) for _ in choices]
     done = 0
-    for count, batch in _batches(front, kept):
-        received = front.run(batch)[: len(back.inputs)]
-        expected = back.run(*received) if reference is None else reference(batch)
-        for quantizers, damage in zip(choices, damages, strict=True):
-            n = len(quantizers)  # sizes may come behind the tensors
-            quantized = [_through(y, q) for y, q in zip(received[:n], quantizers, strict=True)]
-            damage.add(expected, back.run(*quantized, *received[n:]), count)
-        done += count
-        progress(done)
+    with ThreadPoolExecutor(AT_ONCE if front.batch is not None else 1, "splitwire-measure") as pool:
+        for count, batch in _batches(front, kept):
+            received = front.run(batch)[: len(back.inputs)]
+            expected = back.run(*received) if reference is None else reference(batch)
+            answers = _in_order(pool, partial(_answer, back, received), choices)
+            for damage, outputs in zip(damages, answers, strict=True):
+                damage.add(expected, outputs, count)
+                done += count
+                progress(done)
     return damages
+
+
+def _answer(back: Graph, received: Sequence[Array], quantizers: Quantizers) -> list[Array]:
+    n = len(quantizers)  # sizes may come behind the tensors
+    quantized = [_through(y, q) for y, q in zip(received[:n], quantizers, strict=True)]
+    return back.run(*quantized, *received[n:])
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, answer: Callable[[Quantizers], list[Array]], choices: Sequence[Quantizers]
+) -> Iterator[list[Array]]:
+    """answer(choice) for each choice, AT_ONCE of them in memory at most: the outputs may be large."""
+    running: deque[Future[list[Array]]] = deque()
+    for choice in choices:
+        running.append(pool.submit(answer, choice))
+        if len(running) == AT_ONCE:
+            yield running.popleft().result()
+    while running:
+        yield running.popleft().result()
+
+
+def is_large(specs: Sequence[TensorSpec]) -> bool:
+    """Whether so much crosses in several tensors that their back half takes long."""
+    return len(specs) > 1 and sum(spec.elements for spec in specs) >= LARGE
 
 
 def some(kept: Sequence[Float32Array], limit: int) -> list[Float32Array]:

@@ -23,7 +23,7 @@ from .checkpoint import Checkpoint
 from .damage import Task
 from .inference import MAX_MODEL_BYTES, Array, Float32Array, Graph, InputType, serialise, weight_bytes
 from .inputs import CalibrationInputs, open_inputs
-from .measure import PointMeasure, Reference, choose_default, measure_points
+from .measure import PointMeasure, Reference, choose_default, is_large, measure_points
 from .precision import float16_back, float16_by_hand, int8_front
 from .sensitivity import Kind, Option, choose_taps, design_points
 from .settling import Settling
@@ -119,7 +119,8 @@ class CodecMaker:
         points, options = design_points(
             *graphs, self.specs, calibrated.statistics, self.slopes, kept, self.kinds, self.progress
         )
-        measures = measure_points(*graphs, points, kept, self.progress, reference)
+        large = is_large(self.specs)
+        measures = measure_points(*graphs, points, kept, self.progress, reference, large=large)
         return Candidate(
             front=front,
             back=back,
@@ -136,7 +137,8 @@ class CodecMaker:
 
     def with_back(self, pair: Candidate, back: Half, graph: Graph, reference: Reference) -> Candidate:
         """The same front and codec with another back, measured again. graph: what is measured in its place."""
-        measures = measure_points(pair.front.graph, graph, pair.points, pair.calibrated.kept, self.progress, reference)
+        kept, large = pair.calibrated.kept, is_large(self.specs)
+        measures = measure_points(pair.front.graph, graph, pair.points, kept, self.progress, reference, large=large)
         return replace(
             pair, back=back, measures=measures, default=self.default_op or choose_default(pair.points, measures)
         )

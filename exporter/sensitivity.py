@@ -24,15 +24,17 @@ from splitwire.codec.profile import OperatingPoint, TensorPoint, TensorSpec
 from .budget import Bought, buy
 from .calibrate import Progress
 from .inference import Float32Array, Graph
-from .measure import DamageOf, Quantizers, alone, measure_damage, some
+from .measure import DamageOf, Quantizers, alone, is_large, measure_damage, some
 from .ranges import search_ranges
 from .sharing import Cost, share_bits
 
 FINER = (12, 16)
 """Numbers of levels tried beyond those asked for, so that a sensitive tensor can have more than the others."""
 
-INPUTS = 16
-"""Inputs that the sensitivity is measured on: tensors differ by factors, not by percents."""
+INPUTS, INPUTS_LARGE = 16, 6
+"""Inputs that the sensitivity is measured on: tensors differ by factors, not by percents. Where so much crosses that
+the back half takes a second for an input (measure.LARGE), whatever is chosen by damage has at most the second number.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +107,9 @@ def design_points(
     """
 
     def damage_of(choices: Sequence[Quantizers], stage: str, inputs: int) -> list[float]:
-        used = some(kept, inputs)
-        damages = measure_damage(front, back, choices, used, lambda done: report(stage, done, len(used)))
+        used = some(kept, min(inputs, INPUTS_LARGE) if is_large(specs) else inputs)
+        answers = len(used) * len(choices)
+        damages = measure_damage(front, back, choices, used, lambda done: report(stage, done, answers))
         return [damage.total for damage in damages]
 
     budgets = [kind for kind in kinds if kind.family == "r"]

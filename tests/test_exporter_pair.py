@@ -75,7 +75,7 @@ def test_the_pair(model, tmp_path):
         proto.metadata_props.extend(kept)
         assert hashlib.sha256(proto.SerializeToString(deterministic=True)).hexdigest() == digest
     assert ("Calibrate", 12, 12) in stages
-    assert stages[-1] == ("Measure operating points", 12, 12)
+    assert stages[-1] == ("Measure operating points", 12 * 5, 12 * 5)
 
 
 def test_the_same_twice(model, tmp_path):
