@@ -13,10 +13,10 @@ PINS := pyproject.toml constraints.txt
 .DELETE_ON_ERROR:
 # Two installs into one environment at a time would damage it, so -j is ignored.
 .NOTPARALLEL:
-.PHONY: help demo photos test lint format bench bench-codec reports sweep-models cuts readme hostile fuzz arm clean
+.PHONY: help demo photos test lint format bench bench-codec bench-export reports sweep-models cuts readme hostile fuzz arm clean
 
 help: ## list the targets
-	@awk -F ': .*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
+	@awk -F ': .*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/.demo ## split the demo network over a local server; writes build/demo/
 	$(VENV)/bin/splitwire demo
@@ -39,6 +39,9 @@ bench: $(VENV)/.dev $(VENV)/.weights ## every benchmark, as tables and as JSON i
 
 bench-codec: $(VENV)/.dev $(VENV)/.weights ## the codec alone, beside bit-pack + zstd, CABAC and others
 	$(RUN) -m benchmarks.codec
+
+bench-export: $(VENV)/.dev $(VENV)/.weights build/photographs/.installed ## what an export takes, stage by stage (ARGS=ssdlite for one)
+	$(RUN) -m benchmarks.export_times $(ARGS)
 
 sweep-models: $(VENV)/.dev ## export, cut and verify 23 networks of torchvision; writes docs/results/models.md
 	$(RUN) -m benchmarks.sweep $(ARGS)
