@@ -7,6 +7,7 @@ place for them. Where such a name becomes part of a message or of a file it is w
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import msgspec
 
@@ -20,6 +21,12 @@ def printable(text: str) -> str:
         return text
     text = _ESCAPED.sub(lambda found: f"\\x{ord(found[0]) - 0xDC00:02x}", text)
     return _SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def for_native_code(path: Path) -> str | bytes:
+    """What a library in C++ opens: the path, or the file's content where the path is not text to it."""
+    name = str(path)
+    return path.read_bytes() if _SURROGATE.search(name) else name
 
 
 def printable_json(value: object) -> bytes:

@@ -21,6 +21,7 @@ from splitwire.codec.errors import UsageError
 from splitwire.codec.profile import CodecProfile, Preprocessing, SizeSpec, TensorSpec
 from splitwire.codec.tables import MAX_LEVELS
 from splitwire.codec.tasks import Task
+from splitwire.codec.text import printable
 
 from . import agreement, bake, overwrite, verify
 from .calibrate import Progress
@@ -412,7 +413,7 @@ def _order_of_outputs(source: Source, back: Graph) -> tuple[str, ...] | msgspec.
 
 
 def _name(model: Network) -> str:
-    return type(model).__name__ if isinstance(model, torch.nn.Module) else Path(model).stem
+    return type(model).__name__ if isinstance(model, torch.nn.Module) else printable(Path(model).stem)
 
 
 def _remarks(skipped: Sequence[Skipped], measures: Sequence[PointMeasure], profile: CodecProfile) -> list[str]:

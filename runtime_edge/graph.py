@@ -21,6 +21,7 @@ from splitwire.codec.profile import CodecProfile
 from splitwire.codec.reply import Outputs
 from splitwire.codec.sizes import Int64Array
 from splitwire.codec.telemetry import stop_events
+from splitwire.codec.text import for_native_code
 
 stop_events(ort)
 
@@ -139,7 +140,7 @@ def _open(path: Path, threads: int | None, providers: Sequence[str] | None) -> o
     if int8_overflows():
         options.add_session_config_entry("session.x64quantprecision", "1")
     try:
-        session = ort.InferenceSession(str(path), options, providers=wanted)
+        session = ort.InferenceSession(for_native_code(path), options, providers=wanted)
     except Exception as e:  # ONNX Runtime's exceptions share no base class below this
         raise ProfileError(f"{path} is not a graph that ONNX Runtime can open: {str(e).splitlines()[0]}") from e
     # A provider whose libraries fail to load is dropped by ONNX Runtime with a log line only.

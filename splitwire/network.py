@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from splitwire.codec.errors import UsageError
+from splitwire.codec.text import printable
 
 if TYPE_CHECKING:
     from splitwire.codec.profile import Preprocessing
@@ -71,7 +72,7 @@ def find_network(
     file = isinstance(model, (str, os.PathLike))
     return Given(
         model=model,
-        name=Path(model).stem if isinstance(model, (str, os.PathLike)) else type(model).__name__,
+        name=printable(Path(model).stem) if isinstance(model, (str, os.PathLike)) else type(model).__name__,
         weights="as in the file" if file else "as in the module",
         preprocessing=preprocessing,
         input_shape=input_shape,

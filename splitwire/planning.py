@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from splitwire.codec.errors import UsageError
+from splitwire.codec.text import printable
 from splitwire.network import find_network
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ def _inputs(
         inputs = [x for _, x in stream]
         if stream.skipped:
             notes.append(f"{len(stream.skipped)} image(s) could not be read and were skipped")
-        where = f" of {data}" if isinstance(data, (str, os.PathLike)) else ""
+        where = f" of {printable(os.fsdecode(data))}" if isinstance(data, (str, os.PathLike)) else ""
         return inputs, how, f"{len(inputs)} images{where}"
     if how is None:
         rng = np.random.default_rng(0)

@@ -484,4 +484,4 @@ def test_networks_of_a_fixed_batch_are_measured_on_fewer_inputs(model, tmp_path)
     onnx.save(proto, tmp_path / "fixed.onnx")
     result = export(tmp_path / "fixed.onnx", tmp_path / "out", calibration=inputs(80), levels=(2,))
     assert (result.profile.calibration_images, result.measures[0].inputs) == (80, 64)
-    assert export(model, tmp_path / "out", calibration=inputs(80), levels=(2,)).measures[0].inputs == 80
+    assert export(model, tmp_path / "free", calibration=inputs(80), levels=(2,)).measures[0].inputs == 80

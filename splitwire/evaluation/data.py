@@ -20,6 +20,7 @@ from PIL import Image
 from splitwire.codec import preprocessing
 from splitwire.codec.errors import UsageError
 from splitwire.codec.profile import CodecProfile, Preprocessing
+from splitwire.codec.text import printable
 from splitwire.evaluation import coco, folders
 from splitwire.exporter.inputs import SUFFIXES, image_files, spread
 
@@ -52,8 +53,8 @@ class Dataset(ABC):
     pictures: ClassVar[bool] = True
 
     def __init__(self, source: str, names: Sequence[str], targets: Sequence[Any] | None, digest: str) -> None:
-        self.source = source
-        self.names = tuple(names)
+        self.source = printable(source)
+        self.names = tuple(map(printable, names))
         self.targets = targets
         self.digest = digest
 

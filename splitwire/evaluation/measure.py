@@ -15,6 +15,7 @@ from PIL import Image
 
 from splitwire.codec.errors import SplitwireError, UsageError
 from splitwire.codec.reply import Outputs
+from splitwire.codec.text import printable
 from splitwire.exporter.inputs import spread
 
 from .contender import FeatureContender, Features, ImageContender, Sent
@@ -61,7 +62,7 @@ class Reader:
             try:
                 yield i, self._data.item(i)
             except UsageError as e:
-                self.skipped.append((self._data.names[i], str(e)))
+                self.skipped.append((self._data.names[i], printable(str(e))))
 
 
 def first_answer(pair: Pair, data: Dataset) -> Outputs:

@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike
 
 from splitwire.codec.errors import SplitwireError, UsageError
 from splitwire.codec.files import write_atomically
+from splitwire.codec.text import printable_json
 from splitwire.console import ProgressFn
 from splitwire.exporter.bake import write_default
 
@@ -354,7 +355,7 @@ def _notes(what: Measurement, sampled: int, skipped: int) -> Iterator[str]:
 
 def _write(evaluation: Evaluation, out: Path) -> None:
     """The report, then the results: where there is a results.json, all is there."""
-    document = msgspec.json.format(msgspec.json.encode(evaluation), indent=1)
+    document = msgspec.json.format(printable_json(evaluation), indent=1)
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_report(evaluation, out)
