@@ -26,6 +26,7 @@ from splitwire.codec.text import printable
 from . import agreement, bake, overwrite, verify
 from .calibrate import Progress
 from .checkpoint import Checkpoint
+from .constants import Constants, check_none
 from .cuts import Cut, find_cut
 from .graph import Source, from_file, from_module
 from .inference import Float32Array, Graph, InputType
@@ -50,6 +51,7 @@ from .plan import AUTO_LINK, DEFAULT_DEVICE, recommend_cut
 from .purpose import check_labels, check_task, task_of
 from .sensitivity import Kind, Option
 from .split import Halves, split
+from .widen import in_float32
 
 LEVELS = (2, 3, 4, 6, 8, "r0.1", "r0.2", "r0.3", "r0.4", "r0.6", "r0.8")
 """The operating points made unless the caller says otherwise: what Cohen et al. 2021 tabulate, and six budgets."""
@@ -137,11 +139,12 @@ def export_pair(
     link: Link | None = None,
     device: str | DeviceProfile | None = None,
     replace: bool = False,
+    constants: Constants | None = None,
     progress: Progress | None = None,
 ) -> ExportResult:
     """Cut `model` at the layer `cut`, calibrate the codec there, and write front.onnx and back.onnx to `out`.
 
-    model: a float32 module with one tensor in, or the path of an ONNX file.
+    model: a module with one tensor in, or the path of an ONNX file; half precision becomes float32, with a note.
     cut: module path (`layer2`, `layer1.0.relu[1]`) or ONNX tensor name; several with commas between them; or
         AUTO, which takes what plan.py recommends for `link` and `device` (None: what plan.py assumes).
     calibration: folder of images, list of image files, video, array of network inputs (N, C, H, W) float32, torch
@@ -161,6 +164,7 @@ def export_pair(
     front, back: what the halves compute in (precision.py). accept: asked for each one that is not float32, with its
         Comparison; a half that it refuses is written in float32. None accepts.
     replace: write over a pair of another network in `out` (overwrite.py); without it, that is a UsageError.
+    constants: values of the other inputs of an ONNX file, by name; they are baked in (constants.py).
     progress: called as progress(stage, done, total).
 
     Raises UsageError, CutNotBounded, UnsupportedModel, NonFiniteFeatures, ExportError. Whatever fails, no half-written
@@ -193,6 +197,9 @@ def export_pair(
         return stream, verify.fill_up(stream.peek(max(verify.BATCHES)), shape, dtype)
 
     if isinstance(model, torch.nn.Module):
+        check_none(constants)
+        model, widened = in_float32(model)
+        notes += [widened] if widened else []
         shape = wanted((None, None, None)) if callable(wanted) else wanted
         if shape is None:
             raise UsageError("a torch module does not say what it takes; pass input_shape=(1, C, H, W)")
@@ -203,7 +210,7 @@ def export_pair(
         source = from_module(model, shape, dtype)
         report("Export to ONNX", 1, 1)
     else:
-        source = from_file(Path(model), wanted)
+        source = from_file(Path(model), wanted, constants)
         stream, first = start(source.input_shape[1:], source.input_dtype)
     names = Names.of(source)
     purpose = task_of(source.graph, labels, task)

@@ -34,11 +34,14 @@ from splitwire.codec.errors import UnsupportedModel, UsageError
 
 from .calls import Stack, stamp, unstamp
 from .compatibility import make_compatible
+from .constants import Constants, bake_constants, check_input
 from .inference import MAX_MODEL_BYTES, MIN_APART, Graph, InputType, check_graph, load_external, noise, weight_bytes
+from .mixing import mixes_images, one_by_one
 from .passing import Seen, watching
 from .pictures import WantedShape
 from .shapes import settle
 from .suppression import limit_suppression
+from .widen import widen
 
 OPSET = 20
 """Asked of torch: the first with Gelu as one operator; every ONNX Runtime we support (1.20 and later) runs it.
@@ -143,12 +146,13 @@ def from_module(
     return replace(_source(model, origin, tuple(one.shape), paths, notes), seen=seen)
 
 
-def from_file(path: Path, input_shape: WantedShape = None) -> Source:
+def from_file(path: Path, input_shape: WantedShape = None, constants: Constants | None = None) -> Source:
     """Read and check an ONNX file; external data beside it is found, and read when it is needed if it is over 2 GB.
 
     input_shape: (1, C, H, W), or what tells it from the sizes that the file declares (pictures.py); needed only if it
-    leaves the image size open, and must agree with it otherwise.
-    Raises UsageError (no such file, not ONNX, size missing or in conflict), UnsupportedModel (invalid model).
+    leaves the image size open, and must agree with it otherwise. constants: values of the other inputs (constants.py).
+    Raises UsageError (no such file, not ONNX, size missing or in conflict, a constant that does not fit),
+    UnsupportedModel (invalid model).
     """
     if not path.is_file():
         raise UsageError(f"{path}: no such ONNX file")
@@ -163,7 +167,7 @@ def from_file(path: Path, input_shape: WantedShape = None) -> Source:
         if "ir_version" in reason:
             raise UsageError(f"{path}: not an ONNX file ({reason})")
         raise UnsupportedModel(f"{path}: not a valid ONNX model: {reason}")
-    return _source(model, "onnx", input_shape, {}, [])
+    return _source(model, "onnx", input_shape, {}, [], constants or {})
 
 
 def is_detector(module: torch.nn.Module) -> bool:
@@ -240,15 +244,22 @@ def _check_weights(model: ir.Model) -> None:
             raise UnsupportedModel(f"the weights do not fit the model: {name!r} {wrong}")
 
 
-def _source(model: ir.Model, origin: str, wanted: WantedShape, modules: Mapping[str, str], notes: list[str]) -> Source:
-    """Normalise the graph (functions inlined, sorted, typed, for our runtimes) and read off its input."""
+def _source(
+    model: ir.Model,
+    origin: str,
+    wanted: WantedShape,
+    modules: Mapping[str, str],
+    notes: list[str],
+    constants: Constants | None = None,
+) -> Source:
+    """Normalise the graph (functions inlined, sorted, typed, float32, for our runtimes) and read off its input."""
     for normalise in (InlinePass(), RemoveInitializersFromInputsPass(), TopologicalSortPass()):
         model = normalise(model).model
     graph = model.graph
-    taken = (ir.DataType.FLOAT, ir.DataType.UINT8)
-    if len(graph.inputs) != 1 or graph.inputs[0].dtype not in taken or graph.inputs[0].shape is None:
-        has = ", ".join(f"{v.name} ({v.dtype})" for v in graph.inputs) or "none"
-        raise UnsupportedModel(f"the network must have one float32 or uint8 input; it has: {has}")
+    bake_constants(model, constants or {})
+    if widened := widen(model):
+        notes.append(widened)
+    check_input(graph)
     entry = graph.inputs[0]
     dims = list(entry.shape or ())
     if len(dims) < 2:
@@ -269,17 +280,28 @@ def _source(model: ir.Model, origin: str, wanted: WantedShape, modules: Mapping[
     restamped = make_compatible(model)
     settle(model, shape)
     batch = dims[0] if isinstance(dims[0], int) else None
-    if batch is None and not _follows_batch(graph) and not _runs_at(model, shape, 3):
-        # What the graph declares is not what it does: a size is written into it, or images are mixed in its outputs.
-        batch = 1
+    mixed = False
+    if batch is None:
+        apart = _follows_batch(graph) or _runs_at(model, shape, 3)
+        mixed = apart and mixes_images(model, shape, input_dtype(graph))
+        # Otherwise what the graph declares is not what it does: a size is written into it, or its outputs mix images.
+        batch = None if apart and not mixed else 1
+    if batch == 1 and not isinstance(dims[0], int):
         _fix_input(graph, (1, *sizes))
         _infer_missing_types(model)
         settle(model, shape)
+    if mixed:
+        notes.append(
+            "the images of a batch influence each other in this network (batch norm in training mode, or scaling by"
+            " what the whole batch holds), so that it runs them one by one"
+        )
     if batch is not None:
         notes.append(
             f"the batch is fixed at {batch} in this network: the server cannot run several requests at once, and frames"
             " of another batch are refused"
         )
+    if batch is not None and batch > 1:
+        notes.append(one_by_one(graph, batch))
     if restamped:
         notes.append(restamped)
     if origin == "legacy":

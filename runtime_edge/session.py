@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from splitwire.codec.codec import FeatureCodec
-from splitwire.codec.errors import BadResponse, UsageError
+from splitwire.codec.errors import BadResponse, ShapeMismatch, UsageError
 from splitwire.codec.profile import CodecProfile
 from splitwire.codec.reply import Outputs
 from splitwire.codec.sizes import Int64Array
@@ -141,13 +141,16 @@ class EdgeSession:
         """Run the whole network on a batch.
 
         x: (B, C, H, W) float32, preprocessed; or `input_shape` of `input_dtype`, where that is another. op: operating
-        point of this frame; None for the session's.
-        Raises ShapeMismatch, NonFiniteFeatures (the front made NaN or Inf of x), ProfileError (no such operating
-        point), TransportError, or the error that the cloud named.
+        point of this frame; None for the session's. Where the network takes B images and no other number, fewer are
+        filled up with copies of the last, whose answers are left out; they cost as much as B.
+        Raises ShapeMismatch (another shape; too few images for a network with an output that has no row for each),
+        NonFiniteFeatures (the front made NaN or Inf of x), ProfileError (no such operating point), TransportError, or
+        the error that the cloud named.
         """
         name = self._op_name(op)  # before any work is done for it
         start = time.perf_counter()
-        made = self.run_front(x)
+        whole = self._filled_up(x)
+        made = self.run_front(whole)
         fronted = time.perf_counter()
         frame_id = next(self._ids) & FRAME_ID_MASK
         frame = self.encode(made.features, op=name, frame_id=frame_id, sizes=made.sizes)
@@ -155,7 +158,7 @@ class EdgeSession:
         reply = self.send(frame, frame_id=frame_id)
         waited_ms = (time.perf_counter() - encoded) * 1e3
         return SplitResult(
-            outputs=self._in_order({**made.early, **reply.outputs}),
+            outputs=self._in_order(_rows({**made.early, **reply.outputs}, len(x), len(whole))),
             op=name,
             bytes_sent=reply.bytes_sent,
             frame_bytes=len(frame),
@@ -248,6 +251,13 @@ class EdgeSession:
             raise UsageError("this EdgeSession is closed; make a new one")
         self._state = State.OPEN
 
+    def _filled_up(self, x: Input) -> Input:
+        """As many images as the network takes: the last one again for those that are missing."""
+        fixed = self._graph.input_shape[0] if self._graph.input_shape else None
+        if fixed is None or np.ndim(x) == 0 or not 0 < len(x) < fixed:
+            return x
+        return np.concatenate([x, np.repeat(x[-1:], fixed - len(x), axis=0)])
+
     def _in_order(self, outputs: Outputs) -> Outputs:
         """As the whole network has them; all come from the back, in order, where the profile names none."""
         order = self.profile.outputs if isinstance(self.profile.outputs, tuple) else ()
@@ -256,3 +266,16 @@ class EdgeSession:
     def _op_name(self, op: str | None) -> str:
         """The operating point's name. Raises ProfileError, with the names there are."""
         return self._op if op is None else self.profile.operating_points[self.profile.point_index(op)].name
+
+
+def _rows(outputs: Outputs, n: int, of: int) -> Outputs:
+    """The answers to the first n images of a batch. Raises ShapeMismatch."""
+    if n == of:
+        return outputs
+    for name, y in outputs.items():
+        if not y.ndim or len(y) != of:
+            raise ShapeMismatch(
+                f"the output {name!r} has the shape {y.shape}, which is not one row for each of the {of} images of a"
+                f" batch: {n} cannot be run alone; give infer() {of} images"
+            )
+    return {name: y[:n] for name, y in outputs.items()}

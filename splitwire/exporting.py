@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from splitwire.codec.profile import Preprocessing
     from splitwire.codec.tasks import Task
     from splitwire.console import ProgressFn
+    from splitwire.exporter.constants import Constants
     from splitwire.exporter.export import ExportResult, Levels, Network
     from splitwire.exporter.inputs import Calibration
     from splitwire.exporter.options import Accept, BackPrecision, Coder, FrontPrecision
@@ -50,6 +51,7 @@ def export(
     rtt: str | None = None,
     device: str | DeviceProfile | None = None,
     overwrite: bool = False,
+    constants: Constants | None = None,
     progress: ProgressFn | None = None,
 ) -> ExportResult:
     """Cut a trained network in two at the layer `cut` and calibrate the feature codec there.
@@ -84,6 +86,8 @@ def export(
         returns False, that half is written in float32. None accepts. All of them are in the result's `comparisons`.
     link, rtt, device: for "auto", as `splitwire.plan` takes them; without a link 10 Mbit/s, round trip 30 ms.
     overwrite: replace a pair of another network in `out`. Without it such a folder is refused (docs/exporter.md).
+    constants: of an ONNX file with several inputs, the values of those that are the same in deployment, by name:
+        {"im_shape": [[640, 640]], "threshold": 0.5}. They are baked into the pair.
     progress: called as progress(stage, done, total), total None while unknown.
 
     Returns an ExportResult: the paths, the profile, agreement per operating point, notes, skipped images. If a long
@@ -120,6 +124,7 @@ def export(
         link=wire,
         device=device,
         replace=overwrite,
+        constants=constants,
         progress=progress,
     )
     return dataclasses.replace(result, notes=(given.warning, *result.notes)) if given.warning else result

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from splitwire.codec.errors import UsageError
 from splitwire.codec.text import printable
@@ -93,3 +94,26 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     if len(sides) > 2 or not all(s.isdecimal() and int(s) for s in sides):
         raise UsageError(f"--image-size takes one side or HEIGHTxWIDTH, as in 224 or 384x512; got {text!r}")
     return int(sides[0]), int(sides[-1])
+
+
+def parse_constants(texts: Sequence[str] | None) -> dict[str, Any]:
+    """Input → value of ["threshold=0.5", "im_shape=640,640", "scale=[[1, 1]]"]. Raises UsageError."""
+    found: dict[str, Any] = {}
+    for text in texts or ():
+        name, _, value = text.partition("=")
+        numbers = value.strip().lower() if value.strip().lower() in ("true", "false") else value
+        try:
+            given = json.loads(numbers)
+        except ValueError:
+            try:
+                given = json.loads(f"[{numbers}]")
+            except ValueError:
+                given = None
+        if not name or name in found or not isinstance(given, int | float | list):
+            again = f"; {name!r} is given twice" if name in found else ""
+            raise UsageError(
+                f"--constant takes NAME=VALUE, with a number, numbers with commas, or a JSON list, as in threshold=0.5,"
+                f" im_shape=640,640 or scale=[[1,1]]; got {text!r}{again}"
+            )
+        found[name] = given
+    return found

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from splitwire.codec.device import DeviceProfile
     from splitwire.codec.profile import Preprocessing
     from splitwire.console import ProgressFn
+    from splitwire.exporter.constants import Constants
     from splitwire.exporter.export import Network
     from splitwire.exporter.inference import Float32Array, InputType
     from splitwire.exporter.inputs import Calibration
@@ -67,6 +68,7 @@ def plan(
     rtt: str | None = None,
     max_tensors: int = 1,
     images: int = IMAGES,
+    constants: Constants | None = None,
     progress: ProgressFn | None = None,
 ) -> PlanResult:
     """Compare every cut of a network with running it on the device, and with sending a JPEG; recommend one by latency.
@@ -78,14 +80,17 @@ def plan(
         a profile; None for "raspberry-pi-5" and "server-cpu".
     link: bandwidth each way, "5mbit"; None or "none" for no link: then nothing but the device can be recommended.
     rtt: its round trip, "40ms"; 20 ms if not given.
-    max_tensors: tensors that a cut may send. progress: called as progress(stage, done, total).
+    max_tensors: tensors that a cut may send. constants: as for `splitwire.export`.
+    progress: called as progress(stage, done, total).
     Raises UsageError, UnsupportedModel, ExportError.
     """
+    from splitwire.exporter.constants import check_none
     from splitwire.exporter.graph import from_file, from_module
     from splitwire.exporter.links import parse_link
     from splitwire.exporter.names import Names
     from splitwire.exporter.pictures import wanted_shape
     from splitwire.exporter.plan import DEFAULT_CLOUD, DEFAULT_DEVICE, plan_cuts
+    from splitwire.exporter.widen import in_float32
 
     if images < 1 or max_tensors < 1:
         raise UsageError(f"images and max_tensors must be at least 1, are {images} and {max_tensors}")
@@ -107,10 +112,13 @@ def plan(
     wanted = input_shape or wanted_shape(preprocessing, image_size)
     if isinstance(model, (str, os.PathLike)):
         report("Export to ONNX", 0, None)
-        source = from_file(Path(model), wanted)
+        source = from_file(Path(model), wanted, constants)
         kind: tuple[tuple[int, ...], InputType] = (source.input_shape[1:], source.input_dtype)
         inputs, how, pictures = _inputs(data, *kind, preprocessing, images, notes)
     else:
+        check_none(constants)
+        model, widened = in_float32(model)
+        notes += [widened] if widened else []
         shape = wanted((None, None, None)) if callable(wanted) else wanted
         if shape is None:
             raise UsageError("a torch module does not say what it takes; pass input_shape=(1, C, H, W)")

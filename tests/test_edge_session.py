@@ -151,8 +151,11 @@ def test_networks_that_fix_the_batch(tmp_path: Path):
         session.warm_up()
         assert session.input_shape == (2, 3, 8, 8)
         assert session.infer(images(2)).outputs["logits"].shape == (2, CLASSES)
-        with pytest.raises(ShapeMismatch, match=r"takes a \(2, 3, 8, 8\) float32 array; got \(1, 3, 8, 8\)"):
-            session.infer(images(1))
+        with pytest.raises(ShapeMismatch, match=r"takes a \(2, 3, 8, 8\) float32 array; got \(3, 3, 8, 8\)"):
+            session.infer(images(3))
+        one = images(1)
+        filled = session.infer(one).outputs["logits"]  # with a copy of itself
+        np.testing.assert_array_equal(filled, session.infer(np.concatenate([one, one])).outputs["logits"][:1])
     frame = FeatureCodec(pair.profile).encode([np.zeros((3, 4, 8, 8), np.float32)])
     with pytest.raises(ShapeMismatch, match="'tiny-0' takes a batch of 2 and no other; the frame holds 3"):
         cloud.infer(frame)

@@ -13,7 +13,7 @@ from splitwire.commands import export_report
 from splitwire.commands.pictures import with_pictures
 from splitwire.console import Bar, err, interruptible, print_json, progress_bar
 from splitwire.exporter.labels import read_labels
-from splitwire.network import parse_size
+from splitwire.network import parse_constants, parse_size
 
 if TYPE_CHECKING:
     from splitwire.codec.tasks import Task
@@ -47,6 +47,10 @@ def export(
     images: Annotated[int | None, typer.Option(min=1, help="Most images to use.", show_default="512")] = None,
     image_size: Annotated[
         str | None, typer.Option(help="Of the input, pixels: 224, or HEIGHTxWIDTH.", show_default="the network's")
+    ] = None,
+    constant: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Of an ONNX file: the value of an input beside the image; repeatable."),
     ] = None,
     front: Annotated[str, typer.Option(help="Front half in float32 or int8, on the same images.")] = "float32",
     back: Annotated[str, typer.Option(help="Back half in float32, or in float16 for a GPU.")] = "float32",
@@ -85,6 +89,7 @@ def export(
         )
     steps = _parse_levels(levels)
     size = parse_size(image_size)
+    constants = parse_constants(constant)
     names = None if labels is None else read_labels(labels)
     asking = not (yes or as_json) and asks()
     from splitwire.exporting import export as export_network
@@ -97,6 +102,7 @@ def export(
             out=to,
             weights=weights,
             image_size=size,
+            constants=constants,
             preprocessing=pictures,
             labels=names,
             task=cast("Task | None", task),

@@ -12,7 +12,7 @@ import typer
 from splitwire.codec.errors import UsageError
 from splitwire.commands.pictures import with_pictures
 from splitwire.console import err, out, print_json, print_wide, progress_bar
-from splitwire.network import parse_size
+from splitwire.network import parse_constants, parse_size
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -39,6 +39,10 @@ def plan(
     weights: Annotated[str | None, typer.Option(help="Weights of the named network: a file, or torchvision's.")] = None,
     image_size: Annotated[
         str | None, typer.Option(help="Of the input, pixels: 224, or HEIGHTxWIDTH.", show_default="the network's")
+    ] = None,
+    constant: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Of an ONNX file: the value of an input beside the image; repeatable."),
     ] = None,
     link: Annotated[
         str | None, typer.Option(help="Bandwidth each way: 250kbit, 5mbit, 1gbit.", show_default="none")
@@ -68,6 +72,7 @@ def plan(
     if plot is not None:
         import matplotlib  # noqa: F401 - missing is said before the work, not after it
     size = parse_size(image_size)
+    constants = parse_constants(constant)
     from splitwire.planning import plan as plan_network
 
     with progress_bar(not as_json) as progress:
@@ -76,6 +81,7 @@ def plan(
             data=data,
             weights=weights,
             image_size=size,
+            constants=constants,
             preprocessing=pictures,
             device=device,
             cloud=cloud,
