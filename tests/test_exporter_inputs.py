@@ -35,7 +35,7 @@ def weights(dtype=np.float32) -> dict[str, np.ndarray]:
 
 
 def save(path: Path, nodes, extra=(), *, outs=None, given=None, kind=T.FLOAT, batch="n", opset=17) -> Path:
-    """Write a network: x (batch, 3, 16, 16) and extra inputs (name, type, shape) → outs, y (batch, 4) unless said otherwise."""
+    """Write a network: x (batch, 3, 16, 16) and extra inputs (name, type, shape) → outs, or y (batch, 4)."""
     entries = [h.make_tensor_value_info("x", kind, [batch, *SHAPE])]
     entries += [h.make_tensor_value_info(*e) for e in extra]
     leaves = [h.make_tensor_value_info(*o) for o in outs or [("y", kind, [batch, 4])]]
@@ -101,7 +101,7 @@ def test_constants_in_place_of_inputs(scaled):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"size": 1}, r"no input 'size' to make constant; the network takes 'x' \(float n×3×16×16\), 'shape' \(int64 2"),
+        ({"size": 1}, r"no input 'size' to make constant; the network takes 'x' .float n×3×16×16\), 'shape' .int64 2"),
         ({"shape": [1.5, 2]}, r"'shape' 2 takes whole numbers from -9223372036854775808 .* got \[1.5, 2\]"),
         ({"shape": [1, 2, 3]}, r"'shape' 2 has another shape than the input; got \[1, 2, 3\] of shape \(3,\)"),
         ({"shape": [[1, 2], [3]]}, r"must be numbers in equal rows; got \[\[1, 2\], \[3\]\]"),
@@ -180,8 +180,8 @@ def test_float16_files_become_float32(tmp_path):
 
 def test_float16_weights_alone_and_bodies(tmp_path):
     """Weights in half precision behind casts, one of them in the body of an If; the input is float32."""
-    body = [h.make_graph([node("Cast", [w], [f"{w}32"], to=T.FLOAT)], w, [], [h.make_tensor_value_info(f"{w}32", T.FLOAT, None)])
-            for w in ("a", "a2")]  # fmt: skip
+    wide = [(w, h.make_tensor_value_info(f"{w}32", T.FLOAT, None)) for w in ("a", "a2")]
+    body = [h.make_graph([node("Cast", [w], [f"{w}32"], to=T.FLOAT)], w, [], [out]) for w, out in wide]
     given = weights(np.float16)
     given["a2"] = given["a"] * 2
     given["yes"] = np.array(True)
@@ -229,7 +229,7 @@ def test_modules_in_half_precision(kind, tmp_path):
     (y,) = back.run(None, {back.get_inputs()[0].name: r})
     with torch.no_grad():
         np.testing.assert_allclose(y, wide(torch.from_numpy(inputs(2))).numpy(), rtol=1e-4, atol=1e-5)
-    with pytest.raises(UnsupportedModel, match="float64 weights; call module.float"):
+    with pytest.raises(UnsupportedModel, match=r"float64 weights; call module\.float"):
         splitwire.export(network().double(), cut="layer1", calibration=inputs(2), out=tmp_path)
 
 
