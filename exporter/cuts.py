@@ -197,3 +197,10 @@ def _nearest(flow: Flow, names: Names, position: int) -> str:
         return "no single tensor separates this network"
     listed = ", ".join(f"{c.label} ({'×'.join(map(str, c.shapes[0]))})" for c in (*before, *after))
     return f"nearest cuts: {listed}"
+
+
+def why_not_carried(value: ir.Value) -> str | None:
+    """Why `carried_shape` has none; None where it has one."""
+    if carried_shape(value) is not None:
+        return None
+    return _not_carried(value) or f"has the shape {value.shape}; a size is not known before the network is run"

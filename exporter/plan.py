@@ -22,11 +22,13 @@ from .calibrate import Progress
 from .costs import Costs, measure_costs
 from .cuts import Cut, find_cuts
 from .devices import find_device
+from .dropped import DroppedCut, dropped_cuts, in_words
 from .graph import Source
 from .inference import Float32Array
 from .links import Link
 from .names import Names
 from .quick import cut_bits, mean_jpeg_bytes, quick_bits, shortlist
+from .replies import OutputBytes, come_down, output_bytes, total
 
 LEVELS = (2, 4, 8)
 RANKED_BY = 4
@@ -76,13 +78,15 @@ class Rate:
 class Option:
     """Something to do. label: the cut as `--cut` takes it, or "device" or "jpeg".
 
-    bytes: sent per image. joules: of the device per image, where its profile knows its power.
+    bytes: sent per image. down: of the outputs that come back for it. joules: of the device per image, where its
+    profile knows its power.
     """
 
     kind: Literal["device", "jpeg", "cut"]
     label: str
     latency: Latency
     bytes: float = 0.0
+    down: float = 0.0
     joules: float | None = None
 
 
@@ -90,7 +94,8 @@ class Option:
 class PlannedCut:
     """One cut. macs_share, parameters_share: of the network's, in [0, 1], that the edge takes.
 
-    front_ms, back_ms: estimated. rates: of the quick calibration, () where there was none; reason: why it failed.
+    front_ms, back_ms: estimated. down: bytes of the outputs that the back half makes. rates: of the quick calibration,
+    () where there was none; reason: why it failed.
     option: at RANKED_BY levels; None without rates or without a link.
     """
 
@@ -99,6 +104,7 @@ class PlannedCut:
     parameters_share: float
     front_ms: float
     back_ms: float
+    down: float = 0.0
     rates: tuple[Rate, ...] = ()
     option: Option | None = None
     reason: str | None = None
@@ -110,7 +116,8 @@ class Plan:
 
     jpeg: None without a link, or where the input is no picture. jpeg_bytes: of the picture alone.
     recommended: the option with the least end-to-end latency. best_cut: the cut with the least, None without any.
-    advice: the recommendation in words.
+    advice: the recommendation in words. dropped: tensors that separate the network and that the codec cannot carry.
+    outputs: what comes back for an image.
     """
 
     device: DeviceProfile
@@ -127,6 +134,8 @@ class Plan:
     recommended: Option
     best_cut: PlannedCut | None
     advice: str
+    dropped: tuple[DroppedCut, ...] = ()
+    outputs: tuple[OutputBytes, ...] = ()
 
 
 def plan_cuts(
@@ -159,12 +168,14 @@ def plan_cuts(
     report("Find cuts", 0, None)
     costs = measure_costs(source)
     cuts = [c for c in find_cuts(source.graph, names, max_tensors=max_tensors) if all(c.shapes)]
+    dropped = dropped_cuts(source.graph, names)
     report("Find cuts", 1, 1)
     seconds = [costs.seconds_before(c.position, near) for c in cuts]
     macs = [costs.macs_before(c.position) for c in cuts]
     chosen = shortlist(cuts, seconds, macs, calibrated_cuts)
     bits = quick_bits(source, [cuts[i] for i in chosen], inputs, levels, report)
-    machines = _Machines(costs=costs, device=near, cloud=far, link=link, reply=_reply_bytes(source))
+    outputs = output_bytes(source)
+    machines = _Machines(costs=costs, device=near, cloud=far, link=link, outputs=outputs)
     planned = tuple(
         machines.cut(c, cut_bits(c, bits) if i in chosen else None, levels, ranked_by) for i, c in enumerate(cuts)
     )
@@ -176,10 +187,19 @@ def plan_cuts(
     jpeg = machines.jpeg(jpeg_bytes, pixels, link) if jpeg_bytes is not None and link is not None else None
     on_device = machines.whole()
     recommended, best, advice = recommend(planned, on_device, jpeg)
+    if best is None and link is not None:
+        left = advice if jpeg is not None else "the whole network on the device"
+        advice = f"{_nothing_to_compare(planned, dropped, max_tensors)}; what is left: {left}"
+    elif recommended.down > recommended.bytes:
+        down = come_down(outputs, None if recommended.kind != "cut" or best is None else best.cut)
+        advice += (
+            f"; more comes down the link than goes up, {recommended.down / 1e3:,.1f} KB against"
+            f" {recommended.bytes / 1e3:,.1f}: output {max(down, key=lambda o: o.bytes or 0)} costs most"
+        )
     return Plan(
         device=near, cloud=far, link=link, macs=costs.macs, parameters=costs.parameters, images=len(inputs),
         ranked_by=ranked_by, cuts=planned, on_device=on_device, jpeg=jpeg, jpeg_bytes=jpeg_bytes,
-        recommended=recommended, best_cut=best, advice=advice,
+        recommended=recommended, best_cut=best, advice=advice, dropped=tuple(dropped), outputs=tuple(outputs),
     )  # fmt: skip
 
 
@@ -194,12 +214,25 @@ def recommend(
         return first, best, "no link, so nothing can be sent: run the whole network on the device"
     told = ", ".join(f"{_DOING[o.kind].format(o.label)} {o.latency.total:.1f} ms" for o in others)
     text = f"{_DOING[first.kind].format(first.label)}: {first.latency.total:.1f} ms end to end ({told})"
-    if first.kind != "cut":
+    if first.kind != "cut" and best is not None:
         text = f"splitting does not pay here; {text}"
     second = others[0]
     if second.latency.total < (1 + CLOSE) * first.latency.total:
         text += f"; {_DOING[second.kind].format(second.label)} is within the estimates' error"
     return first, best, text
+
+
+def _nothing_to_compare(planned: Sequence[PlannedCut], dropped: Sequence[DroppedCut], max_tensors: int) -> str:
+    """Why splitting could not be judged, in words."""
+    if planned:
+        reasons = sorted({c.reason for c in planned if c.reason})
+        why = f"none of {len(planned)} cuts could be calibrated ({'; '.join(reasons)})"
+    elif dropped:
+        why = f"every tensor that separates the network was dropped: {'; '.join(in_words(dropped))}"
+    else:
+        tensors = "single tensor separates" if max_tensors == 1 else f"set of up to {max_tensors} tensors separates"
+        why = f"no {tensors} this network (--max-tensors {max_tensors + 1} looks at larger sets)"
+    return f"splitting could not be judged, since {why}"
 
 
 _DOING = {"device": "whole network on the device", "jpeg": "JPEG to the cloud", "cut": "cut after {}"}
@@ -215,7 +248,7 @@ def recommend_cut(
     """
     plan = plan_cuts(source, names, inputs, link=link, **options)  # type: ignore[arg-type]  # plan_cuts names and checks them
     if plan.best_cut is None:
-        raise UsageError("no cut can be chosen automatically: none separates this network; see `splitwire plan`")
+        raise UsageError(f"no cut can be chosen automatically: {plan.advice.partition('; what is left')[0]}")
     note = f"--cut auto chose {plan.best_cut.cut.label!r} for {plan.device.name}, {plan.cloud.name}, {link}"
     if plan.recommended.kind != "cut":
         note += f"; but {plan.advice}"
@@ -224,34 +257,36 @@ def recommend_cut(
 
 @dataclass(frozen=True, kw_only=True)
 class _Machines:
-    """Both ends and what is between them. reply: bytes that come back for one image."""
+    """Both ends and what is between them. outputs: what the network gives for one image."""
 
     costs: Costs
     device: DeviceProfile
     cloud: DeviceProfile
     link: Link | None
-    reply: float
+    outputs: Sequence[OutputBytes]
 
     def whole(self) -> Option:
         latency = Latency(front=1e3 * self.costs.seconds(self.device))
         return Option(kind="device", label="device", latency=latency, joules=self._joules(latency, 0.0))
 
     def jpeg(self, jpeg_bytes: float, pixels: int, link: Link) -> Option:
-        sent = jpeg_bytes + HEAD_BYTES
+        sent, down = jpeg_bytes + HEAD_BYTES, float(total(self.outputs))
         latency = Latency(
             front=0.0,
             encode=1e3 * pixels / self.device.jpeg_encode_pixels,
-            link=link.milliseconds(sent, self.reply),
+            link=link.milliseconds(sent, down),
             decode=1e3 * pixels / self.cloud.jpeg_decode_pixels,
             back=1e3 * self.costs.seconds(self.cloud),
         )
-        return Option(kind="jpeg", label="jpeg", latency=latency, bytes=sent, joules=self._joules(latency, sent))
+        joules = self._joules(latency, sent)
+        return Option(kind="jpeg", label="jpeg", latency=latency, bytes=sent, down=down, joules=joules)
 
     def cut(self, cut: Cut, bits: tuple[float, ...] | str | None, levels: Sequence[int], ranked_by: int) -> PlannedCut:
         front = 1e3 * self.costs.seconds_before(cut.position, self.device)
         back = 1e3 * self.costs.seconds_after(cut.position, self.cloud)
         rates: tuple[Rate, ...] = ()
         option = None
+        down = float(total(come_down(self.outputs, cut)))
         if isinstance(bits, tuple):
             specs = [TensorSpec(name="x", shape=shape) for shape in cut.shapes]
             chunks = sum(-(-s.planes[0] // planes_per_chunk(s, whole_images=True)) for s in specs)
@@ -265,18 +300,19 @@ class _Machines:
                 latency = Latency(
                     front=front,
                     encode=1e3 * cut.elements / self.device.encode_elements,
-                    link=self.link.milliseconds(sent, self.reply),
+                    link=self.link.milliseconds(sent, down),
                     decode=1e3 * cut.elements / self.cloud.decode_elements,
                     back=back,
                 )
                 joules = self._joules(latency, sent)
-                option = Option(kind="cut", label=cut.label, latency=latency, bytes=sent, joules=joules)
+                option = Option(kind="cut", label=cut.label, latency=latency, bytes=sent, down=down, joules=joules)
         return PlannedCut(
             cut=cut,
             macs_share=self.costs.macs_before(cut.position) / max(self.costs.macs, 1),
             parameters_share=self.costs.parameters_before(cut.position) / max(self.costs.parameters, 1),
             front_ms=front,
             back_ms=back,
+            down=down,
             rates=rates,
             option=option,
             reason=bits if isinstance(bits, str) else None,
@@ -288,13 +324,3 @@ class _Machines:
             return None
         radio = (self.device.radio_joules_per_byte or 0.0) * sent
         return self.device.compute_watts * 1e-3 * (latency.front + latency.encode) + radio
-
-
-def _reply_bytes(source: Source) -> float:
-    """The outputs of one image as float32; those whose size depends on the picture count as nothing."""
-    total = 0
-    for value in source.graph.outputs:
-        sizes = list(value.shape or ())[1:]
-        if all(isinstance(d, int) for d in sizes):
-            total += 4 * math.prod(int(d) for d in sizes if isinstance(d, int))
-    return float(total)

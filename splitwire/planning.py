@@ -85,6 +85,7 @@ def plan(
     Raises UsageError, UnsupportedModel, ExportError.
     """
     from splitwire.exporter.constants import check_none
+    from splitwire.exporter.dropped import in_words
     from splitwire.exporter.graph import from_file, from_module
     from splitwire.exporter.links import parse_link
     from splitwire.exporter.names import Names
@@ -139,6 +140,8 @@ def plan(
         max_tensors=max_tensors,
         progress=progress,
     )
+    if result.cuts:  # where there are none, the advice says so
+        notes += in_words(result.dropped)
     notes += sorted({f"{c.cut.label}: no bytes: {c.reason}" for c in result.cuts if c.reason})
     return PlanResult(
         plan=result,

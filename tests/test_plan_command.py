@@ -41,7 +41,7 @@ def test_table_and_plot(model, tmp_path):
     assert "weights: as in the file" in result.stdout
     assert "note: the bytes are those of synthetic pictures; pass your own with --data" in result.stderr
     heads = next(line.split() for line in lines if line.split()[:2] == ["cut", "tensor"])
-    assert heads == ["cut", "tensor", "MAC", "par", "front", "N=2", "N=4", "N=8", "link", "back", "total", "mJ"]
+    assert heads == ["cut", "tensor", "MAC", "par", "front", "N=2", "N=4", "N=8", "down", "link", "back", "total", "mJ"]
     table = [line for line in lines if "8×8×8" in line or "on the device " in line or "JPEG, q" in line]
     assert max(map(len, table)) <= 100
     rows = {line.split()[0]: line.split()[1:] for line in table}

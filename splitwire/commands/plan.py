@@ -101,6 +101,8 @@ def plan(
 
 def document(result: PlanResult) -> dict[str, Any]:
     """What `--json` prints: milliseconds, bytes and joules of one image."""
+    from splitwire.exporter.dropped import grouped
+
     p = result.plan
     return {
         "model": result.model,
@@ -130,11 +132,20 @@ def document(result: PlanResult) -> dict[str, Any]:
                 "parameters_share": c.parameters_share,
                 "front_ms": c.front_ms,
                 "back_ms": c.back_ms,
+                "down_bytes": c.down,
                 "rates": [dataclasses.asdict(r) for r in c.rates],
                 "end_to_end": _option(c.option),
                 "reason": c.reason,
             }
             for c in p.cuts
+        ],
+        "dropped": [
+            {"reason": kind, "cuts": [{"label": d.label, "reason": d.reason} for d in members]}
+            for kind, members in grouped(p.dropped).items()
+        ],
+        "outputs": [
+            {"name": o.name, "dtype": o.dtype, "shape": o.shape if o.bytes is not None else None, "bytes": o.bytes}
+            for o in p.outputs
         ],
         "notes": result.notes,
     }
@@ -148,6 +159,7 @@ def _option(option: Option | None) -> dict[str, Any] | None:
         "kind": option.kind,
         "label": option.label,
         "bytes": option.bytes,
+        "down_bytes": option.down,
         "joules": option.joules,
         **latency,
         "total_ms": option.latency.total,
@@ -168,6 +180,7 @@ def _show(result: PlanResult) -> None:
         _say(f"{end}: {profile.name}, {kind}{f' ({profile.note})' if profile.note else ''}")
     _say(f"link: {p.link or 'none'}")
     _say(f"bytes: quick calibration on {result.pictures}; weights: {result.weights}")
+    _say(f"down the link: {_down(result)}")
     print_wide(table(result), WIDTH, GO_FIRST)
     _say(f"advice: {p.advice}")
     _say(f"by {criterion(result)}")
@@ -188,33 +201,47 @@ def table(result: PlanResult) -> Table:
     grid.caption = (
         "* recommended. MAC, par: share of the multiply–accumulates and of the parameters on the device. front, back:"
         f" estimated ms; link, total: ms at N = {p.ranked_by} levels. N=…: KB (1,000 bytes) sent per image at N levels,"
-        " heads included; –: not among the cuts that were calibrated."
+        " heads included; –: not among the cuts that were calibrated. down: KB of the outputs that come back."
     )
     grid.caption += " mJ: of the device, without waiting." if energy else ""
     grid.add_column("cut", no_wrap=True)
-    columns = ["tensor", "MAC", "par", "front", *(f"N={n}" for n in levels), "link", "back", "total"]
+    up = [f"N={n}" for n in levels] or ["up"]  # no cut has bytes: the JPEG's are left
+    columns = ["tensor", "MAC", "par", "front", *up, "down", "link", "back", "total"]
     for name in [*columns, *(["mJ"] if energy else [])]:
         grid.add_column(name, justify="right", no_wrap=True)
 
-    def row(label: str, cells: list[str], sizes: list[str], option: Option | None, back: str) -> None:
+    def row(label: str, cells: list[str], sizes: list[str], down: str, option: Option | None, back: str) -> None:
         best = option is not None and option == p.recommended
         link, total = ("–", "–") if option is None else (_ms(option.latency.link), _ms(option.latency.total))
-        cells = [escape(_shortened(label, best)), *cells, *sizes, link, back, total]
+        cells = [escape(_shortened(label, best)), *cells, *sizes, down, link, back, total]
         if energy:
             cells.append("–" if option is None or option.joules is None else f"{1e3 * option.joules:,.0f}")
         grid.add_row(*cells, style="bold" if best else None)
 
     for c in p.cuts:
-        sizes = [_kilobytes(r.bytes) for r in c.rates] or ["–"] * len(levels)
+        sizes = [_kilobytes(r.bytes) for r in c.rates] or ["–"] * len(up)
         cells = [_shapes(c), f"{c.macs_share:.0%}", f"{c.parameters_share:.0%}", _ms(c.front_ms)]
-        row(c.cut.label, cells, sizes, c.option, _ms(c.back_ms))
+        row(c.cut.label, cells, sizes, _kilobytes(c.down), c.option, _ms(c.back_ms))
     grid.add_section()
-    blank = [""] * len(levels)
-    row("all on the device", ["", "100%", "100%", _ms(p.on_device.latency.front)], blank, p.on_device, "")
+    blank = [""] * len(up)
+    row("all on the device", ["", "100%", "100%", _ms(p.on_device.latency.front)], blank, "", p.on_device, "")
     if p.jpeg is not None:
         cells = ["", "0%", "0%", _ms(p.jpeg.latency.front)]
-        row("JPEG, quality 90", cells, [_kilobytes(p.jpeg.bytes), *blank[1:]], p.jpeg, _ms(p.jpeg.latency.back))
+        sizes = [_kilobytes(p.jpeg.bytes), *blank[1:]]
+        row("JPEG, quality 90", cells, sizes, _kilobytes(p.jpeg.down), p.jpeg, _ms(p.jpeg.latency.back))
     return grid
+
+
+def _down(result: PlanResult) -> str:
+    """What comes back for one image, and the output that costs most."""
+    outputs = result.plan.outputs
+    sized = [o for o in outputs if o.bytes is not None]
+    loose = ", ".join(repr(o.name) for o in outputs if o.bytes is None)
+    text = f"{_kilobytes(sum(o.bytes or 0 for o in sized))} KB per image where the back makes all outputs"
+    if sized:
+        most = max(sized, key=lambda o: o.bytes or 0)
+        text += f"; output {most} costs most, {_kilobytes(most.bytes or 0)} KB" if len(outputs) > 1 else f", {most}"
+    return text + (f"; the size of {loose} depends on the picture and is not counted" if loose else "")
 
 
 def _shortened(label: str, best: bool) -> str:
