@@ -87,6 +87,11 @@ def read_options(path: Path | None, said: Mapping[str, Any]) -> PictureOptions |
     return _checked(fields, "--") if fields else None
 
 
+def _looked_at(options: PictureOptions) -> PictureOptions:
+    """The same, with every value looked at: they may have been made in Python, which checks none."""
+    return _checked(msgspec.to_builtins(options), "preprocessing: ")
+
+
 def _checked(fields: Mapping[str, Any], where: str) -> PictureOptions:
     """The options, with every value looked at. where: comes before the name of the field in messages."""
     for name, value in fields.items():
@@ -184,7 +189,8 @@ def wanted_shape(given: Given, image_size: tuple[int, int] | None) -> Callable[[
     """What tells the shape of one input, (1, …), from the sizes that a network declares: the image's size is said by
     `image_size` or by the preprocessing; None if by neither.
 
-    Raises UsageError, when called, if these contradict each other."""
+    Raises UsageError: a value that is none; when it is called, if these contradict each other."""
+    given = _looked_at(given) if isinstance(given, PictureOptions) else given
 
     def told(sizes: Sizes) -> tuple[int, ...] | None:
         if len(sizes) != 3:
@@ -220,7 +226,7 @@ def completed(
     if isinstance(given, Preprocessing):
         check_fits(given, shape, dtype)
         return given, []
-    options = given or PictureOptions()
+    options = _looked_at(given or PictureOptions())
     layout, channels = form(shape) if len(shape) == 3 else ("nchw", None)
     if not isinstance(options.layout, UnsetType):
         layout = options.layout
@@ -262,6 +268,7 @@ _PLAIN = ("interpolation", "color", "layout", "dtype", "exif", "pad", "pad_at")
 
 def overlaid(options: PictureOptions, base: Preprocessing) -> Preprocessing:
     """A network's own preprocessing, with what the user says in its place. Raises UsageError."""
+    options = _looked_at(options)
     fields = {name: getattr(base, name) for name in base.__struct_fields__}
     own = {name for name in options.__struct_fields__ if getattr(options, name) is not UNSET}
     if "scale" in own or "dtype" in own or ("color" in own and options.color != fields["color"]):

@@ -20,8 +20,9 @@ from splitwire.codec import telemetry
 if TYPE_CHECKING:
     from splitwire.codec.codec import FeatureCodec
     from splitwire.codec.errors import SplitwireError
-    from splitwire.codec.profile import CodecProfile
+    from splitwire.codec.profile import CodecProfile, Preprocessing
     from splitwire.evaluation.run import evaluate
+    from splitwire.exporter.pictures import PictureOptions
     from splitwire.exporting import export
     from splitwire.planning import plan
     from splitwire.runtime_cloud.session import CloudSession
@@ -39,6 +40,8 @@ _HOME = {
     "FeatureCodec": "splitwire.codec.codec",
     "HttpTransport": "splitwire.runtime_edge.transport",
     "LoopbackTransport": "splitwire.runtime_edge.transport",
+    "PictureOptions": "splitwire.exporter.pictures",
+    "Preprocessing": "splitwire.codec.profile",
     "SplitwireError": "splitwire.codec.errors",
     "evaluate": "splitwire.evaluation.run",
     "export": "splitwire.exporting",
@@ -52,6 +55,8 @@ __all__ = [
     "FeatureCodec",
     "HttpTransport",
     "LoopbackTransport",
+    "PictureOptions",
+    "Preprocessing",
     "SplitwireError",
     "evaluate",
     "export",

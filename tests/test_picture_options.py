@@ -207,6 +207,33 @@ def test_what_makes_no_input_of_the_network(given: Any, shape: Any, dtype: Any, 
         completed(given, shape, dtype)
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"mean": "x", "std": 1}, "preprocessing: mean: expected one number, or one per channel; got 'x'"),
+        ({"mean": 0}, "preprocessing: mean: mean and std go together; give std too, 1 for none"),
+        ({"color": "rbg"}, "preprocessing: color: expected rgb, bgr or gray; got 'rbg'"),
+        ({"crop": 0}, "preprocessing: crop: expected a side in pixels, or height and width; got 0"),
+        ({"pad": (0, 0, 256)}, "preprocessing: pad: expected a gray level from 0 to 255, or an RGB colour of three"),
+    ],
+)
+def test_options_made_in_python_are_looked_at(fields: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)):
+        wanted_shape(said(**fields), None)
+    with pytest.raises(UsageError, match=re.escape(message)):
+        completed(said(**fields), (3, 8, 8), "float32")
+    with pytest.raises(UsageError, match=re.escape(message)):
+        overlaid(said(**fields), Preprocessing(crop=(8, 8)))
+
+
+def test_lists_are_pairs() -> None:
+    options = splitwire.PictureOptions(resize=[8, 9], mean=[0, 0, 0], std=[1, 1, 1])  # type: ignore[arg-type]
+    assert wanted_shape(options, None)((3, None, None)) == (1, 3, 8, 9)
+    assert completed(options, (3, 8, 9), "float32")[0] == splitwire.Preprocessing(
+        crop=(8, 9), resize=(8, 9), mean=(0.0,) * 3, std=(1.0,) * 3
+    )
+
+
 def test_a_named_networks_own_preprocessing_is_what_is_not_said() -> None:
     base = Preprocessing(crop=(24, 24), resize=28, interpolation="bicubic", mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
     assert overlaid(said(exif=True), base) == Preprocessing(
@@ -248,6 +275,8 @@ def test_export_bakes_what_the_command_says(nhwc: Path, images: Path, tmp_path: 
         "--preprocessing", tmp_path / "pictures.toml", "--pad", "10,20,30", "--labels", tmp_path / "labels.txt",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
+    shown = json.loads(result.stdout)["preprocessing"]
+    assert (shown["color"], shown["pad"], shown["mean"]) == ("bgr", [10, 20, 30], [])
     with splitwire.EdgeSession(tmp_path / "out" / "front.onnx", transport=_Nowhere()) as session:
         assert session.profile.preprocessing == Preprocessing(
             crop=(HEIGHT, WIDTH), color="bgr", layout="nhwc", dtype="uint8", exif=True, pad=(10, 20, 30)
@@ -304,12 +333,12 @@ def test_a_module_that_takes_pixels_channels_last(images: Path, tmp_path: Path) 
 
     torch.manual_seed(0)
     result = splitwire.export(
-        Net(), cut="conv", calibration=images, out=tmp_path, levels=(4,),
+        Net(), cut="conv", calibration=images, out=tmp_path / "a", levels=(4,),
         preprocessing=Preprocessing(crop=(10, 14), layout="nhwc", dtype="uint8"),
     )  # fmt: skip
     assert result.torch_difference is not None and result.torch_difference < 1e-5
     pixels = np.random.default_rng(0).integers(0, 256, (6, 10, 14, 3), dtype=np.uint8)
-    again = splitwire.export(Net(), cut="conv", calibration=pixels, out=tmp_path, levels=(4,))
+    again = splitwire.export(Net(), cut="conv", calibration=pixels, out=tmp_path / "b", levels=(4,))
     assert again.profile.preprocessing is None and again.profile.calibration_images == 6
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from splitwire.console import err, out, print_table, print_wide
 
 if TYPE_CHECKING:
@@ -44,6 +46,7 @@ def document(result: ExportResult) -> dict[str, Any]:
         "model": profile.model,
         "cut": profile.cut,
         "purpose": profile.task or None,
+        "preprocessing": msgspec.to_builtins(profile.preprocessing),
         "fingerprint": profile.fingerprint.hex(),
         "tensors": [{"name": t.name, "shape": t.shape} for t in profile.tensors],
         "sizes": [{"name": t.name, "length": t.length} for t in profile.size_specs],
