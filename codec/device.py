@@ -7,6 +7,7 @@ planner runs, and be edited by hand.
 from __future__ import annotations
 
 import math
+import os
 import platform
 from pathlib import Path
 from typing import Annotated, Literal
@@ -19,6 +20,8 @@ from .files import write_json
 
 FORMAT = 1
 MAX_BYTES = 1 << 20
+MAX_THREADS = 256
+"""Or the number of cores, where there are more."""
 
 Rate = Annotated[float, Meta(gt=0)]
 Amount = Annotated[float, Meta(ge=0)]
@@ -100,6 +103,14 @@ class DeviceProfile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             return cls.from_json(path.read_bytes(), str(path))
         except OSError as e:
             raise UsageError(f"{path}: no such device profile, or it cannot be read ({e.strerror})") from e
+
+
+def check_threads(threads: int | None) -> None:
+    """Raise UsageError unless `threads` is None or from 1 to what a machine can use: each one is started, and takes
+    memory, before the first inference."""
+    most = max(MAX_THREADS, os.cpu_count() or 1)
+    if threads is not None and not 1 <= threads <= most:
+        raise UsageError(f"threads must be from 1 to {most}, is {threads}; this machine has {os.cpu_count()} cores")
 
 
 def int8_overflows() -> bool:

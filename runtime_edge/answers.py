@@ -61,6 +61,10 @@ def _refusal(answer: Answer, server: str) -> SplitwireError:
         after = parse_retry_after(answer.retry_after)
         hint = "" if after is None else f"; it asks to come back in {after:g} s"
         return ServerBusy(f"{server} is busy: {told.message if told else f'status {answer.status}'}{hint}", after)
+    if answer.status in (502, 504) and told is None:  # of a proxy, while the server behind it restarts
+        return ServerBusy(
+            f"{server} answered status {answer.status}: nothing answers behind it; is the server running?"
+        )
     if told:
         return _error_class(told.code)(f"{server} answered {answer.status}: {told.message}")
     if 300 <= answer.status < 400:

@@ -15,8 +15,8 @@ import onnxruntime as ort
 from PIL import Image
 
 from splitwire.codec.codec import FeatureCodec
-from splitwire.codec.device import DeviceProfile
-from splitwire.codec.errors import DeviceError, UsageError
+from splitwire.codec.device import DeviceProfile, check_threads
+from splitwire.codec.errors import DeviceError
 from splitwire.codec.warmup import example_profile
 
 from .graph import DEFAULT_PROVIDERS
@@ -63,8 +63,7 @@ def measure_device(
     Power is not measured: add compute_watts and radio_joules_per_byte to the file where they are known.
     Raises UsageError (threads), DeviceError (a provider that is not here, or a probe that fails).
     """
-    if threads is not None and threads < 1:
-        raise UsageError(f"threads must be 1 or more, is {threads}")
+    check_threads(threads)
     seconds: dict[str, float] = {}
     unrest = 1.0
     codec, jpeg = _codec(), _jpeg()

@@ -15,7 +15,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from splitwire.codec.device import int8_overflows
+from splitwire.codec.device import check_threads, int8_overflows
 from splitwire.codec.errors import DeviceError, ProfileError, ShapeMismatch, UsageError
 from splitwire.codec.profile import CodecProfile
 from splitwire.codec.reply import Outputs
@@ -130,8 +130,7 @@ def _open(path: Path, threads: int | None, providers: Sequence[str] | None) -> o
     for name in wanted:
         if name not in available:
             raise DeviceError(f"execution provider {name!r} is not here; this ONNX Runtime has {', '.join(available)}")
-    if threads is not None and threads < 1:
-        raise UsageError(f"threads must be 1 or more, is {threads}")
+    check_threads(threads)
     options = ort.SessionOptions()
     options.log_severity_level = 3  # errors only, and those come back as exceptions too
     options.intra_op_num_threads = threads or 0

@@ -19,6 +19,7 @@ from splitwire.codec.profile import CodecProfile
 from splitwire.codec.reply import Outputs
 from splitwire.codec.sizes import Int64Array
 
+from .findings import MIN_SCORE, Findings, find
 from .graph import Float32Array, FrontOutputs, Input, InputType, open_front
 from .transport import Reply, Transport
 
@@ -66,7 +67,7 @@ class SplitResult:
 
     outputs: the whole network's outputs by name, in its order. op: the operating point the frame was coded at.
     bytes_sent: what crossed the socket towards the cloud, HTTP head and retries included. frame_bytes: the frame alone.
-    bits_per_element: 8·bytes_sent over the elements of the feature tensors (all images of the batch).
+    bits_per_element: 8·frame_bytes over the elements of the feature tensors (all images of the batch).
     attempts: 1, unless the transport repeated a failed try.
     """
 
@@ -162,7 +163,7 @@ class EdgeSession:
             op=name,
             bytes_sent=reply.bytes_sent,
             frame_bytes=len(frame),
-            bits_per_element=8 * reply.bytes_sent / (x.shape[0] * self._elements),
+            bits_per_element=8 * len(frame) / (x.shape[0] * self._elements),
             timings=Timings(
                 front=(fronted - start) * 1e3,
                 encode=(encoded - fronted) * 1e3,
@@ -183,6 +184,19 @@ class EdgeSession:
         `infer` raises. Needs Pillow.
         """
         return self.infer(self.preprocess(image, order=order), op=op)
+
+    def find(
+        self,
+        result: SplitResult,
+        *,
+        size: tuple[int, int] | None = None,
+        task: str | None = None,
+        top: int = 3,
+        min_score: float = MIN_SCORE,
+    ) -> Findings:
+        """What the network found in the first image of a result: Classes, Detections, Segments or Values
+        (findings.py). size: (width, height) of the picture, in whose pixels boxes are then. Raises UsageError."""
+        return find(result.outputs, self.profile, size=size, task=task, top=top, min_score=min_score)
 
     def preprocess(self, image: Picture, *, order: str = "rgb") -> Input:
         """A picture → a batch of one as `infer` takes it, as the profile says. Raises as `infer_image`."""

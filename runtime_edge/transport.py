@@ -38,6 +38,8 @@ KEEPALIVE_S = 60.0
 MAX_PAUSE_S = 10.0
 """Longest pause before a retry. A server that asks for more is not waited for: the caller decides."""
 FIRST_PAUSE_S = 0.1
+CUT_SHORT = "peer closed connection without sending complete message body"
+"""What h11 says where a server is killed while it answers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,7 +250,7 @@ def _explain(e: Exception, server: str, tally: Tally, attempts: int) -> Transpor
     match e:
         case httpcore.ConnectTimeout():
             return ConnectTimeout(f"{server} did not accept a connection in time{tries}; check the address")
-        case httpcore.ConnectError() if isinstance(_root(e), ssl.SSLError):
+        case httpcore.ConnectError() if isinstance(root_cause(e), ssl.SSLError):
             return ConnectTimeout(
                 f"{server}: no TLS connection{tries}: {_reason(e)}; check https:// and the certificate"
             )
@@ -260,13 +262,15 @@ def _explain(e: Exception, server: str, tally: Tally, attempts: int) -> Transpor
             return RequestTimeout(f"{server} did not answer in time; raise the read timeout, or send less at once")
         case httpcore.TimeoutException():
             return RequestTimeout(f"{server} did not take the frame in time; raise the write timeout, or send less")
+        case httpcore.RemoteProtocolError() if CUT_SHORT in str(e):
+            return BadResponse(f"{server} closed the connection in the middle of its answer{tries}")
         case httpcore.ProtocolError() if tally.attempt_received:
             return BadResponse(f"{server} does not answer in HTTP as `splitwire cloud serve` does: {_reason(e)}")
     when = "in the middle of its answer" if tally.attempt_received else "before it answered"
     return TransportError(f"{server} closed the connection {when}{tries}: {_reason(e)}")
 
 
-def _root(e: Exception) -> Exception:
+def root_cause(e: Exception) -> Exception:
     """What a failure began with: httpcore keeps the cause as its argument."""
     while e.args and isinstance(e.args[0], Exception):
         e = e.args[0]
@@ -275,7 +279,7 @@ def _root(e: Exception) -> Exception:
 
 def _reason(e: Exception) -> str:
     """The bottom of the chain of causes: the operating system's own words, where it has any."""
-    e = _root(e)
+    e = root_cause(e)
     text = (e.strerror if isinstance(e, OSError) else None) or str(e) or type(e).__name__
     return text[:1].lower() + text[1:]
 

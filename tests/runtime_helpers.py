@@ -79,7 +79,13 @@ def make_point(levels: int, specs: Sequence[TensorSpec]) -> OperatingPoint:
 
 
 def make_pair(
-    folder: Path, *, seed: int = 0, two_tensors: bool = False, pictures: bool = True, batch: int | str = "batch"
+    folder: Path,
+    *,
+    seed: int = 0,
+    two_tensors: bool = False,
+    pictures: bool = True,
+    batch: int | str = "batch",
+    labels: bool = True,
 ) -> Pair:
     """Conv + ReLU | flatten + gemm (→ logits) and argmax (→ best), with the profile in both files.
 
@@ -118,7 +124,7 @@ def make_pair(
         front_sha256=f"{zlib.crc32(front.SerializeToString()):064x}",
         back_sha256=f"{zlib.crc32(back.SerializeToString()):064x}",
         preprocessing=Preprocessing(crop=INPUT[1:], resize=8) if pictures else None,
-        labels=tuple(f"label {i}" for i in range(CLASSES)),
+        labels=tuple(f"label {i}" for i in range(CLASSES)) if labels else None,
     )
     folder.mkdir(parents=True, exist_ok=True)
     for model, name in ((front, "front.onnx"), (back, "back.onnx")):

@@ -150,7 +150,7 @@ def test_files_that_are_no_back(pair: Pair, tmp_path: Path):
 def test_missing_provider_and_bad_threads(pair: Pair):
     with pytest.raises(DeviceError, match="'NoSuchProvider' is not here"):
         CloudSession(pair.back, providers=["NoSuchProvider"])
-    with pytest.raises(UsageError, match="threads must be 1 or more"):
+    with pytest.raises(UsageError, match="threads must be from 1 to"):
         CloudSession(pair.back, threads=-1)
 
 

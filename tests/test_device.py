@@ -60,7 +60,7 @@ def test_measuring(measured):
 
 
 def test_measuring_says_what_it_cannot(monkeypatch):
-    with pytest.raises(UsageError, match="threads must be 1 or more"):
+    with pytest.raises(UsageError, match="threads must be from 1 to"):
         device.measure_device(threads=0)
     with pytest.raises(DeviceError, match=r"'NoSuchProvider' is not here; this ONNX Runtime has .*CPU"):
         device.measure_device(providers=["NoSuchProvider"])

@@ -1,39 +1,19 @@
-"""`splitwire edge run`: pictures through the front here and the back over there."""
+"""`splitwire edge run` and `splitwire edge profile`: their options. The work of `run` is in edge_run.py."""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from splitwire.codec.errors import UsageError
-from splitwire.console import err, out, print_json, print_table, progress_bar
+from splitwire.console import interruptible, out, print_json, print_table, progress_bar
 
 if TYPE_CHECKING:
     from splitwire.codec.device import DeviceProfile
-    from splitwire.runtime_edge.classes import Guess
-    from splitwire.runtime_edge.session import EdgeSession, SplitResult
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-STAGES = {"front": "front", "encode": "enc", "network": "net", "decode": "dec", "back": "back", "total": "total"}
-"""Stage → head of its column; short, so that the table fits 80 columns with room for the labels."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One picture's line. bytes_sent: of one request, head included. ms: per stage, the median over the repeats."""
-
-    image: str
-    top: list[Guess]
-    op: str
-    bytes_sent: int
-    frame_bytes: int
-    bits_per_element: float
-    ms: dict[str, float]
+TOKEN_VARIABLE = "SPLITWIRE_TOKEN"  # noqa: S105 (a name)
 
 
 def run(
@@ -41,40 +21,74 @@ def run(
     front: Annotated[Path, typer.Option(help="The front.onnx that `splitwire export` wrote.")],
     url: Annotated[str, typer.Option(help="Where `splitwire cloud serve` listens, http://host:port.")],
     op: Annotated[str | None, typer.Option(help="Operating point, e.g. n4; the model's default otherwise.")] = None,
-    top: Annotated[int, typer.Option(min=1, help="Labels to show per picture.")] = 3,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="What the outputs are: classification, detection or segmentation.", show_default="as the model says"
+        ),
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="Classes to show per picture.")] = 3,
+    min_score: Annotated[
+        float, typer.Option(min=0, max=1, help="Detections of a smaller score are counted, not shown.")
+    ] = 0.5,
+    save: Annotated[
+        Path | None, typer.Option(help="Folder for the pictures with boxes, segments or classes drawn.")
+    ] = None,
     repeat: Annotated[int, typer.Option(min=1, help="Run each picture so often, and show the median times.")] = 1,
+    wait: Annotated[
+        str, typer.Option(help="How long to wait for a server that starts, restarts or is out of reach; 0: not.")
+    ] = "60s",
+    timeout: Annotated[str, typer.Option(help="How long one answer may take.")] = "30s",
+    token: Annotated[
+        str | None, typer.Option(help=f"Sent to the server; better in the variable {TOKEN_VARIABLE} or a file.")
+    ] = None,
+    token_file: Annotated[Path | None, typer.Option(help="File that holds the token.")] = None,
+    ca: Annotated[Path | None, typer.Option(help="Certificates (PEM) to trust, for an https:// server.")] = None,
+    lean: Annotated[bool, typer.Option("--lean", help="70 bytes less per request; a proxy may not take it.")] = False,
+    provider: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Execution provider of ONNX Runtime, as CUDA; again for the next choice.", show_default="CPU"
+        ),
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of the front.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of the table.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON Lines: one per picture, then a summary.")] = False,
 ) -> None:
     """Run pictures through a network split between this machine and a server."""
+    from splitwire.commands import edge_link
+    from splitwire.commands.edge_output import JsonLines, Lines
+    from splitwire.commands.edge_run import Job, Saver, find_images
     from splitwire.runtime_edge.session import EdgeSession
-    from splitwire.runtime_edge.transport import HttpTransport
 
+    wait_s = edge_link.seconds("--wait", wait)
     paths = find_images(images)
-    rows: list[Row] = []
-    skipped: list[dict[str, str]] = []
-    with EdgeSession(front, transport=HttpTransport(url), op=op, threads=threads) as session:
+    transport = edge_link.open_transport(
+        url,
+        timeout_s=edge_link.seconds("--timeout", timeout),
+        token=edge_link.find_token(token, token_file, TOKEN_VARIABLE),
+        ca=ca,
+        lean=lean,
+    )
+    providers = edge_link.full_names(provider)
+    with EdgeSession(front, transport=transport, op=op, threads=threads, providers=providers) as session:
         if session.profile.preprocessing is None:
             raise UsageError(f"{front} was exported without preprocessing, so it takes arrays only, not pictures")
+        saver = None if save is None else Saver(save, paths, session.profile.preprocessing)
         session.warm_up()
-        with progress_bar(not as_json) as progress:
-            for done, path in enumerate(paths):
-                progress("Images", done, len(paths))
-                try:
-                    x = session.preprocess(path)
-                except UsageError as e:
-                    skipped.append({"image": str(path), "reason": str(e)})
-                    continue
-                rows.append(_row(path, [session.infer(x) for _ in range(repeat)], session, top))
-    for entry in skipped:
-        err.print(f"skipped: {entry['reason']}", markup=False, soft_wrap=True)
-    if not rows:
-        raise UsageError(f"none of the {len(paths)} files can be read as a picture")
-    summary = _summary(rows, len(skipped))
-    if as_json:
-        print_json({"images": [asdict(r) for r in rows], "skipped": skipped, "summary": summary})
-    else:
-        _print_table(rows, summary)
+        output = JsonLines() if as_json else Lines()
+        job = Job(
+            session=session,
+            how=session.profile.preprocessing,
+            output=output,
+            wait_s=wait_s,
+            repeat=repeat,
+            task=task,
+            top=top,
+            min_score=min_score,
+            saver=saver,
+        )
+        with interruptible("no picture was done"):
+            job.run(paths)
 
 
 def profile(
@@ -95,77 +109,6 @@ def profile(
         print_json(measured)
     else:
         _print_profile(measured, to)
-
-
-def find_images(paths: Sequence[Path]) -> list[Path]:
-    """The files named, and the picture files in and under the folders named, in order. Raises UsageError for none."""
-    found: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            found += sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-        else:
-            found.append(path)  # unreadable or missing: reported with its reason when its turn comes
-    if not found:
-        raise UsageError(f"no pictures in {', '.join(map(str, paths))}; expected {', '.join(sorted(IMAGE_SUFFIXES))}")
-    return found
-
-
-def _row(path: Path, results: Sequence[SplitResult], session: EdgeSession, top: int) -> Row:
-    from splitwire.runtime_edge.classes import top_classes
-
-    last = results[-1]
-    return Row(
-        image=str(path),
-        top=top_classes(last.outputs, session.profile.labels, top),
-        op=last.op,
-        bytes_sent=last.bytes_sent,
-        frame_bytes=last.frame_bytes,
-        bits_per_element=last.bits_per_element,
-        ms={stage: statistics.median(getattr(r.timings, stage) for r in results) for stage in STAGES},
-    )
-
-
-def _summary(rows: Sequence[Row], skipped: int) -> dict[str, Any]:
-    """Means of the bytes, medians of the times, over the pictures."""
-    return {
-        "images": len(rows),
-        "skipped": skipped,
-        "op": rows[0].op,
-        "bytes_sent": statistics.fmean(r.bytes_sent for r in rows),
-        "bits_per_element": statistics.fmean(r.bits_per_element for r in rows),
-        "ms": {stage: statistics.median(r.ms[stage] for r in rows) for stage in STAGES},
-    }
-
-
-def _print_table(rows: Sequence[Row], summary: dict[str, Any]) -> None:
-    from rich import box
-    from rich.markup import escape
-    from rich.table import Table
-
-    caption = "bytes: as sent, HTTP head included · b/el: bits per element · front … total: ms"
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=caption, caption_justify="left")
-    table.add_column("image", overflow="fold")
-    table.add_column("labels", overflow="fold")
-    for name in ("bytes", "b/el", *STAGES.values()):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
-        labels = "\n".join(f"{g.label} {g.probability:.1%}" for g in row.top)
-        table.add_row(
-            escape(Path(row.image).name),
-            escape(labels) or "no classes",
-            f"{row.bytes_sent:,}",
-            f"{row.bits_per_element:.3f}",
-            *(f"{ms:.2f}" if (ms := row.ms[stage]) < 100 else f"{ms:.0f}" for stage in STAGES),
-        )
-    print_table(table, ("front", "enc", "dec", "back", "b/el", "net"))
-    images = f"{summary['images']} image{'' if summary['images'] == 1 else 's'}"
-    skipped = f", {summary['skipped']} skipped" if summary["skipped"] else ""
-    out.print(
-        f"{images}{skipped} at operating point {summary['op']}: {summary['bytes_sent']:,.0f} bytes and "
-        f"{summary['bits_per_element']:.3f} bits per element sent, {summary['ms']['total']:.2f} ms (median)",
-        markup=False,
-        soft_wrap=True,
-    )
 
 
 def _print_profile(measured: DeviceProfile, to: Path) -> None:

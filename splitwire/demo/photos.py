@@ -20,7 +20,7 @@ from splitwire.demo.server import cloud_process
 from splitwire.exporter.export import export_pair
 from splitwire.models.catalogue import load
 from splitwire.models.inference import scores
-from splitwire.runtime_edge.classes import top_classes
+from splitwire.runtime_edge.findings import classes
 from splitwire.runtime_edge.session import EdgeSession
 from splitwire.runtime_edge.transport import HttpTransport
 
@@ -129,7 +129,8 @@ def run(out: Path, weights: str | None, progress: ProgressFn) -> PhotosSummary:
 
 def guesses(outputs: dict[str, NDArray[np.float32]], labels: Sequence[str] | None) -> list[tuple[str, float]]:
     """The likeliest labels with their probabilities."""
-    return [(g.label, g.probability) for g in top_classes(outputs, labels, TOP)]
+    found = classes(outputs, labels, TOP)
+    return [(c.label, c.probability) for c in found.top] if found else []
 
 
 def open_photo(file: str) -> Image.Image:

@@ -1,0 +1,227 @@
+"""What `splitwire edge run` says: a few lines for each picture as it comes, or JSON Lines, and a summary at the end."""
+
+from __future__ import annotations
+
+import statistics
+import textwrap
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from splitwire.codec.text import printable
+from splitwire.console import err, out, print_json
+from splitwire.runtime_edge.findings import Classes, Detections, Findings, Segments, Values
+
+STAGES = ("front", "encode", "network", "decode", "back", "total")
+MAX_WIDTH = 100
+MAX_LABEL = 32
+SEGMENTS = 8
+"""Classes of a segmentation that are shown; all of them with --json."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One picture. frame_bytes: of one frame. bytes_sent: of one request, HTTP head included. ms: per stage, the median
+    over the repeats. saved: where the drawn picture is."""
+
+    image: Path
+    found: Findings
+    op: str
+    frame_bytes: int
+    bytes_sent: int
+    bits_per_element: float
+    ms: dict[str, float]
+    saved: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """rows: of the pictures that are done. skipped: unreadable. remaining: not reached. stopped: why, if there are any.
+    task: what the user or the profile says of the outputs."""
+
+    rows: Sequence[Row]
+    skipped: int
+    remaining: int
+    stopped: str | None
+    op: str
+    task: str | None
+
+    @property
+    def done(self) -> int:
+        return len(self.rows)
+
+
+class Output(Protocol):
+    """Says one thing at a time; nothing is kept back."""
+
+    def row(self, row: Row) -> None: ...
+
+    def skipped(self, image: Path, reason: str) -> None: ...
+
+    def summary(self, summary: Summary) -> None: ...
+
+
+class JsonLines:
+    """One JSON object per line: {"image": …}, {"skipped": …}, and {"summary": …} as the last (docs/runtime.md)."""
+
+    def row(self, row: Row) -> None:
+        """As Output."""
+        saved = {} if row.saved is None else {"saved": str(row.saved)}
+        _line(
+            {
+                "image": str(row.image),
+                **document(row.found),
+                "op": row.op,
+                "frame_bytes": row.frame_bytes,
+                "bytes_sent": row.bytes_sent,
+                "bits_per_element": row.bits_per_element,
+                "ms": row.ms,
+                **saved,
+            }
+        )
+
+    def skipped(self, image: Path, reason: str) -> None:
+        """As Output; on stderr as well."""
+        _line({"skipped": str(image), "reason": on_one_line(reason)})
+        _say_skipped(reason)
+
+    def summary(self, summary: Summary) -> None:
+        """As Output."""
+        _line(
+            {
+                "summary": {
+                    "images": summary.done,
+                    "skipped": summary.skipped,
+                    "remaining": summary.remaining,
+                    "stopped": summary.stopped,
+                    "op": summary.op,
+                    **means(summary.rows),
+                }
+            }
+        )
+
+
+class Lines:
+    """For a person, in as many columns as there are."""
+
+    def row(self, row: Row) -> None:
+        """As Output."""
+        width = min(out.width, MAX_WIDTH)
+        name = on_one_line(row.image.name)
+        figures = f"{row.frame_bytes:,} bytes  {row.bytes_sent:,} sent  {_ms(row.ms['total'])} ms"
+        if len(name) + 2 + len(figures) <= width:
+            _say(f"{name}{figures:>{width - len(name)}}")
+        else:
+            _say(name)
+            _wrapped(figures, width)
+        for line in described(row.found):
+            _wrapped(line, width)
+        out.file.flush()  # a pipe would keep it back
+
+    def skipped(self, image: Path, reason: str) -> None:
+        """As Output."""
+        _say_skipped(reason)
+
+    def summary(self, summary: Summary) -> None:
+        """As Output."""
+        width = min(out.width, MAX_WIDTH)
+        total = summary.done + summary.skipped + summary.remaining
+        counts = [f"{summary.done} of {total} picture{'' if total == 1 else 's'} done at operating point {summary.op}"]
+        counts += [f"{summary.skipped} skipped"] if summary.skipped else []
+        counts += [f"{summary.remaining} not reached"] if summary.remaining else []
+        _say("")
+        _wrapped(", ".join(counts), width, "")
+        if not summary.rows:
+            return
+        m = means(summary.rows)
+        frame = f"{m['frame_bytes']:,.0f} bytes, {m['bits_per_element']:.3f} bits per element"
+        _wrapped(f"per picture: {frame}; {m['bytes_sent']:,.0f} sent (with HTTP head)", width, "")
+        stages = ", ".join(f"{stage} {_ms(m['ms'][stage])}" for stage in STAGES[:-1])
+        _wrapped(f"median: {_ms(m['ms']['total'])} ms; {stages}", width, "")
+        if isinstance(summary.rows[0].found, Values) and summary.task is None:
+            text = "the pair does not say what its outputs are: --task classification, detection or segmentation does"
+            err.print(f"note: {text}", markup=False, soft_wrap=True)
+
+
+def document(found: Findings) -> dict[str, Any]:
+    """Findings as JSON has them: {"task": …, and "classes", "detections", "segments" or "outputs"}."""
+    match found:
+        case Classes():
+            return {"task": "classification", "classes": [asdict(c) for c in found.top]}
+        case Detections():
+            boxes = [{**asdict(d), "box": [round(v, 2) for v in d.box]} for d in found.boxes]
+            return {"task": "detection", "detections": boxes, "min_score": found.min_score, "below": found.below}
+        case Segments():
+            return {"task": "segmentation", "segments": [asdict(s) for s in found.classes]}
+    return {"task": None, "outputs": [asdict(v) for v in found.outputs]}
+
+
+def described(found: Findings) -> list[str]:
+    """Findings in lines."""
+    match found:
+        case Classes():
+            return [", ".join(f"{c.label} {c.probability:.1%}" for c in found.top)]
+        case Detections():
+            return _detections(found)
+        case Segments():
+            shown = [f"{s.label} {s.share:.1%}" for s in found.classes[:SEGMENTS]]
+            more = len(found.classes) - SEGMENTS
+            return [", ".join(shown + ([f"{more} more"] if more > 0 else []))]
+    return [f"{v.name} {v.shape} {v.dtype}: {_range(v.low, v.high)}" for v in found.outputs]
+
+
+def _detections(found: Detections) -> list[str]:
+    wide = min(max((len(d.label) for d in found.boxes), default=0), MAX_LABEL)
+    lines = []
+    for d in found.boxes:
+        left, top, right, bottom = (round(v) for v in d.box)
+        lines.append(f"{d.label:<{wide}} {d.score:>4.0%}  {left},{top} to {right},{bottom}")
+    if found.below:
+        lines.append(f"{found.below} {'more ' if lines else ''}below the score {found.min_score:g}")
+    return lines or ["nothing found"]
+
+
+def means(rows: Sequence[Row]) -> dict[str, Any]:
+    """Means of the bytes, medians of the times, over the pictures; {} for none."""
+    if not rows:
+        return {}
+    return {
+        "frame_bytes": statistics.fmean(r.frame_bytes for r in rows),
+        "bytes_sent": statistics.fmean(r.bytes_sent for r in rows),
+        "bits_per_element": statistics.fmean(r.bits_per_element for r in rows),
+        "ms": {stage: statistics.median(r.ms[stage] for r in rows) for stage in STAGES},
+    }
+
+
+def on_one_line(text: str) -> str:
+    """Printable; control characters, of a file's name say, cannot move the cursor."""
+    return "".join(c if c.isprintable() else "?" for c in printable(text))
+
+
+def _line(value: object) -> None:
+    print_json(value, indent=None)
+
+
+def _range(low: float | None, high: float | None) -> str:
+    return "no finite values" if low is None else f"from {low:.4g} to {high:.4g}"
+
+
+def _ms(ms: float) -> str:
+    return f"{ms:.2f}" if ms < 10 else f"{ms:.1f}" if ms < 100 else f"{ms:,.0f}"
+
+
+def _wrapped(text: str, width: int, indent: str = "  ") -> None:
+    later = indent + "  "
+    for line in textwrap.wrap(
+        on_one_line(text), max(width, 16), initial_indent=indent, subsequent_indent=later, drop_whitespace=True
+    ):
+        _say(line)
+
+
+def _say(text: str) -> None:
+    out.print(text, markup=False, soft_wrap=True)
+
+
+def _say_skipped(reason: str) -> None:
+    err.print(f"skipped: {on_one_line(reason)}", markup=False, soft_wrap=True)
