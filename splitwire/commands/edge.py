@@ -86,6 +86,7 @@ def run(
             top=top,
             min_score=min_score,
             saver=saver,
+            progress=not (as_json or out.is_terminal),  # where results are on the screen, they are the progress
         )
         with interruptible("no picture was done"):
             job.run(paths)

@@ -16,7 +16,7 @@ from splitwire.codec.preprocessing import opened, upright
 from splitwire.codec.profile import Preprocessing
 from splitwire.commands.edge_link import reason
 from splitwire.commands.edge_output import STAGES, Output, Row, Summary, on_one_line
-from splitwire.console import err, out, progress_bar
+from splitwire.console import err, progress_bar
 from splitwire.runtime_edge.drawing import draw
 from splitwire.runtime_edge.findings import Findings, Size
 from splitwire.runtime_edge.graph import Input
@@ -42,6 +42,7 @@ class Job:
     top: int
     min_score: float
     saver: Saver | None
+    progress: bool
     rows: list[Row] = field(default_factory=list)
     skipped: int = 0
 
@@ -49,7 +50,7 @@ class Job:
         """All of them. What was done is kept and summed up whatever ends it: the error, or KeyboardInterrupt, goes on
         after the summary."""
         try:
-            with progress_bar(not out.is_terminal) as progress:
+            with progress_bar(self.progress) as progress:
                 for done, path in enumerate(paths):
                     progress("Pictures", done, len(paths))
                     self._picture(path)
