@@ -21,6 +21,7 @@ from .calibrate import BATCH, Progress, padded
 from .damage import Damage, Task
 from .inference import Array, Float32Array, Graph
 from .inputs import spread
+from .overspent import is_overspent
 
 MIN_AGREEMENT = 0.985
 """The default operating point is the cheapest that keeps this share of the answers (damage.py): Top-1 classes, or
@@ -186,8 +187,10 @@ def _through(y: Array, quantizer: Quantizer | None) -> Array:
 
 
 def choose_default(points: Sequence[OperatingPoint], measures: Sequence[PointMeasure]) -> str:
-    """Name of the cheapest point that is good enough; if none is, of the best."""
+    """Name of the cheapest point that is good enough; if none is, of the best. One that is over its budget
+    (overspent.py) is taken only where all are."""
     both = list(zip(points, measures, strict=True))
+    both = [(p, m) for p, m in both if not is_overspent(p)] or both
     good = [(p, m) for p, m in both if m.good]
     if good:
         return min(good, key=lambda pm: pm[0].bits_per_element)[0].name

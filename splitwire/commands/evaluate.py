@@ -111,6 +111,8 @@ def _show(e: Evaluation, folder: Path) -> None:
     print_wide(_points(e), WIDTH, ("encode ms", "bits/el"))
     _say("bytes, bits per element at the cut and encode ms of one image, on one core; of a picture the codec alone.")
     _say(f"{title(e.figure)}, and what is lost of it against the whole network, with 95 % intervals; * default")
+    if e.over_budget:
+        _say("! over the budget of bits that it is named after; never chosen beside others")
     stages = ", ".join(f"{name} {milliseconds(ms)}" for name, ms in e.stages.items())
     _say(f"ms per image at {e.default_op}, each stage on one core: {stages}")
     for _, reason in e.data.skipped[:SHOWN_SKIPPED]:
@@ -129,7 +131,7 @@ def _choice(e: Evaluation, max_loss: float) -> str:
     from splitwire.evaluation.choose import choose
     from splitwire.evaluation.compare import budget_words, count, loss_words
 
-    choice = choose(e.points, max_loss)
+    choice = choose(e.points, max_loss, e.over_budget)
     budget = budget_words(e.figure, max_loss)
     if choice.chosen is None:
         near = choice.nearest
@@ -161,7 +163,9 @@ def _points(e: Evaluation) -> Table:
     for p in e.points:
         default = p.family == OURS and p.setting == e.default_op
         table.add_row(
-            escape(p.name) + (" *" if default else ""),
+            escape(p.name)
+            + (" !" if p.family == OURS and p.setting in e.over_budget else "")
+            + (" *" if default else ""),
             count(p.bytes),
             f"{p.bits_per_element:.3f}",
             milliseconds(p.encode_ms),

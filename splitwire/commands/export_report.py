@@ -39,6 +39,8 @@ WIDTH = 100
 
 def document(result: ExportResult) -> dict[str, Any]:
     """What `--json` prints."""
+    from splitwire.exporter.overspent import is_overspent
+
     profile = result.profile
     return {
         "front": str(result.front),
@@ -61,6 +63,7 @@ def document(result: ExportResult) -> dict[str, Any]:
             {
                 "op": point.name,
                 "bits_per_element": point.bits_per_element,
+                "over_budget": is_overspent(point),
                 "bytes_per_image": _bytes_per_image(point, profile),
                 "agreement": measure.agreement,
                 "relative_error": measure.relative_error,
@@ -115,6 +118,8 @@ def _bytes_per_image(point: OperatingPoint, profile: CodecProfile) -> float:
 
 def show(result: ExportResult, compared: bool) -> None:
     """The report. compared: whether the comparisons were shown before, with the question."""
+    from splitwire.exporter.overspent import overspent_note
+
     profile = result.profile
     several = len(profile.tensors) > 1
     names = ", ".join(t.name for t in profile.tensors)
@@ -130,6 +135,9 @@ def show(result: ExportResult, compared: bool) -> None:
         f"* default: {profile.default_op}; bits/el: per element of the features; bytes: per image;"
         " KS: distance of the fitted density from the measured distribution"
     )
+    said = overspent_note(profile.operating_points)
+    if said is not None:
+        _say(f"! {said}")
     if any(t.clipping.widening != 1 for p in profile.operating_points for t in p.tensors):
         _say("×: so many times the range with the least squared error, for the sake of the answers")
     if any(t.quantizer.preserves_mean for p in profile.operating_points for t in p.tensors):
@@ -157,12 +165,14 @@ def show(result: ExportResult, compared: bool) -> None:
 
 def _points(result: ExportResult) -> Table:
     """One row per operating point; the clipping range only where there is one."""
+    from splitwire.exporter.overspent import is_overspent
+
     profile = result.profile
     several = len(profile.tensors) > 1
     table = _table("op", "N", *([] if several else RANGE), *RATE, HEADING[result.measures[0].task])
     for point, measure in zip(profile.operating_points, result.measures, strict=True):
         table.add_row(
-            f"{point.name} *" if point.name == profile.default_op else point.name,
+            f"{point.name}{' !' if is_overspent(point) else ''}{' *' if point.name == profile.default_op else ''}",
             "·".join(str(len(t.quantizer.levels)) for t in point.tensors),
             *([] if several else _range(point.tensors[0])),
             f"{point.bits_per_element:.3f}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from msgspec import Struct
 
@@ -22,13 +22,14 @@ class Choice(Struct, frozen=True, kw_only=True):
     nearest: Point
 
 
-def choose(points: Sequence[Point], max_loss: float) -> Choice:
+def choose(points: Sequence[Point], max_loss: float, over_budget: Collection[str] = ()) -> Choice:
     """Among splitwire's own of `points`, of which there must be one.
 
     max_loss: of the main figure, in its own unit. What counts is the upper end of the 95 % interval of the loss: fewer
-    images make it wider, and the choice more careful.
+    images make it wider, and the choice more careful. over_budget: operating points that are not chosen beside others.
     """
     ours = [p for p in points if p.family == OURS]
+    ours = [p for p in ours if p.setting not in over_budget] or ours
     within = [p for p in ours if p.loss.high <= max_loss + SLACK]
     return Choice(
         chosen=min(within, key=lambda p: (p.bytes, p.loss.high), default=None),

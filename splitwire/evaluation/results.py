@@ -112,7 +112,9 @@ class Evaluation(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     one image. figure: name of the main figure, which losses are of. whole: figures of the whole network.
     points: splitwire's first, in the profile's order. default_op: of the pair, after this evaluation. max_loss: the
     budget that was given, of the main figure. chosen: the operating point that it chose, None if none qualifies or no
-    budget was given. stages: median ms per image of front, encode, decode and back at the default point, one core.
+    budget was given. over_budget: operating points that spend more than the bits that they are named after, which are
+    never chosen beside others. stages: median ms per image of front, encode, decode and back at the default point, on
+    one core.
     """
 
     format: Annotated[int, Meta(ge=1)] = FORMAT
@@ -136,6 +138,7 @@ class Evaluation(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     designs: tuple[Design, ...]
     disagreements: tuple[Disagreement, ...]
     notes: tuple[str, ...] = ()
+    over_budget: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """A summary: the whole network, then a line per contender and setting; losses up to their upper bound."""

@@ -24,6 +24,7 @@ from splitwire.codec.files import write_atomically
 from splitwire.codec.text import printable_json
 from splitwire.console import ProgressFn
 from splitwire.exporter.bake import write_default
+from splitwire.exporter.overspent import is_overspent, overspent_note
 
 from .bootstrap import intervals
 from .choose import check_budget, choose
@@ -116,7 +117,8 @@ def evaluate(
                 store.abandon()
         raise
     whole, points = _points(what, batches, tell)
-    choice = None if max_loss is None else choose(points, max_loss)
+    over_budget = tuple(p.name for p in pair.profile.operating_points if is_overspent(p))
+    choice = None if max_loss is None else choose(points, max_loss, over_budget)
     chosen = choice.chosen.setting if choice is not None and choice.chosen is not None else None
     if chosen is not None:
         write_default(pair.folder, chosen)
@@ -162,6 +164,7 @@ def evaluate(
         tensors=describe(sample.features, pair.profile),
         designs=tuple(designs(pair.profile)),
         disagreements=tuple(_disagreements(what, batches, default)),
+        over_budget=over_budget,
         notes=tuple(_notes(what, len(sample.features), len(skipped))),
     )
     tell("Write the report", 0, 1)
@@ -347,6 +350,9 @@ def _notes(what: Measurement, sampled: int, skipped: int) -> Iterator[str]:
     for half, precision in halves.items():
         if isinstance(precision, str) and precision != "float32":
             yield f"the {half} half computes in {precision}; the whole network here is the two halves as they are"
+    said = overspent_note(profile.operating_points)
+    if said is not None:
+        yield said
     yield (
         f"ranges of int8 and of HEVC of features, and the histograms, are of {sampled} of these images; splitwire and"
         " the paper's codec know the calibration images only"
