@@ -8,6 +8,7 @@ import types
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import onnx
 import pytest
 import torch
@@ -23,6 +24,7 @@ from splitwire.commands.export import export as command
 from splitwire.exporter import graph
 from splitwire.exporter.inference import serialise
 from splitwire.models.presets import resized
+from splitwire.network import find_network
 
 app = typer.Typer(pretty_exceptions_enable=False)
 app.command()(command)
@@ -246,3 +248,15 @@ def test_a_folder_that_cannot_be(tmp_path, monkeypatch, model, out, said):
     assert said in str(e.value) and "name another folder for front.onnx and back.onnx" in str(e.value)
     assert len(str(e.value)) < 250
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_said_of_pictures_lies_over_a_named_networks_own(catalogue):
+    own = resized(Preprocessing(crop=(24, 24), resize=28), (16, 16))
+    given = find_network("small", None, preprocessing=splitwire.PictureOptions(exif=True, crop=16), input_shape=None)
+    assert given.preprocessing == msgspec.structs.replace(own, exif=True)
+    assert given.input_shape == (1, 3, 16, 16)
+    sized = find_network("small", None, preprocessing=None, input_shape=None, image_size=(20, 24))
+    assert sized.input_shape == (1, 3, 20, 24)
+    with pytest.raises(UsageError, match="the crop is 16×16, the network takes 24×24 pixels"):
+        options = splitwire.PictureOptions(crop=16)
+        find_network("small", None, preprocessing=options, input_shape=None, image_size=(24, 24))
