@@ -29,16 +29,20 @@ UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What msgspec raises for bytes that are not what they should be: a bad key in a map is a UnicodeDecodeError."""
 
 MAX_OUTPUTS = 255
-MAX_DIMS = 8
-MAX_NAME = 256
+MAX_DIMS = 32
+MAX_NAME = 4096
 MAX_SENTENCE = 400
 
 DTYPES: Mapping[str, np.dtype[Any]] = {
     "bool": np.dtype("?"),
     "uint8": np.dtype("u1"),
     "int8": np.dtype("i1"),
+    "int16": np.dtype("<i2"),
+    "uint16": np.dtype("<u2"),
     "int32": np.dtype("<i4"),
+    "uint32": np.dtype("<u4"),
     "int64": np.dtype("<i8"),
+    "uint64": np.dtype("<u8"),
     "float16": np.dtype("<f2"),
     "float32": np.dtype("<f4"),
     "float64": np.dtype("<f8"),

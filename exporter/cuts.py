@@ -94,8 +94,10 @@ def carried_shape(value: ir.Value) -> tuple[int, ...] | None:
 
 def _not_carried(value: ir.Value) -> str | None:
     """Why the codec cannot carry the tensor; None if it can, or if its shape is not known before it is run."""
-    if value.dtype not in (ir.DataType.FLOAT, None):
-        return f"holds {value.dtype.name.lower()}; the codec carries float32"
+    if not isinstance(value.type, ir.TensorType):
+        return "is no plain tensor (a sequence, say); the codec carries float32 tensors"
+    if value.dtype != ir.DataType.FLOAT:
+        return f"holds {value.type.dtype.name.lower()}; the codec carries float32"
     if value.shape is None:
         return "has a number of axes that cannot be inferred from the graph"
     dims = list(value.shape)

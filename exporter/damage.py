@@ -62,7 +62,7 @@ class Damage:
         else:
             for i, (a, b) in enumerate(zip(reference, outputs, strict=True)):
                 if np.issubdtype(a.dtype, np.floating):
-                    x, y = (z[:count].astype(np.float64) for z in _to_one_shape(a, b))
+                    x, y = (np.atleast_1d(z)[:count].astype(np.float64) for z in _to_one_shape(a, b))
                     self._errors[i] += np.square(x - y).sum()
                     self._energy[i] += np.square(x).sum()
 

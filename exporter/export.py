@@ -46,6 +46,7 @@ from .options import (
     check_precisions,
     choose,
 )
+from .outputs import check_arrays
 from .pictures import PictureOptions, WantedShape, completed, wanted_shape
 from .plan import AUTO_LINK, DEFAULT_DEVICE, recommend_cut
 from .purpose import check_labels, check_task, task_of
@@ -132,6 +133,7 @@ def export_pair(
     levels: Levels = LEVELS,
     default_op: str | None = None,
     images: int = LIMIT,
+    outputs: Sequence[str] | None = None,
     front: FrontPrecision = "float32",
     back: BackPrecision = "float32",
     coder: Coder = "predictive",
@@ -159,6 +161,7 @@ def export_pair(
         that has the rate of "n<N>"; "r<bits>" the one with uniform quantizers that does the least damage at so many
         bits per element (budget.py).
     default_op: name of the default operating point; None chooses by measurement (measure.py).
+    outputs: names of the outputs that the pair gives; None: all of them.
     coder: "predictive" makes the fewest bytes; each tensor that it does not serve well enough gets "context", which is
         several times as fast (docs/codec.md).
     front, back: what the halves compute in (precision.py). accept: asked for each one that is not float32, with its
@@ -207,10 +210,10 @@ def export_pair(
         # before the export, which takes seconds to minutes: most mistakes are here
         stream, first = start(shape[1:], dtype)
         report("Export to ONNX", 0, None)
-        source = from_module(model, shape, dtype)
+        source = from_module(model, shape, dtype, outputs)
         report("Export to ONNX", 1, 1)
     else:
-        source = from_file(Path(model), wanted, constants)
+        source = from_file(Path(model), wanted, constants, outputs)
         stream, first = start(source.input_shape[1:], source.input_dtype)
     names = Names.of(source)
     purpose = task_of(source.graph, labels, task)
@@ -372,6 +375,7 @@ def _verify(model: Network, source: Source, halves: Halves, inputs: Float32Array
     whole = Graph.of(source.model, what="whole network", exact=True)
     against_torch = agreement.check_torch(model, source, whole, inputs) if isinstance(model, torch.nn.Module) else None
     expected = verify.answers(whole, inputs)
+    check_arrays(expected[0])
     del whole  # one graph at a time in ONNX Runtime: the weights may be large
     return verify.check_halves(expected, halves, inputs), against_torch
 

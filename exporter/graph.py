@@ -9,9 +9,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import io
-import logging
 import sys
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -25,7 +23,6 @@ import torch
 from onnx_ir.passes.common import (
     InlinePass,
     RemoveInitializersFromInputsPass,
-    ShapeInferencePass,
     TopologicalSortPass,
 )
 from torch.utils import _pytree as pytree
@@ -35,10 +32,14 @@ from splitwire.codec.errors import UnsupportedModel, UsageError
 from .calls import Stack, stamp, unstamp
 from .compatibility import make_compatible
 from .constants import Constants, bake_constants, check_input
-from .inference import MAX_MODEL_BYTES, MIN_APART, Graph, InputType, check_graph, load_external, noise, weight_bytes
+from .declared import ask_types, drop_stale_shapes, forget_shapes, infer_missing
+from .inference import Graph, InputType, check_graph, noise
 from .mixing import mixes_images, one_by_one
+from .onnx_files import read_onnx
+from .outputs import check_outputs, keep_outputs
 from .passing import Seen, watching
 from .pictures import WantedShape
+from .quiet import quiet
 from .shapes import settle
 from .suppression import limit_suppression
 from .widen import widen
@@ -96,7 +97,10 @@ def input_dtype(graph: ir.Graph) -> InputType:
 
 
 def from_module(
-    module: torch.nn.Module, example: tuple[int, ...] | torch.Tensor, dtype: InputType = "float32"
+    module: torch.nn.Module,
+    example: tuple[int, ...] | torch.Tensor,
+    dtype: InputType = "float32",
+    outputs: Sequence[str] | None = None,
 ) -> Source:
     """Export a module to ONNX in evaluation mode, with a dynamic batch; its training flags are put back after.
 
@@ -104,6 +108,7 @@ def from_module(
     torchvision's detectors, which take a list of images, are exported for one image (detectors.py).
     The graph shares the module's weights: do not change them while it is in use.
     example: (1, C, H, W), the first number is ignored, of inputs of `dtype`; or an input tensor (N, …) of it.
+    outputs: the names of those to keep; None: all.
     Raises UsageError if the module does not take this input, UnsupportedModel if it cannot be exported.
     """
     one = _one_input(example, dtype)
@@ -113,7 +118,7 @@ def from_module(
         from . import detectors
 
         network, followable = detectors.as_network(module), detectors.exportable()
-    with evaluating(module), _quiet(), torch.no_grad(), followable:
+    with evaluating(module), quiet(), torch.no_grad(), followable:
         # Batch 2 first: torch.export treats 0 and 1 as special. Batch 1 is for networks that fix the batch.
         for batch in (1,) if detects else (2, 1):
             inputs = torch.cat([one] * batch).to(device)
@@ -137,6 +142,7 @@ def from_module(
                 break
     if detects:
         limit_suppression(model.graph)
+    keep_outputs(model, outputs)
     for node in model.graph.all_nodes():
         for key in _PRIVATE_METADATA:
             node.metadata_props.pop(key, None)
@@ -146,28 +152,27 @@ def from_module(
     return replace(_source(model, origin, tuple(one.shape), paths, notes), seen=seen)
 
 
-def from_file(path: Path, input_shape: WantedShape = None, constants: Constants | None = None) -> Source:
-    """Read and check an ONNX file; external data beside it is found, and read when it is needed if it is over 2 GB.
+def from_file(
+    path: Path,
+    input_shape: WantedShape = None,
+    constants: Constants | None = None,
+    outputs: Sequence[str] | None = None,
+) -> Source:
+    """Read and check an ONNX file (onnx_files.py).
 
     input_shape: (1, C, H, W), or what tells it from the sizes that the file declares (pictures.py); needed only if it
     leaves the image size open, and must agree with it otherwise. constants: values of the other inputs (constants.py).
+    outputs: the names of those to keep; None: all.
     Raises UsageError (no such file, not ONNX, size missing or in conflict, a constant that does not fit),
-    UnsupportedModel (invalid model).
+    UnsupportedModel (invalid model, or an output that no reply can carry).
     """
-    if not path.is_file():
-        raise UsageError(f"{path}: no such ONNX file")
-    try:
-        model = ir.load(path)
-    except Exception as e:  # protobuf, onnx and onnx_ir raise a dozen kinds for a damaged file
-        raise UsageError(f"{path}: not an ONNX file ({_line(e)})") from e
-    _check_weights(model)
-    # over 2 GB the large ones stay where they are: the rest needs their shapes alone
-    load_external(model, below=float("inf") if weight_bytes(model) <= MAX_MODEL_BYTES else MIN_APART)
-    if reason := check_graph(model):
+    file = read_onnx(path)
+    keep_outputs(file.model, outputs, file.foreign)
+    if reason := check_graph(file.model):
         if "ir_version" in reason:
             raise UsageError(f"{path}: not an ONNX file ({reason})")
         raise UnsupportedModel(f"{path}: not a valid ONNX model: {reason}")
-    return _source(model, "onnx", input_shape, {}, [], constants or {})
+    return _source(file.model, "onnx", input_shape, {}, [], constants or {})
 
 
 def is_detector(module: torch.nn.Module) -> bool:
@@ -225,25 +230,6 @@ def _check_module(module: torch.nn.Module) -> torch.device:
     return devices.pop()
 
 
-def _check_weights(model: ir.Model) -> None:
-    """Raises UnsupportedModel where a weight has not the bytes that its shape and type ask for."""
-    for name, value in model.graph.initializers.items():
-        tensor, wrong = value.const_value, ""
-        if isinstance(tensor, ir.ExternalTensor):
-            place = Path(tensor.path)
-            end = (tensor.offset or 0) + (tensor.length if tensor.length is not None else tensor.nbytes)
-            if not place.is_file() or place.stat().st_size < end or end - (tensor.offset or 0) < tensor.nbytes:
-                has = f"has {place.stat().st_size:,} bytes" if place.is_file() else "is missing"
-                wrong = f"needs {tensor.nbytes:,} bytes up to byte {end:,} of {place.name}, which {has}"
-        elif tensor is not None:
-            try:
-                tensor.numpy()
-            except Exception as e:  # NumPy's and onnx_ir's kinds
-                wrong = f"of shape {tensor.shape} does not have the bytes for it ({_line(e)})"
-        if wrong:
-            raise UnsupportedModel(f"the weights do not fit the model: {name!r} {wrong}")
-
-
 def _source(
     model: ir.Model,
     origin: str,
@@ -276,8 +262,12 @@ def _source(
         sizes = wanted[1:]
         _fix_input(graph, (dims[0], *sizes))
     shape = (1, *(int(s) for s in sizes if s is not None))
-    _infer_missing_types(model)
+    if origin == "onnx":
+        drop_stale_shapes(model)
+    infer_missing(model)
     restamped = make_compatible(model)
+    ask_types(model)
+    check_outputs(graph)
     settle(model, shape)
     batch = dims[0] if isinstance(dims[0], int) else None
     mixed = False
@@ -288,7 +278,7 @@ def _source(
         batch = None if apart and not mixed else 1
     if batch == 1 and not isinstance(dims[0], int):
         _fix_input(graph, (1, *sizes))
-        _infer_missing_types(model)
+        infer_missing(model)
         settle(model, shape)
     if mixed:
         notes.append(
@@ -320,9 +310,7 @@ def _source(
 def _fix_input(graph: ir.Graph, shape: tuple[Any, ...]) -> None:
     """Give the input another shape; what was inferred from the old one is stale."""
     graph.inputs[0].shape = ir.Shape(shape)
-    for node in graph:
-        for value in node.outputs:
-            value.shape = None
+    forget_shapes(graph)
 
 
 def _follows_batch(graph: ir.Graph) -> bool:
@@ -400,23 +388,6 @@ def _name_outputs(model: ir.Model, result: Any) -> None:
             value.name = name
 
 
-def _infer_missing_types(model: ir.Model) -> None:
-    """Fill in the types and shapes that are missing; what the exporter wrote, its symbols too, stays."""
-    missing = [v for n in model.graph for v in n.outputs if v.name and (v.shape is None or v.dtype is None)]
-    if not missing:
-        return
-    copy = model.clone()
-    with _quiet():
-        copy = ShapeInferencePass(strict_mode=False)(copy).model
-    inferred = ir.convenience.create_value_mapping(copy.graph, include_subgraphs=False)
-    for value in missing:
-        known = inferred.get(value.name or "")
-        if known is not None:
-            value.shape = known.shape if value.shape is None else value.shape
-            if value.dtype is None and known.dtype is not None:
-                value.dtype = known.dtype
-
-
 def plain(result: Any) -> Any:
     """The result of a forward with data classes as dicts of their fields, which torch.export needs."""
     if dataclasses.is_dataclass(result) and not isinstance(result, (type, dict)):
@@ -444,22 +415,6 @@ def evaluating(module: torch.nn.Module) -> Iterator[None]:
     finally:
         for m, training in flags:
             m.training = training
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporters' warnings and log lines from the user: they are about torch's insides."""
-    loggers = [logging.getLogger(name) for name in ("torch", "torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL + 1)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def _line(error: BaseException) -> str:

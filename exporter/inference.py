@@ -76,6 +76,7 @@ class Graph:
         self.inputs = tuple(i.name for i in self._session.get_inputs())
         self.batch = entry.shape[0] if isinstance(entry.shape[0], int) else None
         self.outputs = tuple(o.name for o in self._session.get_outputs())
+        self.types = {o.name: str(o.type) for o in self._session.get_outputs()}
 
     @classmethod
     def of(
@@ -97,6 +98,18 @@ class Graph:
         except Exception as e:
             batch = len(arrays[0])
             raise UnsupportedModel(f"ONNX Runtime failed in the {self._what} at batch {batch}: {_line(e)}") from e
+
+
+def types_in_runtime(model: ir.Model, names: Sequence[str]) -> dict[str, str]:
+    """Of each named value of the graph its type in ONNX Runtime's words: "tensor(int8)", "seq(tensor(float))".
+
+    Raises UnsupportedModel if ONNX Runtime does not take the graph.
+    """
+    model = model.clone()
+    values = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
+    model.graph.outputs.clear()
+    model.graph.outputs.extend(values[name] for name in names)
+    return Graph.of(model, what="network", brief=True).types
 
 
 def noise(shape: Sequence[int], dtype: InputType, rng: np.random.Generator) -> NDArray[Any]:
@@ -136,11 +149,17 @@ def check_graph(model: ir.Model) -> str | None:
     """What the ONNX checker has against the graph, a line; None if nothing. It does not see large weights, so that they
     are in memory once, and may be larger than a protobuf message."""
     order = list(model.graph.initializers)
+    loose = [(v, v.type, v.shape) for v in model.graph.outputs if v.type is None or v.shape is None]
+    for value, kind, _ in loose:  # ONNX Runtime infers them
+        value.type, value.shape = kind or ir.TensorType(ir.DataType.FLOAT), ir.Shape([])
     try:
         CheckerPass()(model)
     except onnx.checker.ValidationError as e:
         return str(e).strip().splitlines()[0][:200]
-    finally:  # the pass leaves the weights in another order, and the same export would give other bytes
+    finally:
+        for value, kind, shape in loose:
+            value.type, value.shape = kind, shape
+        # the pass leaves the weights in another order, and the same export would give other bytes
         model.graph.initializers.update({name: model.graph.initializers.pop(name) for name in order})
     return None
 

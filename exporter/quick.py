@@ -110,7 +110,6 @@ def _tapped(source: Source, names: Sequence[str]) -> Graph:
     outputs = model.graph.outputs
     outputs.clear()
     for name in names:
-        values[name].dtype = values[name].dtype or ir.DataType.FLOAT
         outputs.append(values[name])
     return Graph.of(model, what="network with taps")
 

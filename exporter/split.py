@@ -53,7 +53,6 @@ def split(model: ir.Model, tensors: Sequence[str]) -> Halves:
     for value in cut:
         if value.shape is None:
             raise UnsupportedModel(f"how many axes {value.name!r} has cannot be inferred from the graph; cut elsewhere")
-        value.dtype = value.dtype or ir.DataType.FLOAT  # shape inference gave up; ONNX Runtime refuses a wrong one
     early = [v for v in graph.outputs if v not in parts.late and v not in cut]
     sizes = Sizes(flow, cut, parts)
     front = _extract(graph, list(graph.inputs), [*cut, *sizes.sent, *early])

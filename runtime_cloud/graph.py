@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from splitwire.codec.device import check_threads
 from splitwire.codec.errors import DeviceError, ProfileError, ShapeMismatch, UsageError
 from splitwire.codec.profile import CodecProfile
-from splitwire.codec.reply import Outputs
+from splitwire.codec.reply import DTYPES, Outputs
 from splitwire.codec.sizes import Int64Array
 from splitwire.codec.telemetry import stop_events
 from splitwire.codec.text import for_native_code
@@ -28,9 +28,8 @@ stop_events(ort)
 Float32Array = NDArray[np.float32]
 
 DEFAULT_PROVIDERS = ("CPUExecutionProvider",)
-OUTPUT_TYPES = frozenset(
-    f"tensor({t})" for t in ("bool", "uint8", "int8", "int32", "int64", "float16", "float", "double")
-)
+_OTHER_NAMES = {"float32": "float", "float64": "double"}
+OUTPUT_TYPES = frozenset(f"tensor({_OTHER_NAMES.get(name, name)})" for name in DTYPES)
 """ONNX Runtime's names for the element types that a reply can carry (codec/reply.py)."""
 
 

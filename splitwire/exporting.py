@@ -43,6 +43,7 @@ def export(
     levels: Levels | None = None,
     default_op: str | None = None,
     images: int | None = None,
+    outputs: Sequence[str] | None = None,
     front: FrontPrecision = "float32",
     back: BackPrecision = "float32",
     coder: Coder = "predictive",
@@ -79,6 +80,7 @@ def export(
         the uniform quantizer that serves the task best at 0.4 bits per element (docs/codec.md); (2, 3, 4, 6, 8, "r0.1",
         "r0.2", "r0.3", "r0.4", "r0.6", "r0.8") if None.
     default_op: "n4", say; None chooses the cheapest that keeps the answers.
+    outputs: names of the outputs that the pair gives, all others are left out with what only they need; None: all.
     front: "int8" quantizes the front half, on the same calibration. back: "float16" is for a back half on a GPU.
     coder: "predictive" sends the fewest bytes, and is used where it needs clearly fewer than "context", which is
         several times as fast (docs/codec.md).
@@ -117,6 +119,7 @@ def export(
         levels=LEVELS if levels is None else levels,
         default_op=default_op,
         images=LIMIT if images is None else images,
+        outputs=outputs,
         front=front,
         back=back,
         coder=coder,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -69,11 +70,12 @@ def plan(
     max_tensors: int = 1,
     images: int = IMAGES,
     constants: Constants | None = None,
+    outputs: Sequence[str] | None = None,
     progress: ProgressFn | None = None,
 ) -> PlanResult:
     """Compare every cut of a network with running it on the device, and with sending a JPEG; recommend one by latency.
 
-    model, weights, preprocessing, input_shape, image_size: as for `splitwire.export`.
+    model, weights, preprocessing, input_shape, image_size, outputs: as for `splitwire.export`.
     data: images for the quick calibration, as the calibration of `splitwire.export`; at most `images` are used. None:
         synthetic pictures, the same every time.
     device, cloud: the name of a built-in estimate ("raspberry-pi-4", …), a file that `splitwire edge profile` wrote, or
@@ -113,7 +115,7 @@ def plan(
     wanted = input_shape or wanted_shape(preprocessing, image_size)
     if isinstance(model, (str, os.PathLike)):
         report("Export to ONNX", 0, None)
-        source = from_file(Path(model), wanted, constants)
+        source = from_file(Path(model), wanted, constants, outputs)
         kind: tuple[tuple[int, ...], InputType] = (source.input_shape[1:], source.input_dtype)
         inputs, how, pictures = _inputs(data, *kind, preprocessing, images, notes)
     else:
@@ -127,7 +129,7 @@ def plan(
         # before the export, which takes seconds to minutes: most mistakes are here
         inputs, how, pictures = _inputs(data, shape[1:], dtype, preprocessing, images, notes)
         report("Export to ONNX", 0, None)
-        source = from_module(model, shape, dtype)
+        source = from_module(model, shape, dtype, outputs)
     report("Export to ONNX", 1, 1)
     result = plan_cuts(
         source,

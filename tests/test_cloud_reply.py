@@ -62,7 +62,7 @@ def test_the_format_is_a_plain_map():
     assert decode_reply(packed()).outputs["y"].shape == (2, 3)
 
 
-@pytest.mark.parametrize("dtype", ["complex64", "uint16", "datetime64[s]", "U4", object])
+@pytest.mark.parametrize("dtype", ["complex64", "longdouble", "datetime64[s]", "U4", object])
 def test_other_element_types_cannot_be_sent(dtype: Any):
     with pytest.raises(UnsupportedModel, match=r"output 'y' is .*; a reply can carry bool, uint8"):
         encode_reply({"y": np.zeros(2, dtype)}, **TIMES)
@@ -91,7 +91,7 @@ REFUSED = {
     "huge shape": (packed(output={"shape": [1 << 31, 1 << 31, 1 << 31]}), "bytes, has 24"),
     "shape that overflows to fit": (packed(output={"shape": [1 << 31, 1 << 31, 4], "data": b""}), "bytes, has 0"),
     "negative shape": (packed(output={"shape": [-2, -3]}), "damaged"),
-    "too many axes": (packed(output={"shape": [1] * 9, "data": bytes(4)}), "damaged"),
+    "too many axes": (packed(output={"shape": [1] * 33, "data": bytes(4)}), "damaged"),
     "text for bytes": (packed(output={"data": "x" * 24}), ""),
     "half true": (packed(output={"dtype": "bool", "shape": [2], "data": b"\1\2"}), "bytes other than 0 and 1"),
     "nested for ever": (b"\x91" * 200_000, "damaged"),

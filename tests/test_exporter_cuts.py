@@ -13,6 +13,7 @@ from splitwire.codec.errors import CutNotBounded, UnsupportedModel, UsageError
 from splitwire.exporter import agreement, cuts, graph, verify
 from splitwire.exporter.inference import Graph
 from splitwire.exporter.names import Names
+from splitwire.exporter.quiet import quiet
 from splitwire.exporter.split import split
 
 
@@ -213,7 +214,7 @@ def test_a_tensor_that_the_codec_cannot_carry():
 def test_torchscript_scopes(tmp_path):
     """ONNX files of torch's older exporter carry the module paths in their node names."""
     path = tmp_path / "old.onnx"
-    with graph._quiet():
+    with quiet():
         torch.onnx.export(
             network().eval(), (torch.zeros(2, *SHAPE),), path, dynamo=False, input_names=["image"],
             dynamic_axes={"image": {0: "n"}}, opset_version=17,

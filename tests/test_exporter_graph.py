@@ -15,7 +15,7 @@ from onnx import helper
 from torch import nn
 
 from splitwire.codec.errors import UnsupportedModel, UsageError
-from splitwire.exporter import agreement, compatibility, graph, inference
+from splitwire.exporter import agreement, compatibility, graph, inference, onnx_files
 from splitwire.exporter.inference import Graph
 
 
@@ -289,7 +289,7 @@ def test_weights_of_the_wrong_shape(tmp_path):
 def test_weights_beside_the_graph(tmp_path, monkeypatch):
     """Everything that happens above 2 GB, with the limit at 1 kB."""
     path, matrix = with_weights(tmp_path)
-    monkeypatch.setattr(graph, "MAX_MODEL_BYTES", 1000)
+    monkeypatch.setattr(onnx_files, "MAX_MODEL_BYTES", 1000)
     source = graph.from_file(path)
     assert all(type(v.const_value).__name__ == "ExternalTensor" for v in source.graph.initializers.values())
 

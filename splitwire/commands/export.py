@@ -13,7 +13,7 @@ from splitwire.commands import export_report
 from splitwire.commands.pictures import with_pictures
 from splitwire.console import Bar, err, interruptible, print_json, progress_bar
 from splitwire.exporter.labels import read_labels
-from splitwire.network import parse_constants, parse_size
+from splitwire.network import parse_constants, parse_outputs, parse_size
 
 if TYPE_CHECKING:
     from splitwire.codec.tasks import Task
@@ -51,6 +51,9 @@ def export(
     constant: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="Of an ONNX file: the value of an input beside the image; repeatable."),
+    ] = None,
+    outputs: Annotated[
+        str | None, typer.Option(help="Keep these outputs only: a name, or several as a,b.", show_default="all")
     ] = None,
     front: Annotated[str, typer.Option(help="Front half in float32 or int8, on the same images.")] = "float32",
     back: Annotated[str, typer.Option(help="Back half in float32, or in float16 for a GPU.")] = "float32",
@@ -116,6 +119,7 @@ def export(
             rtt=rtt,
             device=device,
             overwrite=force,
+            outputs=parse_outputs(outputs),
             progress=progress,
         )
     if as_json:

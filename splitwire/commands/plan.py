@@ -12,7 +12,7 @@ import typer
 from splitwire.codec.errors import UsageError
 from splitwire.commands.pictures import with_pictures
 from splitwire.console import err, out, print_json, print_wide, progress_bar
-from splitwire.network import parse_constants, parse_size
+from splitwire.network import parse_constants, parse_outputs, parse_size
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -57,6 +57,9 @@ def plan(
     cloud: Annotated[str | None, typer.Option(help="The same for the far end.", show_default="server-cpu")] = None,
     max_tensors: Annotated[int, typer.Option(min=1, help="Most tensors that a cut may send.")] = 1,
     images: Annotated[int, typer.Option(min=1, help="Images to measure bytes on.")] = 32,
+    outputs: Annotated[
+        str | None, typer.Option(help="Keep these outputs only: a name, or several as a,b.", show_default="all")
+    ] = None,
     plot: Annotated[Path | None, typer.Option(help="The plot, .png or .svg.", show_default="MODEL-plan.png")] = None,
     no_plot: Annotated[bool, typer.Option("--no-plot", help="Draw no plot.")] = False,
     as_json: Annotated[
@@ -89,6 +92,7 @@ def plan(
             rtt=rtt,
             max_tensors=max_tensors,
             images=images,
+            outputs=parse_outputs(outputs),
             progress=progress,
         )
     if as_json:
