@@ -78,8 +78,9 @@ def pictures(n: int) -> np.ndarray:
 
 def export(path: Path, cut: str = "r", **options: Any) -> Path:
     """The pair, calibrated on noise with 64 levels: its answers are close to the network's."""
-    splitwire.export(path, cut=cut, calibration=pictures(8), out=path.parent / "pair", levels=(64,), **options)
-    return path.parent / "pair"
+    folder = path.parent / "pairs" / f"{path.stem}-{cut}"
+    splitwire.export(path, cut=cut, calibration=pictures(8), out=folder, levels=(64,), **options)
+    return folder
 
 
 def answers(pair: Path, x: np.ndarray) -> dict[str, np.ndarray]:

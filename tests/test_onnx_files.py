@@ -100,7 +100,7 @@ def test_no_file_outside_the_models_folder_is_read(tmp_path, place, how):
     with pytest.raises(UnsupportedModel, match=rf"net\.onnx: the weight 'k' lies {wanted}.*folder alone: put ") as e:
         export(path)
     assert "\n" not in str(e.value)
-    assert not (folder / "pair").exists()
+    assert not (folder / "pairs").exists()
 
 
 WRONG = {
@@ -379,7 +379,7 @@ def test_outputs_that_no_reply_can_carry(tmp_path, case):
         with pytest.raises(UnsupportedModel, match=words) as e:
             refused()
         assert "\n" not in str(e.value)
-    assert not (tmp_path / "pair").exists()
+    assert not (tmp_path / "pairs").exists()
     pair = export(path, outputs=[kept])
     ours = answers(pair, pictures(3))
     assert list(ours) == [kept]
