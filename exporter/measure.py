@@ -39,7 +39,7 @@ AT_ONCE = 2
 """Choices in work at a time: each holds activations of the back, and ONNX Runtime uses further cores by itself."""
 
 LARGE = 1 << 20
-INPUTS_LARGE = 32
+INPUTS_LARGE = 24
 """Elements of several tensors at the cut, from which the back half takes about a second for an input (a feature pyramid
 of ResNet-50), and how many inputs the operating points are then measured on."""
 

@@ -31,10 +31,12 @@ from .sharing import Cost, share_bits
 FINER = (12, 16)
 """Numbers of levels tried beyond those asked for, so that a sensitive tensor can have more than the others."""
 
-INPUTS, INPUTS_LARGE = 16, 6
-"""Inputs that the sensitivity is measured on: tensors differ by factors, not by percents. Where so much crosses that
-the back half takes a second for an input (measure.LARGE), whatever is chosen by damage has at most the second number.
-"""
+INPUTS = 16
+"""Inputs that the sensitivity is measured on: tensors differ by factors, not by percents."""
+
+SHARE_LARGE, FEWEST_LARGE = 4, 2
+"""Where so much crosses that the back half takes a second for an input (measure.LARGE), whatever is chosen by damage is
+measured on one in so many of the inputs that it has elsewhere, at least on so many."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +109,7 @@ def design_points(
     """
 
     def damage_of(choices: Sequence[Quantizers], stage: str, inputs: int) -> list[float]:
-        used = some(kept, min(inputs, INPUTS_LARGE) if is_large(specs) else inputs)
+        used = some(kept, max(FEWEST_LARGE, inputs // SHARE_LARGE) if is_large(specs) else inputs)
         answers = len(used) * len(choices)
         damages = measure_damage(front, back, choices, used, lambda done: report(stage, done, answers))
         return [damage.total for damage in damages]

@@ -10,8 +10,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from splitwire.codec.design import FeatureStatistics
 from splitwire.codec.profile import Quantizer, TensorSpec
-from splitwire.exporter import budget, measure
+from splitwire.exporter import budget, measure, sensitivity
 
 INPUTS = [np.full((1, 2, 2), i + 1, np.float32) for i in range(5)]
 
@@ -91,3 +92,35 @@ def test_of_each_budget_the_first_few_are_tried_again():
 )
 def test_a_pyramid_is_large(shapes, large):
     assert measure.is_large([TensorSpec(name=f"t{i}", shape=s) for i, s in enumerate(shapes)]) is large
+
+
+@pytest.mark.parametrize(("large", "used"), [(False, {16, 4}), (True, {4, 2})])
+def test_large_pyramids_are_measured_on_fewer_inputs(large, used, monkeypatch):
+    """What is asked for, and what reaches the back half, with two tensors of random features."""
+    rng = np.random.default_rng(0)
+    specs = [TensorSpec(name=n, shape=(4, 8, 8)) for n in "ab"]
+    statistics = [FeatureStatistics(channels=4) for _ in specs]
+    for own in statistics:
+        own.add(np.maximum(rng.laplace(size=(20, 4, 8, 8)), 0).astype(np.float32))
+    kept = list(np.maximum(rng.laplace(size=(20, 4, 8, 8)), 0).astype(np.float32))
+    front, back = halves(1)
+    seen: dict[str, int] = {}
+    totals: dict[str, set[int | None]] = {}
+
+    def measured(front, back, choices, kept, progress):
+        seen[f"{len(seen)}"] = len(kept)
+        return measure.measure_damage(front, back, choices, kept, progress)
+
+    def report(stage, done, total):
+        totals.setdefault(stage, set()).add(total)
+        last[stage] = done
+
+    last: dict[str, int] = {}
+    monkeypatch.setattr(sensitivity, "measure_damage", measured)
+    monkeypatch.setattr(sensitivity, "is_large", lambda specs: large)
+    kinds = [sensitivity.Kind(value=4), sensitivity.Kind(value=0.5, family="r")]
+    points, _ = sensitivity.design_points(front, back, specs, statistics, [0.0, 0.0], kept, kinds, report)
+    assert [p.name for p in points] == ["n4", "r0.5"]
+    assert set(seen.values()) == used
+    for stage, sizes in totals.items():  # one total each, and it is reached
+        assert sizes == {last[stage]}, stage
