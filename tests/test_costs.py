@@ -61,6 +61,30 @@ def test_macs_by_hand(tmp_path, shape, made, weights, work, macs):
     assert cost.weight_bytes == 4 * cost.parameters
 
 
+def constant(name: str, kind: int, shape: tuple[int, ...]) -> onnx.NodeProto:
+    return helper.make_node("Constant", [], [name], value=helper.make_tensor(name, kind, shape, [1] * math.prod(shape)))
+
+
+def test_weights_in_constant_nodes_count_and_single_numbers_do_not(tmp_path):
+    """As Paddle writes files: the same convolution, and a factor behind it."""
+    nodes = [
+        constant("w", TensorProto.FLOAT, (5, 3, 3, 3)), constant("half", TensorProto.FLOAT, ()),
+        helper.make_node("Conv", ["x", "w"], ["c"]), helper.make_node("Mul", ["c", "half"], ["y"]),
+    ]  # fmt: skip
+    inside = costs_of(tmp_path, (3, 6, 6), nodes)
+    beside = costs_of(tmp_path, (3, 6, 6), [node("Conv", "w")], w=(5, 3, 3, 3))
+    assert inside.parameters == beside.parameters == 5 * 27
+    assert inside.nodes[2] == beside.nodes[0]
+
+
+def test_quantized_weights_count(tmp_path):
+    nodes = [
+        constant("q", TensorProto.INT8, (5, 3, 3, 3)), constant("s", TensorProto.FLOAT, ()),
+        helper.make_node("DequantizeLinear", ["q", "s"], ["w"]), node("Conv", "w"),
+    ]  # fmt: skip
+    assert costs_of(tmp_path, (3, 6, 6), nodes).parameters == 5 * 27
+
+
 def test_attention_by_hand(tmp_path):
     """Two products of activations, behind a reshape that hides the batch."""
     made = [
