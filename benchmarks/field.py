@@ -320,7 +320,8 @@ def run(network: Network) -> Result:
 
     data = str(folder / "calibration")
     planned, _ = step(
-        "plan", "plan", model, "--data", data, "--images", "4", *network.options, "--link", "5mbit", "--no-plot", "--json"
+        "plan", "plan", model, "--data", data, "--images", "4", *network.options, "--link", "5mbit", "--no-plot",
+        "--json",
     )  # fmt: skip
     cuts = [c["label"] for c in json.loads(planned)["cuts"]]
     if network.cut not in cuts:
