@@ -22,6 +22,7 @@ MAX_OPSET, MAX_ML_OPSET, MAX_IR = 21, 5, 10
 RUNTIME_OF_OPSET = {22: "1.21", 23: "1.23"}
 """The first ONNX Runtime release that runs an operator set; later ones need a later release than these."""
 
+OPTIMISED = "com.microsoft.nchwc"
 ML, MICROSOFT = "ai.onnx.ml", "com.microsoft"
 _KNOWN_DOMAINS = ("", ML, MICROSOFT)
 
@@ -36,6 +37,11 @@ def make_compatible(model: ir.Model) -> str | None:
     older runtimes do not have.
     """
     for node in model.graph.all_nodes():
+        if node.domain == OPTIMISED:
+            raise UnsupportedModel(
+                f"the file was saved by ONNX Runtime in the memory layout of one CPU (operator {node.op_type} of"
+                f" {OPTIMISED}); export the file it was made from, or one saved at ORT_ENABLE_EXTENDED or below"
+            )
         if node.domain not in _KNOWN_DOMAINS:
             raise UnsupportedModel(
                 f"operator {node.op_type} of the domain {node.domain!r} (node {node.name!r}) is not of standard ONNX;"

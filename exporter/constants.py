@@ -73,14 +73,19 @@ def check_input(graph: ir.Graph) -> None:
             f" deployment, give their values: --constant '{named}', or constants={{{graph.inputs[-1].name!r}: …}}"
         )
     taken = (ir.DataType.FLOAT, ir.DataType.UINT8)
-    if not graph.inputs or graph.inputs[0].dtype not in taken or graph.inputs[0].shape is None:
+    plain = all(isinstance(v.type, ir.TensorType) for v in graph.inputs)
+    if not graph.inputs or not plain or graph.inputs[0].dtype not in taken or graph.inputs[0].shape is None:
         raise UnsupportedModel(f"the network must have one float32 or uint8 input; it has: {described(graph)}")
 
 
 def described(graph: ir.Graph) -> str:
     """The inputs, in words."""
-    shown = [f"{v.name!r} ({v.dtype.name.lower() if v.dtype else 'no tensor'}{_dims(v)})" for v in graph.inputs]
+    shown = [f"{v.name!r} ({_kind(v)}{_dims(v)})" for v in graph.inputs]
     return ", ".join(shown) or "none"
+
+
+def _kind(value: ir.Value) -> str:
+    return value.dtype.name.lower() if value.dtype and isinstance(value.type, ir.TensorType) else "no tensor"
 
 
 def _dims(value: ir.Value) -> str:

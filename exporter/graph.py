@@ -48,6 +48,8 @@ OPSET = 20
 """Asked of torch: the first with Gelu as one operator; every ONNX Runtime we support (1.20 and later) runs it.
 It is a wish: read `Source.opset` for what came."""
 
+_AXES_OF_PICTURES = 4
+
 _PRIVATE_METADATA = ("pkg.torch.onnx.stack_trace",)
 """File paths of the exporting machine: of no use to the edge, and nobody's business there."""
 
@@ -245,6 +247,8 @@ def _source(
     bake_constants(model, constants or {})
     if widened := widen(model):
         notes.append(widened)
+    if len(graph.inputs) == 1 and graph.inputs[0].shape is None:  # nothing is said, not even how many axes
+        graph.inputs[0].shape = ir.Shape([None] * (len(wanted) if isinstance(wanted, tuple) else _AXES_OF_PICTURES))
     check_input(graph)
     entry = graph.inputs[0]
     dims = list(entry.shape or ())

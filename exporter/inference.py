@@ -149,7 +149,8 @@ def check_graph(model: ir.Model) -> str | None:
     """What the ONNX checker has against the graph, a line; None if nothing. It does not see large weights, so that they
     are in memory once, and may be larger than a protobuf message."""
     order = list(model.graph.initializers)
-    loose = [(v, v.type, v.shape) for v in model.graph.outputs if v.type is None or v.shape is None]
+    ends = (*model.graph.inputs, *model.graph.outputs)
+    loose = [(v, v.type, v.shape) for v in ends if v.type is None or v.shape is None]
     for value, kind, _ in loose:  # ONNX Runtime infers them
         value.type, value.shape = kind or ir.TensorType(ir.DataType.FLOAT), ir.Shape([])
     try:

@@ -22,6 +22,7 @@ from onnx import numpy_helper
 from splitwire.codec.errors import UnsupportedModel, UsageError
 
 from .inference import MAX_MODEL_BYTES, MIN_APART, load_external, weight_bytes
+from .quiet import quiet
 
 _Message = Any
 """Of protobuf, whose own class has no types."""
@@ -57,7 +58,8 @@ def read_onnx(path: Path) -> OnnxFile:
         with path.open("rb") as file:
             if file.read(8)[4:] == b"ORTM":
                 raise UsageError(f"{path}: a model in ONNX Runtime's own format; give the ONNX file it was made from")
-        proto = onnx.load(path, load_external_data=False)
+        with quiet():
+            proto = _parse(path)
     except OSError as e:
         raise UsageError(f"{path}: cannot be read: {e.strerror or e}") from e
     except UsageError:
@@ -75,9 +77,13 @@ def read_onnx(path: Path) -> OnnxFile:
     for message in _messages(proto):
         _densify(message, path)
     try:
-        model = ir.from_proto(proto)
-    except Exception as e:  # onnx_ir's kinds
-        raise UsageError(f"{path}: not an ONNX file ({_line(e)})") from e
+        with quiet():
+            model = ir.from_proto(proto)
+    except Exception as e:  # onnx_ir's kinds: the innermost says what is wrong
+        cause: BaseException = e
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise UsageError(f"{path}: not an ONNX file ({_line(cause)})") from e
     for name, place in apart.items():
         value = model.graph.initializers.get(name)
         tensor = None if value is None else value.const_value
@@ -96,6 +102,16 @@ def read_onnx(path: Path) -> OnnxFile:
     # over 2 GB the large ones stay where they are: the rest needs their shapes alone
     load_external(model, below=float("inf") if weight_bytes(model) <= MAX_MODEL_BYTES else MIN_APART)
     return OnnxFile(model=model, foreign=foreign)
+
+
+def _parse(path: Path) -> onnx.ModelProto:
+    """Binary whatever it is called, as ONNX Runtime has it; else the text format that its name stands for."""
+    try:
+        return onnx.load(path, format="protobuf", load_external_data=False)
+    except Exception:
+        if path.suffix.lower() in (".onnx", ".pb", ""):
+            raise
+        return onnx.load(path, load_external_data=False)
 
 
 def _messages(message: _Message) -> Iterator[_Message]:

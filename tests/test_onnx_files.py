@@ -9,12 +9,15 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from exporter_helpers import write_images
 from onnx import TensorProto as T
 from onnx import helper as h
 from onnx import numpy_helper
 from onnx_helpers import N, answers, check_pair, export, in_runtime, network, pictures, save, value, weight
+from typer.testing import CliRunner
 
 from splitwire import plan
+from splitwire.cli import app
 from splitwire.codec.errors import UnsupportedModel, UsageError
 from splitwire.exporter import onnx_files
 from splitwire.exporter.cuts import find_cuts
@@ -163,6 +166,32 @@ def test_other_files(tmp_path):
         from_file(tmp_path / "circle.onnx")
 
 
+@pytest.mark.parametrize("name", ["net.json", "net.onnxtxt", "net.pb", "net"])
+def test_a_file_of_any_name(tmp_path, name):
+    """ONNX Runtime takes no notice of it; nothing is said about formats."""
+    found = from_file(save(network(), tmp_path / name))
+    assert [n.outputs[0].name for n in found.graph] == ["c", "r", "d", "p", "y"]
+
+
+def test_damage_is_said_once_and_in_words(tmp_path, caplog):
+    model = network()
+    model.graph.initializer[0].data_type = 77
+    with pytest.raises(UsageError, match=r"not an ONNX file .*77 is not a valid DataType"):
+        from_file(save(model, tmp_path / "type.onnx"))
+    model = network()
+    model.graph.initializer[0].name = ""
+    with pytest.raises(UnsupportedModel, match="not a valid ONNX model"):
+        from_file(save(model, tmp_path / "name.onnx"))
+    assert not caplog.records
+
+
+def test_a_file_in_the_memory_layout_of_one_cpu(tmp_path):
+    model = network(domains={"com.microsoft.nchwc": 1})
+    model.graph.node[1].domain = "com.microsoft.nchwc"
+    with pytest.raises(UnsupportedModel, match=r"saved by ONNX Runtime in the memory layout of one CPU .* EXTENDED"):
+        from_file(save(model, tmp_path / "net.onnx"))
+
+
 # What a file declares
 
 
@@ -187,6 +216,24 @@ def test_a_size_that_is_no_positive_number_is_asked_for(tmp_path):
     source = from_file(path, (1, 3, 20, 24))
     shapes = {c.tensors: c.shapes for c in find_cuts(source.graph, Names(source.graph))}
     assert shapes["r",] == ((6, 18, 22),)
+
+
+def test_an_input_that_says_nothing_of_its_shape(tmp_path):
+    model = network()
+    model.graph.input[0].type.tensor_type.ClearField("shape")
+    path = save(model, tmp_path / "net.onnx")
+    with pytest.raises(UsageError, match=r"inputs of any size, \(\?, \?, \?, \?\); say which: --image-size"):
+        from_file(path)
+    check_pair(path)
+
+
+def test_an_optional_input_is_refused(tmp_path):
+    model = network([N("OptionalGetElement", ["o"], ["x"])])
+    model.graph.node.insert(0, model.graph.node.pop())
+    kind = h.make_optional_type_proto(h.make_tensor_type_proto(T.FLOAT, ["n", 3, 16, 16]))
+    model.graph.input[0].CopyFrom(h.make_value_info("o", kind))
+    with pytest.raises(UnsupportedModel, match=r"must have one float32 or uint8 input; it has: 'o' \(no tensor"):
+        from_file(save(model, tmp_path / "net.onnx"))
 
 
 def test_shapes_written_for_another_batch_or_size_are_inferred_anew(tmp_path):
@@ -385,6 +432,23 @@ def test_outputs_that_no_reply_can_carry(tmp_path, case):
     assert list(ours) == [kept]
     y = in_runtime(save(network(), tmp_path / "plain.onnx"), pictures(3))["y"]
     np.testing.assert_allclose(ours[kept], -y if case == "number" else y, atol=0.1)
+
+
+@pytest.mark.parametrize("command", ["plan", "export"])
+def test_the_commands_keep_outputs(tmp_path, command):
+    path = save(zipmap(), tmp_path / "net.onnx")
+    write_images(tmp_path / "images", 4)
+    options = {
+        "plan": ["--link", "1mbit", "--no-plot", "--images", "2"],
+        "export": ["--cut", "r", "--data", str(tmp_path / "images"), "--levels", "2", "--out", str(tmp_path / "pair")],
+    }[command]
+    refused = CliRunner().invoke(app, [command, str(path), *options])
+    assert (refused.exit_code, refused.stdout) == (1, "")
+    assert "'probabilities' is a sequence of maps" in refused.stderr
+    assert "keep the others: --outputs y" in " ".join(refused.stderr.split())
+    assert CliRunner().invoke(app, [command, str(path), *options, "--outputs", "y"]).exit_code == 0
+    unknown = CliRunner().invoke(app, [command, str(path), *options, "--outputs", "y, w"])
+    assert (unknown.exit_code, "no output 'w'; it has y, probabilities" in unknown.stderr) == (2, True)
 
 
 def test_outputs_are_kept_by_name(tmp_path):
