@@ -69,6 +69,7 @@ def buy(
     between = (min(budgets) / reach, max(budgets) * reach)
     ways = [False, True] if any(_has_planes(spec) for spec in specs) else [False]
     made = [[_widenings(*each, means) for each in zip(specs, statistics, slopes, strict=True)] for means in ways]
+    report("Look at rates", 0, len(ways) * len(specs))
     pilots: list[list[Pilot]] = []
     for i, every in enumerate(made):
         pilots.append([])

@@ -121,6 +121,8 @@ def design_points(
         wanted |= set(FINER)
     levels = sorted(wanted)
     options: list[list[Option]] = []
+    if levels:
+        report("Design quantizers", 0, len(specs) * len(levels))
     for i, (spec, values, slope) in enumerate(zip(specs, statistics, slopes, strict=True)):
         options.append([])
         for k, n in enumerate(levels):
