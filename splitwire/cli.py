@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import suppress
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 from rich.markup import escape
@@ -84,9 +84,12 @@ def main() -> None:
 
 def _run() -> int:
     closing.prepare()
-    app.rich_markup_mode = "rich" if err.width >= BOXED else None
+    narrow = err.width < BOXED
+    app.rich_markup_mode = None if narrow else "rich"
+    settings = cast("dict[str, object]", app.info.context_settings)
+    settings["terminal_width"] = err.width if narrow else None  # click's own choice has 50 columns or more
     try:
-        app()
+        app(prog_name="splitwire")
     except SystemExit as e:
         return _ended(e)
     except SplitwireError as e:
@@ -94,8 +97,7 @@ def _run() -> int:
     except BrokenPipeError:
         return closing.CLOSED_PIPE
     except OSError as e:
-        unwritten = closing.close_if_broken(sys.stdout)
-        return _fail(closing.reason(e) if unwritten is None else closing.unwritten(unwritten), 1)
+        return _fail(closing.reason(closing.close_if_broken(sys.stdout) or e), 1)
     except ModuleNotFoundError as e:
         missing = (e.name or "").partition(".")[0]
         extra = next((extra for extra, modules in MODULES.items() if missing in modules), None)

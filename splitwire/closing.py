@@ -15,7 +15,7 @@ from typing import TextIO
 from rich.markup import escape
 
 from splitwire.codec.text import printable
-from splitwire.console import err, prepare_streams
+from splitwire.console import err, prepare_streams, written
 
 CLOSED_PIPE = 141
 """128 + SIGPIPE, what a shell reports of a program that the closed pipe ended."""
@@ -48,11 +48,6 @@ def reason(e: OSError) -> str:
     return printable(": ".join([*([" and ".join(files)] if files else []), said]))
 
 
-def unwritten(e: OSError) -> str:
-    """The line for a stdout that takes no more."""
-    return f"the output cannot be written: {e.strerror or e}"
-
-
 def finish(status: int) -> int:
     """Write what is still in the buffers; the status to end with. Afterwards nothing is left that could fail."""
     for stream, name in ((sys.stdout, "stdout"), (sys.stderr, "stderr")):
@@ -63,7 +58,7 @@ def finish(status: int) -> int:
             status = status or 1
             if name == "stdout":
                 with suppress(OSError):
-                    err.print(f"[bold red]error:[/] {escape(unwritten(problem))}", soft_wrap=True)
+                    err.print(f"[bold red]error:[/] {escape(problem.strerror or str(problem))}", soft_wrap=True)
     return status
 
 
@@ -72,7 +67,8 @@ def close_if_broken(stream: TextIO | None) -> OSError | None:
     if stream is None or stream.closed:
         return None
     try:
-        stream.flush()
+        with written():
+            stream.flush()
     except OSError as e:
         with suppress(OSError, ValueError):
             nowhere = os.open(os.devnull, os.O_WRONLY)

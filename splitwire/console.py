@@ -35,9 +35,9 @@ PLAIN = {
     "·": "|", "•": "*", "–": "-", "—": "-", "−": "-", "…": "...", "×": "x", "→": "->", "←": "<-", "µ": "u", "μ": "u",
     "≤": "<=", "≥": ">=", "±": "+-", "°": " deg", "⁹": "^9", "²": "^2", "“": '"', "”": '"', "„": '"', "‘": "'",
     "’": "'", "█": "#", "✓": "x",
-    **dict.fromkeys("─━═╸╺╴╶", "-"),
-    **dict.fromkeys("│┃║╎", "|"),
-    **dict.fromkeys("╭╮╯╰┌┐└┘├┤┬┴┼╞╡╪╒╕╘╛┏┓┗┛┡┩╇", "+"),
+    **{chr(c): "+" for c in range(0x2500, 0x2580)},  # corners and crossings of boxes, but for these
+    **dict.fromkeys("─━═╌╍┄┅┈┉╴╶╸╺", "-"),
+    **dict.fromkeys("│┃║╎╏┆┇┊┋╵╷╹╻", "|"),
 }  # fmt: skip
 """What stands for a character that the encoding of a stream lacks; for any other its code."""
 
@@ -59,6 +59,21 @@ HANDLER = "splitwire.plain"
 codecs.register_error(HANDLER, _plain)
 
 
+class Unwritable(OSError):
+    """The output could not be written; its text says so."""
+
+
+@contextmanager
+def written() -> Iterator[None]:
+    """Raises Unwritable for an OSError that is no closed pipe."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as e:
+        raise Unwritable(e.errno, f"the output cannot be written: {e.strerror or e}") from e
+
+
 class Console(RichConsole):
     """A console that lays out what the stream can show, so that columns stay in line."""
 
@@ -66,6 +81,11 @@ class Console(RichConsole):
     def encoding(self) -> str:
         """What rich asks before it draws lines: it may use any, `_plain` replaces them one by one."""
         return "utf-8"
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Raises Unwritable."""
+        with written():
+            super().print(*objects, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Every text passes here before it is measured."""
@@ -181,8 +201,9 @@ def print_json(value: object, *, indent: int | None = 2) -> None:
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     if not encoding.lower().replace("_", "-").startswith("utf"):
         text = "".join(c if c.isascii() else json.dumps(c)[1:-1] for c in text)
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+    with written():
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
 
 
 @contextmanager

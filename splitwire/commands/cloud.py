@@ -22,7 +22,7 @@ def serve(
     threads: Annotated[int | None, typer.Option(help="Threads of one inference.")] = None,
     grace: Annotated[int, typer.Option(help="Seconds that running requests get to finish at shutdown.")] = 30,
     as_json: Annotated[
-        bool, typer.Option("--json", help='Print one line {"url": …, "pid": …} when ready, and nothing else.')
+        bool, typer.Option("--json", help='Print one line {"url": ..., "pid": ...} when ready, and nothing else.')
     ] = False,
 ) -> None:
     """Serve the back halves of exported models until SIGTERM or Ctrl-C."""

@@ -26,7 +26,7 @@ KEPT = "nothing of it was written; run it again"
 
 @with_pictures
 def export(
-    model: Annotated[str, typer.Argument(help="A torchvision name (resnet18, …) or an ONNX file.")],
+    model: Annotated[str, typer.Argument(help="A torchvision name (resnet18, ...) or an ONNX file.")],
     data: Annotated[Path, typer.Option(help="Folder of images to calibrate on, searched recursively; or a video.")],
     cut: Annotated[
         str | None,

@@ -32,7 +32,7 @@ PLOT_SUFFIXES = (".png", ".svg")
 
 @with_pictures
 def plan(
-    model: Annotated[str, typer.Argument(help="A torchvision name (resnet50, …) or an ONNX file.")],
+    model: Annotated[str, typer.Argument(help="A torchvision name (resnet50, ...) or an ONNX file.")],
     data: Annotated[
         Path | None, typer.Option(help="Folder of images to measure bytes on.", show_default="synthetic pictures")
     ] = None,
