@@ -216,7 +216,7 @@ def test_edge_run_in_ascii(run, place: Place) -> None:
     shown = run("edge", "run", *place.arguments("edge run"), encoding="ascii")
     assert shown.status == 0, shown.err
     assert "001.png" in shown.out
-    assert "5 images, 1 skipped at operating point" in shown.out
+    assert sys.platform in ("win32", "darwin") or r"caf\xe9.png" in shown.out
     assert "?" not in shown.out
 
 
