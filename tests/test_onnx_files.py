@@ -188,7 +188,9 @@ def test_damage_is_said_once_and_in_words(tmp_path, caplog):
 def test_a_file_in_the_memory_layout_of_one_cpu(tmp_path):
     model = network(domains={"com.microsoft.nchwc": 1})
     model.graph.node[1].domain = "com.microsoft.nchwc"
-    with pytest.raises(UnsupportedModel, match=r"saved by ONNX Runtime in the memory layout of one CPU .* EXTENDED"):
+    with pytest.raises(
+        UnsupportedModel, match=r"saved by ONNX Runtime in the memory layout of one CPU .*EXTENDED or below"
+    ):
         from_file(save(model, tmp_path / "net.onnx"))
 
 
@@ -443,12 +445,12 @@ def test_the_commands_keep_outputs(tmp_path, command):
         "export": ["--cut", "r", "--data", str(tmp_path / "images"), "--levels", "2", "--out", str(tmp_path / "pair")],
     }[command]
     refused = CliRunner().invoke(app, [command, str(path), *options])
-    assert (refused.exit_code, refused.stdout) == (1, "")
-    assert "'probabilities' is a sequence of maps" in refused.stderr
-    assert "keep the others: --outputs y" in " ".join(refused.stderr.split())
-    assert CliRunner().invoke(app, [command, str(path), *options, "--outputs", "y"]).exit_code == 0
+    assert "'probabilities' is a sequence of maps" in str(refused.exception)
+    assert str(refused.exception).endswith("keep the others: --outputs y")
+    done = CliRunner().invoke(app, [command, str(path), *options, "--outputs", "y"])
+    assert (done.exit_code, done.exception) == (0, None)
     unknown = CliRunner().invoke(app, [command, str(path), *options, "--outputs", "y, w"])
-    assert (unknown.exit_code, "no output 'w'; it has y, probabilities" in unknown.stderr) == (2, True)
+    assert "no output 'w'; it has y, probabilities" in str(unknown.exception)
 
 
 def test_outputs_are_kept_by_name(tmp_path):
