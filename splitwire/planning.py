@@ -118,6 +118,7 @@ def plan(
         source = from_file(Path(model), wanted, constants, outputs)
         kind: tuple[tuple[int, ...], InputType] = (source.input_shape[1:], source.input_dtype)
         inputs, how, pictures = _inputs(data, *kind, preprocessing, images, notes)
+        notes += source.notes
     else:
         check_none(constants)
         model, widened = in_float32(model)

@@ -174,6 +174,8 @@ def test_float16_files_become_float32(tmp_path):
     assert np.abs(ours - theirs).max() > 0  # it is not rounded to half precision any more
     result = splitwire.export(path, cut="r", calibration=inputs(6), levels=(4,), out=tmp_path / "pair")
     assert sum("converted to float32" in n for n in result.notes) == 1
+    planned = splitwire.plan(path, data=inputs(2), images=2)
+    assert sum("converted to float32" in n for n in planned.notes) == 1
     front = ort.InferenceSession(str(result.front))
     assert (front.get_inputs()[0].type, front.get_outputs()[0].type) == ("tensor(float)", "tensor(float)")
 
