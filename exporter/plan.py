@@ -67,7 +67,7 @@ class Latency:
 
 @dataclass(frozen=True, kw_only=True)
 class Rate:
-    """One number of levels. bytes: of one request, with all heads. bits_per_element: of the features alone."""
+    """One number of levels. bytes: of the frame of one image. bits_per_element: of the features alone."""
 
     levels: int
     bits_per_element: float
@@ -78,14 +78,15 @@ class Rate:
 class Option:
     """Something to do. label: the cut as `--cut` takes it, or "device" or "jpeg".
 
-    bytes: sent per image. down: of the outputs that come back for it. joules: of the device per image, where its
-    profile knows its power.
+    bytes: of the frame of one image, or of its JPEG. sent: what crosses the socket for it, with the HTTP head. down: of
+    the outputs that come back. joules: of the device per image, where its profile knows its power.
     """
 
     kind: Literal["device", "jpeg", "cut"]
     label: str
     latency: Latency
     bytes: float = 0.0
+    sent: float = 0.0
     down: float = 0.0
     joules: float | None = None
 
@@ -190,11 +191,11 @@ def plan_cuts(
     if best is None and link is not None:
         left = advice if jpeg is not None else "the whole network on the device"
         advice = f"{_nothing_to_compare(planned, dropped, max_tensors)}; what is left: {left}"
-    elif recommended.down > recommended.bytes:
+    elif recommended.down > recommended.sent:
         down = come_down(outputs, None if recommended.kind != "cut" or best is None else best.cut)
         advice += (
             f"; more comes down the link than goes up, {recommended.down / 1e3:,.1f} KB against"
-            f" {recommended.bytes / 1e3:,.1f}: output {max(down, key=lambda o: o.bytes or 0)} costs most"
+            f" {recommended.sent / 1e3:,.1f}: output {max(down, key=lambda o: o.bytes or 0)} costs most"
         )
     return Plan(
         device=near, cloud=far, link=link, macs=costs.macs, parameters=costs.parameters, images=len(inputs),
@@ -279,7 +280,7 @@ class _Machines:
             back=1e3 * self.costs.seconds(self.cloud),
         )
         joules = self._joules(latency, sent)
-        return Option(kind="jpeg", label="jpeg", latency=latency, bytes=sent, down=down, joules=joules)
+        return Option(kind="jpeg", label="jpeg", latency=latency, bytes=jpeg_bytes, sent=sent, down=down, joules=joules)
 
     def cut(self, cut: Cut, bits: tuple[float, ...] | str | None, levels: Sequence[int], ranked_by: int) -> PlannedCut:
         front = 1e3 * self.costs.seconds_before(cut.position, self.device)
@@ -290,13 +291,14 @@ class _Machines:
         if isinstance(bits, tuple):
             specs = [TensorSpec(name="x", shape=shape) for shape in cut.shapes]
             chunks = sum(-(-s.planes[0] // planes_per_chunk(s, whole_images=True)) for s in specs)
-            heads = HEAD_BYTES + side_information(chunks)
+            heads = side_information(chunks)
             rates = tuple(
                 Rate(levels=n, bits_per_element=b / cut.elements, bytes=heads + b / 8)
                 for n, b in zip(levels, bits, strict=True)
             )
             if self.link is not None:
-                sent = next(r.bytes for r in rates if r.levels == ranked_by)
+                frame = next(r.bytes for r in rates if r.levels == ranked_by)
+                sent = frame + HEAD_BYTES
                 latency = Latency(
                     front=front,
                     encode=1e3 * cut.elements / self.device.encode_elements,
@@ -305,7 +307,9 @@ class _Machines:
                     back=back,
                 )
                 joules = self._joules(latency, sent)
-                option = Option(kind="cut", label=cut.label, latency=latency, bytes=sent, down=down, joules=joules)
+                option = Option(
+                    kind="cut", label=cut.label, latency=latency, bytes=frame, sent=sent, down=down, joules=joules
+                )
         return PlannedCut(
             cut=cut,
             macs_share=self.costs.macs_before(cut.position) / max(self.costs.macs, 1),

@@ -12,8 +12,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from splitwire.cli import app
+from splitwire.codec import preprocessing
+from splitwire.codec.codec import FeatureCodec
 from splitwire.demo.baselines import packed_zstd_bytes
 from splitwire.demo.fashion import STAGES
+from splitwire.evaluation.contenders.ours import Splitwire
+from splitwire.evaluation.pair import Pair
 from splitwire.models import demo as catalogue
 
 
@@ -45,8 +49,8 @@ def test_every_point_is_measured(summary: dict) -> None:
     elements = summary["baselines"]["float32_bytes"] / 4
     for p in summary["points"]:
         assert p["bits_per_element"] == pytest.approx(8 * p["bytes_per_image"] / elements)
-        # HTTP heads are counted, and nothing but they lies between frame and socket
-        assert 40 < p["bytes_per_image"] - p["frame_bytes_per_image"] < 150
+        # nothing but the HTTP head lies between frame and socket
+        assert 40 < p["sent_bytes_per_image"] - p["bytes_per_image"] < 150
         assert set(p["ms"]) == set(STAGES) and all(v > 0 for v in p["ms"].values())
     for kind in (uniform, budgets):
         rates = [p["bits_per_element"] for p in kind]
@@ -114,3 +118,15 @@ def test_photos_are_recognised_whole_and_split(tmp_path: Path) -> None:
         assert photos["coffee"][side][0][0] == "espresso"
     for photo in photos.values():
         assert photo["bytes_sent"] < photo["jpeg_bytes"] / 2
+
+
+def test_bytes_are_those_that_evaluate_counts(summary: dict, demo_pair: Path) -> None:
+    """The demo's frames over HTTP and the evaluation's contender: the same mean over the same images."""
+    pair = Pair(demo_pair)
+    codec = FeatureCodec(pair.profile)
+    images, _ = catalogue.test_set()
+    inputs = [preprocessing.apply(Image.fromarray(image), pair.profile.preprocessing) for image in images]
+    features = [f.features for x in inputs for f in pair.front([x])]
+    for p in (summary["points"][0], summary["points"][-1]):
+        contender = Splitwire(codec, p["op"], family="splitwire")
+        assert p["bytes_per_image"] == pytest.approx(np.mean([contender.encode(f).bytes for f in features]), rel=1e-3)

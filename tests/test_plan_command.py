@@ -69,7 +69,7 @@ def test_json(model, tmp_path):
     best = next(c for c in said["cuts"] if c["label"] == said["best_cut"])
     totals = [c["end_to_end"]["total_ms"] for c in said["cuts"] if c["end_to_end"]]
     assert best["end_to_end"]["total_ms"] == min(totals)
-    assert said["jpeg"]["bytes"] == said["jpeg_bytes"] + 140
+    assert said["jpeg"]["sent_bytes"] == said["jpeg"]["bytes"] + 140 == said["jpeg_bytes"] + 140
     assert list(tmp_path.iterdir()) == []  # no plot without --plot
 
 

@@ -148,7 +148,7 @@ def test_the_table_shows_what_comes_down_and_names_the_output_that_costs_most(tm
     assert cuts["r"]["down_bytes"] == everything
     assert cuts["u"]["down_bytes"] == everything - 4 * 6  # the front makes the classes
     end = cuts["r"]["end_to_end"]
-    assert end["link_ms"] == pytest.approx(10 + 8e3 * (end["bytes"] + everything) / 5e6)
+    assert end["link_ms"] == pytest.approx(10 + 8e3 * (end["sent_bytes"] + everything) / 5e6)
     assert said["jpeg"]["down_bytes"] == everything
     assert [o["bytes"] for o in said["outputs"]] == [24, 21504, 2048]
 
@@ -162,6 +162,6 @@ def test_where_the_reply_is_larger_than_the_frame_the_advice_says_so(tmp_path: P
         link=Link(bits_per_second=1e9, rtt_ms=1.0), device=slow,
     )  # fmt: skip
     assert p.recommended.kind == "cut"
-    assert p.recommended.down > 20_000 > p.recommended.bytes
+    assert p.recommended.down > 20_000 > p.recommended.sent > p.recommended.bytes
     assert "; more comes down the link than goes up, 2" in p.advice
     assert p.advice.endswith("output 'map' (21×16×16, float32) costs most")

@@ -163,6 +163,7 @@ def _option(option: Option | None) -> dict[str, Any] | None:
         "kind": option.kind,
         "label": option.label,
         "bytes": option.bytes,
+        "sent_bytes": option.sent,
         "down_bytes": option.down,
         "joules": option.joules,
         **latency,
@@ -204,8 +205,9 @@ def table(result: PlanResult) -> Table:
     grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, caption_justify="left")
     grid.caption = (
         "* recommended. MAC, par: share of the multiply–accumulates and of the parameters on the device. front, back:"
-        f" estimated ms; link, total: ms at N = {p.ranked_by} levels. N=…: KB (1,000 bytes) sent per image at N levels,"
-        " heads included; –: not among the cuts that were calibrated. down: KB of the outputs that come back."
+        f" estimated ms; link, total: ms at N = {p.ranked_by} levels. N=…: KB (1,000 bytes) of the frame of one image"
+        " at N levels; the HTTP head is counted in the link's time; –: not among the cuts that were calibrated. down:"
+        " KB of the outputs that come back."
     )
     grid.caption += " mJ: of the device, without waiting." if energy else ""
     grid.add_column("cut", no_wrap=True)

@@ -36,9 +36,9 @@ Labels = NDArray[np.uint8]
 class Point(Struct, frozen=True, kw_only=True):
     """One operating point, measured over all images.
 
-    accuracy: share of right answers. bytes_per_image: what crossed the socket upwards, HTTP heads included;
-    bits_per_element is the same over the elements of the feature tensor. frame_bytes_per_image: the frames alone, with
-    their headers. packed_zstd_bytes_per_image: the same symbols bit-packed + zstd 3, without any header. ms: medians.
+    accuracy: share of right answers. bytes_per_image: of the frames, with their headers; bits_per_element is the same
+    over the elements of the feature tensor. sent_bytes_per_image: what crossed the socket upwards, HTTP heads included.
+    packed_zstd_bytes_per_image: the same symbols bit-packed + zstd 3, without any header. ms: medians.
     """
 
     op: str
@@ -46,7 +46,7 @@ class Point(Struct, frozen=True, kw_only=True):
     accuracy: float
     bits_per_element: float
     bytes_per_image: float
-    frame_bytes_per_image: float
+    sent_bytes_per_image: float
     packed_zstd_bytes_per_image: float
     clipping: str
     ms: dict[str, float]
@@ -153,14 +153,14 @@ def stream(
         progress(f"Stream {op}", i + 1, len(inputs))
     answers = classes([next(iter(r.outputs.values())) for r in results])
     point = session.profile.operating_points[session.profile.point_index(op)].tensors[0]
-    sent = np.array([r.bytes_sent for r in results])
+    frames = np.array([r.frame_bytes for r in results])
     return Point(
         op=op,
         levels=len(point.quantizer.levels),
         accuracy=float((answers == labels).mean()),
-        bits_per_element=float(8 * sent.sum() / sum(f.size for f in features)),
-        bytes_per_image=float(sent.mean()),
-        frame_bytes_per_image=float(np.mean([r.frame_bytes for r in results])),
+        bits_per_element=float(8 * frames.sum() / sum(f.size for f in features)),
+        bytes_per_image=float(frames.mean()),
+        sent_bytes_per_image=float(np.mean([r.bytes_sent for r in results])),
         packed_zstd_bytes_per_image=float(np.mean([packed_zstd_bytes(f, point.quantizer) for f in features])),
         clipping=point.clipping.method,
         ms={stage: float(np.median([getattr(r.timings, stage) for r in results])) for stage in STAGES},

@@ -27,7 +27,7 @@ def table(summary: Summary) -> Table:
         pad_edge=False,
     )
     grid.add_column("network")
-    for name in ("accuracy", "bits/el", "bytes", "zstd", *STAGES):
+    for name in ("Top-1", "bits/el", "bytes", "sent", "zstd", *STAGES):
         grid.add_column(name, justify="right")
     b = summary.baselines
     grid.add_row("whole", f"{summary.whole.accuracy:.1%}")
@@ -36,7 +36,11 @@ def table(summary: Summary) -> Table:
     for p in summary.points:
         default = p.op == summary.default_op
         cells = [p.op + (" *" if default else ""), f"{p.accuracy:.1%}", f"{p.bits_per_element:.3f}"]
-        cells += [f"{p.bytes_per_image:,.0f}", f"{p.packed_zstd_bytes_per_image:,.0f}"]
+        cells += [
+            f"{p.bytes_per_image:,.0f}",
+            f"{p.sent_bytes_per_image:,.0f}",
+            f"{p.packed_zstd_bytes_per_image:,.0f}",
+        ]
         cells += [f"{p.ms[stage]:.2f}" for stage in STAGES]
         grid.add_row(*cells, style="bold" if default else None)
     return grid
@@ -46,10 +50,10 @@ def caption(summary: Summary) -> str:
     """What the rows and columns mean."""
     shape = "×".join(map(str, summary.feature_shape))
     return (
-        f"* the default operating point. Features {shape}; bytes per image as they crossed the socket, frame header "
-        "and HTTP head included (a lean one: no User-Agent, no Content-Type), and the same in bits per element. zstd: "
-        "the same symbols bit-packed, then zstd 3, without any header. JPEG: the picture itself at quality 90, the "
-        "whole network in the cloud. float32: the split network with the codec off; "
+        f"* the default operating point. Features {shape}; bytes: the frame of one image, header included, and the same"
+        " in bits per element. sent: what crossed the socket, with the HTTP head (a lean one: no User-Agent, no "
+        "Content-Type). zstd: the same symbols bit-packed, then zstd 3, without any header. JPEG: the picture itself"
+        " at quality 90, the whole network in the cloud. float32: the split network with the codec off; "
         f"{summary.float_agreement:,} of {summary.images:,} answers are those of the whole network. The last five "
         "columns are milliseconds per stage, medians."
     )
@@ -75,7 +79,7 @@ def write_plot(summary: Summary, path: Path) -> None:
         zstd, ours = ([rates[i][k] for i in own] for k in (1, 0))
         ys = [accuracy[i] for i in own]
         axes.plot(zstd, ys, "s" + line, color="tab:orange", label=packed if kind == "r" else None, markersize=4)
-        axes.plot(ours, ys, "o" + line, color="tab:blue", label=f"splitwire {kind}: {meaning} (all headers, HTTP too)")
+        axes.plot(ours, ys, "o" + line, color="tab:blue", label=f"splitwire {kind}: {meaning} (whole frames)")
     for p, (x, _), y in zip(summary.points, rates, accuracy, strict=True):
         default = p.op == summary.default_op
         axes.annotate(
