@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
@@ -20,6 +21,7 @@ from splitwire.codec.profile import Clipping
 from splitwire.evaluation.bd_rate import bd_rate, envelope
 from splitwire.evaluation.compare import OURS, compare, families
 from splitwire.evaluation.feature_plots import expected_shares, fitted
+from splitwire.evaluation.plots import draw
 from splitwire.evaluation.report import headline, render, table_csv, write_report
 from splitwire.evaluation.results import Disagreement, Estimate, Evaluation, Point
 
@@ -351,3 +353,33 @@ def test_a_mean_preserving_quantizer_is_drawn_without_thresholds(tmp_path: Path)
     write_report(evaluation(designs=(found,)), tmp_path)
     drawn = (tmp_path / "plots" / "features.svg").read_text(encoding="utf-8")
     assert "levels of n4" in drawn and "thresholds" not in drawn
+
+
+def test_where_every_setting_answers_alike_it_is_said_and_the_divergence_shown(tmp_path):
+    zero, all_right = Estimate(value=0.0, low=0.0, high=0.03), Estimate(value=1.0, low=1.0, high=1.0)
+    level = evaluation(
+        points=tuple(
+            msgspec.structs.replace(p, loss=zero, figures={**p.figures, "top1": all_right}) for p in evaluation().points
+        ),
+        whole={"top1": all_right},
+    )
+    comparison = compare(level)
+    plots = draw(level, comparison)
+    assert [p.name for p in plots if p.name in ("curve", "curve-all", "kl")] == ["kl"]
+    words = "Every setting of every contender has 100.00 % Top-1 accuracy on these 2,000 images"
+    assert plots[0].caption.startswith(words)
+    assert comparison.verdict[0].startswith(words)
+    assert not compare(evaluation()).verdict[0].startswith("Every setting")
+
+
+def test_intervals_of_the_chosen_are_drawn_and_the_rest_on_demand():
+    e = evaluation()
+    comparison = compare(e)
+    curve = next(p for p in draw(e, comparison) if p.name == "curve-all")
+    chosen = {(s.family, s.setting) for s in comparison.standings} | {(OURS, e.default_op)}
+    rest = re.findall(r'<g id="rest-\d+">\s*<path [^>]*stroke-opacity: ([0-9.]+)', curve.svg)
+    assert len(rest) == len(e.points) - len(chosen)
+    assert set(rest) == {"0"}  # in files they are not seen
+    assert len(re.findall(r'id="curve-all-w-rest-\d+"', curve.wide)) == len(rest)
+    page = render(e, comparison, [curve])
+    assert 'class="bars"' in page

@@ -181,6 +181,11 @@ def families(evaluation: Evaluation) -> dict[str, list[Point]]:
     return {family: sorted(points, key=lambda p: p.bytes) for family, points in grouped.items() if points}
 
 
+def is_level(evaluation: Evaluation) -> bool:
+    """Whether the main figure is the same for every setting, so that it tells nothing apart."""
+    return all(abs(p.loss.value) <= SLACK for p in evaluation.points)
+
+
 def _verdict(
     evaluation: Evaluation, standings: list[Standing], missed: list[Missed], max_loss: float, upper: bool
 ) -> tuple[str, ...]:
@@ -191,6 +196,13 @@ def _verdict(
     picture = next((s for s in standings if s.sends == "image"), None)
     features = next((s for s in standings if s.sends == "features" and s.family != OURS), None)
     said: list[str] = []
+    if is_level(evaluation):
+        value = figure_words(figure, evaluation.whole[figure].value)
+        kl = "; the KL divergence does" if any("kl" in p.figures for p in evaluation.points) else ""
+        said.append(
+            f"Every setting of every contender has {value} {title(figure)} on these {evaluation.data.images:,} images,"
+            f" as the whole network has: they do not tell the settings apart{kl}. More images would."
+        )
     if ours is None:
         least = next((m for m in missed if m.family == OURS), None)
         if least is not None:

@@ -82,11 +82,17 @@ class Sheet:
     comparison: Comparison
     narrow: bool
     tips: list[str] = field(default_factory=list)
+    hidden: int = 0
 
     def tip(self, text: str) -> str:
         """Id of an element that shows `text` under the pointer."""
         self.tips.append(text)
         return f"{TIP}{len(self.tips) - 1}"
+
+    def rest(self) -> str:
+        """Id of an interval that the page shows on demand, and that no file shows."""
+        self.hidden += 1
+        return f"rest-{self.hidden}"
 
     def axes(self) -> Axes:
         """The only axes of a plot, styled."""

@@ -17,6 +17,7 @@ from .compare import (
     count,
     families,
     figure_words,
+    is_level,
     loss_words,
     milliseconds,
     named,
@@ -52,22 +53,34 @@ ROOM_RIGHT = 4.0
 """The close-up ends at so many times the bytes of splitwire's dearest setting."""
 
 
+BARS = (
+    "Bars (of the cheapest setting of each within the budget, and of the default; the button shows all): 95 % intervals"
+)
+
+
 def draw(evaluation: Evaluation, comparison: Comparison) -> list[Plot]:
     """Every plot that the evaluation has the figures for, in the page's order."""
     e = evaluation
     second = second_figure(e)
-    plots = [
+    level = is_level(e) and second is not None
+    plots = [] if level else [
         plot(
             "curve", f"{capital(title(e.figure))} against bytes", _curve_caption(e, comparison), _draw_curve,
             e, comparison, height=5.4,
         )
     ]  # fmt: skip
-    if hidden(e, comparison):
+    if hidden(e, comparison) and not level:
         caption = "The same without limits: every setting of every contender."
         plots.append(plot("curve-all", "Every setting", caption, _draw_all, e, comparison, height=4.6))
     if second is not None:
         better = "Lower is better; it sees changes before an answer flips." if second == "kl" else "Higher is better."
-        caption = f"{better} Bands: 95 % intervals over images."
+        caption = f"{better} {BARS} over images."
+        if level:
+            value = figure_words(e.figure, e.whole[e.figure].value)
+            caption = (
+                f"Every setting of every contender has {value} {title(e.figure)} on these {e.data.images:,} images, as"
+                f" the whole network has: that curve would be a level line, and this one stands in its place. {caption}"
+            )
         name = f"{capital(title(second))} against bytes"
         plots.append(plot(second, name, caption, _draw_second, e, comparison, height=5.0))
     caption = (
@@ -142,7 +155,7 @@ def hidden(evaluation: Evaluation, comparison: Comparison) -> list[Point]:
 
 def _curve_caption(e: Evaluation, comparison: Comparison) -> str:
     text = (
-        "Up and left is better. Bands: 95 % intervals of the difference from the whole network on the same images "
+        f"Up and left is better. {BARS} of the difference from the whole network on the same images "
         "(paired bootstrap). Dashed with open marks: the picture is sent, and the whole network runs in the cloud. "
         "Operating points n (uniform), a (the same over a range searched for), e (entropy-constrained) and r (made for "
         "so many bits) are a line each."
@@ -222,7 +235,7 @@ def _whole_lines(sheet: Sheet, axes: Axes) -> None:
 def _family_curve(
     sheet: Sheet, axes: Axes, family: str, points: Sequence[Point], of: Callable[[Point], Estimate]
 ) -> None:
-    """Lines, bands and marks of one family; each mark says what it is under the pointer.
+    """Lines, intervals and marks of one family; each mark says what it is under the pointer.
 
     Operating points of one kind (n, a, e, r) are a line each: between kinds there is nothing to interpolate."""
     kinds: dict[str, list[Point]] = {}
@@ -246,9 +259,7 @@ def _line(
     layer = 5 if ours else 3
     xs = [p.bytes for p in points]
     ys = [of(p) for p in points]
-    if len(points) > 1:
-        low, high = [y.low for y in ys], [y.high for y in ys]
-        axes.fill_between(xs, low, high, color=colour, alpha=0.2 if ours else 0.08, linewidth=0, zorder=layer - 2)
+    chosen = {(c.family, c.setting) for c in sheet.comparison.standings} | {(OURS, e.default_op)}
     mark: dict[str, Any] = {
         "marker": marker, "color": colour, "markeredgecolor": colour, "markersize": 5.5 if ours else 4,
         "markerfacecolor": PAGE if sends == "image" else colour,
@@ -257,6 +268,10 @@ def _line(
     width = 2.2 if ours and label else 1.2
     axes.plot(xs, [y.value for y in ys], line, linewidth=width, label=label, zorder=layer, **mark)
     for p, y in zip(points, ys, strict=True):
+        bar: dict[str, Any] = {"alpha": 0.6, "zorder": layer - 1}
+        if (p.family, p.setting) not in chosen:
+            bar = {"alpha": 0.0, "zorder": 1, "gid": sheet.rest()}
+        axes.plot([p.bytes] * 2, [y.low, y.high], color=colour, linewidth=1.8 if ours else 1.2, **bar)
         axes.plot([p.bytes], [y.value], zorder=layer + 0.1, gid=sheet.tip(_tip(e, p)), **mark)
 
 
