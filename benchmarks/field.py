@@ -13,8 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -292,13 +291,6 @@ def documents(text: str) -> list[dict[str, Any]]:
     return [one for one in found if "frame_bytes" in one]
 
 
-@contextmanager
-def stopwatch(seconds: dict[str, float], name: str) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    seconds[name] = round(time.perf_counter() - start, 1)
-
-
 def place(network: Network) -> Path:
     """Where its pictures, its pair and what came of it are. Kept, so that one network can be done again alone."""
     return OUT / network.name.replace(" ", "-")
@@ -315,7 +307,8 @@ def run(network: Network) -> Result:
 
     def step(name: str, *arguments: str) -> tuple[str, str]:
         commands.append("splitwire " + " ".join(arguments))
-        printed, said, seconds[name] = command(*arguments)
+        printed, said, spent = command(*arguments)
+        seconds[name] = round(spent, 1)
         return printed, said
 
     data = str(folder / "calibration")
@@ -341,7 +334,9 @@ def run(network: Network) -> Result:
             profile = edge.profile
     if [row["frame_bytes"] for row in rows] != [r.frame_bytes for r in results]:
         raise UsageError(f"{network.name}: edge run and the session sent frames of different lengths")
-    whole = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    quiet = onnxruntime.SessionOptions()
+    quiet.log_severity_level = 3  # it warns of a shape that ddddocr's file declares wrongly
+    whole = onnxruntime.InferenceSession(model, quiet, providers=["CPUExecutionProvider"])
     entry, agreements, differences, examples = whole.get_inputs()[0].name, [], [], []
     for photo, result in zip(photos, results, strict=True):
         with Image.open(photo) as image:
