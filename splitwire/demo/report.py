@@ -27,7 +27,7 @@ def table(summary: Summary) -> Table:
         pad_edge=False,
     )
     grid.add_column("network")
-    for name in ("Top-1", "bits/el", "bytes", "sent", "zstd", *STAGES):
+    for name in ("Top-1", "bits/el", "bytes", "sent", "zstd", *("link" if s == "network" else s for s in STAGES)):
         grid.add_column(name, justify="right")
     b = summary.baselines
     grid.add_row("whole", f"{summary.whole.accuracy:.1%}")
