@@ -40,6 +40,8 @@ PAGE = Path("docs/results/field.md")
 CALIBRATION, RUN = 12, 12
 """Pictures to calibrate on and to run; different seeds make them."""
 LEVELS = "4,8"
+FINE = "8,16"
+"""Of detectors whose outputs the export cannot read as boxes: it has nothing to choose a coarse point by."""
 
 Array = NDArray[np.float32]
 Own = Callable[[Image.Image], Array]
@@ -64,6 +66,7 @@ class Network(Struct, frozen=True, kw_only=True):
     own: Own
     answer: Answer
     agree: Callable[[Any, Any], float | None]
+    levels: str = LEVELS
 
 
 class Result(Struct, frozen=True, kw_only=True):
@@ -262,14 +265,14 @@ NETWORKS = [
             "--std", "1",
         ),
         write=partial(pictures.captchas, width=416, height=208, share=0.35), own=dddd_page,
-        answer=boxes_of_yolox, agree=found_again,
+        answer=boxes_of_yolox, agree=found_again, levels=FINE,
     ),
     Network(
         name="nudenet", package="nudenet", what="18 classes of body parts, faces among them, YOLOv8; letterbox",
         model="nudenet/320n.onnx", cut="model.4",
         options=("--crop", "320", "--pad", "0", "--pad-at", "end", "--mean", "0", "--std", "1"),
         write=partial(pictures.photographs, longest=320), own=nude_page,
-        answer=boxes_of_yolov8, agree=found_again,
+        answer=boxes_of_yolov8, agree=found_again, levels=FINE,
     ),
 ]  # fmt: skip
 
@@ -320,7 +323,7 @@ def run(network: Network) -> Result:
     if network.cut not in cuts:
         raise UsageError(f"{network.name}: plan does not list the cut {network.cut}; it has {', '.join(cuts)}")
     exported, _ = step(
-        "export", "export", model, "--data", data, "--cut", network.cut, *network.options, "--levels", LEVELS,
+        "export", "export", model, "--data", data, "--cut", network.cut, *network.options, "--levels", network.levels,
         "--out", str(folder / "pair"), "--json",
     )  # fmt: skip
     photos = sorted((folder / "run").glob("*.png"))
