@@ -59,7 +59,7 @@ readme: $(VENV)/.dev ## put the figures of `make demo` and `make bench` into REA
 	$(RUN) -m benchmarks.readme
 
 hostile: $(VENV)/.dev ## 100,000 damaged frames: refused, or decoded to what was sent (docs/trust.md)
-	$(RUN) tests/test_hostile.py $(ARGS)
+	$(RUN) tests/codec/test_hostile.py $(ARGS)
 
 fuzz: $(VENV)/.fuzz ## coverage-guided fuzzing of all parsers and decoders; FUZZ_SECONDS=600 in all
 	$(RUN) tests/fuzz/run.py $(ARGS)

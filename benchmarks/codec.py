@@ -27,7 +27,7 @@ from splitwire.codec.files import write_json
 from splitwire.codec.kernels import quantize as kernels
 from splitwire.codec.profile import Quantizer
 from splitwire.codec.quantizer import dequantize, quantize
-from splitwire.evaluation.stages import machine
+from splitwire.evaluation.measuring.stages import machine
 
 OUT = Path("build/bench")
 OURS = "splitwire"

@@ -18,11 +18,11 @@ from rich.progress import track
 
 from splitwire.demo import photos
 from splitwire.demo.fashion import to_inputs
-from splitwire.exporter.costs import measure_costs
-from splitwire.exporter.cuts import find_cut
+from splitwire.exporter.cutting.cuts import find_cut
+from splitwire.exporter.cutting.names import Names
 from splitwire.exporter.export import export_pair
-from splitwire.exporter.graph import from_module
-from splitwire.exporter.names import Names
+from splitwire.exporter.network.source import from_module
+from splitwire.exporter.planning.costs import measure_costs
 from splitwire.models import demo, figures
 from splitwire.models.catalogue import load
 from splitwire.models.recipes import RECIPES, Recipe

@@ -26,7 +26,7 @@ from splitwire.codec.design.statistics import FeatureStatistics
 from splitwire.codec.files import write_json
 from splitwire.codec.profile import OperatingPoint, Quantizer
 from splitwire.codec.quantizer import dequantize, quantize
-from splitwire.evaluation.stages import machine
+from splitwire.evaluation.measuring.stages import machine
 
 OUT = Path("build/bench")
 FINE = (16, 32)

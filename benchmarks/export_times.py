@@ -23,7 +23,7 @@ from rich.table import Table
 from benchmarks.photographs import natural, write_crops
 from splitwire.codec.files import write_json
 from splitwire.console import progress_bar
-from splitwire.evaluation.stages import machine
+from splitwire.evaluation.measuring.stages import machine
 from splitwire.exporting import export
 
 OUT = Path("build/bench/export.json")

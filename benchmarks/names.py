@@ -18,8 +18,8 @@ from rich.progress import track
 from benchmarks.sweep import SIZES
 from splitwire.codec.errors import SplitwireError
 from splitwire.codec.files import write_json
-from splitwire.exporter.graph import from_module
-from splitwire.exporter.names import Names
+from splitwire.exporter.cutting.names import Names
+from splitwire.exporter.network.source import from_module
 from splitwire.models import demo
 from splitwire.models.catalogue import load
 from splitwire.models.recipes import RECIPES

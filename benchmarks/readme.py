@@ -18,9 +18,9 @@ from benchmarks.codec import OURS, Row
 from benchmarks.reports import PAGES
 from splitwire.demo import report
 from splitwire.demo.fashion import Summary
-from splitwire.evaluation.compare import USUAL_LOSS, Standing, compare, milliseconds
+from splitwire.evaluation.answer.compare import USUAL_LOSS, Standing, compare, milliseconds
+from splitwire.evaluation.answer.results import read_results
 from splitwire.evaluation.contenders import HEVC, HEVC_SCREEN, PAPER, SPLITWIRE, ZSTD
-from splitwire.evaluation.results import read_results
 
 README = Path("README.md")
 PLOT = Path("docs/results/demo.png")

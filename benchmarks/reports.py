@@ -22,10 +22,10 @@ from splitwire.codec.profile import Preprocessing
 from splitwire.console import progress_bar
 from splitwire.demo import photos
 from splitwire.demo.fashion import to_inputs
-from splitwire.evaluation.compare import compare
+from splitwire.evaluation.answer.compare import compare
 from splitwire.evaluation.run import evaluate
+from splitwire.exporter.calibration.inputs import Calibration
 from splitwire.exporter.export import Network, export_pair
-from splitwire.exporter.inputs import Calibration
 from splitwire.models import demo, detector
 from splitwire.models.catalogue import load
 from splitwire.models.making import scenes

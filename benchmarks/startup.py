@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from splitwire.codec.files import write_json
-from splitwire.evaluation.stages import machine
+from splitwire.evaluation.measuring.stages import machine
 
 OUT = Path("build/bench")
 REPEATS = 7

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.progress import track
 
 from splitwire.codec.files import write_json
-from splitwire.evaluation.stages import machine
+from splitwire.evaluation.measuring.stages import machine
 
 OUT = Path("build/sweep")
 PAGE = Path("docs/results/models.md")
@@ -182,7 +182,7 @@ def page(results: Sequence[Result]) -> str:
 def _export(name: str, path: Path) -> int:
     import onnx_ir as ir
 
-    from splitwire.exporter.graph import from_module
+    from splitwire.exporter.network.source import from_module
     from splitwire.models.catalogue import load
 
     loaded = load(name, size=SIZES.get(name))
@@ -196,13 +196,13 @@ def _export(name: str, path: Path) -> int:
 
 
 def _cut(name: str, path: Path, to: Path) -> int:
-    from splitwire.exporter import verify
-    from splitwire.exporter.costs import measure_costs
-    from splitwire.exporter.cuts import find_cut, find_cuts
-    from splitwire.exporter.graph import from_file
-    from splitwire.exporter.inference import Graph
-    from splitwire.exporter.names import Names
-    from splitwire.exporter.split import split
+    from splitwire.exporter.cutting import verify
+    from splitwire.exporter.cutting.cuts import find_cut, find_cuts
+    from splitwire.exporter.cutting.names import Names
+    from splitwire.exporter.cutting.split import split
+    from splitwire.exporter.network.inference import Graph
+    from splitwire.exporter.network.source import from_file
+    from splitwire.exporter.planning.costs import measure_costs
 
     about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory() as scratch:

@@ -24,7 +24,7 @@ from splitwire.codec.files import write_json
 from splitwire.codec.profile import OperatingPoint, TensorPoint
 from splitwire.demo import photos
 from splitwire.demo.fashion import batches, to_inputs
-from splitwire.evaluation.stages import machine
+from splitwire.evaluation.measuring.stages import machine
 from splitwire.models import demo
 from splitwire.models.catalogue import load
 

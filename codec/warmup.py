@@ -76,8 +76,8 @@ def warm_up(root: Path | None = None, progress: ProgressFn | None = None) -> War
 def _steps() -> Iterator[tuple[str, Callable[[], object]]]:
     """(what, call): together they use every kernel with every set of types that the layers above use it with.
 
-    A new kernel joins through the coder that uses it: one more operating point below. tests/test_startup.py fails for a
-    kernel that is left out.
+    A new kernel joins through the coder that uses it: one more operating point below. tests/system/test_startup.py
+    fails for a kernel that is left out.
     """
     codec, small = (FeatureCodec(example_profile((CHANNELS, height, WIDTH))) for height in (HEIGHT, SMALL))
     x = np.linspace(-1, 2, CHANNELS * HEIGHT * WIDTH, dtype=np.float32).reshape(1, CHANNELS, HEIGHT, WIDTH)

@@ -22,19 +22,30 @@ from splitwire.codec.profile import CodecProfile, Preprocessing, SizeSpec, Tenso
 from splitwire.codec.tables import MAX_LEVELS
 from splitwire.codec.tasks import Task
 from splitwire.codec.text import printable
-
-from . import agreement, bake, overwrite, verify
-from .calibrate import Progress
-from .checkpoint import Checkpoint
-from .constants import Constants, check_none
-from .cuts import Cut, find_cut
-from .graph import Source, from_file, from_module
-from .inference import Float32Array, Graph, InputType
-from .inputs import LIMIT, Calibration, CalibrationInputs, Skipped, are_images, open_inputs
-from .links import Link
-from .measure import PointMeasure
-from .names import Names
-from .options import (
+from splitwire.exporter.calibration.calibrate import Progress
+from splitwire.exporter.calibration.checkpoint import Checkpoint
+from splitwire.exporter.calibration.inputs import (
+    LIMIT,
+    Calibration,
+    CalibrationInputs,
+    Skipped,
+    are_images,
+    open_inputs,
+)
+from splitwire.exporter.cutting import verify
+from splitwire.exporter.cutting.cuts import Cut, find_cut
+from splitwire.exporter.cutting.names import Names
+from splitwire.exporter.cutting.split import Halves, split
+from splitwire.exporter.cutting.torch_check import check_torch
+from splitwire.exporter.network.adapting.constants import Constants, check_none
+from splitwire.exporter.network.adapting.outputs import check_arrays
+from splitwire.exporter.network.adapting.widen import in_float32
+from splitwire.exporter.network.inference import Float32Array, Graph, InputType
+from splitwire.exporter.network.pictures import PictureOptions, WantedShape, completed, wanted_shape
+from splitwire.exporter.network.purpose import check_labels, check_task, task_of
+from splitwire.exporter.network.source import Source, from_file, from_module
+from splitwire.exporter.pair import bake, overwrite
+from splitwire.exporter.pair.precision_choice import (
     Accept,
     BackPrecision,
     CodecMaker,
@@ -46,13 +57,10 @@ from .options import (
     check_precisions,
     choose,
 )
-from .outputs import check_arrays
-from .pictures import PictureOptions, WantedShape, completed, wanted_shape
-from .plan import AUTO_LINK, DEFAULT_DEVICE, recommend_cut
-from .purpose import check_labels, check_task, task_of
-from .sensitivity import Kind, Option
-from .split import Halves, split
-from .widen import in_float32
+from splitwire.exporter.planning.links import Link
+from splitwire.exporter.planning.plan import AUTO_LINK, DEFAULT_DEVICE, recommend_cut
+from splitwire.exporter.points.design import Kind, Option
+from splitwire.exporter.points.measure import PointMeasure
 
 LEVELS = (2, 3, 4, 6, 8, "r0.1", "r0.2", "r0.3", "r0.4", "r0.6", "r0.8")
 """The operating points made unless the caller says otherwise: what Cohen et al. 2021 tabulate, and six budgets."""
@@ -373,7 +381,7 @@ def _kind(level: int | str) -> Kind | None:
 def _verify(model: Network, source: Source, halves: Halves, inputs: Float32Array) -> tuple[float, float | None]:
     """(halves against the whole, ONNX against torch)."""
     whole = Graph.of(source.model, what="whole network", exact=True)
-    against_torch = agreement.check_torch(model, source, whole, inputs) if isinstance(model, torch.nn.Module) else None
+    against_torch = check_torch(model, source, whole, inputs) if isinstance(model, torch.nn.Module) else None
     expected = verify.answers(whole, inputs)
     check_arrays(expected[0])
     del whole  # one graph at a time in ONNX Runtime: the weights may be large

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from splitwire.codec.errors import SplitwireError
     from splitwire.codec.profile import CodecProfile, Preprocessing
     from splitwire.evaluation.run import evaluate
-    from splitwire.exporter.pictures import PictureOptions
+    from splitwire.exporter.network.pictures import PictureOptions
     from splitwire.exporting import export
     from splitwire.planning import plan
     from splitwire.runtime_cloud.session import CloudSession
@@ -40,7 +40,7 @@ _HOME = {
     "FeatureCodec": "splitwire.codec.codec",
     "HttpTransport": "splitwire.runtime_edge.transport",
     "LoopbackTransport": "splitwire.runtime_edge.transport",
-    "PictureOptions": "splitwire.exporter.pictures",
+    "PictureOptions": "splitwire.exporter.network.pictures",
     "Preprocessing": "splitwire.codec.profile",
     "SplitwireError": "splitwire.codec.errors",
     "evaluate": "splitwire.evaluation.run",

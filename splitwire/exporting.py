@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from splitwire.codec.profile import Preprocessing
     from splitwire.codec.tasks import Task
     from splitwire.console import ProgressFn
-    from splitwire.exporter.constants import Constants
+    from splitwire.exporter.calibration.inputs import Calibration
     from splitwire.exporter.export import ExportResult, Levels, Network
-    from splitwire.exporter.inputs import Calibration
-    from splitwire.exporter.options import Accept, BackPrecision, Coder, FrontPrecision
-    from splitwire.exporter.pictures import PictureOptions
+    from splitwire.exporter.network.adapting.constants import Constants
+    from splitwire.exporter.network.pictures import PictureOptions
+    from splitwire.exporter.pair.precision_choice import Accept, BackPrecision, Coder, FrontPrecision
 
 __all__ = ["export"]
 
@@ -97,9 +97,9 @@ def export(
     Raises UsageError, CutNotBounded, UnsupportedModel, NonFiniteFeatures, ExportError; no half-written file is left,
     and a pair that was in `out` before stays.
     """
+    from splitwire.exporter.calibration.inputs import LIMIT
     from splitwire.exporter.export import LEVELS, export_pair
-    from splitwire.exporter.inputs import LIMIT
-    from splitwire.exporter.links import parse_link
+    from splitwire.exporter.planning.links import parse_link
 
     wire = parse_link(link, rtt)
     given = find_network(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from splitwire.codec.profile import Preprocessing
     from splitwire.codec.tasks import Task
     from splitwire.exporter.export import Network
-    from splitwire.exporter.pictures import PictureOptions
+    from splitwire.exporter.network.pictures import PictureOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ def find_network(
     Raises UsageError (unknown name or weights; weights for what has its own), ExportError (download).
     """
     if isinstance(model, str) and not _is_file(model):
-        from splitwire.exporter.pictures import PictureOptions, overlaid
+        from splitwire.exporter.network.pictures import PictureOptions, overlaid
         from splitwire.models.catalogue import load
 
         size = input_shape[2:] if input_shape is not None and len(input_shape) == 4 else image_size

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from splitwire.codec.device import DeviceProfile
     from splitwire.codec.profile import Preprocessing
     from splitwire.console import ProgressFn
-    from splitwire.exporter.constants import Constants
+    from splitwire.exporter.calibration.inputs import Calibration
     from splitwire.exporter.export import Network
-    from splitwire.exporter.inference import Float32Array, InputType
-    from splitwire.exporter.inputs import Calibration
-    from splitwire.exporter.pictures import PictureOptions
-    from splitwire.exporter.plan import Plan
+    from splitwire.exporter.network.adapting.constants import Constants
+    from splitwire.exporter.network.inference import Float32Array, InputType
+    from splitwire.exporter.network.pictures import PictureOptions
+    from splitwire.exporter.planning.plan import Plan
 
 __all__ = ["PlanResult", "plan"]
 
@@ -30,7 +30,7 @@ IMAGES = 32
 
 @dataclass(frozen=True, kw_only=True)
 class PlanResult:
-    """plan: the figures (exporter/plan.py). model: its name. input_shape: (1, C, H, W).
+    """plan: the figures (exporter/planning/plan.py). model: its name. input_shape: (1, C, H, W).
 
     pictures: what the quick calibration ran on, in words; synthetic: whether they were made up. weights: in words.
     notes: what the user should know, one sentence each.
@@ -86,14 +86,14 @@ def plan(
     progress: called as progress(stage, done, total).
     Raises UsageError, UnsupportedModel, ExportError.
     """
-    from splitwire.exporter.constants import check_none
-    from splitwire.exporter.dropped import in_words
-    from splitwire.exporter.graph import from_file, from_module
-    from splitwire.exporter.links import parse_link
-    from splitwire.exporter.names import Names
-    from splitwire.exporter.pictures import wanted_shape
-    from splitwire.exporter.plan import DEFAULT_CLOUD, DEFAULT_DEVICE, plan_cuts
-    from splitwire.exporter.widen import in_float32
+    from splitwire.exporter.cutting.names import Names
+    from splitwire.exporter.network.adapting.constants import check_none
+    from splitwire.exporter.network.adapting.widen import in_float32
+    from splitwire.exporter.network.pictures import wanted_shape
+    from splitwire.exporter.network.source import from_file, from_module
+    from splitwire.exporter.planning.dropped import in_words
+    from splitwire.exporter.planning.links import parse_link
+    from splitwire.exporter.planning.plan import DEFAULT_CLOUD, DEFAULT_DEVICE, plan_cuts
 
     if images < 1 or max_tensors < 1:
         raise UsageError(f"images and max_tensors must be at least 1, are {images} and {max_tensors}")
@@ -158,7 +158,7 @@ def plan(
 
 
 def _device(given: str | DeviceProfile | None, default: str) -> DeviceProfile:
-    from splitwire.exporter.devices import find_device
+    from splitwire.exporter.planning.devices import find_device
 
     return find_device(default if given is None else given)
 
@@ -174,9 +174,9 @@ def _inputs(
     """(network inputs, how they came from pictures, in words)."""
     import numpy as np
 
-    from splitwire.exporter.inference import noise
-    from splitwire.exporter.inputs import are_images, open_inputs
-    from splitwire.exporter.pictures import completed, is_picture
+    from splitwire.exporter.calibration.inputs import are_images, open_inputs
+    from splitwire.exporter.network.inference import noise
+    from splitwire.exporter.network.pictures import completed, is_picture
 
     how = None
     if preprocessing is not None or (is_picture(shape) if data is None else are_images(data)):
@@ -205,7 +205,7 @@ def _drawn(images: int, how: Preprocessing) -> list[Float32Array]:
     import numpy as np
 
     from splitwire.codec import preprocessing
-    from splitwire.exporter.dead_leaves import dead_leaves
+    from splitwire.exporter.planning.dead_leaves import dead_leaves
 
     pixels = np.rint(dead_leaves(images, (how.channels, *how.crop)) * 255).astype(np.uint8).transpose(0, 2, 3, 1)
     drawn = (preprocessing.from_array(p[..., 0] if how.channels == 1 else p) for p in pixels)

@@ -19,7 +19,7 @@ telemetry.set_variable()  # before a test file imports onnxruntime
 settings.register_profile("splitwire", deadline=None, print_blob=True)
 settings.load_profile("splitwire")
 
-FIRST = ("test_readme", "test_startup", "test_demo", "test_exporter_precision", "test_packaging")
+FIRST = ("test_readme", "test_startup", "test_demo", "test_precision", "test_packaging")
 """Files that take minutes. Files are handed to the processes in order: none is left alone with one of these."""
 
 
@@ -65,9 +65,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The exporter's small network as an ONNX file: exporting from it takes a fraction of a second."""
     from exporter_helpers import SHAPE, network
 
-    from splitwire.exporter import graph
-    from splitwire.exporter.inference import serialise
+    from splitwire.exporter.network.inference import serialise
+    from splitwire.exporter.network.source import from_module
 
     path = tmp_path_factory.mktemp("model") / "net.onnx"
-    path.write_bytes(serialise(graph.from_module(network(), (1, *SHAPE)).model))
+    path.write_bytes(serialise(from_module(network(), (1, *SHAPE)).model))
     return path

@@ -2,7 +2,7 @@
 
 Two kinds. Entropy-constrained: the least squared error at that rate. Widened: uniform, with a clipping range that is a
 multiple of the one with the least squared error. A wider range has larger steps, so fewer bits, and reaches larger
-values; which number of levels serves the task best at a rate is for the caller to measure (exporter/budget.py).
+values; which number of levels serves the task best at a rate is for the caller to measure (exporter/points/budget.py).
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ class SymbolCoder(Protocol):
 
     block, padding: how level indices form symbols (BlockPacker). max_lanes: the most a chunk of this coder may name.
     whole_images: whether a chunk that begins or ends inside an image costs it bytes.
-    `tests/conformance.py` checks what is promised here.
+    `tests/helpers/conformance.py` checks what is promised here.
     """
 
     coder_id: ClassVar[int]

@@ -122,8 +122,8 @@ def _prepare(target_context: Any) -> None:
 
     What Numba does here, `refresh`, also registers all that it can compile, which takes a third of a second, a whole
     one where it finds scipy; that is wanted only before a compilation, which does it by itself. Our kernels, arrays and
-    arithmetic, need the memory allocator's symbols. Tested with the versions named (tests/test_startup.py); a later one
-    may want more, so it gets everything.
+    arithmetic, need the memory allocator's symbols. Tested with the versions named (tests/system/test_startup.py); a
+    later one may want more, so it gets everything.
     """
     if LIGHT_START:
         from numba.core.runtime.nrt import rtsys

@@ -12,7 +12,7 @@ from splitwire.console import out, print_json, print_wide
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from splitwire.evaluation.compare import Comparison
+    from splitwire.evaluation.answer.compare import Comparison
 
 WIDTH = 100
 """Columns that the table fits in."""
@@ -30,9 +30,9 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of the table.")] = False,
 ) -> None:
     """Show, from an evaluation, what every contender needs to stay within a loss; say when a picture is better."""
-    from splitwire.evaluation.compare import compare as compared
-    from splitwire.evaluation.compare import evaluation_folder, parse_loss
-    from splitwire.evaluation.results import read_results
+    from splitwire.evaluation.answer.compare import compare as compared
+    from splitwire.evaluation.answer.compare import evaluation_folder, parse_loss
+    from splitwire.evaluation.answer.results import read_results
 
     budget = None if max_loss is None else parse_loss(max_loss)
     comparison = compared(read_results(evaluation_folder(path)), budget, upper=upper)
@@ -43,7 +43,7 @@ def compare(
 
 
 def _show(c: Comparison) -> None:
-    from splitwire.evaluation.compare import OURS, budget_words, counted, figure_words, loss_words, title
+    from splitwire.evaluation.answer.compare import OURS, budget_words, counted, figure_words, loss_words, title
 
     whole = figure_words(c.figure, c.whole.value)
     _say(f"{c.model} cut after {c.cut}: whole network {whole} {title(c.figure)}, {c.images:,} images")
@@ -63,7 +63,7 @@ def table(c: Comparison) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
-    from splitwire.evaluation.compare import OURS, budget_words, loss_words, milliseconds, times, title
+    from splitwire.evaluation.answer.compare import OURS, budget_words, loss_words, milliseconds, times, title
 
     grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, caption_justify="left")
     grid.caption = (

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from splitwire.evaluation.results import Estimate, Evaluation
+    from splitwire.evaluation.answer.results import Estimate, Evaluation
 
 WIDTH = 110
 """Columns that the table fits in."""
@@ -60,7 +60,7 @@ def evaluate(
     """Measure accuracy against bytes on your images, for this pair and for what you would send instead.
 
     Ends with status 3 where no operating point is within --max-loss."""
-    from splitwire.evaluation.compare import FOLDER, parse_loss
+    from splitwire.evaluation.answer.compare import FOLDER, parse_loss
 
     budget = None if max_loss is None else parse_loss(max_loss)
     keys = None if contenders is None else [key.strip() for key in contenders.split(",") if key.strip()]
@@ -91,8 +91,8 @@ def _document(evaluation: Evaluation, folder: Path) -> dict[str, Any]:
     """What `--json` prints."""
     import msgspec
 
-    from splitwire.evaluation.report import FILE as REPORT
-    from splitwire.evaluation.results import FILE
+    from splitwire.evaluation.answer.results import FILE
+    from splitwire.evaluation.report.page import FILE as REPORT
 
     document = msgspec.to_builtins(evaluation)
     for part in PASSED_OVER:
@@ -101,8 +101,8 @@ def _document(evaluation: Evaluation, folder: Path) -> dict[str, Any]:
 
 
 def _show(e: Evaluation, folder: Path) -> None:
-    from splitwire.evaluation.compare import figure_words, milliseconds, title
-    from splitwire.evaluation.report import FILE as REPORT
+    from splitwire.evaluation.answer.compare import figure_words, milliseconds, title
+    from splitwire.evaluation.report.page import FILE as REPORT
 
     _say(f"{e.model} cut after {e.cut}: {e.data.images:,} images, {e.elements:,} elements at the cut")
     whole = e.whole[e.figure]
@@ -128,8 +128,8 @@ def _show(e: Evaluation, folder: Path) -> None:
 
 def _choice(e: Evaluation, max_loss: float) -> str:
     """What became of --max-loss."""
-    from splitwire.evaluation.choose import choose
-    from splitwire.evaluation.compare import budget_words, count, loss_words
+    from splitwire.evaluation.answer.choose import choose
+    from splitwire.evaluation.answer.compare import budget_words, count, loss_words
 
     choice = choose(e.points, max_loss, e.over_budget)
     budget = budget_words(e.figure, max_loss)
@@ -153,7 +153,7 @@ def _points(e: Evaluation) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
-    from splitwire.evaluation.compare import OURS, SHARES, count, figure_words, heading, loss_words, milliseconds
+    from splitwire.evaluation.answer.compare import OURS, SHARES, count, figure_words, heading, loss_words, milliseconds
 
     unit = ", %" if e.figure in SHARES else ""
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))

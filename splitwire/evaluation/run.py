@@ -23,24 +23,34 @@ from splitwire.codec.errors import SplitwireError, UsageError
 from splitwire.codec.files import write_atomically
 from splitwire.codec.text import printable_json
 from splitwire.console import ProgressFn
-from splitwire.exporter.bake import write_default
-from splitwire.exporter.overspent import is_overspent, overspent_note
+from splitwire.evaluation.answer.choose import check_budget, choose
+from splitwire.evaluation.answer.compare import FOLDER, OURS, SLACK, USUAL_LOSS
+from splitwire.evaluation.answer.results import FILE, Data, Disagreement, Estimate, Evaluation, Point, Sends
+from splitwire.evaluation.contenders.protocol import FeatureContender, ImageContender
+from splitwire.evaluation.data.dataset import Dataset, open_data
+from splitwire.evaluation.measuring.features import describe, designs
+from splitwire.evaluation.measuring.ladders import LADDERS, following
+from splitwire.evaluation.measuring.measure import (
+    WHOLE,
+    Measurement,
+    Reader,
+    Sample,
+    first_answer,
+    label,
+    received,
+    take_sample,
+    thumbnail,
+)
+from splitwire.evaluation.measuring.pair import Pair
+from splitwire.evaluation.measuring.stages import machine, time_stages, versions
+from splitwire.evaluation.measuring.store import Batch, Store
+from splitwire.evaluation.report.page import write_report
+from splitwire.evaluation.tasks.bootstrap import intervals
+from splitwire.evaluation.tasks.tasks import Outcome, Scored, is_detector, make_task
+from splitwire.exporter.pair.bake import write_default
+from splitwire.exporter.points.overspent import is_overspent, overspent_note
 
-from .bootstrap import intervals
-from .choose import check_budget, choose
-from .compare import FOLDER, OURS, SLACK, USUAL_LOSS
-from .contender import FeatureContender, ImageContender
 from .contenders import FAMILIES, KEYS, feature_contenders, image_contenders, on_ladders, select
-from .data import Dataset, open_data
-from .features import describe, designs
-from .ladders import LADDERS, following
-from .measure import WHOLE, Measurement, Reader, Sample, first_answer, label, received, take_sample, thumbnail
-from .pair import Pair
-from .report import write_report
-from .results import FILE, Data, Disagreement, Estimate, Evaluation, Point, Sends
-from .stages import machine, time_stages, versions
-from .store import Batch, Store
-from .tasks import Outcome, Scored, is_detector, make_task
 
 SHOWN_DISAGREEMENTS = 24
 NEEDED = ("bjontegaard", "jinja2", "matplotlib")

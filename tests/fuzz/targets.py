@@ -20,7 +20,8 @@ import atheris
 import numpy as np
 
 COMPILED = os.environ.get("NUMBA_DISABLE_JIT") != "1"
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 if COMPILED:  # Numba cannot compile instrumented bytecode: these are imported before the rest is instrumented
     from splitwire.codec import kernels
 

@@ -11,8 +11,9 @@ from collections.abc import Collection, Iterable, Mapping
 from splitwire.codec.codec import FeatureCodec
 from splitwire.codec.errors import UsageError
 from splitwire.codec.profile import CodecProfile
-from splitwire.evaluation.contender import FeatureContender, ImageContender
-from splitwire.evaluation.ladders import AVIF, HEVC, HEVC_IMAGE, HEVC_SCREEN, JPEG, LADDERS, WEBP
+from splitwire.evaluation.measuring.ladders import AVIF, HEVC, HEVC_IMAGE, HEVC_SCREEN, JPEG, LADDERS, WEBP
+
+from .protocol import FeatureContender, ImageContender
 
 SPLITWIRE = "splitwire"
 PAPER_UNIFORM, PAPER_SEARCHED = "paper, uniform", "paper, searched range"

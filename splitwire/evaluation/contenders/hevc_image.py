@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from splitwire.evaluation.contender import Sent
-
 from . import x265
+from .protocol import Sent
 
 SIZE_BYTES = 2
 

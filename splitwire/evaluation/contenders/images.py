@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from splitwire.evaluation.contender import Sent
+from .protocol import Sent
 
 
 def jpeg(picture: Image.Image, quality: int) -> bytes:

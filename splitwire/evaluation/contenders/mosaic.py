@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from splitwire.codec.profile import CodecProfile, TensorSpec
-from splitwire.evaluation.contender import Features, Sent
 
 from . import x265
+from .protocol import Features, Sent
 from .raw import Ranges
 
 OUTSIDE = 0.0005

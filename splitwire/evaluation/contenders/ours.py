@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from splitwire.codec.codec import FeatureCodec
-from splitwire.evaluation.contender import Features, Sent
+
+from .protocol import Features, Sent
 
 
 class Splitwire:

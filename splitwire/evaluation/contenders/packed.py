@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from splitwire.codec.profile import CodecProfile, Quantizer
 from splitwire.codec.quantizer import dequantize, quantize
-from splitwire.evaluation.contender import Features, Sent
+
+from .protocol import Features, Sent
 
 UInt8Array = NDArray[np.uint8]
 

@@ -2,8 +2,8 @@
 
 The quantizers are those of the profile. Points n and e are made as the paper makes them: uniform with pinned ends, or
 entropy-constrained, over the range with the least squared error. Those of points r have ranges that are splitwire's
-(exporter/budget.py); the paper's coder on them is a family of its own. The elements run channel by channel, and the
-contexts start afresh with each tensor of each image.
+(exporter/points/budget.py); the paper's coder on them is a family of its own. The elements run channel by channel, and
+the contexts start afresh with each tensor of each image.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from splitwire.codec.entropy.cabac import AdaptiveBinary
 from splitwire.codec.profile import CodecProfile
 from splitwire.codec.quantizer import dequantize, quantize
-from splitwire.evaluation.contender import Features, Sent
+
+from .protocol import Features, Sent
 
 SIDE_BYTES = 12
 SIDE_BYTES_DETECTION = 24

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splitwire.codec.profile import CodecProfile
-from splitwire.evaluation.contender import Features, Float32Array, Sent
+
+from .protocol import Features, Float32Array, Sent
 
 T = TypeVar("T", bound=np.generic)
 MAX_FLOAT16 = float(np.finfo(np.float16).max)

@@ -1,0 +1,1 @@
+"""Data → statistics of the features at the cut."""

@@ -1,0 +1,1 @@
+"""Names → where the network can be cut → two graphs, verified."""

@@ -1,0 +1,1 @@
+"""A module or an ONNX file → one checked graph with one image input."""

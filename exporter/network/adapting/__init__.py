@@ -1,0 +1,1 @@
+"""Changes that make a network fit for the cut: older operators, constants, outputs, detectors, half precision."""

@@ -1,0 +1,103 @@
+"""Which outputs the pair gives: those that the caller keeps, if a reply can carry them (codec/reply.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from splitwire.codec.errors import UnsupportedModel, UsageError
+from splitwire.codec.reply import DTYPES, MAX_DIMS, MAX_NAME, MAX_OUTPUTS
+from splitwire.exporter.network.inference import Array
+
+_SHOWN = 8
+"""Names that a message lists."""
+
+
+def keep_outputs(model: ir.Model, kept: Sequence[str] | None, foreign: Mapping[str, str] | None = None) -> None:
+    """Leave the named outputs, in the network's order and each once; then every one must fit into a reply.
+
+    kept: None keeps all. foreign: outputs whose type onnx_ir does not hold, and what they are, in words.
+    Raises UsageError for a name that is no output, UnsupportedModel for an output that no reply can carry.
+    """
+    graph = model.graph
+    outputs = list(dict.fromkeys(graph.outputs))
+    names = [str(v.name) for v in outputs]
+    if kept is not None:
+        if not kept:
+            raise UsageError(f"outputs names none; the network has {_listed(names)}")
+        for name in kept:
+            if name not in names:
+                raise UsageError(f"the network has no output {name!r}; it has {_listed(names)}")
+        outputs = [v for v in outputs if v.name in kept]
+    if len(outputs) < len(graph.outputs):
+        graph.outputs.clear()
+        graph.outputs.extend(outputs)
+        RemoveUnusedNodesPass()(model)
+    refuse({str(v.name): (foreign or {}).get(str(v.name)) or _not_carried(v) for v in graph.outputs})
+
+
+def check_outputs(graph: ir.Graph) -> None:
+    """Raise UnsupportedModel for an output that no reply can carry, in a graph whose types have been inferred."""
+    refuse({str(v.name): "is no tensor" if v.type is None else _not_carried(v) for v in graph.outputs})
+
+
+def check_arrays(arrays: Mapping[str, Array]) -> None:
+    """The same for outputs as they came: their number of axes may not be known before."""
+    refuse({name: _rank(array.ndim) for name, array in arrays.items()})
+
+
+def refuse(reasons: Mapping[str, str | None]) -> None:
+    """Raise UnsupportedModel if an output has a reason not to be carried; the message says how to go on."""
+    good = [name for name, reason in reasons.items() if reason is None]
+    if len(reasons) > MAX_OUTPUTS:
+        raise UnsupportedModel(
+            f"the network has {len(reasons)} outputs; a reply carries up to {MAX_OUTPUTS}: {_way_out(good)}"
+        )
+    for name, reason in reasons.items():
+        if reason is not None:
+            raise UnsupportedModel(f"the output {_short(name)!r} {reason}, which no reply can carry; {_way_out(good)}")
+
+
+def _not_carried(value: ir.Value) -> str | None:
+    name = str(value.name or "")
+    if isinstance(value.type, ir.SequenceType):
+        return "is a sequence of tensors"
+    if isinstance(value.type, ir.OptionalType):
+        return "is an optional value"
+    if isinstance(value.type, ir.SparseTensorType):
+        return "is a sparse tensor"
+    if value.dtype is not None and _dtype(value.dtype) not in DTYPES:
+        return f"holds {value.dtype.name.lower()} values"
+    if not 0 < len(name) <= MAX_NAME:
+        return f"has a name of {len(name)} characters (1 to {MAX_NAME} fit)"
+    return None if value.shape is None else _rank(len(value.shape))
+
+
+def _rank(axes: int) -> str | None:
+    return f"has {axes} axes (up to {MAX_DIMS} fit)" if axes > MAX_DIMS else None
+
+
+def _dtype(kind: ir.DataType) -> str:
+    """As NumPy and the reply call it; bfloat16 becomes float32 (widen.py)."""
+    return {"FLOAT": "float32", "DOUBLE": "float64", "BFLOAT16": "float32"}.get(kind.name, kind.name.lower())
+
+
+def _way_out(good: Sequence[str]) -> str:
+    if not good:
+        return "export the network without the operators that make it"
+    if len(good) > _SHOWN:
+        return f"keep some of the others: --outputs {','.join(good[:2])},…"
+    names = ",".join(good)
+    return f"keep the others: --outputs {names if names.isascii() and ' ' not in names else repr(names)}"
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = [_short(n) for n in names]
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return (", ".join(names[:_SHOWN]) or "none") + more
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 60 else f"{name[:57]}…"

@@ -1,0 +1,204 @@
+"""The last step: the profile goes into both graphs, and both files appear, or neither."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+import onnx_ir as ir
+
+from splitwire.codec.errors import ExportError, FingerprintMismatch, UsageError
+from splitwire.codec.profile import METADATA_KEY, CodecProfile
+from splitwire.exporter.network import inference
+from splitwire.exporter.network.inference import MAX_MODEL_BYTES
+
+from . import metadata
+
+FRONT, BACK = "front.onnx", "back.onnx"
+"""Names of the two files in the output folder."""
+
+MAX_SHOWN = 60
+"""Characters of a folder's name that an error message about its length shows."""
+
+ROOM = 64
+"""Bytes of a path left for the names of the files, and of those that are written first."""
+
+
+def digest(model: ir.Model) -> str:
+    """SHA-256 of the serialised graph without splitwire's metadata, in hex."""
+    bare = model.clone()
+    bare.metadata_props.pop(METADATA_KEY, None)
+    return inference.digest(bare)
+
+
+def check_folder(out: Path) -> None:
+    """Raise UsageError if the two files could not be written to `out`: asked before the long work, not after it."""
+    if _exists(out) and not out.is_dir():
+        raise UsageError(f"{out} is a file; --out names the folder for {FRONT} and {BACK}")
+    place = next(p for p in (out, *out.absolute().parents) if _exists(p))
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise UsageError(f"cannot write to {out}: {place} is not a folder that you may write to")
+    if wrong := _unfit(out, place):
+        shown = str(out) if len(str(out)) <= MAX_SHOWN else f"{str(out)[:MAX_SHOWN]}…"
+        raise UsageError(f"--out {shown!r} {wrong}; name another folder for {FRONT} and {BACK}")
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name that no file system takes; not every Python says False
+        return False
+
+
+def _unfit(out: Path, place: Path) -> str | None:
+    """Why no folder of this name can be made below `place`, which is there; None if one can."""
+    if "\0" in str(out):
+        return "has a zero byte in its name"
+    if not hasattr(os, "pathconf"):  # Windows
+        return None
+    limit = os.pathconf(place, "PC_NAME_MAX")
+    longest = max((len(os.fsencode(part)) for part in out.parts), default=0)
+    if longest > limit:
+        return f"has a name of {longest} bytes, the file system takes {limit}"
+    limit = os.pathconf(place, "PC_PATH_MAX") - ROOM
+    whole = len(os.fsencode(out.absolute()))
+    return f"is a path of {whole} bytes, the system takes {limit}" if whole > limit else None
+
+
+def write_pair(
+    front: ir.Model, back: ir.Model, profile: CodecProfile, out: Path, *, limit: int = MAX_MODEL_BYTES
+) -> tuple[Path, Path]:
+    """Write front.onnx and back.onnx with the profile in their metadata; returns their paths.
+
+    A half with more than `limit` bytes of weights keeps them in a file beside it, front.onnx.data or back.onnx.data.
+    All files or none: if anything fails, a pair that was there before is there unchanged, and nothing half-written
+    remains. (A crash of the machine between two renames can leave files of two pairs; their fingerprints differ, and
+    the cloud refuses them.) Raises ExportError.
+    """
+    created = missing_folders(out)
+    targets = (out / FRONT, out / BACK)
+    ready: list[tuple[Path, Path]] = []
+    started: list[Path] = []
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for model, target in zip((front, back), targets, strict=True):
+            baked = model.clone()
+            baked.metadata_props[METADATA_KEY] = profile.to_json()
+            spare = _spare_name(target, "tmp")
+            started += [spare, _data(spare)]
+            for path in inference.save(baked, spare, name=target.name, limit=limit):
+                _to_disk(path)
+                ready.append((path, target if path == spare else _data(target)))
+        _replace_all(ready)
+        for target in targets:
+            if _data(target) not in [place for _, place in ready]:
+                _data(target).unlink(missing_ok=True)  # of an older, larger pair
+    except BaseException as e:
+        for path in started:
+            path.unlink(missing_ok=True)
+        for folder in created:
+            with suppress(OSError):  # somebody else's file is in it
+                folder.rmdir()
+        if isinstance(e, OSError):
+            raise ExportError(f"cannot write the pair to {out}: {e.strerror or e}; nothing was changed there") from e
+        raise
+    return targets
+
+
+def write_default(folder: Path, op: str) -> None:
+    """Make the operating point `op` the default of the pair in `folder`, in both files or in neither.
+
+    Only the profile in the files' metadata changes: the graphs, and with them the hashes and the fingerprint, stay, so
+    that running edges and clouds keep understanding each other. Large weights beside the graphs are not touched. Where
+    a crash of the machine between two renames leaves two defaults, the pair still works; calling it again mends that.
+    Raises UsageError if `folder` holds no pair or cannot be written to, ProfileError if a file carries no profile or
+    the profile has no such operating point, FingerprintMismatch if the files are of two pairs.
+    """
+    targets = (folder / FRONT, folder / BACK)
+    for target in targets:
+        if not target.is_file():
+            raise UsageError(f"{folder} holds no {target.name}; name the folder that `splitwire export` wrote")
+    started: list[Path] = []
+    try:
+        places = [metadata.find_profile(target) for target in targets]
+        front, back = (place.profile for place in places)
+        if front.fingerprint != back.fingerprint:
+            raise FingerprintMismatch(
+                f"{FRONT} and {BACK} in {folder} are of two pairs ({front.fingerprint.hex()} and"
+                f" {back.fingerprint.hex()}); export the model again"
+            )
+        front.point_index(op)
+        ready: list[tuple[Path, Path]] = []
+        for place in places:
+            if place.profile.default_op == op:
+                continue
+            spare = _spare_name(place.path, "tmp")
+            started.append(spare)
+            metadata.copy_with(place, msgspec.structs.replace(place.profile, default_op=op), spare)
+            shutil.copymode(place.path, spare)
+            _to_disk(spare)
+            ready.append((spare, place.path))
+        _replace_all(ready)
+    except OSError as e:
+        raise UsageError(f"cannot write the default to {folder}: {e.strerror or e}; nothing was changed there") from e
+    finally:
+        for path in started:
+            path.unlink(missing_ok=True)
+
+
+def _replace_all(ready: list[tuple[Path, Path]]) -> None:
+    """Rename every (finished file, target); put the predecessors of those done back if a rename fails."""
+    backups: list[tuple[Path, Path]] = []
+    done: list[Path] = []
+    try:
+        for _, target in ready:
+            if target.exists():
+                backups.append((_spare_name(target, "old"), target))
+                _keep_copy(target, backups[-1][0])
+        try:
+            for path, target in ready:
+                path.replace(target)
+                done.append(target)
+        except BaseException:
+            before = {target: backup for backup, target in backups}
+            for target in done:
+                if target in before:
+                    before[target].replace(target)
+                else:
+                    target.unlink(missing_ok=True)
+            raise
+    finally:
+        for backup, _ in backups:
+            backup.unlink(missing_ok=True)
+
+
+def _keep_copy(path: Path, backup: Path) -> None:
+    try:
+        backup.hardlink_to(path)
+    except OSError:  # a file system without hard links, such as a memory card's
+        shutil.copy2(path, backup)
+
+
+def _to_disk(path: Path) -> None:
+    """Before the rename, so that no crash leaves an empty file under the final name."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _data(path: Path) -> Path:
+    """Where `inference.save` puts large weights."""
+    return path.with_name(f"{path.name}.data")
+
+
+def _spare_name(target: Path, ending: str) -> Path:
+    """In the target's folder: a rename within one file system is atomic."""
+    return target.with_name(f".{target.name}.{secrets.token_hex(4)}.{ending}")
+
+
+def missing_folders(out: Path) -> list[Path]:
+    """The folders that mkdir(parents=True) will make, innermost first."""
+    return [p for p in (out, *out.parents) if not p.exists()]

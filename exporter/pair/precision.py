@@ -1,0 +1,279 @@
+"""Halves in other arithmetic: an int8 front, a float16 back. ONNX Runtime's tools convert; this prepares and checks.
+
+Inputs, outputs and what crosses keep their names and stay float32 (sizes int64): neither the codec nor the runtimes
+know the difference. Both functions leave what they are given as it is.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+
+from splitwire.codec.errors import UnsupportedModel, UsageError
+from splitwire.exporter.network.inference import (
+    MAX_MODEL_BYTES,
+    Float32Array,
+    Graph,
+    check_graph,
+    serialise,
+    weight_bytes,
+)
+
+QUANTIZED = (
+    *("Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Mul"),
+    *("Relu", "LeakyRelu", "Clip", "Sigmoid", "MaxPool", "AveragePool", "GlobalAveragePool", "Resize"),
+    *("Concat", "Split", "Slice", "Pad", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"),
+)
+"""Operators that compute in int8 or pass int8 on. Normalisations and softmax stay float32: 8 bits hold neither their
+small differences nor their small probabilities."""
+
+WITH_WEIGHTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_SUMS = (*WITH_WEIGHTS, "Add", "Sum", "Sub", "AveragePool", "GlobalAveragePool", "ReduceMean", "LayerNormalization")
+
+KEPT_FLOAT32 = ("LayerNormalization", "InstanceNormalization", "GroupNormalization", "RMSNormalization")
+"""Not float16: their sums of squares lose digits, and ONNX Runtime 1.32 crashes where it opens a ViT with the first
+of them in float16 on a CPU."""
+
+_NOT_BY_HAND = ("Cast", "If", "Loop", "Scan")
+"""What float16_by_hand leaves: casts are there, and a body takes what its node is given."""
+
+_MAX_BRANCHES = 4
+"""A Concat of more (densenet's blocks) is not looked through: half the front would stay float32."""
+
+_BATCH = 8
+"""Inputs per run while the ranges are measured."""
+
+
+def int8_front(front: ir.Model, inputs: Sequence[Float32Array]) -> ir.Model:
+    """The front with 8-bit weights, one scale per output channel, and 8-bit activations (QDQ; static quantization).
+
+    inputs: (C, H, W) float32, those of the calibration; the range of each activation is its smallest and largest value
+    on them. The layers that make the front's outputs stay float32, since 8 bits there would add their rounding to the
+    codec's and their grid to its statistics: the last convolution, or the last sum. Raises UsageError without inputs,
+    UnsupportedModel if ONNX Runtime's quantizer does not take the front or finds nothing in it to quantize.
+    """
+    if not inputs:
+        raise UsageError("an int8 front needs calibration inputs to measure its ranges on")
+    if weight_bytes(front) > MAX_MODEL_BYTES:
+        raise UnsupportedModel(
+            f"ONNX Runtime quantizes fronts of up to 1.9 GB, this has {weight_bytes(front) / 1e9:.1f}"
+        )
+    named = _foldable(front)
+    for i, node in enumerate(named.graph):
+        node.name = node.name or f"splitwire_{i}"  # what is left out is named by its nodes
+    kept = _makers(named.graph)
+    if not any(n.op_type in WITH_WEIGHTS and n.name not in kept for n in named.graph):
+        raise UnsupportedModel(
+            "nothing in the front can be int8: the last layer before the cut stays float32, and no convolution or"
+            " matrix product comes before it; cut later, or keep the float32 front"
+        )
+    made = _restored(_quantized(named, inputs, sorted(kept)), front)
+    _outputs_from_float(made.graph)
+    return _checked(made, front, "int8 front")
+
+
+def float16_back(back: ir.Model) -> ir.Model:
+    """The back with float16 weights and activations between float32 inputs and outputs.
+
+    Normalisations stay float32, as do operators without a float16 kernel (NonMaxSuppression, RoiAlign, TopK, …). For
+    GPUs: on a CPU ONNX Runtime computes in float32 all the same, and converts in between. Raises UnsupportedModel if
+    the conversion fails.
+    """
+    if weight_bytes(back) > MAX_MODEL_BYTES:
+        raise UnsupportedModel(f"only backs of up to 1.9 GB can be float16; this has {weight_bytes(back) / 1e9:.1f} GB")
+    from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
+
+    exact = [*DEFAULT_OP_BLOCK_LIST, *KEPT_FLOAT32]
+
+    try:
+        with _quiet():
+            whole = onnx.load_from_string(serialise(back))
+            converted = convert_float_to_float16(whole, keep_io_types=True, op_block_list=exact)
+    except Exception as e:  # a tool's script: asserts, KeyError, and what protobuf raises
+        raise UnsupportedModel(f"ONNX Runtime's converter does not take the back half: {_line(e)}") from e
+    made = _restored(converted, back)
+    made.graph.sort()  # the converter puts its casts behind everything
+    return _checked(made, back, "float16 back")
+
+
+def _quantized(front: ir.Model, inputs: Sequence[Float32Array], kept: Sequence[str]) -> onnx.ModelProto:
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+
+    options = {"MatMulConstBOnly": True}  # attention's products of two activations stay float32
+    with tempfile.TemporaryDirectory(prefix="splitwire-int8-") as folder, _quiet():
+        source, target = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
+        source.write_bytes(serialise(front))
+        try:
+            quantize_static(
+                str(source),
+                str(target),
+                _reader(front, inputs),
+                quant_format=QuantFormat.QDQ,
+                op_types_to_quantize=list(QUANTIZED),
+                per_channel=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                nodes_to_exclude=list(kept),
+                calibrate_method=CalibrationMethod.MinMax,
+                extra_options=options,
+            )
+            return onnx.load(target)
+        except Exception as e:  # a tool's script: it raises whatever its parts do
+            raise UnsupportedModel(f"ONNX Runtime's quantizer does not take the front half: {_line(e)}") from e
+
+
+def _reader(front: ir.Model, inputs: Sequence[Float32Array]) -> Any:
+    """The inputs in batches, as the quantizer asks for them."""
+    from onnxruntime.quantization import CalibrationDataReader
+
+    entry = front.graph.inputs[0]
+    fixed = entry.shape[0] if entry.shape is not None and isinstance(entry.shape[0], int) else None
+    step = fixed or _BATCH
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
+        def __init__(self) -> None:
+            self._starts = iter(range(0, len(inputs), step))
+
+        def get_next(self) -> dict[str, Float32Array] | None:
+            start = next(self._starts, None)
+            if start is None:
+                return None
+            batch = np.stack(inputs[start : start + step])
+            return {str(entry.name): np.resize(batch, (fixed or len(batch), *batch.shape[1:]))}
+
+    return Reader()
+
+
+def _foldable(front: ir.Model) -> ir.Model:
+    """A copy of the front; batch normalisations behind convolutions are folded into these, as every session does it."""
+    if not any(n.op_type == "BatchNormalization" for n in front.graph):
+        return front.clone()
+    with tempfile.TemporaryDirectory(prefix="splitwire-int8-") as folder:
+        path = Path(folder) / "folded.onnx"
+        options = ort.SessionOptions()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.log_severity_level = 4
+        options.optimized_model_filepath = str(path)
+        try:
+            ort.InferenceSession(serialise(front), options, providers=["CPUExecutionProvider"])
+            folded = ir.from_proto(onnx.load(path))
+        except Exception as e:
+            raise UnsupportedModel(f"ONNX Runtime does not take the front half: {_line(e)}") from e
+    return folded
+
+
+def _makers(graph: ir.Graph) -> set[str]:
+    """Names of the nodes that make the outputs: from each back through activations and moves to a layer or a sum."""
+    found: set[str] = set()
+    stack = [v.producer() for v in graph.outputs if v.dtype in (None, ir.DataType.FLOAT)]
+    while stack:
+        node = stack.pop()
+        if node is None or str(node.name) in found:
+            continue
+        found.add(str(node.name))
+        if node.op_type not in _SUMS and (node.op_type != "Concat" or len(node.inputs) <= _MAX_BRANCHES):
+            stack += [v.producer() for v in node.inputs if v is not None]
+    return found
+
+
+def _outputs_from_float(graph: ir.Graph) -> None:
+    """An output that layers of the front read, too, is put out before it is rounded for them."""
+    for i, output in enumerate(graph.outputs):
+        restore = output.producer()
+        if restore is None or restore.op_type != "DequantizeLinear" or restore.inputs[0] is None:
+            continue
+        rounding = restore.inputs[0].producer()
+        exact = rounding.inputs[0] if rounding is not None and rounding.op_type == "QuantizeLinear" else None
+        if rounding is None or exact is None:
+            continue
+        name, exact.shape = str(output.name), output.shape
+        exact.dtype = output.dtype or ir.DataType.FLOAT
+        output.name = f"{name}_rounded"
+        graph.outputs[i] = exact
+        exact.name = name
+        if not output.uses() and len(rounding.outputs[0].uses()) == 1:
+            graph.remove([restore, rounding], safe=True)
+
+
+def _restored(made: onnx.ModelProto, half: ir.Model) -> ir.Model:
+    """As onnx_ir has it, with what the half says about itself, and no operator sets that nothing uses."""
+    model = ir.from_proto(made)
+    model.producer_name, model.producer_version = half.producer_name, half.producer_version
+    model.doc_string, model.domain, model.model_version = half.doc_string, half.domain, half.model_version
+    for own, origin in ((model, half), (model.graph, half.graph)):
+        own.metadata_props.clear()
+        own.metadata_props.update(origin.metadata_props)
+    model.graph.name, model.graph.doc_string = half.graph.name, half.graph.doc_string
+    used = {"", *(n.domain for n in model.graph.all_nodes())}
+    for domain in [d for d in model.opset_imports if d not in used]:
+        del model.opset_imports[domain]
+    return model
+
+
+def _checked(made: ir.Model, half: ir.Model, what: str) -> ir.Model:
+    """The same inputs and outputs as the half; passes the ONNX checker; opens in ONNX Runtime."""
+    for old, new in ((half.graph.inputs, made.graph.inputs), (half.graph.outputs, made.graph.outputs)):
+        if [(v.name, v.dtype) for v in old] != [(v.name, v.dtype) for v in new]:
+            raise UnsupportedModel(f"ONNX Runtime's tool changed the ends of the {what}; keep this half in float32")
+    if reason := check_graph(made):
+        raise UnsupportedModel(f"the {what} does not pass the ONNX checker: {reason}")
+    Graph.of(made, what=what)
+    return made
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The tools write to the root logger, and the first write would set it up; its own handlers get it as before."""
+    root, handler = logging.getLogger(), logging.NullHandler()
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+
+
+def float16_by_hand(back: ir.Model) -> ir.Model:
+    """A float16 back whose values are rounded to float16 on a CPU, too: each operator in float32, casts around it.
+
+    (ONNX Runtime would put these casts there itself, and drop them between two operators: neither the rounding of the
+    activations nor an overflow would show.) For measuring; weights stay as they are.
+    """
+    proto = ir.to_proto(back)
+    del proto.graph.value_info[:]  # the converter leaves some wrong
+    model = ir.from_proto(onnx.shape_inference.infer_shapes(proto))
+    for node in list(model.graph.all_nodes()):
+        if node.op_type in _NOT_BY_HAND or node.graph is None or not any(_is_half(v) for v in node.inputs):
+            continue
+        for i, value in enumerate(node.inputs):
+            if value is not None and _is_half(value):
+                cast = ir.node("Cast", [value], {"to": ir.DataType.FLOAT})
+                cast.outputs[0].dtype = ir.DataType.FLOAT
+                node.graph.insert_before(node, cast)
+                node.replace_input_with(i, cast.outputs[0])
+        for value in node.outputs:
+            if not _is_half(value):
+                continue
+            cast = ir.node("Cast", [value], {"to": ir.DataType.FLOAT16})
+            rounded = cast.outputs[0]
+            node.graph.insert_after(node, cast)
+            value.replace_all_uses_with(rounded, replace_graph_outputs=True)
+            cast.replace_input_with(0, value)
+            value.dtype, rounded.dtype, rounded.shape = ir.DataType.FLOAT, ir.DataType.FLOAT16, value.shape
+    return model
+
+
+def _is_half(value: ir.Value | None) -> bool:
+    return value is not None and value.dtype == ir.DataType.FLOAT16

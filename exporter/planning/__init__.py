@@ -1,0 +1,1 @@
+"""Where it pays to cut: costs, devices, links."""

@@ -1,0 +1,178 @@
+"""Operating points for a budget of bits: the number of levels and the clipping range that the answers like best.
+
+The range with the least squared error is seldom the best one for the task. At one rate there are many uniform
+quantizers, few levels over a narrow range or more of them over a wider one; those of about the budget's rate are tried
+in the back half, and the one that does the least damage to the answers (damage.py) is taken. docs/codec.md says what
+that saved on three networks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from splitwire.codec.design import FeatureStatistics, Widening
+from splitwire.codec.design.rate import RateOf
+from splitwire.codec.errors import ExportError
+from splitwire.codec.profile import TensorPoint, TensorSpec
+from splitwire.exporter.calibration.calibrate import Progress
+
+from .measure import DamageOf, alone
+from .sharing import Cost, share_budget
+
+LEVELS = (2, 3, 4, 5, 6, 8, 12, 16, 32)
+"""Numbers of levels tried."""
+
+PILOT = 5
+"""The number of them that shows what the coder spends at an entropy; odd, so that features around zero can rest."""
+
+INPUTS, INPUTS_SHARED = 64, 16
+"""Inputs that the damage is measured on, with one tensor and with several: those are mostly of detectors, which take
+long for an image and find several things in it."""
+
+INPUTS_FIRST = 4
+PROMISING = 4
+"""With several tensors, whose back halves take long, so few inputs show which candidates of a budget are tried on all.
+Candidates differ by factors: the best of all is among the first four of a look at four inputs."""
+
+WORTHWHILE = 0.9
+"""What preserving the means, which takes longer to encode, may leave of the damage at most."""
+
+GRID = 6
+REACH = 4.0
+"""Rates per tensor that a division is found with, from 1/REACH of the smallest budget to REACH times the largest."""
+
+Bought = tuple[TensorPoint, float]
+"""What one tensor gets, and the bits per element that are expected of it."""
+
+Pilot = tuple[Widening, RateOf]
+
+
+def buy(
+    specs: Sequence[TensorSpec],
+    statistics: Sequence[FeatureStatistics],
+    slopes: Sequence[float | None],
+    budgets: Sequence[float],
+    damage_of: DamageOf,
+    report: Progress,
+) -> list[list[Bought]]:
+    """Per budget, in bits per element over all tensors, per tensor: the quantizer of its share.
+
+    All tensors of a point have the same number of levels, where they can have it at their rate, and ranges of their
+    own. Every number is tried at the same rates, and only the best one gets tables: those take the time.
+    Raises ExportError for a tensor that never changes.
+    """
+    several = len(specs) > 1
+    reach = REACH if several else 1.0
+    between = (min(budgets) / reach, max(budgets) * reach)
+    ways = [False, True] if any(_has_planes(spec) for spec in specs) else [False]
+    made = [[_widenings(*each, means) for each in zip(specs, statistics, slopes, strict=True)] for means in ways]
+    report("Look at rates", 0, len(ways) * len(specs))
+    pilots: list[list[Pilot]] = []
+    for i, every in enumerate(made):
+        pilots.append([])
+        for own in every:
+            pilot = own[LEVELS.index(PILOT)]
+            pilots[i].append((pilot, RateOf(pilot, between)))
+            report("Look at rates", i * len(specs) + len(pilots[i]), len(ways) * len(specs))
+    rates = _shared(specs, pilots[0], budgets, damage_of) if several else [[budget] for budget in budgets]
+    candidates = [
+        _Candidates(b, every, [rate_of.entropy(rate) for (_, rate_of), rate in zip(own, row, strict=True)])
+        for b, row in enumerate(rates)
+        for every, own in zip(made, pilots, strict=True)
+    ]
+    tried = [_Tried(each, row) for each in candidates for row in each.rows()]
+    if several:
+        tried = _promising(_ranked(tried, damage_of, "Look at ranges", INPUTS_FIRST))
+    ranked = _ranked(tried, damage_of, "Try ranges", INPUTS_SHARED if several else INPUTS)
+    bought: list[list[Bought]] = []
+    for b, row in enumerate(rates):
+        wanted, chosen = next((each.entropies, best) for each, best in ranked if each.budget == b)
+        bought.append([])
+        for i, (w, h, rate) in enumerate(zip(chosen, wanted, row, strict=True)):
+            report("Design for a budget", b * len(specs) + i, len(rates) * len(specs))
+            bought[b].append(w.design(rate, entropy=h))
+    report("Design for a budget", len(rates) * len(specs), len(rates) * len(specs))
+    return bought
+
+
+def _has_planes(spec: TensorSpec) -> bool:
+    """Whether there are planes that have a mean to preserve, which tokens' and vectors' have not."""
+    return len(spec.shape) == 3 and spec.planes[1] * spec.planes[2] > 1
+
+
+def _widenings(spec: TensorSpec, statistics: FeatureStatistics, slope: float | None, means: bool) -> list[Widening]:
+    try:
+        return [Widening(n, statistics, slope, preserves_mean=means and _has_planes(spec)) for n in LEVELS]
+    except ExportError as e:
+        raise ExportError(f"tensor {spec.name!r}: {e}") from e
+
+
+def _shared(
+    specs: Sequence[TensorSpec],
+    pilots: Sequence[Pilot],
+    budgets: Sequence[float],
+    damage_of: DamageOf,
+) -> list[list[float]]:
+    """Per budget, per tensor: bits per element, by what the pilots' rates do to the answers."""
+    grid = np.geomspace(min(budgets) / REACH, max(budgets) * REACH, GRID).tolist()
+    choices = alone([[pilot.for_entropy(rate_of.entropy(rate)) for rate in grid] for pilot, rate_of in pilots])
+    damages = iter(damage_of(choices, "Share the bits", INPUTS_SHARED))
+    costs = [[Cost(rate * spec.elements, next(damages)) for rate in grid] for spec in specs]
+    rates = []
+    for budget in budgets:
+        bits = budget * sum(spec.elements for spec in specs)
+        chosen = [own[k] for own, k in zip(costs, share_budget(costs, bits), strict=True)]
+        scale = bits / sum(c.bits for c in chosen)  # the rest that no step could use; or less than the smallest rates
+        rates.append([scale * c.bits / spec.elements for c, spec in zip(chosen, specs, strict=True)])
+    return rates
+
+
+class _Candidates(NamedTuple):
+    """What may be chosen for a budget: per tensor, the widenings of all numbers of levels, and the entropy at which
+    they have its rate."""
+
+    budget: int
+    made: Sequence[Sequence[Widening]]
+    entropies: Sequence[float]
+
+    def rows(self) -> list[list[Widening]]:
+        """One widening per tensor, for each number of levels that some tensor can have at its entropy. Where there is
+        none, the finest, with means left alone: the features have not so many bits, and it would find more."""
+        pairs = list(zip(self.made, self.entropies, strict=True))
+        able = [k for k in range(len(LEVELS)) if any(own[k].has(h) for own, h in pairs)]
+        if not able and not any(own[0].preserves_mean for own in self.made):
+            able = [len(LEVELS) - 1]
+        return [[_nearest(own, k, h) for own, h in pairs] for k in able]
+
+
+class _Tried(NamedTuple):
+    """One widening per tensor, for the entropies of these candidates."""
+
+    candidates: _Candidates
+    row: list[Widening]
+
+
+def _ranked(tried: Sequence[_Tried], damage_of: DamageOf, stage: str, inputs: int) -> list[_Tried]:
+    """Those that do the least damage first."""
+    choices = [[w.for_entropy(h) for w, h in zip(row, each.entropies, strict=True)] for each, row in tried]
+    damages = damage_of(choices, stage, inputs)
+    means = [any(w.preserves_mean for w in row) for _, row in tried]
+    costs = [d / WORTHWHILE if preserved else d for d, preserved in zip(damages, means, strict=True)]
+    return [tried[i] for i in sorted(range(len(tried)), key=costs.__getitem__)]
+
+
+def _promising(ranked: Sequence[_Tried]) -> list[_Tried]:
+    """Of each budget the first PROMISING; in the order in which budgets come first."""
+    own: dict[int, list[_Tried]] = {}
+    for each in ranked:
+        own.setdefault(each.candidates.budget, []).append(each)
+    return [each for some in own.values() for each in some[:PROMISING]]
+
+
+def _nearest(own: Sequence[Widening], k: int, entropy: float) -> Widening:
+    """The k-th, or the one nearest to it that has this entropy; the finest if none has."""
+    able = [i for i, w in enumerate(own) if w.has(entropy)]
+    return own[min(able, key=lambda i: abs(i - k))] if able else own[-1]

@@ -1,0 +1,141 @@
+"""`splitwire edge run` and `splitwire edge profile`: their options. The work of `run` is in edge_run.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from splitwire.codec.errors import UsageError
+from splitwire.console import interruptible, out, print_json, print_table, progress_bar
+
+if TYPE_CHECKING:
+    from splitwire.codec.device import DeviceProfile
+
+TOKEN_VARIABLE = "SPLITWIRE_TOKEN"  # noqa: S105 (a name)
+
+
+def run(
+    images: Annotated[list[Path], typer.Argument(help="Pictures, or folders of them.")],
+    front: Annotated[Path, typer.Option(help="The front.onnx that `splitwire export` wrote.")],
+    url: Annotated[str, typer.Option(help="Where `splitwire cloud serve` listens, http://host:port.")],
+    op: Annotated[str | None, typer.Option(help="Operating point, e.g. n4; the model's default otherwise.")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="What the outputs are: classification, detection or segmentation.", show_default="as the model says"
+        ),
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="Classes to show per picture.")] = 3,
+    min_score: Annotated[
+        float, typer.Option(min=0, max=1, help="Detections of a smaller score are counted, not shown.")
+    ] = 0.5,
+    save: Annotated[
+        Path | None, typer.Option(help="Folder for the pictures with boxes, segments or classes drawn.")
+    ] = None,
+    repeat: Annotated[int, typer.Option(min=1, help="Run each picture so often, and show the median times.")] = 1,
+    wait: Annotated[
+        str, typer.Option(help="How long to wait for a server that starts, restarts or is out of reach; 0: not.")
+    ] = "60s",
+    timeout: Annotated[str, typer.Option(help="How long one answer may take.")] = "30s",
+    token: Annotated[
+        str | None, typer.Option(help=f"Sent to the server; better in the variable {TOKEN_VARIABLE} or a file.")
+    ] = None,
+    token_file: Annotated[Path | None, typer.Option(help="File that holds the token.")] = None,
+    ca: Annotated[Path | None, typer.Option(help="Certificates (PEM) to trust, for an https:// server.")] = None,
+    lean: Annotated[bool, typer.Option("--lean", help="70 bytes less per request; a proxy may not take it.")] = False,
+    provider: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Execution provider of ONNX Runtime, as CUDA; again for the next choice.", show_default="CPU"
+        ),
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of the front.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON Lines: one per picture, then a summary.")] = False,
+) -> None:
+    """Run pictures through a network split between this machine and a server."""
+    from splitwire.commands.edge.link import find_token, full_names, open_transport, seconds
+    from splitwire.runtime_edge.session import EdgeSession
+
+    from .output import JsonLines, Lines
+    from .running import Job, Saver, find_images
+
+    wait_s = seconds("--wait", wait)
+    paths = find_images(images)
+    transport = open_transport(
+        url,
+        timeout_s=seconds("--timeout", timeout),
+        token=find_token(token, token_file, TOKEN_VARIABLE),
+        ca=ca,
+        lean=lean,
+    )
+    providers = full_names(provider)
+    with EdgeSession(front, transport=transport, op=op, threads=threads, providers=providers) as session:
+        if session.profile.preprocessing is None:
+            raise UsageError(f"{front} was exported without preprocessing, so it takes arrays only, not pictures")
+        saver = None if save is None else Saver(save, paths, session.profile.preprocessing)
+        session.warm_up()
+        output = JsonLines() if as_json else Lines()
+        job = Job(
+            session=session,
+            how=session.profile.preprocessing,
+            output=output,
+            wait_s=wait_s,
+            repeat=repeat,
+            task=task,
+            top=top,
+            min_score=min_score,
+            saver=saver,
+            progress=not (as_json or out.is_terminal),  # where results are on the screen, they are the progress
+        )
+        with interruptible("no picture was done"):
+            job.run(paths)
+
+
+def profile(
+    to: Annotated[Path, typer.Option("--out", help="The file, for --device of `splitwire plan`.")],
+    name: Annotated[str | None, typer.Option(help="Name in the file.", show_default="architecture and threads")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of the front.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the profile as JSON instead of a table.")] = False,
+) -> None:
+    """Measure how fast this machine is, for `splitwire plan`. Takes about ten seconds; let it do nothing else."""
+    if not to.resolve().parent.is_dir():
+        raise UsageError(f"--out: there is no folder {to.parent}")
+    from splitwire.runtime_edge.device import measure_device
+
+    with progress_bar(not as_json) as progress:
+        measured = measure_device(name=name, threads=threads, progress=progress)
+    measured.save(to)
+    if as_json:
+        print_json(measured)
+    else:
+        _print_profile(measured, to)
+
+
+def _print_profile(measured: DeviceProfile, to: Path) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    for what, value in (
+        ("convolutions", f"{measured.conv_macs / 1e9:.1f} GMAC/s"),
+        ("matrix products", f"{measured.matmul_macs / 1e9:.1f} GMAC/s"),
+        ("depthwise convolutions", f"{measured.depthwise_macs / 1e9:.1f} GMAC/s"),
+        ("elementwise nodes", f"{measured.elementwise_bytes / 1e9:.1f} GB/s"),
+        ("weights", f"{measured.weight_bytes / 1e9:.1f} GB/s"),
+        ("each node", f"{measured.node_overhead_us:.2f} µs"),
+        (
+            "features encoded, decoded",
+            f"{measured.encode_elements / 1e6:.0f}, {measured.decode_elements / 1e6:.0f} M/s",
+        ),
+        (
+            "JPEG encoded, decoded",
+            f"{measured.jpeg_encode_pixels / 1e6:.0f}, {measured.jpeg_decode_pixels / 1e6:.0f} Mpixel/s",
+        ),
+    ):
+        table.add_row(what, value)
+    print_table(table)
+    out.print(f"{to}  {measured.name}", markup=False, soft_wrap=True)
+    out.print(f"{measured.note}", markup=False, soft_wrap=True)

@@ -1,0 +1,72 @@
+"""How `splitwire edge run` reaches its server and its processor: time-outs, token, certificates, providers."""
+
+from __future__ import annotations
+
+import os
+import re
+import ssl
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnxruntime as ort
+
+from splitwire.codec.errors import UsageError
+from splitwire.runtime_edge.transport import HttpTransport, Timeouts
+
+from .output import on_one_line
+
+MAX_TOKEN_FILE = 1 << 16
+CONNECT_S = 5.0
+UNITS = {"ms": 1e-3, "s": 1.0, "": 1.0, "min": 60.0, "h": 3600.0}
+
+
+def seconds(option: str, text: str) -> float:
+    """The seconds in 60s, 500ms, 2min, 1h or a bare number. Raises UsageError."""
+    match = re.fullmatch(r"([0-9]{1,6}(?:[.][0-9]{1,6})?) *(ms|s|min|h|)", text.strip())
+    if match is None:
+        raise UsageError(f"{option} takes a time, as in 60s, 500ms or 2min; got {on_one_line(text)!r}")
+    return float(match[1]) * UNITS[match[2]]
+
+
+def open_transport(url: str, *, timeout_s: float, token: str | None, ca: Path | None, lean: bool) -> HttpTransport:
+    """To the server. timeout_s: of one answer. ca: file of certificates to trust. Raises UsageError."""
+    if timeout_s <= 0:
+        raise UsageError("--timeout must be more than 0")
+    verify: ssl.SSLContext | bool = True
+    if ca is not None:
+        if not url.lower().startswith("https://"):
+            raise UsageError(f"--ca goes with an https:// address; got {url}")
+        try:
+            verify = ssl.create_default_context(cafile=str(ca))
+        except (OSError, ValueError) as e:  # an SSLError is an OSError
+            raise UsageError(f"--ca {on_one_line(str(ca))}: no certificates in PEM: {reason(e)}") from e
+    timeouts = Timeouts(connect=min(CONNECT_S, timeout_s), read=timeout_s, write=timeout_s)
+    return HttpTransport(url, timeouts=timeouts, token=token, lean=lean, verify=verify)
+
+
+def find_token(given: str | None, file: Path | None, variable: str) -> str | None:
+    """The token said, else the one in the file, else that of the environment; it is never shown."""
+    if given is not None and file is not None:
+        raise UsageError("--token and --token-file are two ways to say one thing; give one of them")
+    if file is not None:
+        try:
+            with file.open("rb") as f:
+                text = f.read(MAX_TOKEN_FILE).decode("ascii")
+        except (OSError, ValueError) as e:
+            raise UsageError(f"--token-file {on_one_line(str(file))}: no token can be read: {reason(e)}") from e
+        return text.strip()
+    return os.environ.get(variable) or None if given is None else given
+
+
+def full_names(names: Sequence[str] | None) -> list[str] | None:
+    """CUDAExecutionProvider of "cuda", where ONNX Runtime has it; any other name as it is."""
+    if not names:
+        return None
+    known = {p.removesuffix("ExecutionProvider").lower(): p for p in ort.get_available_providers()}
+    return [known.get(name.lower().removesuffix("executionprovider"), name) for name in names]
+
+
+def reason(e: Exception) -> str:
+    """What the system says, without the path that the message has already."""
+    words = (e.strerror if isinstance(e, OSError) else None) or str(e) or type(e).__name__
+    return words[:1].lower() + words[1:]

@@ -1,0 +1,1 @@
+"""`splitwire export`, and the options for pictures that plan takes too."""

@@ -1,0 +1,156 @@
+"""`splitwire export`: a network and a folder of images → front.onnx and back.onnx."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from splitwire.codec.errors import UsageError
+from splitwire.commands.export.report import document, show, show_comparison
+from splitwire.console import Bar, err, interruptible, print_json, progress_bar
+from splitwire.exporter.pair.labels import read_labels
+from splitwire.network import parse_constants, parse_outputs, parse_size
+
+from .pictures import with_pictures
+
+if TYPE_CHECKING:
+    from splitwire.codec.tasks import Task
+    from splitwire.exporter.pair.precision_choice import Accept, BackPrecision, Coder, Comparison, FrontPrecision
+
+
+KEPT = "nothing of it was written; run it again"
+"""At Ctrl-C before the calibration was saved."""
+
+
+@with_pictures
+def export(
+    model: Annotated[str, typer.Argument(help="A torchvision name (resnet18, ...) or an ONNX file.")],
+    data: Annotated[Path, typer.Option(help="Folder of images to calibrate on, searched recursively; or a video.")],
+    cut: Annotated[
+        str | None,
+        typer.Option(help="Layer to cut after: module path (layer2) or ONNX tensor name; several as a,b,c; auto."),
+    ] = None,
+    to: Annotated[
+        Path | None, typer.Option("--out", help="Folder for front.onnx and back.onnx.", show_default="MODEL-LAYER")
+    ] = None,
+    weights: Annotated[str | None, typer.Option(help="Weights of the named network: a file, or torchvision's.")] = None,
+    levels: Annotated[
+        str,
+        typer.Option(
+            help="Operating points: 4 for so many uniform levels; a4: over the range that harms the answers least; "
+            "e4: entropy-constrained, at the rate of 4; "
+            "r0.4: the levels and range that harm the answers least at 0.4 bits per element."
+        ),
+    ] = "2,3,4,6,8,r0.1,r0.2,r0.3,r0.4,r0.6,r0.8",
+    images: Annotated[int | None, typer.Option(min=1, help="Most images to use.", show_default="512")] = None,
+    image_size: Annotated[
+        str | None, typer.Option(help="Of the input, pixels: 224, or HEIGHTxWIDTH.", show_default="the network's")
+    ] = None,
+    constant: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Of an ONNX file: the value of an input beside the image; repeatable."),
+    ] = None,
+    outputs: Annotated[
+        str | None, typer.Option(help="Keep these outputs only: a name, or several as a,b.", show_default="all")
+    ] = None,
+    front: Annotated[str, typer.Option(help="Front half in float32 or int8, on the same images.")] = "float32",
+    back: Annotated[str, typer.Option(help="Back half in float32, or in float16 for a GPU.")] = "float32",
+    coder: Annotated[
+        str,
+        typer.Option(help="predictive: fewest bytes, where it is worth its time; context: several times as fast."),
+    ] = "predictive",
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="What it is for: classification, detection or segmentation; by it the edge shows results.",
+            show_default="as outputs and labels say",
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a pair of another network in --out.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Keep the int8 or float16 half without asking.")] = False,
+    link: Annotated[
+        str | None, typer.Option(help="For --cut auto: bandwidth, as 5mbit.", show_default="10mbit, 30ms")
+    ] = None,
+    rtt: Annotated[str | None, typer.Option(help="For --cut auto: the link's round trip.", show_default="20ms")] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="For --cut auto: as `splitwire plan` takes it.", show_default="raspberry-pi-5"),
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="Class names: a line each, or JSON.", show_default="the catalogue's")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of the table.")] = False,
+    pictures: Any = None,
+) -> None:
+    """Cut a network in two after a layer, and calibrate the feature codec there."""
+    if cut is None:  # required, but click's own line would not say what there is to choose from
+        raise UsageError(
+            "--cut is missing: it takes the layer to cut after, or auto for the fastest on a link; "
+            f"`splitwire plan {model}` shows them"
+        )
+    steps = _parse_levels(levels)
+    size = parse_size(image_size)
+    constants = parse_constants(constant)
+    names = None if labels is None else read_labels(labels)
+    asking = not (yes or as_json) and asks()
+    from splitwire.exporting import export as export_network
+
+    with interruptible(KEPT), progress_bar(not as_json) as progress:
+        result = export_network(
+            model,
+            cut=cut,
+            calibration=data,
+            out=to,
+            weights=weights,
+            image_size=size,
+            constants=constants,
+            preprocessing=pictures,
+            labels=names,
+            task=cast("Task | None", task),
+            levels=steps,
+            images=images,
+            front=cast("FrontPrecision", front),
+            back=cast("BackPrecision", back),
+            coder=cast("Coder", coder),
+            accept=_asker(progress) if asking else None,
+            link=link,
+            rtt=rtt,
+            device=device,
+            overwrite=force,
+            outputs=parse_outputs(outputs),
+            progress=progress,
+        )
+    if as_json:
+        print_json(document(result))
+    else:
+        show(result, compared=asking)
+
+
+def asks() -> bool:
+    """Whether somebody is there to be asked."""
+    return sys.stdin.isatty() and err.is_terminal
+
+
+def _asker(progress: Bar) -> Accept:
+    """Shows what a half in other arithmetic gains and costs, and asks."""
+
+    def ask(comparison: Comparison) -> bool:
+        with progress.paused():
+            show_comparison(comparison, err)
+            return typer.confirm(f"Keep the {comparison.option.precision} {comparison.half}?", default=True, err=True)
+
+    return ask
+
+
+def _parse_levels(text: str) -> tuple[int | str, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    try:
+        return tuple(part if part[:1] in ("a", "e", "r") else int(part) for part in parts)
+    except ValueError:
+        raise UsageError(
+            f"--levels takes numbers, some with a, e or r in front, with commas between, as in 2,a4,e4,r0.4;"
+            f" got {text!r}"
+        ) from None

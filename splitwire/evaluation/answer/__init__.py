@@ -1,0 +1,1 @@
+"""From results to an answer: which setting, how much less, is it worth it."""

@@ -1,0 +1,1 @@
+"""What an evaluation runs on: folders, COCO files, arrays, with or without labels."""

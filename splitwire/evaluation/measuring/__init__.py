@@ -1,0 +1,1 @@
+"""One contender after another over the data: features, stages, figures, kept on disk."""

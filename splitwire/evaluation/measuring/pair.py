@@ -1,0 +1,135 @@
+"""The pair that is evaluated: both halves, opened, and run on as many images at once as they take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from splitwire.codec.errors import FingerprintMismatch, UsageError
+from splitwire.codec.reply import Outputs
+from splitwire.codec.sizes import Int64Array
+from splitwire.evaluation.contenders.protocol import Features, Float32Array
+from splitwire.exporter.pair.bake import BACK, FRONT
+from splitwire.runtime_cloud.graph import open_back
+from splitwire.runtime_edge.graph import open_front
+
+BATCH = 16
+"""Images at once where both halves take any number. The figures do not depend on it beyond the rounding of sums."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fronted:
+    """One image behind the front half: what crosses, and the network's outputs that are known already."""
+
+    features: Features
+    sizes: tuple[Int64Array, ...]
+    early: Outputs
+
+
+class Pair:
+    """front.onnx and back.onnx of `folder`, or of the one folder below it that has them.
+
+    threads: of one inference; None lets ONNX Runtime choose. smallest: images in the smallest batch that it takes: 1,
+    unless the graphs are made for another number. batch: images at once, for speed; 1 where sizes of one batch cross.
+    Raises UsageError (no such folder, no pair in it, or several), FingerprintMismatch, ProfileError, DeviceError.
+    """
+
+    def __init__(self, folder: Path, *, threads: int | None = None) -> None:
+        self.folder = find(folder)
+        self._front = open_front(self.folder / FRONT, threads=threads)
+        self._back = open_back(self.folder / BACK, threads=threads)
+        self.profile = self._front.profile
+        self.fingerprint = self.profile.fingerprint
+        if self._back.profile.fingerprint != self.fingerprint:
+            raise FingerprintMismatch(
+                f"{FRONT} and {BACK} in {self.folder} are of two pairs ({self.fingerprint.hex()} and "
+                f"{self._back.profile.fingerprint.hex()}); export the model again"
+            )
+        sizes = {self._front.input_shape[0], self._back.batch} - {None}
+        self.smallest: int = max((n for n in sizes if n is not None), default=1)
+        self.batch: int = self.smallest if sizes or self.profile.size_specs else BATCH
+
+    @property
+    def input_shape(self) -> tuple[int | None, ...]:
+        """(B, C, H, W) of the network's input, None where any size is taken."""
+        return self._front.input_shape
+
+    @property
+    def input_dtype(self) -> str:
+        """What the network's input holds: float32, or uint8."""
+        return self._front.input_dtype
+
+    @property
+    def classes(self) -> int | None:
+        """K of the network's one output of (B, K) floats, as its graph says; None if it does not, or has none."""
+        made = [*self._back.session.get_outputs(), *self._front.session.get_outputs()]
+        named = {o.name: o for o in made if o.name in self.outputs}
+        found = {o.shape[1] for o in named.values() if "float" in o.type and len(o.shape) == 2}
+        (k,) = found if len(found) == 1 else (None,)
+        return k if isinstance(k, int) else None
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the whole network's outputs, in its order."""
+        made = dict.fromkeys((*self._front.early, *self._back.outputs))
+        order = self.profile.outputs if isinstance(self.profile.outputs, tuple) else ()
+        return (*(n for n in order if n in made), *(n for n in made if n not in order))
+
+    @property
+    def elements(self) -> int:
+        """Of the tensors at the cut, of one image."""
+        return sum(t.elements for t in self.profile.tensors)
+
+    def front(self, inputs: Sequence[Float32Array]) -> list[Fronted]:
+        """At most `batch` inputs, (C, H, W) float32 mostly → what the front makes of each.
+
+        Raises ShapeMismatch for inputs of another shape."""
+        made = self._front.run(self._filled(np.stack(inputs)))
+        early = [made.early] if self.batch == 1 else [_row(made.early, i) for i in range(len(inputs))]
+        return [
+            Fronted(
+                features=tuple(np.ascontiguousarray(t[i : i + 1]) for t in made.features),
+                sizes=tuple(made.sizes),
+                early=early[i],
+            )
+            for i in range(len(inputs))
+        ]
+
+    def back(self, features: Sequence[Features], images: Sequence[Fronted]) -> Outputs:
+        """Features as they arrive, of the images that these fronts saw → the network's outputs, one row per image.
+
+        Detectors answer one image, without an axis for the batch."""
+        tensors = [self._filled(np.concatenate(parts)) for parts in zip(*features, strict=True)]
+        outputs = self._back.run(tensors, images[0].sizes)
+        if self.batch == 1:
+            outputs |= images[0].early
+        else:
+            outputs = {name: value[: len(images)] for name, value in outputs.items()}
+            outputs |= {name: np.concatenate([i.early[name] for i in images]) for name in images[0].early}
+        return {name: outputs[name] for name in self.outputs}
+
+    def _filled(self, rows: Float32Array) -> Float32Array:
+        """As many rows as the graphs take at least: the last is repeated."""
+        missing = self.smallest - len(rows)
+        return np.concatenate([rows, *[rows[-1:]] * missing]) if missing > 0 else rows
+
+
+def find(folder: Path) -> Path:
+    """The folder of the pair: `folder`, or the only one below it. Raises UsageError."""
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder; give the one that `splitwire export --out` wrote")
+    if (folder / FRONT).is_file() or (folder / BACK).is_file():
+        return folder
+    below = sorted(p.parent for p in folder.glob(f"*/{FRONT}"))
+    if not below:
+        raise UsageError(f"{folder} holds no {FRONT}, nor does a folder in it; make one with `splitwire export`")
+    if len(below) > 1:
+        raise UsageError(f"{folder} holds {len(below)} pairs; name one of them: {', '.join(map(str, below))}")
+    return below[0]
+
+
+def _row(outputs: Outputs, i: int) -> Outputs:
+    return {name: value[i : i + 1] for name, value in outputs.items()}

@@ -1,0 +1,304 @@
+"""What splitwire is compared with: every contender gives back what it should, for the bytes that it should."""
+
+from __future__ import annotations
+
+import io
+from functools import lru_cache
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from codec_helpers import expected, make_profile, relu_features
+from msgspec.structs import replace
+from PIL import Image
+
+from splitwire.codec.codec import FeatureCodec
+from splitwire.codec.entropy.cabac import AdaptiveBinary
+from splitwire.codec.errors import UsageError
+from splitwire.codec.profile import CodecProfile, SizeSpec
+from splitwire.codec.quantizer import quantize
+from splitwire.demo import baselines
+from splitwire.evaluation import contenders as room
+from splitwire.evaluation.contenders import mosaic, x265
+from splitwire.evaluation.contenders.protocol import FeatureContender, Features, ImageContender
+from splitwire.evaluation.measuring.ladders import LADDERS
+
+SHAPES = {
+    "tiny": ((384, 3, 3),),
+    "two tensors": ((6, 14, 10), (3, 5, 4)),
+    "tokens": ((50, 24),),
+    "vector": ((70,),),
+}
+SAME = (*room.KEYS["paper"], *room.ZSTD.values())
+"""Families that give back what splitwire does."""
+
+
+@lru_cache
+def profile_of(name: str) -> CodecProfile:
+    """Uniform points n2, n3 and n5, and three that count as points a, e and r."""
+    profile = make_profile(SHAPES[name], levels=(2, 3, 5))
+    points = profile.operating_points
+    more = [replace(p, name=name) for p, name in zip(points, ("a2", "e3", "r0.5"), strict=True)]
+    return replace(profile, operating_points=(*points, *more))
+
+
+def images_of(name: str, count: int = 4) -> list[Features]:
+    made = [relu_features((count, *(1, 1, 1, *s)[-3:]), 40 + i) for i, s in enumerate(SHAPES[name])]
+    return [tuple(x[k].reshape(1, *s) for x, s in zip(made, SHAPES[name], strict=True)) for k in range(count)]
+
+
+@lru_cache
+def fitted(name: str) -> list[FeatureContender]:
+    everyone, sample = room.feature_contenders(profile_of(name)), images_of(name)
+    for contender in everyone:
+        contender.fit(sample)
+    return everyone
+
+
+def family(name: str, wanted: str) -> list[FeatureContender]:
+    return [c for c in fitted(name) if c.family == wanted]
+
+
+def error(contender: FeatureContender, features: Features) -> float:
+    """Mean squared, over all tensors."""
+    decoded = contender.decode(contender.encode(features))
+    return float(np.mean(np.concatenate([(a - b).reshape(-1) for a, b in zip(decoded, features, strict=True)]) ** 2))
+
+
+def picture(mode: str, size: tuple[int, int] = (61, 47)) -> Image.Image:
+    """Smooth colours, an edge and a little noise."""
+    rng = np.random.default_rng(3)
+    y, x = np.mgrid[: size[1], : size[0]]
+    rgb = np.stack([4 * x, 255 - 5 * y, 2 * (x + y)], axis=2) + rng.normal(0, 6, (*x.shape, 3))
+    rgb[10:25, 20:40] = (220, 40, 60)
+    return Image.fromarray(np.clip(rgb, 0, 255).astype(np.uint8)).convert(mode)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_what_comes_back(name: str) -> None:
+    """Shapes and types, the same bytes each time, and by family the features that it promises."""
+    features = images_of(name)[1]
+    codec = FeatureCodec(profile_of(name))
+    for c in fitted(name):
+        sent = c.encode(features)
+        assert sent == c.encode(features) and 0 < sent.bytes == len(sent.payload) + sent.side
+        decoded = c.decode(sent)
+        assert [(x.dtype, x.shape) for x in decoded] == [(np.dtype(np.float32), x.shape) for x in features], c.family
+        assert all(x.flags.c_contiguous for x in decoded)
+        for i, (got, x) in enumerate(zip(decoded, features, strict=True)):
+            if c.family == room.SPLITWIRE or c.family in SAME:
+                np.testing.assert_array_equal(got, expected(codec, c.setting, i, x))
+            elif c.family == "float32":
+                np.testing.assert_array_equal(got, x)
+            elif c.family == "float16":
+                np.testing.assert_array_equal(got, x.astype(np.float16).astype(np.float32))
+
+
+def test_the_same_received_is_the_same_features() -> None:
+    features = images_of("two tensors")[0]
+    found: dict[str, Features] = {}
+    for c in fitted("two tensors"):
+        decoded = c.decode(c.encode(features))
+        for a, b in zip(found.setdefault(c.received, decoded), decoded, strict=True):
+            np.testing.assert_array_equal(a, b, err_msg=f"{c.family} {c.setting}")
+    # six points, three without a codec, HEVC
+    assert len(found) == 6 + 3 + 2 * len(LADDERS[room.HEVC].usual)
+
+
+def test_splitwire_is_the_real_frame() -> None:
+    profile, features = profile_of("two tensors"), images_of("two tensors")[0]
+    codec = FeatureCodec(profile)
+    ours = family("two tensors", room.SPLITWIRE)
+    assert [c.setting for c in ours] == ["n2", "n3", "n5", "a2", "e3", "r0.5"]
+    for c in ours:
+        sent = c.encode(features)
+        assert sent.payload == codec.encode(features, op=c.setting) and sent.side == 0
+
+
+def test_sizes_beside_the_tensors_cost_everyone_the_same() -> None:
+    features = images_of("tiny")
+    with_sizes = replace(profile_of("tiny"), sizes=(SizeSpec(name="grid", length=3),))
+    for before, after in zip(fitted("tiny"), room.feature_contenders(with_sizes), strict=True):
+        if after.received not in ("op n2", "int8", f"{room.HEVC} qp 42"):
+            continue
+        after.fit(features)
+        more = after.encode(features[0]).bytes - before.encode(features[0]).bytes
+        # the frame also names the vector in its chunk table
+        assert more > 24 if after.family == room.SPLITWIRE else more == 24
+        assert len(after.decode(after.encode(features[0]))) == 1
+
+
+@pytest.mark.parametrize(("detections", "side"), [(False, 12), (True, 24)])
+def test_paper_is_its_coder_and_its_side_information(detections: bool, side: int) -> None:
+    profile, features = profile_of("two tensors"), images_of("two tensors")[2]
+    everyone = room.feature_contenders(profile, detections=detections)
+    papers = {c.setting: c for c in everyone if c.family in room.KEYS["paper"]}
+    assert {op: c.family for op, c in papers.items()} == {
+        "n2": room.PAPER_UNIFORM, "n3": room.PAPER_UNIFORM, "n5": room.PAPER_UNIFORM, "a2": room.PAPER_SEARCHED,
+        "e3": room.PAPER_ECSQ, "r0.5": room.PAPER_OURS,
+    }  # fmt: skip
+    for point in profile.operating_points:
+        coded = 0
+        for t, x in zip(point.tensors, features, strict=True):
+            q = quantize(x, t.quantizer)
+            coded += len(AdaptiveBinary(len(t.quantizer.levels)).encode(q.reshape(-1), *q.shape[-2:])[0])
+        assert papers[point.name].encode(features).bytes == coded + 2 * side
+
+
+def test_packed_zstd_is_what_the_demo_counts() -> None:
+    profile, features = profile_of("tiny"), images_of("tiny")[0]
+    for c in family("tiny", room.ZSTD[3]):
+        point = profile.operating_points[profile.point_index(c.setting)]
+        assert c.encode(features).bytes == baselines.packed_zstd_bytes(features[0], point.tensors[0].quantizer)
+    # the stronger level never needs more here, and both beat a byte per element by far
+    for fast, strong in zip(family("tiny", room.ZSTD[3]), family("tiny", room.ZSTD[19]), strict=True):
+        assert strong.encode(features).bytes <= fast.encode(features).bytes < features[0].size / 2
+
+
+def test_raw_sizes_and_errors() -> None:
+    sample = images_of("two tensors")
+    elements = sum(x.size for x in sample[0])
+    sizes = {c.family: c.encode(sample[0]).bytes for c in fitted("two tensors")}
+    assert [sizes[f] for f in room.RAW] == [4 * elements, 2 * elements, elements]
+    (int8,) = family("two tensors", "int8")
+    steps = [(max(x[i].max() for x in sample) - min(x[i].min() for x in sample)) / 255 for i in range(2)]
+    for x, y, step in zip(int8.decode(int8.encode(sample[3])), sample[3], steps, strict=True):
+        assert np.abs(x - y).max() <= 0.5001 * step
+
+
+def test_beyond_the_range_is_clipped() -> None:
+    sample = images_of("tiny")
+    far = (sample[0][0] + np.float32(1e6),)
+    top = max(x[0].max() for x in sample)
+    for c in fitted("tiny"):
+        if c.family == "float16":
+            np.testing.assert_array_equal(c.decode(c.encode(far))[0], np.finfo(np.float16).max)
+        elif c.family == "int8":
+            np.testing.assert_allclose(c.decode(c.encode(far))[0], top, rtol=1e-6)
+        elif c.family == room.HEVC and c.setting == "qp 20":
+            assert c.decode(c.encode(far))[0].max() <= top
+
+
+def test_a_constant_tensor_goes_through() -> None:
+    flat = (np.full((1, 384, 3, 3), 0.75, np.float32),)
+    for c in room.feature_contenders(profile_of("tiny"), families=("int8", room.HEVC)):
+        c.fit([flat, flat])
+        assert error(c, flat) < 1e-12
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("tuning", [room.HEVC, room.HEVC_SCREEN])
+def test_hevc_of_features_by_qp(name: str, tuning: str) -> None:
+    """The lower the QP, the more bytes and the less error; at the lowest hardly more than int8."""
+    features = images_of(name)[1]
+    everyone = family(name, tuning)
+    assert [c.setting for c in everyone] == [f"qp {qp}" for qp in LADDERS[tuning].usual]
+    sizes = [c.encode(features).bytes for c in everyone]
+    errors = [error(c, features) for c in everyone]
+    assert all(a > b for a, b in pairwise(sizes)), sizes
+    assert all(a < b for a, b in pairwise(errors)), errors
+    power = float(np.mean(np.concatenate([x.reshape(-1) for x in features]) ** 2))
+    assert errors[0] < 0.01 * power < errors[-1]
+
+
+def test_screen_tuning_saves_on_small_maps() -> None:
+    """Channels of 3 × 3 are all edges: coding without a transform needs clearly fewer bytes, at no more error."""
+    features = images_of("tiny")[0]
+    default, screen = family("tiny", room.HEVC)[0], family("tiny", room.HEVC_SCREEN)[0]
+    assert screen.encode(features).bytes < 0.9 * default.encode(features).bytes
+    assert error(screen, features) < 1.1 * error(default, features)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_mosaic_of_every_shape(name: str) -> None:
+    """Near square, each channel whole and in raster order, and back to the element."""
+    for spec in profile_of(name).tensors:
+        q = np.random.default_rng(1).integers(0, 256, spec.elements, np.uint8)
+        tiles = mosaic.Mosaic(spec)
+        made = tiles.tile(q)
+        assert made.shape == (tiles.height, tiles.width) and min(made.shape) >= x265.MINIMUM
+        assert made.size < 2 * spec.elements or min(made.shape) == x265.MINIMUM
+        np.testing.assert_array_equal(tiles.untile(made), q)
+        channels, h, w = spec.planes
+        if channels > 1:
+            np.testing.assert_array_equal(made[:h, w : 2 * w], q.reshape(channels, h, w)[1])
+
+
+def test_parameter_sets_are_those_of_every_picture() -> None:
+    """What is left out of the payload is the same for all pictures, so that both ends can have it beforehand."""
+    rng = np.random.default_rng(5)
+    for tuning in (mosaic.DEFAULT, mosaic.SCREEN):
+        known = x265.parameter_sets(40, 24, 30, tuple(tuning.items()))
+        for _ in range(3):
+            stream = x265.encode(rng.integers(0, 256, (24, 40), np.uint8), "gray", 30, tuning)
+            before, rest = x265.split(stream)
+            assert before == known and before + rest == stream
+            assert 60 < len(before) < 120
+
+
+def test_x265_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    image = picture("RGB")
+    (contender, *_) = room.image_contenders(families=(room.HEVC_IMAGE,))
+    contender.decode(contender.encode(image))
+    assert capfd.readouterr() == ("", "")
+
+
+def by_family() -> dict[str, list[ImageContender]]:
+    found: dict[str, list[ImageContender]] = {}
+    for c in room.image_contenders():
+        found.setdefault(c.family, []).append(c)
+    return found
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("form", [room.JPEG, room.WEBP, room.AVIF, room.HEVC_IMAGE])
+def test_pictures_by_quality(form: str, mode: str) -> None:
+    """Mode and size (odd ones too) stay; more bytes are less error; the same bytes each time."""
+    image = picture(mode)
+    pixels = np.asarray(image, np.float64)
+    points = []
+    for c in by_family()[form]:
+        sent = c.encode(image)
+        assert sent == c.encode(image) and sent.side == 0
+        decoded = c.decode(sent)
+        assert decoded.mode == mode and decoded.size == image.size
+        points.append((sent.bytes, float(np.mean((np.asarray(decoded, np.float64) - pixels) ** 2))))
+    points.sort()
+    assert len(points) == 5 and all(a[0] < b[0] for a, b in pairwise(points))
+    assert all(a[1] > b[1] for a, b in pairwise(points)), points
+    # 4:2:0 blurs the sharp edges of the colours, whatever the quality
+    assert points[-1][1] < min(0.75 * points[0][1], {"RGB": 75, "L": 5}[mode])
+
+
+def test_payloads_are_the_files() -> None:
+    image = picture("RGB")
+    for form in (room.JPEG, room.WEBP, room.AVIF):
+        with Image.open(io.BytesIO(by_family()[form][2].encode(image).payload)) as opened:
+            assert opened.format == form.upper() and opened.size == image.size
+    assert baselines.jpeg(image).startswith(b"\xff\xd8")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_hevc_picture_smaller_than_x265_takes(mode: str) -> None:
+    image = picture(mode, (9, 5))
+    best = by_family()[room.HEVC_IMAGE][0]
+    decoded = best.decode(best.encode(image))
+    assert decoded.size == (9, 5) and decoded.mode == mode
+
+
+def test_names_are_distinct_and_in_order() -> None:
+    everyone = [*room.feature_contenders(profile_of("tiny")), *room.image_contenders()]
+    names = [f"{c.family} {c.setting}" for c in everyone]
+    assert len(set(names)) == len(names)
+    assert tuple(dict.fromkeys(c.family for c in everyone)) == room.FAMILIES
+
+
+def test_select() -> None:
+    assert room.select(["jpeg", "hevc"]) == (room.SPLITWIRE, room.HEVC, room.HEVC_SCREEN, room.JPEG)
+    assert room.select(room.KEYS) == room.FAMILIES
+    with pytest.raises(UsageError, match=r"no contender 'png'; choose from splitwire, paper, zstd, raw, hevc, jpeg"):
+        room.select(["png"])
+    chosen = room.select(["raw"])
+    found = room.feature_contenders(profile_of("tiny"), families=chosen)
+    assert {c.family for c in found} == {room.SPLITWIRE, *room.RAW}
+    assert room.image_contenders(families=chosen) == []

