@@ -63,7 +63,7 @@ def lay_out() -> None:
     for package, folder in project["tool"]["setuptools"]["package-dir"].items():
         shutil.copytree(
             ROOT / folder, HOME / "src" / package.replace(".", "/"), dirs_exist_ok=True,
-            ignore=shutil.ignore_patterns("__pycache__", "data"),
+            ignore=shutil.ignore_patterns("__pycache__", "*.safetensors", "*.npz", "*.onnx"),
         )  # fmt: skip
 
 
