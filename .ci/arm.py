@@ -68,14 +68,14 @@ def make_sysroot() -> None:
         (apt / folder).mkdir(parents=True, exist_ok=True)
     (apt / "status").touch()
     (apt / "conf").write_text(APT)
-    config = {"APT_CONFIG": str(apt / "conf")}
-    run("apt-get", "-qq", "update", **config)
-    run("apt-get", "-qq", "install", "-y", "--download-only", *PACKAGES, **config)
+    config = str(apt / "conf")
+    run("apt-get", "-qq", "update", APT_CONFIG=config)
+    run("apt-get", "-qq", "install", "-y", "--download-only", *PACKAGES, APT_CONFIG=config)
     for package in (apt / "archives").glob("*.deb"):
         run("dpkg", "-x", package, SYSROOT)
     (SYSROOT / "proc").mkdir(exist_ok=True)
     (SYSROOT / "proc/cpuinfo").write_text("".join(CPUINFO.format(i) for i in range(2)))
-    run("apt-get", "-qq", "download", "qemu-user-static:amd64", cwd=apt, **config)
+    run("apt-get", "-qq", "download", "qemu-user-static:amd64", cwd=apt, APT_CONFIG=config)
     run("dpkg", "-x", next(apt.glob("qemu-user-static_*.deb")), apt / "qemu")
     qemu = HOME / "qemu.part"
     shutil.copy(apt / "qemu/usr/bin/qemu-aarch64-static", qemu)
@@ -91,8 +91,8 @@ def install() -> None:
     (wheel,) = (HOME / "dist").glob("*.whl")
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", "install", "--upgrade")
     pins = (ROOT / "constraints.txt").read_text()
-    guest = ("--python-version", GUEST_PYTHON, "--implementation", "cp", "--only-binary=:all:")
-    guest += tuple(word for name in PLATFORMS for word in ("--platform", name))
+    platforms = [word for name in PLATFORMS for word in ("--platform", name)]
+    guest = ("--python-version", GUEST_PYTHON, "--implementation", "cp", "--only-binary=:all:", *platforms)
     for site, options in ((HOME / "site-arm", guest), (HOME / "site-here", ())):
         stamp = site / "constraints.txt"
         if not stamp.exists() or stamp.read_text() != pins:
@@ -106,8 +106,8 @@ def suite(name: str, python: tuple[str | Path, ...], site: Path, environment: Ma
     """What arm_suite.py prints there, in one process."""
     start = time.monotonic()
     output = run(
-        *python, "-P", ROOT / ".ci/arm_suite.py", ROOT / "tests", PYTHONPATH=str(site), PYTHONDONTWRITEBYTECODE="1",
-        NUMBA_CACHE_DIR=str(HOME / "kernels"), **environment,
+        *python, "-P", ROOT / ".ci/arm_suite.py", ROOT / "tests", cwd=HOME, seconds=900, PYTHONPATH=str(site),
+        PYTHONDONTWRITEBYTECODE="1", NUMBA_CACHE_DIR=str(HOME / "kernels"), **environment,
     )  # fmt: skip
     print(f"{name}: {len(output.splitlines())} lines in {time.monotonic() - start:.0f} s")
     return output

@@ -2,7 +2,8 @@
 
 In the wheel the rooms live inside the package (`codec/` is `splitwire.codec`; pyproject.toml, [tool.setuptools]).
 mypy and import-linter do not know that mapping, so they read a copy of the sources laid out as the wheel is, made anew
-in build/lint. Paths in their messages are turned back to where the file is edited.
+in build/lint, with the tests and benchmarks beside it. Paths in their messages are turned back to where the file is
+edited.
 """
 
 from __future__ import annotations
@@ -17,22 +18,31 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 COPY = ROOT / "build" / "lint"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+BESIDE = ("tests", "benchmarks", ".ci")
+"""Folders outside the wheel whose types are checked too."""
 
 
 def rooms() -> dict[str, str]:
     """Package name → folder, as setuptools maps them."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    mapping: dict[str, str] = project["tool"]["setuptools"]["package-dir"]
+    mapping: dict[str, str] = PROJECT["tool"]["setuptools"]["package-dir"]
     return mapping
+
+
+def bases() -> list[str]:
+    """The folders from which tests and tools import each other by plain names (pytest's `pythonpath`)."""
+    named: list[str] = PROJECT["tool"]["pytest"]["ini_options"]["pythonpath"]
+    return [*named, ".ci"]
 
 
 def lay_out() -> None:
     """Copy the sources to build/lint as the wheel has them; times are kept, so that mypy's cache stays valid."""
     shutil.rmtree(COPY, ignore_errors=True)
-    for package, folder in rooms().items():
+    places = [(package.replace(".", "/"), folder) for package, folder in rooms().items()]
+    for place, folder in [*places, *((folder, folder) for folder in BESIDE)]:
         for source in (ROOT / folder).rglob("*"):
             if source.suffix == ".py" or source.name == "py.typed":
-                target = COPY / package.replace(".", "/") / source.relative_to(ROOT / folder)
+                target = COPY / place / source.relative_to(ROOT / folder)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(source, target)
 
@@ -40,6 +50,7 @@ def lay_out() -> None:
 def python(*arguments: str, cwd: Path = ROOT) -> bool:
     """Run python with these arguments; print what it says, with the paths of the tree; True if it is content."""
     environment = {**os.environ, "PYTHONPATH": str(COPY), "NO_COLOR": "1", "COLUMNS": "200"}
+    environment["MYPYPATH"] = os.pathsep.join(str(COPY / folder) for folder in (".", *bases()))
     run = subprocess.run(
         [sys.executable, *arguments],
         cwd=cwd,
@@ -62,9 +73,9 @@ def ruff() -> bool:
 
 
 def types() -> bool:
-    """mypy, strict, on the package (pyproject.toml)."""
+    """Mypy on the package, strict, and in the same process on the tests and benchmarks (pyproject.toml)."""
     options = ("--config-file", str(ROOT / "pyproject.toml"), "--cache-dir", str(ROOT / ".mypy_cache"))
-    return python("-m", "mypy", *options, "-p", "splitwire", cwd=COPY)
+    return python("-m", "mypy", *options, "splitwire", *BESIDE, cwd=COPY)
 
 
 def imports() -> bool:

@@ -2,7 +2,7 @@
 
     python -m benchmarks.run            everything below, into build/bench/
     python -m benchmarks.codec          the codec beside bit-pack + zstd (`make bench-codec`)
-    python -m benchmarks.ecsq           error at equal rate: entropy-constrained against uniform; ranges per channel
+    python -m benchmarks.ecsq           error at equal rate: entropy-constrained against uniform
     python -m benchmarks.task           what squared error is worth to the task
     python -m benchmarks.startup        a new process's first tensor, and memory
 

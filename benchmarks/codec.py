@@ -11,12 +11,13 @@ import math
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import constriction
 import numpy as np
 import zstandard
 from msgspec import Struct
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
@@ -29,6 +30,7 @@ from splitwire.codec.profile import Quantizer
 from splitwire.codec.quantizer import dequantize, quantize
 from splitwire.evaluation.measuring.stages import machine
 
+T = TypeVar("T")
 OUT = Path("build/bench")
 OURS = "splitwire"
 CONTEXT, BINARY = "splitwire, context", "splitwire, CABAC"
@@ -90,7 +92,7 @@ class BitPackZstd:
         q = quantize(x, self._quantizer).reshape(-1)
         packed = np.empty(q.size // self._per_byte, np.uint8)
         kernels.pack(q, packed.size, self._base, 1, self._per_byte, np.empty_like(packed), packed)
-        return self._compress(packed)
+        return self._compress(packed.tobytes())
 
     def decode(self, data: bytes) -> Floats:
         packed = np.frombuffer(self._decompress(data), np.uint8)
@@ -108,7 +110,7 @@ class Zlib:
         self._quantizer = quantizer
 
     def encode(self, x: Floats) -> bytes:
-        return zlib.compress(quantize(x, self._quantizer))
+        return zlib.compress(quantize(x, self._quantizer).tobytes())
 
     def decode(self, data: bytes) -> Floats:
         return dequantize(np.frombuffer(zlib.decompress(data), np.uint8), self._quantizer)
@@ -125,7 +127,8 @@ class ConstrictionAns:
     def encode(self, x: Floats) -> bytes:
         coder = constriction.stream.stack.AnsCoder()
         coder.encode_reverse(quantize(x, self._quantizer).reshape(-1).astype(np.int32), self._model)
-        return coder.get_compressed().tobytes()
+        words: NDArray[np.uint32] = coder.get_compressed()
+        return words.tobytes()
 
     def decode(self, data: bytes) -> Floats:
         coder = constriction.stream.stack.AnsCoder(np.frombuffer(data, np.uint32))
@@ -178,7 +181,7 @@ def rows_for(tensor: Tensor) -> list[Row]:
     return rows
 
 
-def bind(call: Callable, argument: object) -> Callable[[], object]:
+def bind(call: Callable[[T], object], argument: T) -> Callable[[], object]:
     """A call without arguments."""
     return lambda: call(argument)
 

@@ -1,6 +1,6 @@
-"""Error at equal rate: the entropy-constrained quantizer against the uniform one, and ranges per channel against one.
+"""Error at equal rate: the entropy-constrained quantizer against the uniform one.
 
-Writes build/bench/ecsq.json (machine, rows, coded, channels) and prints the same as tables. `rows` are of the measured
+Writes build/bench/ecsq.json (machine, rows, coded) and prints the same as tables. `rows` are of the measured
 distribution of the calibration features, where both quantizers have their optimum, and the rate is that of the cost
 model; `coded` are bytes of whole frames, of other features than those of the design. Squared error is not the task: a
 smaller one at the same rate need not mean more right answers.
@@ -15,14 +15,11 @@ from msgspec import Struct
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.features import LEVELS, Floats, Tensor, profile, tensors
+from benchmarks.features import Floats, Tensor, profile, tensors
 from splitwire.codec.codec import FeatureCodec
-from splitwire.codec.design import design_channel_ranges, design_entropy_constrained, design_operating_point
-from splitwire.codec.design.channels import ChannelReport
-from splitwire.codec.design.clipping import uniform_cells
+from splitwire.codec.design import design_entropy_constrained, design_operating_point
 from splitwire.codec.design.ecsq import Cost, ecsq_at_rate, error_at_rate
 from splitwire.codec.design.point import choose_range, known_slope
-from splitwire.codec.design.statistics import FeatureStatistics
 from splitwire.codec.files import write_json
 from splitwire.codec.profile import OperatingPoint, Quantizer
 from splitwire.codec.quantizer import dequantize, quantize
@@ -32,7 +29,6 @@ OUT = Path("build/bench")
 FINE = (16, 32)
 """Levels of the finer starts; the third start is the uniform quantizer that is compared with."""
 CODED_LEVELS = 4
-SHARED_LEVELS = (2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32)
 
 
 class Row(Struct, frozen=True, kw_only=True):
@@ -64,23 +60,6 @@ class Coded(Struct, frozen=True, kw_only=True):
     ecsq_levels: int
     ecsq_bytes: int
     ecsq_error: float
-
-
-class Channels(Struct, frozen=True, kw_only=True):
-    """A range for each channel against one for the tensor, calibration features. bits: entropy given the channel.
-
-    saving: share of the error saved at the same N. ratio: error over that of one range and more levels, at equal bits.
-    methods: how many ranges each method made. ks_distance: median; None where no density was fitted.
-    """
-
-    tensor: str
-    levels: int
-    shared_bits: float
-    bits: float
-    saving: float
-    ratio: float
-    methods: dict[str, int]
-    ks_distance: float | None
 
 
 def rows_for(tensor: Tensor) -> list[Row]:
@@ -138,44 +117,7 @@ def coded(tensor: Tensor) -> Coded:
     )
 
 
-def channels_for(tensor: Tensor) -> list[Channels]:
-    """Each N, and one range with as many levels as cost the same bits."""
-    bits, errors = shared_curve(tensor.statistics)
-    rows = []
-    for n in LEVELS:
-        report = design_channel_ranges(levels=n, statistics=tensor.statistics)
-        at_equal_bits = float(np.exp(np.interp(report.bits, bits, np.log(errors))))
-        distances = [c.ks_distance for c in report.channels if c.ks_distance is not None]
-        rows.append(
-            Channels(
-                tensor=tensor.name, levels=n, shared_bits=report.shared_bits, bits=report.bits, saving=report.saving,
-                ratio=report.error / at_equal_bits, methods=methods(report),
-                ks_distance=float(np.median(distances)) if distances else None,
-            )
-        )  # fmt: skip
-    return rows
-
-
-def shared_curve(statistics: FeatureStatistics) -> tuple[list[float], list[float]]:
-    """Bits given the channel, increasing, and error, of the tensor's one range with more and more levels."""
-    slope = known_slope(statistics.histogram, None)
-    by_channel = [values.histogram for values in statistics.by_channel()]
-    curve = []
-    for n in SHARED_LEVELS:
-        levels, thresholds = uniform_cells(*choose_range(n, statistics, slope)[0], n)
-        bits = np.mean([h.entropy(thresholds) for h in by_channel])
-        curve.append((float(bits), float(np.mean([h.quantization_error(levels, thresholds) for h in by_channel]))))
-    bits, errors = zip(*sorted(curve), strict=True)
-    return list(bits), list(errors)
-
-
-def methods(report: ChannelReport) -> dict[str, int]:
-    """How many ranges each method made."""
-    names = [c.method for c in report.channels]
-    return {name: names.count(name) for name in sorted(set(names))}
-
-
-def tables(rows: list[Row], frames: list[Coded], channels: list[Channels]) -> list[Table]:
+def tables(rows: list[Row], frames: list[Coded]) -> list[Table]:
     """What is written, for people."""
     first = grid("Squared error at equal rate, uniform = 1", "tensor", "N", "cost")
     for name in ("bits/el", "uniform, error/variance", "start N", "start 16", "start 32", "best"):
@@ -191,15 +133,7 @@ def tables(rows: list[Row], frames: list[Coded], channels: list[Channels]) -> li
         size = (f"{f.uniform_bytes:,}", f"{f.ecsq_bytes:,}")
         ratio = f"{f.ecsq_error / f.uniform_error:.3f}"
         second.add_row(f.tensor, str(f.levels), str(f.ecsq_levels), *size, *errors, ratio)
-    third = grid("A clipping range for each channel", "tensor", "N", "methods")
-    for name in ("bits/el, one range", "per channel", "error saved", "error at equal bits, one range = 1", "median KS"):
-        third.add_column(name, justify="right")
-    for c in channels:
-        made = ", ".join(f"{n} {name}" for name, n in c.methods.items())
-        figures = (f"{c.shared_bits:.3f}", f"{c.bits:.3f}", f"{c.saving:.1%}", f"{c.ratio:.3f}")
-        distance = "" if c.ks_distance is None else f"{c.ks_distance:.3f}"
-        third.add_row(c.tensor, str(c.levels), made, *figures, distance)
-    return [first, second, third]
+    return [first, second]
 
 
 def grid(title: str, *columns: str) -> Table:
@@ -215,15 +149,13 @@ def main() -> None:
     OUT.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
     frames: list[Coded] = []
-    channels: list[Channels] = []
     for tensor in tensors():
         print(f"{tensor.name}: error at equal rate")
         rows += rows_for(tensor)
         frames.append(coded(tensor))
-        channels += channels_for(tensor)
-        result = {"machine": machine(), "rows": rows, "coded": frames, "channels": channels}
+        result = {"machine": machine(), "rows": rows, "coded": frames}
         write_json(OUT / "ecsq.json", result)
-    for table in tables(rows, frames, channels):
+    for table in tables(rows, frames):
         Console(width=140).print(table)
     worst = max(rows, key=lambda r: r.ratio)
     print(

@@ -20,7 +20,8 @@ from splitwire.demo import report
 from splitwire.demo.fashion import Summary
 from splitwire.evaluation.answer.compare import USUAL_LOSS, Standing, compare, milliseconds
 from splitwire.evaluation.answer.results import read_results
-from splitwire.evaluation.contenders import HEVC, HEVC_SCREEN, PAPER, SPLITWIRE, ZSTD
+from splitwire.evaluation.contenders import PAPER, SPLITWIRE, ZSTD
+from splitwire.evaluation.measuring.ladders import HEVC, HEVC_SCREEN
 
 README = Path("README.md")
 PLOT = Path("docs/results/demo.png")

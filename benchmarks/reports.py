@@ -34,7 +34,7 @@ OUT = Path("build/reports")
 PAGES = Path("docs/results")
 
 NUMBERS = (2, 3, 4, 5, 6, 8)
-LEVELS = (*NUMBERS, *(f"a{n}" for n in NUMBERS), *(f"e{n}" for n in NUMBERS))
+LEVELS: tuple[int | str, ...] = (*NUMBERS, *(f"a{n}" for n in NUMBERS), *(f"e{n}" for n in NUMBERS))
 BUDGETS = ("r0.1", "r0.15", "r0.2", "r0.25", "r0.3", "r0.35", "r0.4", "r0.5", "r0.6", "r0.7", "r0.8")
 MAX_LOSS = 0.01
 

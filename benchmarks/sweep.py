@@ -219,7 +219,7 @@ def _cut(name: str, path: Path, to: Path) -> int:
     several = find_cuts(source.graph, names, max_tensors=PYRAMID)
     costs = measure_costs(source)
     size = sum(v.const_value.nbytes for v in source.graph.initializers.values() if v.const_value is not None)
-    spread = np.unique(np.linspace(0, len(singles) - 1, CUTS).round().astype(int)) if singles else []
+    spread = np.unique(np.linspace(0, len(singles) - 1, CUTS).round().astype(int)).tolist() if singles else []
     pyramids = [c.label for c in several if len(c.tensors) > 2] if NETWORKS[name] else []
     labels = dict.fromkeys([*(singles[i].label for i in spread), *NETWORKS[name], *pyramids[-1:]])
     seconds, memory = {}, {}

@@ -49,7 +49,8 @@ def test_decodes_to_the_quantized_features(shape: tuple[int, ...], levels: int) 
 @pytest.mark.parametrize("levels", [32, 256])
 def test_many_levels_are_coded_without_blocks(levels: int) -> None:
     codec = FeatureCodec(make_profile(((4, 6, 6),), (levels,)))
-    assert codec.profile.operating_points[0].tensors[0].tables.block == (1, 1)
+    tables = codec.profile.operating_points[0].tensors[0].tables
+    assert tables is not None and tables.block == (1, 1)
     x = relu_features((2, 4, 6, 6), seed=3)
     np.testing.assert_array_equal(codec.decode(codec.encode([x])).tensors[0], expected(codec, f"n{levels}", 0, x))
 

@@ -80,7 +80,10 @@ def test_bytes_equal_the_oracle(kind: type[SymbolCoder], data: st.DataObject) ->
     share = np.exp(-steep * np.arange(levels) / levels)
     q = rng.choice(levels, shape, p=share / share.sum())
     if data.draw(st.booleans()):  # mostly of the level that the coder takes for nothing, some planes wholly
-        q = (q * (rng.random(shape) < rng.random((shape[0], 1, 1)) ** 4) + kind.of(*pair[::-1]).padding) % levels
+        spec, point = pair
+        coder = kind.of(point, spec)
+        assert coder is not None
+        q = (q * (rng.random(shape) < rng.random((shape[0], 1, 1)) ** 4) + coder.padding) % levels
     check_codec(kind, *pair, q.astype(np.uint8), seed=int(rng.integers(2**32)))
 
 
@@ -155,11 +158,11 @@ def test_each_sequence_has_one_payload_and_each_payload_one_sequence(levels: int
         for value in range(256**length):
             payload = value.to_bytes(length, "big")
             try:
-                q = coder.decode(payload, 1, 1, number, 1)
+                decoded = coder.decode(payload, 1, 1, number, 1)
             except BitstreamError:
                 assert payload not in payloads
             else:
-                assert payloads[payload] == tuple(q)
+                assert payloads[payload] == tuple(decoded)
 
 
 @given(data=st.binary(min_size=1, max_size=40), levels=st.integers(2, 9), number=st.integers(1, 60))

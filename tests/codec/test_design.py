@@ -212,6 +212,7 @@ def test_tables_sum_exactly_and_every_symbol_can_be_coded() -> None:
     statistics.add(relu_features((8, 5, 9, 7)))
     for n in (2, 3, 4, 6, 8, 16):
         point, bits = design_operating_point(levels=n, statistics=statistics)
+        assert point.tables is not None
         symbols = n ** (point.tables.block[0] * point.tables.block[1])
         rows = point.tables.frequency_rows(symbols).astype(int)
         assert (rows.sum(axis=1) == TABLE_SIZE).all() and (rows[:, -1] >= 1).all()

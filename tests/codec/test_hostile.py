@@ -95,8 +95,12 @@ def mutate(source: Source, rng: Rng) -> tuple[bytes, str, bool, set[bytes]]:
     return bytes(changed), "+".join(f.__name__ for f in chosen), forged, {frame, other}
 
 
+def arrays(decoded: DecodedFrame) -> list[np.ndarray]:
+    return [*decoded.tensors, *decoded.sizes]
+
+
 def same(a: DecodedFrame, b: DecodedFrame) -> bool:
-    parts = [(d.op, d.frame_id, d.batch, [(x.shape, x.tobytes()) for x in (*d.tensors, *d.sizes)]) for d in (a, b)]
+    parts = [(d.op, d.frame_id, d.batch, [(x.shape, x.tobytes()) for x in arrays(d)]) for d in (a, b)]
     return parts[0] == parts[1]
 
 
@@ -122,7 +126,7 @@ def well_formed(codec: FeatureCodec, frame: bytes, decoded: DecodedFrame) -> boo
     point = codec.profile.operating_points[frame[7]]
     batch = int.from_bytes(frame[20:22], "little")
     sizes_right = [(s.dtype, s.size, bool(((s >= 0) & (s <= 1 << 26)).all())) for s in decoded.sizes] == [
-        (np.int64, spec.length, True) for spec in codec.profile.size_specs
+        (np.dtype(np.int64), spec.length, True) for spec in codec.profile.size_specs
     ]
     return (
         sizes_right
@@ -159,7 +163,8 @@ def sweep(frames: range, seed: int, only: str = "") -> dict[str, object]:
     resource.setrlimit(resource.RLIMIT_AS, (mapped + ADDRESS_SPACE,) * 2)
     counts: dict[str, Counter[str]] = {"damaged": Counter(), "forged": Counter()}
     bounds = [source.most_bytes for source in pairs]
-    failures, most, share, slowest = [], 0, 0.0, 0.0
+    failures: list[dict[str, object]] = []
+    most, share, slowest = 0, 0.0, 0.0
     tracemalloc.start()
     began = time.perf_counter()
     for i in frames:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import numpy as np
 import pytest
@@ -43,7 +45,8 @@ def test_the_largest_remainders_are_raised(
 ) -> None:
     quantizer = Quantizer.uniform(low, high, levels)
     if how == "interpreted":
-        for kernel in (kernels.apportion, kernels.raise_largest):
+        compiled: tuple[Any, ...] = (kernels.apportion, kernels.raise_largest)
+        for kernel in compiled:
             monkeypatch.setattr(kernels, kernel.__name__, kernel.py_func)
     x = np.random.default_rng(shape).normal(0.5, 1, shape).astype(np.float32)
     q = quantize(x, preserving(quantizer))
@@ -83,7 +86,7 @@ def test_one_large_value_is_not_smeared_over_the_plane() -> None:
 
 def pair() -> tuple[CodecProfile, CodecProfile]:
     """A profile, and the same with its quantizers mean-preserving."""
-    plain = make_profile([(4, 6, 7)], levels=(2, 4))
+    plain = make_profile(((4, 6, 7),), levels=(2, 4))
     points = tuple(
         msgspec.structs.replace(
             p, tensors=tuple(msgspec.structs.replace(t, quantizer=preserving(t.quantizer)) for t in p.tensors)

@@ -29,7 +29,8 @@ def mixed(images: int, channels: int = 40, sources: int = 6, seed: int = 0) -> F
     rng = np.random.default_rng(seed)
     hidden = rng.normal(size=(images, sources, 6, 7))
     x = np.einsum("cs,nshw->nchw", mixing, hidden) / 2 + 0.1 * rng.normal(size=(images, channels, 6, 7))
-    return np.maximum(x, 0).astype(np.float32)
+    features: Float32Array = np.maximum(x, 0).astype(np.float32)
+    return features
 
 
 def apart(images: int, channels: int = 40) -> Float32Array:

@@ -98,7 +98,8 @@ def test_small_planes_by_a_matrix_or_a_list(taps: int, first: int) -> None:
     pool = [rng.permutation((c // 8 * 8) * len(PLACES))[: counts[c]] for c in range(80)]
     sources = np.concatenate([found // len(PLACES) * 8 + found % len(PLACES) for found in pool])
     chosen = Taps(
-        counts=bytes(min(n, p.size) for n, p in zip(counts, pool, strict=True)), sources=sources.astype("<u2").tobytes()
+        counts=bytes(min(int(n), p.size) for n, p in zip(counts, pool, strict=True)),
+        sources=sources.astype("<u2").tobytes(),
     )
     assert interleaved.lay_out(80, 4, 4, sources.size, **dict.fromkeys(PROFILE, 0)).dense == (taps == 40)
     point = predicted_point(rng, 5, chosen)

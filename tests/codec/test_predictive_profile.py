@@ -43,7 +43,8 @@ def plain_profile() -> Json:
     spec["taps"] = msgspec.to_builtins(taps)
     tensor = msgspec.structs.replace(point.tensors[0], prediction=prediction)
     json_point["tensors"] = [msgspec.to_builtins(tensor)]
-    return json.loads(json.dumps(found))
+    copy: dict[str, Any] = json.loads(json.dumps(found))
+    return copy
 
 
 def array(kind: str, change: Callable[[np.ndarray], object]) -> Callable[[str], str]:

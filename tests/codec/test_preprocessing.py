@@ -29,7 +29,8 @@ def torchvision_apply(image: Image.Image, p: Preprocessing) -> np.ndarray:
         size = list(p.resize) if isinstance(p.resize, tuple) else [p.resize]
         x = F.resize(x, size, interpolation=MODES[p.interpolation], antialias=True)
     x = F.center_crop(x, list(p.crop))
-    return F.normalize(F.convert_image_dtype(F.pil_to_tensor(x)), mean=p.mean, std=p.std).numpy()
+    expected: np.ndarray = F.normalize(F.convert_image_dtype(F.pil_to_tensor(x)), mean=p.mean, std=p.std).numpy()
+    return expected
 
 
 def noise(width: int, height: int, mode: str = "RGB") -> Image.Image:

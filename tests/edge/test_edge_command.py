@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpcore
 import numpy as np
@@ -63,7 +64,7 @@ def pictures(tmp_path: Path) -> Path:
     return folder
 
 
-def lines(text: str) -> list[dict]:
+def lines(text: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
@@ -126,7 +127,9 @@ def test_bytes_are_the_frame_and_sent_is_the_request(pair: Pair, pictures: Path,
         assert row["bytes_sent"] - row["frame_bytes"] == len(server.heads[0])
     with canned(good_answer()) as server:
         run([pictures / "a.png"], front=pair.front, url=server.url, lean=True)
-        frame, sent = re.search(r"(\d+) bytes  (\d+) sent", capsys.readouterr().out).groups()
+        found = re.search(r"(\d+) bytes  (\d+) sent", capsys.readouterr().out)
+        assert found is not None
+        frame, sent = found.groups()
         assert (int(frame), int(sent)) == (row["frame_bytes"], server.received)
         assert int(sent) < row["bytes_sent"] - 60
 
@@ -408,9 +411,12 @@ def test_the_token(
         ({"token": "a b"}, UsageError, "printable ASCII"),
     ],
 )
-def test_options_that_cannot_be(options: dict, error: type[Exception], message: str, pair: Pair, pictures: Path):
+def test_options_that_cannot_be(
+    options: dict[str, Any], error: type[Exception], message: str, pair: Pair, pictures: Path
+):
+    defaults: dict[str, Any] = {"front": pair.front, "url": "http://127.0.0.1:1", "wait": "0"}
     with pytest.raises(error, match=message):
-        run([pictures], **{"front": pair.front, "url": "http://127.0.0.1:1", "wait": "0"} | options)
+        run([pictures], **defaults | options)
 
 
 def test_times_and_providers():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, TypeVar
+
 import msgspec
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from splitwire.codec.profile import CodecProfile, Preprocessing
 from splitwire.runtime_edge.drawing import color_of, draw
 from splitwire.runtime_edge.findings import Classes, Detections, Segments, Values, find
 
-VIEW = {"mean": (0, 0, 0), "std": (1, 1, 1)}
+VIEW: dict[str, Any] = {"mean": (0, 0, 0), "std": (1, 1, 1)}
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +23,16 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> CodecProfile:
     """Without labels and task."""
     profile = make_pair(tmp_path_factory.mktemp("pair")).profile
     return msgspec.structs.replace(profile, labels=None)
+
+
+F = TypeVar("F", Classes, Detections, Segments, Values)
+
+
+def found_as(kind: type[F], outputs: dict[str, np.ndarray], profile: CodecProfile, **options: Any) -> F:
+    """What `find` returns, which must be of this kind."""
+    found = find(outputs, profile, **options)
+    assert isinstance(found, kind)
+    return found
 
 
 def having(profile: CodecProfile, **fields) -> CodecProfile:
@@ -44,7 +56,7 @@ LOGITS = np.array([[1.0, 3.0, 2.0]], np.float32)
 
 def test_two_dimensions_alone_are_no_classes(plain):
     """A vector of features stays one, whatever softmax would make of it."""
-    (value,) = find({"y": LOGITS}, plain).outputs
+    (value,) = found_as(Values, {"y": LOGITS}, plain).outputs
     assert (value.name, value.shape, value.dtype, value.low, value.high) == ("y", (1, 3), "float32", 1.0, 3.0)
     assert isinstance(find({"y": LOGITS}, having(plain, labels=("a", "b"))), Values)
 
@@ -64,7 +76,7 @@ def test_classes(plain, fields, task):
 
 def test_the_output_with_as_many_scores_as_labels_is_the_one(plain):
     outputs = {"embedding": np.zeros((1, 7), np.float32), "y": LOGITS}
-    assert find(outputs, having(plain, labels=("a", "b", "c"))).top[0].label == "b"
+    assert found_as(Classes, outputs, having(plain, labels=("a", "b", "c"))).top[0].label == "b"
 
 
 @pytest.mark.parametrize(
@@ -77,7 +89,7 @@ def test_the_output_with_as_many_scores_as_labels_is_the_one(plain):
     ],
 )
 def test_what_scores_mean(plain, scores, expected):
-    found = find({"y": np.array([scores], np.float32)}, plain, task="classification")
+    found = found_as(Classes, {"y": np.array([scores], np.float32)}, plain, task="classification")
     assert [c.probability for c in found.top] == pytest.approx(expected, abs=1e-6)
 
 
@@ -99,7 +111,7 @@ def test_a_task_that_does_not_fit(plain, task, outputs, message):
 
 def test_values_that_are_not_finite(plain):
     outputs = {"y": np.array([[np.nan, 2, -np.inf]], np.float32), "none": np.zeros((0, 4), np.float32)}
-    first, second = find(outputs, having(plain, task="classification")).outputs
+    first, second = found_as(Values, outputs, having(plain, task="classification")).outputs
     assert (first.low, first.high) == (2.0, 2.0)
     assert (second.low, second.high, second.shape) == (None, None, (0, 4))
 
@@ -108,14 +120,15 @@ def test_values_that_are_not_finite(plain):
 
 
 def test_padding_and_small_scores_are_not_shown(plain):
-    found = find(
+    found = found_as(
+        Detections,
         detector([[0, 0, 4, 4], [1, 1, 3, 3], [0, 0, 2, 2], [0, 0, 0, 0]], [0.4, 0.9, 0.5, 0.0], [2, 1, 0, 1]),
         having(plain, labels=("nothing", "cat")),
     )
-    assert isinstance(found, Detections)
     assert [(d.label, d.index, round(d.score, 3)) for d in found.boxes] == [("cat", 1, 0.9), ("nothing", 0, 0.5)]
     assert (found.below, found.min_score) == (1, 0.5)
-    assert find(detector([[0, 0, 4, 4]], [0.4], [7]), plain, min_score=0.1).boxes[0].label == "class 7"
+    few = found_as(Detections, detector([[0, 0, 4, 4]], [0.4], [7]), plain, min_score=0.1)
+    assert few.boxes[0].label == "class 7"
     assert find(detector([], []), plain) == Detections(boxes=(), below=0, min_score=0.5)
 
 
@@ -142,14 +155,14 @@ def test_boxes_are_in_the_picture(plain, how, size, box):
     """The box (10, 20, 50, 50) of the view, worked out by hand."""
     outputs = detector([[10, 20, 50, 50]], [1])
     profile = having(plain, preprocessing=how)
-    assert find(outputs, profile, size=size).boxes[0].box == pytest.approx(box)
-    assert find(outputs, profile).boxes[0].box == (10, 20, 50, 50)
+    assert found_as(Detections, outputs, profile, size=size).boxes[0].box == pytest.approx(box)
+    assert found_as(Detections, outputs, profile).boxes[0].box == (10, 20, 50, 50)
 
 
 def test_boxes_beside_the_picture_and_odd_ones(plain):
     how = Preprocessing(crop=(100, 100), pad=114, **VIEW)
     beside = detector([[0, 0, 50, 20], [0, 0, np.nan, 20], [-5, 30, 500, 90]], [0.9, 0.8, 0.7])
-    (only,) = find(beside, having(plain, preprocessing=how), size=(400, 200)).boxes
+    (only,) = found_as(Detections, beside, having(plain, preprocessing=how), size=(400, 200)).boxes
     assert only.box == pytest.approx((0, 20, 400, 200))
 
 
@@ -157,7 +170,8 @@ def test_boxes_beside_the_picture_and_odd_ones(plain):
 
 
 def scores(mask: np.ndarray, classes: int) -> np.ndarray:
-    return np.eye(classes, dtype=np.float32)[mask].transpose(2, 0, 1)[None]
+    planes: np.ndarray = np.eye(classes, dtype=np.float32)[mask].transpose(2, 0, 1)[None]
+    return planes
 
 
 MASK = np.repeat([[0, 0, 0, 2], [0, 0, 2, 2]], 4, axis=0).repeat(2, axis=1)
@@ -174,8 +188,8 @@ MASK = np.repeat([[0, 0, 0, 2], [0, 0, 2, 2]], 4, axis=0).repeat(2, axis=1)
     ],
 )
 def test_segments(plain, output, fields):
-    found = find({"out": output}, having(plain, preprocessing=None, task="segmentation", **fields))
-    assert isinstance(found, Segments)
+    profile = having(plain, preprocessing=None, task="segmentation", **fields)
+    found = found_as(Segments, {"out": output}, profile)
     assert [(s.index, s.share) for s in found.classes] == [(0, 0.625), (2, 0.375)]
     assert (found.mask == MASK).all()
     assert found.classes[1].label == ("dog" if fields else "class 2")
@@ -184,7 +198,7 @@ def test_segments(plain, output, fields):
 @pytest.mark.parametrize("values", [(0.1, 0.9), (-2.0, 3.0)])
 def test_one_plane_is_the_foreground(plain, values):
     output = np.where(MASK == 2, values[1], values[0]).astype(np.float32)[None, None]
-    found = find({"out": output}, having(plain, preprocessing=None), task="segmentation")
+    found = found_as(Segments, {"out": output}, having(plain, preprocessing=None), task="segmentation")
     assert [(s.index, s.share) for s in found.classes] == [(0, 0.625), (1, 0.375)]
 
 
@@ -192,13 +206,15 @@ def test_shares_are_of_the_picture_not_of_what_is_filled_up(plain):
     """A letterbox of 8×8 around a picture of 16×8: four rows in the middle; the mask has half the resolution."""
     how = Preprocessing(crop=(8, 8), pad=0, **VIEW)
     mask = np.array([[0, 0, 0, 0], [1, 1, 1, 0], [1, 1, 1, 0], [0, 0, 0, 0]])
-    found = find({"out": scores(mask, 2)}, having(plain, preprocessing=how, task="segmentation"), size=(16, 8))
+    profile = having(plain, preprocessing=how, task="segmentation")
+    found = found_as(Segments, {"out": scores(mask, 2)}, profile, size=(16, 8))
     assert [(s.index, s.share) for s in found.classes] == [(1, 0.75), (0, 0.25)]
     assert found.mask.tolist() == [[1, 1, 1, 0]] * 2
-    assert found.box == (0, 0, 16, 8)
+    assert found.box == (0.0, 0.0, 16.0, 8.0)
     cropped = Preprocessing(resize=8, crop=(8, 8), **VIEW)
-    found = find({"out": scores(mask, 2)}, having(plain, preprocessing=cropped, task="segmentation"), size=(16, 8))
-    assert found.box == (4, 0, 12, 8)
+    profile = having(plain, preprocessing=cropped, task="segmentation")
+    found = found_as(Segments, {"out": scores(mask, 2)}, profile, size=(16, 8))
+    assert found.box == (4.0, 0.0, 12.0, 8.0)
     assert found.mask.shape == (4, 4)
 
 
@@ -207,7 +223,8 @@ def test_shares_are_of_the_picture_not_of_what_is_filled_up(plain):
 
 def differing(a: Image.Image, b: Image.Image) -> np.ndarray:
     """(H, W): where two pictures of one size differ."""
-    return (np.asarray(a) != np.asarray(b)).any(axis=2)
+    different: np.ndarray = (np.asarray(a) != np.asarray(b)).any(axis=2)
+    return different
 
 
 def test_a_box_is_drawn_where_it_is(plain):
@@ -234,7 +251,7 @@ def test_names_do_not_cover_each_other(plain):
 def test_segments_are_drawn_over_the_picture_and_not_the_background(plain):
     gray = Image.new("L", (400, 400), 128)
     profile = having(plain, preprocessing=None, task="segmentation", labels=("__background__", "cat", "dog"))
-    found = find({"out": scores(MASK, 3)}, profile)
+    found = found_as(Segments, {"out": scores(MASK, 3)}, profile)
     found = Segments(classes=found.classes, mask=found.mask, box=(0, 0, 400, 400))
     drawn = draw(gray, found)
     assert drawn.getpixel((50, 50)) == (128, 128, 128)

@@ -21,7 +21,7 @@ from splitwire.demo import baselines
 from splitwire.evaluation import contenders as room
 from splitwire.evaluation.contenders import mosaic, x265
 from splitwire.evaluation.contenders.protocol import FeatureContender, Features, ImageContender
-from splitwire.evaluation.measuring.ladders import LADDERS
+from splitwire.evaluation.measuring.ladders import AVIF, HEVC, HEVC_IMAGE, HEVC_SCREEN, JPEG, LADDERS, WEBP
 
 SHAPES = {
     "tiny": ((384, 3, 3),),
@@ -102,7 +102,7 @@ def test_the_same_received_is_the_same_features() -> None:
         for a, b in zip(found.setdefault(c.received, decoded), decoded, strict=True):
             np.testing.assert_array_equal(a, b, err_msg=f"{c.family} {c.setting}")
     # six points, three without a codec, HEVC
-    assert len(found) == 6 + 3 + 2 * len(LADDERS[room.HEVC].usual)
+    assert len(found) == 6 + 3 + 2 * len(LADDERS[HEVC].usual)
 
 
 def test_splitwire_is_the_real_frame() -> None:
@@ -119,7 +119,7 @@ def test_sizes_beside_the_tensors_cost_everyone_the_same() -> None:
     features = images_of("tiny")
     with_sizes = replace(profile_of("tiny"), sizes=(SizeSpec(name="grid", length=3),))
     for before, after in zip(fitted("tiny"), room.feature_contenders(with_sizes), strict=True):
-        if after.received not in ("op n2", "int8", f"{room.HEVC} qp 42"):
+        if after.received not in ("op n2", "int8", f"{HEVC} qp 42"):
             continue
         after.fit(features)
         more = after.encode(features[0]).bytes - before.encode(features[0]).bytes
@@ -175,19 +175,19 @@ def test_beyond_the_range_is_clipped() -> None:
             np.testing.assert_array_equal(c.decode(c.encode(far))[0], np.finfo(np.float16).max)
         elif c.family == "int8":
             np.testing.assert_allclose(c.decode(c.encode(far))[0], top, rtol=1e-6)
-        elif c.family == room.HEVC and c.setting == "qp 20":
+        elif c.family == HEVC and c.setting == "qp 20":
             assert c.decode(c.encode(far))[0].max() <= top
 
 
 def test_a_constant_tensor_goes_through() -> None:
     flat = (np.full((1, 384, 3, 3), 0.75, np.float32),)
-    for c in room.feature_contenders(profile_of("tiny"), families=("int8", room.HEVC)):
+    for c in room.feature_contenders(profile_of("tiny"), families=("int8", HEVC)):
         c.fit([flat, flat])
         assert error(c, flat) < 1e-12
 
 
 @pytest.mark.parametrize("name", SHAPES)
-@pytest.mark.parametrize("tuning", [room.HEVC, room.HEVC_SCREEN])
+@pytest.mark.parametrize("tuning", [HEVC, HEVC_SCREEN])
 def test_hevc_of_features_by_qp(name: str, tuning: str) -> None:
     """The lower the QP, the more bytes and the less error; at the lowest hardly more than int8."""
     features = images_of(name)[1]
@@ -204,7 +204,7 @@ def test_hevc_of_features_by_qp(name: str, tuning: str) -> None:
 def test_screen_tuning_saves_on_small_maps() -> None:
     """Channels of 3 × 3 are all edges: coding without a transform needs clearly fewer bytes, at no more error."""
     features = images_of("tiny")[0]
-    default, screen = family("tiny", room.HEVC)[0], family("tiny", room.HEVC_SCREEN)[0]
+    default, screen = family("tiny", HEVC)[0], family("tiny", HEVC_SCREEN)[0]
     assert screen.encode(features).bytes < 0.9 * default.encode(features).bytes
     assert error(screen, features) < 1.1 * error(default, features)
 
@@ -238,7 +238,7 @@ def test_parameter_sets_are_those_of_every_picture() -> None:
 
 def test_x265_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     image = picture("RGB")
-    (contender, *_) = room.image_contenders(families=(room.HEVC_IMAGE,))
+    (contender, *_) = room.image_contenders(families=(HEVC_IMAGE,))
     contender.decode(contender.encode(image))
     assert capfd.readouterr() == ("", "")
 
@@ -251,7 +251,7 @@ def by_family() -> dict[str, list[ImageContender]]:
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
-@pytest.mark.parametrize("form", [room.JPEG, room.WEBP, room.AVIF, room.HEVC_IMAGE])
+@pytest.mark.parametrize("form", [JPEG, WEBP, AVIF, HEVC_IMAGE])
 def test_pictures_by_quality(form: str, mode: str) -> None:
     """Mode and size (odd ones too) stay; more bytes are less error; the same bytes each time."""
     image = picture(mode)
@@ -272,7 +272,7 @@ def test_pictures_by_quality(form: str, mode: str) -> None:
 
 def test_payloads_are_the_files() -> None:
     image = picture("RGB")
-    for form in (room.JPEG, room.WEBP, room.AVIF):
+    for form in (JPEG, WEBP, AVIF):
         with Image.open(io.BytesIO(by_family()[form][2].encode(image).payload)) as opened:
             assert opened.format == form.upper() and opened.size == image.size
     assert baselines.jpeg(image).startswith(b"\xff\xd8")
@@ -281,20 +281,22 @@ def test_payloads_are_the_files() -> None:
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_hevc_picture_smaller_than_x265_takes(mode: str) -> None:
     image = picture(mode, (9, 5))
-    best = by_family()[room.HEVC_IMAGE][0]
+    best = by_family()[HEVC_IMAGE][0]
     decoded = best.decode(best.encode(image))
     assert decoded.size == (9, 5) and decoded.mode == mode
 
 
 def test_names_are_distinct_and_in_order() -> None:
-    everyone = [*room.feature_contenders(profile_of("tiny")), *room.image_contenders()]
+    everyone: list[FeatureContender | ImageContender] = [
+        *room.feature_contenders(profile_of("tiny")), *room.image_contenders()
+    ]  # fmt: skip
     names = [f"{c.family} {c.setting}" for c in everyone]
     assert len(set(names)) == len(names)
     assert tuple(dict.fromkeys(c.family for c in everyone)) == room.FAMILIES
 
 
 def test_select() -> None:
-    assert room.select(["jpeg", "hevc"]) == (room.SPLITWIRE, room.HEVC, room.HEVC_SCREEN, room.JPEG)
+    assert room.select(["jpeg", "hevc"]) == (room.SPLITWIRE, HEVC, HEVC_SCREEN, JPEG)
     assert room.select(room.KEYS) == room.FAMILIES
     with pytest.raises(UsageError, match=r"no contender 'png'; choose from splitwire, paper, zstd, raw, hevc, jpeg"):
         room.select(["png"])

@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from evaluations import interval_point
 from msgspec import Raw
 from PIL import Image
 from runtime_helpers import CLASSES, images, make_pair, until
@@ -20,7 +21,7 @@ from splitwire.codec.codec import FeatureCodec
 from splitwire.codec.errors import FingerprintMismatch, UsageError
 from splitwire.evaluation import run
 from splitwire.evaluation.answer.choose import check_budget, choose
-from splitwire.evaluation.answer.results import FILE, Estimate, Evaluation, Point, read_results
+from splitwire.evaluation.answer.results import FILE, Estimate, Evaluation, read_results
 from splitwire.evaluation.data.dataset import open_data
 from splitwire.evaluation.measuring.features import BINS, SAMPLE, describe, designs, sample_size
 from splitwire.evaluation.measuring.measure import Measurement
@@ -100,6 +101,7 @@ def test_store_gives_back_what_it_was_given(tmp_path):
     again = Store(tmp_path / "out", "pair", b"data")
     assert not again.empty
     found = again.load(1)
+    assert found is not None
     assert (found.images, found.skipped, found.sendings) == ((7, 8), batch(7).skipped, batch(7).sendings)
     assert msgspec.msgpack.decode(found.outcomes["whole"]) == [0.1 + 0.2, 7]
 
@@ -141,26 +143,23 @@ def test_a_folder_that_takes_nothing_is_said_at_once(tmp_path):
 # ------------------------------------------------------------------ the choice
 
 
-def point(setting: str, size: float, low: float, high: float, family: str = "splitwire") -> Point:
-    loss = Estimate(value=(low + high) / 2, low=low, high=high)
-    return Point(
-        family=family, setting=setting, sends="features", bytes=size, bits_per_element=size / 100, encode_ms=0.1,
-        figures={"top1": loss}, loss=loss,
-    )  # fmt: skip
-
-
 def test_the_cheapest_within_the_budget_for_sure():
     points = [
-        point("n8", 400, -0.002, 0.001),
-        point("n4", 200, 0.001, 0.008),
-        point("n3", 150, 0.000, 0.012),  # 0.006 on these images, but it may be more
-        point("n2", 100, 0.020, 0.040),
-        point("q 30", 10, 0.0, 0.0, family="JPEG"),  # not ours to choose
+        interval_point("n8", 400, -0.002, 0.001),
+        interval_point("n4", 200, 0.001, 0.008),
+        interval_point("n3", 150, 0.000, 0.012),  # 0.006 on these images, but it may be more
+        interval_point("n2", 100, 0.020, 0.040),
+        interval_point("q 30", 10, 0.0, 0.0, family="JPEG"),  # not ours to choose
     ]
-    assert choose(points, 0.01).chosen.setting == "n4"
-    assert choose(points, 0.02).chosen.setting == "n3"
-    assert choose(points, 0.5).chosen.setting == "n2"
-    assert choose(points, 0.001 - 1e-12).chosen.setting == "n8"  # binary fractions do not decide
+
+    def chosen(max_loss: float) -> str | None:
+        found = choose(points, max_loss).chosen
+        return None if found is None else found.setting
+
+    assert chosen(0.01) == "n4"
+    assert chosen(0.02) == "n3"
+    assert chosen(0.5) == "n2"
+    assert chosen(0.001 - 1e-12) == "n8"  # binary fractions do not decide
     nothing = choose(points, 0.0)
     assert nothing.chosen is None
     assert nothing.nearest.setting == "n8"
@@ -225,10 +224,11 @@ def pictures() -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory, pictures) -> Path:
+def data(tmp_path_factory: pytest.TempPathFactory, pictures: np.ndarray) -> Path:
     """An .npz whose labels are the whole network's answers for nine of ten images."""
     folder = tmp_path_factory.mktemp("data")
     profile = make_pair(folder).profile
+    assert profile.preprocessing is not None
     best = whole(folder, np.stack([preprocessing.apply(Image.fromarray(p), profile.preprocessing) for p in pictures]))
     labels = best["best"].copy()
     labels[::10] = (labels[::10] + 1) % CLASSES
@@ -237,7 +237,7 @@ def data(tmp_path_factory, pictures) -> Path:
 
 
 @pytest.fixture
-def pair(tmp_path, monkeypatch) -> Path:
+def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A pair; and no report, which is drawn for seconds and has tests of its own."""
     monkeypatch.setattr(run, "write_report", lambda evaluation, out: (out / "report.html").write_text(evaluation.model))
     make_pair(tmp_path / "pair")
@@ -248,6 +248,7 @@ def test_figures_and_bytes_are_those_of_the_runtimes(pair, data, pictures):
     evaluation = splitwire.evaluate(pair, data, contenders=["zstd", "raw", "jpeg"])
     front, back = open_front(pair / "front.onnx"), CloudSession(pair / "back.onnx")
     codec = FeatureCodec(back.profile)
+    assert back.profile.preprocessing is not None
     labels = np.load(data)["labels"]
     sizes, right = [], 0
     for picture, label in zip(pictures, labels, strict=True):
@@ -291,7 +292,7 @@ def test_images_where_the_answers_differ(pair, data):
     for one in found:
         assert one.whole.rpartition(" (")[0] != one.split.rpartition(" (")[0]
         assert one.whole.startswith("label ")
-        assert one.picture.startswith(b"\x89PNG")
+        assert one.picture is not None and one.picture.startswith(b"\x89PNG")
 
 
 def defaults(folder: Path) -> set[str]:
@@ -362,6 +363,7 @@ def test_after_a_kill_the_same_command_goes_on_to_the_same_figures(pair, data, t
     process = subprocess.Popen([sys.executable, "-c", SLOW, *arguments], stderr=subprocess.PIPE)
     with process:
         until(lambda: process.poll() is not None or len([*out.glob(f"{FOLDER}/*/0*.msgpack")]) >= 3, 120)
+        assert process.stderr is not None
         assert process.poll() is None, process.stderr.read().decode()
         process.send_signal(signal.SIGKILL)
     kept = sorted(int(p.stem) for p in out.glob(f"{FOLDER}/*/0*.msgpack"))
@@ -371,7 +373,12 @@ def test_after_a_kill_the_same_command_goes_on_to_the_same_figures(pair, data, t
 
     measured = []
     batch = Measurement.batch
-    monkeypatch.setattr(Measurement, "batch", lambda self, p, tick: measured.append(p) or batch(self, p, tick))
+
+    def counted(self, p, tick):
+        measured.append(p)
+        return batch(self, p, tick)
+
+    monkeypatch.setattr(Measurement, "batch", counted)
     told = []
     resumed = splitwire.evaluate(
         pair, data, out=out, contenders=["raw", "jpeg"], progress=lambda *call: told.append(call)
@@ -415,11 +422,10 @@ def test_a_report_that_cannot_be_written_loses_no_measurement(pair, data, monkey
     def full(evaluation, out):
         raise OSError(28, "No space left on device")
 
-    drawn = run.write_report
-    monkeypatch.setattr(run, "write_report", full)
-    with pytest.raises(UsageError, match=r"cannot write the report to .*: No space left on device; mend it"):
-        splitwire.evaluate(pair, data, contenders=[])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "write_report", full)
+        with pytest.raises(UsageError, match=r"cannot write the report to .*: No space left on device; mend it"):
+            splitwire.evaluate(pair, data, contenders=[])
     assert not (pair / "evaluation" / FILE).exists()
-    monkeypatch.setattr(run, "write_report", drawn)
     monkeypatch.setattr(Measurement, "batch", None)  # nothing is measured again
     assert splitwire.evaluate(pair, data, contenders=[]).data.images == N

@@ -268,7 +268,7 @@ def coco(path: Path, **changes: Any) -> Path:
 
 
 @pytest.fixture
-def scenes(tmp_path) -> Path:
+def scenes(tmp_path: Path) -> Path:
     picture(tmp_path / "pictures" / "a.png", (60, 50))
     picture(tmp_path / "pictures" / "deep" / "b.png", (48, 80))
     return tmp_path / "pictures"
@@ -409,4 +409,5 @@ def test_a_photograph_that_is_turned_is_turned_for_everybody(tmp_path):
     np.testing.assert_array_equal(item.x, turned)
     np.testing.assert_array_equal(item.target.boxes, [[20, 12, 30, 20]])
     np.testing.assert_array_equal(np.asarray(item.picture), turned)
+    assert item.picture is not None
     np.testing.assert_array_equal(data.input_of(item.picture), turned)

@@ -143,7 +143,7 @@ number = 3
 
 
 @pytest.fixture
-def metrics(tmp_path, monkeypatch) -> Path:
+def metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "own_metrics.py").write_text(METRICS)
     (tmp_path / "broken_metrics.py").write_text("import nowhere_at_all")
     monkeypatch.chdir(tmp_path)
@@ -215,7 +215,9 @@ def detections(targets: Sequence[Truth], rng: np.random.Generator, rows: int = 1
 
 def plain_coco(targets: Sequence[Truth], found: Answers, times: Sequence[int]) -> dict[str, float]:
     """The figures as everybody gets them, on each image as many times as it is drawn."""
-    images, truth, detected = [], [], []
+    images: list[dict[str, int]] = []
+    truth: list[dict[str, Any]] = []
+    detected: list[dict[str, Any]] = []
     for i, target in enumerate(targets):
         for _ in range(times[i]):
             number = len(images) + 1

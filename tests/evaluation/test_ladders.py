@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 from evaluations import evaluation, point
 from runtime_helpers import make_pair
@@ -122,9 +123,7 @@ def pair(tmp_path, monkeypatch):
     return tmp_path / "pair"
 
 
-def data(images: int = 20) -> dict[str, object]:
-    import numpy as np
-
+def data(images: int = 20) -> dict[str, np.ndarray]:
     return {"images": np.random.default_rng(3).integers(0, 256, (images, 12, 10, 3), dtype=np.uint8)}
 
 
@@ -151,7 +150,8 @@ def test_interrupted_on_the_way_down_it_goes_on_from_there(pair, monkeypatch) ->
         if "JPEG q 10" in batch.sendings and len(saved) < 8:
             raise KeyboardInterrupt
 
-    save, saved = Store.save, []
+    save = Store.save
+    saved: list[list[str]] = []
     monkeypatch.setattr(Store, "save", interrupt)
     with pytest.raises(KeyboardInterrupt):
         splitwire.evaluate(pair, data(), contenders=["jpeg"], max_loss=0.99)

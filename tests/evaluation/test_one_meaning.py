@@ -27,6 +27,7 @@ def test_the_same_image_and_point_have_the_same_bytes(tmp_path: Path, monkeypatc
     Image.fromarray(pixels).save(tmp_path / "pictures" / "one.png")
 
     front = open_front(tmp_path / "pair" / "front.onnx")
+    assert front.profile.preprocessing is not None
     x = preprocessing.apply(Image.fromarray(pixels), front.profile.preprocessing)[None]
     frame = FeatureCodec(front.profile).encode(front.run(x).features, op="n2")
 

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import msgspec
@@ -65,7 +66,7 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the report of a usual evaluation."""
     folder = tmp_path_factory.mktemp("evaluation")
     assert write_report(evaluation(), folder) == folder / "report.html"
@@ -218,7 +219,7 @@ def test_several_tensors_are_drawn_apart(monkeypatch):
         designs=(design("n4", 4, "a"), design("n4", 5, "b")), stages={},
     )  # fmt: skip
     monkeypatch.setattr(plots, "plot", lambda name, heading, *_, **__: (name, heading))
-    found = plots.draw(e, compare(e))
+    found: list[Any] = plots.draw(e, compare(e))  # what stands in for `plot` makes
     assert [name for name, _ in found][-4:] == ["features-1", "channels-1", "features-2", "channels-2"]
     assert found[-1][1] == "The channels of b"
     assert ("symbols, bit-packed", 12288 * (2 + 3) / 8, False) in plots.stage_bytes(e, compare(e))
@@ -228,6 +229,7 @@ def test_headline():
     e = evaluation()
     c = compare(e)
     ours, other = c.of(OURS), next(s for s in c.standings if s.family != OURS)
+    assert ours is not None
     text = headline(e, c)
     assert f"splitwire sends {ours.bytes:,.0f} bytes per image" in text
     assert f"({other.family} {other.setting}) needs {other.bytes:,.0f} bytes" in text

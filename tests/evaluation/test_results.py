@@ -9,7 +9,8 @@ from sources import ROOT
 
 from benchmarks.readme import answers
 from splitwire.evaluation.answer.results import Evaluation, Point, read_results
-from splitwire.evaluation.contenders import HEVC, HEVC_SCREEN, PAPER, PAPER_UNIFORM, SPLITWIRE, ZSTD
+from splitwire.evaluation.contenders import PAPER, PAPER_UNIFORM, SPLITWIRE, ZSTD
+from splitwire.evaluation.measuring.ladders import HEVC, HEVC_SCREEN
 
 NAMES = ("demo", "detector", "mobilenet_v2")
 BUDGET = 0.01

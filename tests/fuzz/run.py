@@ -47,7 +47,7 @@ def seeds(target: str) -> list[bytes]:
     if target == "frame":
         return [v.frame for v in found]
     if target == "reply":
-        types = (np.float32, np.int64, np.uint8, np.bool_, np.float16)
+        types: tuple[type[np.generic], ...] = (np.float32, np.int64, np.uint8, np.bool_, np.float16)
         outputs = {f"o{i}": np.ones((1, 2 + i), t) for i, t in enumerate(types)}
         return [
             encode_reply(dict(list(outputs.items())[:n]), frame_id=n, decode_ms=0.5, back_ms=1.0)

@@ -49,7 +49,7 @@ def make_profile(
     coder: Literal["rans", "cabac"] = "rans",
 ) -> CodecProfile:
     """A profile designed on features like `relu_features`. shapes: per tensor, without the batch."""
-    points: dict[int, list[object]] = {n: [] for n in levels}
+    points: dict[int, list[TensorPoint]] = {n: [] for n in levels}
     bits: dict[int, float] = {}
     for i, shape in enumerate(shapes):
         c, h, w = (1, 1, 1, *shape)[-3:]
@@ -149,9 +149,9 @@ def random_taps(rng: np.random.Generator, channels: int) -> Taps:
 
 def random_prediction(rng: np.random.Generator, levels: int, taps: Taps) -> PredictionTables:
     """For these taps. Predictions reach far, in half of the cases exactly as far as 16 bits allow."""
-    rest = int(rng.choice([0, levels - 1, rng.integers(levels)]))
+    rest = int(rng.choice([0, levels - 1, int(rng.integers(levels))]))
     most = max(rest, levels - 1 - rest)
-    offset = int(rng.choice([0, rng.integers(-(1 << 14), 1 << 14), rng.integers(-200, 200)]))
+    offset = int(rng.choice([0, int(rng.integers(-(1 << 14), 1 << 14)), int(rng.integers(-200, 200))]))
     room = (1 << 15) - 1 - abs(offset)
     one_sign = rng.random() < 0.3  # with every level the last one, or the first, all terms add up
     weights, bias = [], []
@@ -172,7 +172,7 @@ def random_prediction(rng: np.random.Generator, levels: int, taps: Taps) -> Pred
         weights=np.concatenate(weights).astype(np.int8).tobytes(),
         bias=np.array(bias, "<i2").tobytes(),
         offset=offset,
-        shift=int(rng.choice([0, fitted, fitted, 15, rng.integers(16)])),
+        shift=int(rng.choice([0, fitted, fitted, 15, int(rng.integers(16))])),
         activities=activities,
         activity=rng.integers(0, activities, ACTIVITY_SUMS, np.uint8).tobytes(),
         classes=classes,

@@ -38,6 +38,15 @@ def point(
     )
 
 
+def interval_point(setting: str, size: float, low: float, high: float, family: str = "splitwire") -> Point:
+    """A point whose loss lies between low and high; `size` bytes."""
+    loss = Estimate(value=(low + high) / 2, low=low, high=high)
+    return Point(
+        family=family, setting=setting, sends="features", bytes=size, bits_per_element=size / 100, encode_ms=0.1,
+        figures={"top1": loss}, loss=loss,
+    )  # fmt: skip
+
+
 def sweep(
     family: str, settings: str, cheapest: float, dearest: float, half: float, ms: float, sends: Sends
 ) -> list[Point]:

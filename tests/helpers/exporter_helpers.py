@@ -6,9 +6,13 @@ import os
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import torch
 from PIL import Image
 from torch import nn
+
+from splitwire.exporter.network.inference import Graph
+from splitwire.exporter.network.source import Source
 
 SHAPE = (3, 16, 16)
 
@@ -26,7 +30,8 @@ class Block(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.relu(self.bn1(self.conv1(x)))
-        return self.relu(self.bn2(self.conv2(y)) + x)
+        z: torch.Tensor = self.relu(self.bn2(self.conv2(y)) + x)
+        return z
 
 
 class Net(nn.Module):
@@ -47,7 +52,8 @@ class Net(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.layer1(self.act(self.bn(self.conv(x))) * self.shared)
         x = self.layer2(x) * self.shared
-        return self.fc(self.drop(self.pool(x).flatten(1)))
+        y: torch.Tensor = self.fc(self.drop(self.pool(x).flatten(1)))
+        return y
 
 
 def network(cls: type[nn.Module] = Net) -> nn.Module:
@@ -56,6 +62,7 @@ def network(cls: type[nn.Module] = Net) -> nn.Module:
     net = cls()
     for m in net.modules():
         if isinstance(m, nn.BatchNorm2d):
+            assert m.running_mean is not None and m.running_var is not None
             nn.init.normal_(m.running_mean, std=0.1)
             nn.init.uniform_(m.running_var, 0.5, 1.5)
             nn.init.uniform_(m.weight, 0.5, 1.5)
@@ -65,6 +72,14 @@ def network(cls: type[nn.Module] = Net) -> nn.Module:
 
 def inputs(n: int, shape: tuple[int, ...] = SHAPE) -> np.ndarray:
     return np.random.default_rng(1).standard_normal((n, *shape)).astype(np.float32)
+
+
+def with_outputs(source: Source, values: list[ir.Value]) -> Graph:
+    """The graph with the values among its outputs."""
+    for value in values:
+        if value not in source.graph.outputs:
+            source.graph.outputs.append(value)
+    return Graph.of(source.model, what="graph with taps", exact=True)
 
 
 def write_images(folder: Path, n: int, classes: int = 2) -> list[Path]:

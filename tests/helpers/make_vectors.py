@@ -155,7 +155,11 @@ def make(name: str) -> tuple[dict[str, bytes], dict[str, object]]:
                 quantizer=quantizer,
                 clipping=Clipping(method="histogram"),
                 tables=make_tables(rng, x, quantizer, block, recipe) if isinstance(block, tuple) else None,
-                prediction=make_prediction(rng, x, quantizer, found, block, recipe) if found else UNSET,
+                prediction=(
+                    make_prediction(rng, x, quantizer, found, block, recipe)
+                    if found is not UNSET and isinstance(block, Predicted)
+                    else UNSET
+                ),
             )
         )
     # The one that is used stands second, so that its index is not zero.
@@ -177,6 +181,7 @@ def make(name: str) -> tuple[dict[str, bytes], dict[str, object]]:
     sizes = [np.array(s, np.int64) for s in recipe.sizes]
     codec = FeatureCodec(profile)
     frame_id = int(rng.integers(0, 1 << 32))
+    chunks: Sequence[tuple[int, int, int, int | None]]
     if recipe.chunks:
         chunks = list(recipe.chunks)
     else:
@@ -263,9 +268,9 @@ def make_features(
     """Correlated, mostly at rest, in steps of 1/16 (so that they compress); with the values that decide something."""
     if not recipe.extremes:
         return np.zeros(shape, np.float32)
-    x = rng.laplace(-0.6, 1.0, shape)
-    x = x + 0.7 * np.roll(x, 1, -1)
-    x = (np.round((x if recipe.signed else np.maximum(x, 0)) * 16) / 16).astype(np.float32)
+    noise = rng.laplace(-0.6, 1.0, shape)
+    noise = noise + 0.7 * np.roll(noise, 1, -1)
+    x = (np.round((noise if recipe.signed else np.maximum(noise, 0)) * 16) / 16).astype(np.float32)
     t = np.array(quantizer.thresholds, np.float32)
     edges = [t, np.nextafter(t, np.float32(-np.inf)), np.nextafter(t, np.float32(np.inf))]
     special = np.concatenate([*edges, np.array([-0.0, 1e-45, -1e-45, 3.4e38, -3.4e38], np.float32)])
@@ -293,7 +298,7 @@ def make_tables(
     )  # fmt: skip
 
 
-def make_rows(rng: np.random.Generator, counts: NDArray[np.float64], tables: int) -> NDArray[np.int64]:
+def make_rows(rng: np.random.Generator, counts: NDArray[np.floating], tables: int) -> NDArray[np.int64]:
     """(tables, K + 1) frequencies for symbols that occur so often."""
     k = counts.size
     rows = np.zeros((tables, k + 1), np.int64)

@@ -9,7 +9,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -212,7 +212,7 @@ class Canned:
     connections: int = 0
     requests: int = 0
     received: int = 0
-    heads: list[bytes] | None = None
+    heads: list[bytes] = field(default_factory=list)
 
 
 @contextlib.contextmanager
@@ -220,7 +220,7 @@ def canned(*answers: bytes | float | None, close_after_each: bool = False) -> It
     """The n-th request gets the n-th answer, the last one again and again."""
     listener = socket.create_server(("127.0.0.1", 0))
     listener.settimeout(0.1)
-    record = Canned(url=url_of(listener), heads=[])
+    record = Canned(url=url_of(listener))
     stop = threading.Event()
 
     def serve(connection: socket.socket) -> None:
@@ -228,7 +228,7 @@ def canned(*answers: bytes | float | None, close_after_each: bool = False) -> It
             connection.settimeout(5)
             while not stop.is_set() and (request := read_request(connection)) is not None:
                 head, body = request
-                record.heads.append(head)  # type: ignore[union-attr]
+                record.heads.append(head)
                 record.received += len(head) + len(body)
                 answer = answers[min(record.requests, len(answers) - 1)]
                 record.requests += 1

@@ -11,6 +11,7 @@ import json
 import re
 import struct
 import zlib
+from typing import Any
 
 
 def read_frame(frame: bytes, profile_text: str):
@@ -47,13 +48,14 @@ def read_frame(frame: bytes, profile_text: str):
     return op, frame_id, batch, planes
 
 
-def read_sizes(frame: bytes, profile_text: str):
+def read_sizes(frame: bytes, profile_text: str) -> list[tuple[int, ...]]:
     """The vectors of integers of coder 3, of a frame that `read_frame` takes."""
     profile = json.loads(profile_text)
     if frame[6] == 1:
         return []
     (n_chunks,) = struct.unpack_from("<H", frame, 22)
-    position, found = 28 + 16 * n_chunks, []
+    position = 28 + 16 * n_chunks
+    found: list[tuple[int, ...]] = []
     for k in range(n_chunks):
         tensor, coder, _, _, _, length, _ = struct.unpack_from("<BBBBIII", frame, 24 + 16 * k)
         if coder == 3:
@@ -238,7 +240,8 @@ class Prediction:
         cell = min(max((p + self.offset) // 2**self.shift, 0), 255)
         near = abs(self.value(image, channel, r, c - 1)) + abs(self.value(image, channel, r - 1, c))
         a = self.activity[min(near, 15)]
-        return self.context_map[(self.channel_class[channel] * 256 + cell) * self.activities + a]
+        table: int = self.context_map[(self.channel_class[channel] * 256 + cell) * self.activities + a]
+        return table
 
     def steps(self, count: int, first: int, lanes: int):
         """(index of the plane in the chunk, row, column, lane) of each element, in the order of decoding."""
@@ -261,7 +264,7 @@ def read_predictive(payload: bytes, point, spec, lanes: int, count: int, first: 
     channels, entries = prediction.channels, [slots_of(row) for row in prediction.rows]
     x, words = read_states(payload, lanes)
     out = [[[None] * prediction.width for _ in range(prediction.height)] for _ in range(count)]
-    images = {}  # by the image's number: its planes by channel
+    images: dict[int, dict[int, list[list[Any]]]] = {}  # by the image's number: its planes by channel
     for k in range(count):
         images.setdefault((first + k) // channels, {})[(first + k) % channels] = out[k]
     for k, r, c, lane in prediction.steps(count, first, lanes):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import hashlib
 import importlib.util
@@ -11,12 +12,14 @@ import subprocess
 import sys
 import urllib.error
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
 import torchvision
+from numpy.typing import NDArray
 from PIL import Image
 
 from splitwire.codec import preprocessing
@@ -323,17 +326,21 @@ def test_bad_weights_files_are_one_clear_line(tmp_path):
 # Training
 
 
+Few = tuple[NDArray[np.uint8], NDArray[np.uint8]]
+"""Some images of the demo network, and their labels."""
+
+
 @pytest.fixture(scope="module")
-def few():
+def few() -> Few:
     images, labels = demo.test_set()
     return images[:96], labels[:96]
 
 
-def tiny(**changes) -> classifier_training.Settings:
+def tiny(**changes: Any) -> classifier_training.Settings:
     return classifier_training.Settings(**{"epochs": 2, "batch": 32, "seed": 7} | changes)
 
 
-def test_resumed_training_ends_with_the_same_bits(tmp_path, few):
+def test_resumed_training_ends_with_the_same_bits(tmp_path: Path, few: Few):
     straight, _ = classifier_training.train(*few, tiny(), tmp_path / "a.pt")
     classifier_training.train(*few, tiny(), tmp_path / "b.pt", stop_after=1)
     reports = []
@@ -347,7 +354,7 @@ def test_resumed_training_ends_with_the_same_bits(tmp_path, few):
     assert not torch.equal(next(iter(other.parameters())), next(iter(straight.parameters())))
 
 
-def test_checkpoints_of_others_are_refused(tmp_path, few):
+def test_checkpoints_of_others_are_refused(tmp_path: Path, few: Few):
     path = tmp_path / "c.pt"
     classifier_training.train(*few, tiny(epochs=1), path)
     with pytest.raises(UsageError, match=r"other settings \(epochs, seed\)"):
@@ -355,7 +362,7 @@ def test_checkpoints_of_others_are_refused(tmp_path, few):
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(UsageError, match=r"c\.pt cannot be read"):
         classifier_training.train(*few, tiny(epochs=1), path)
-    torch.save({"settings": classifier_training.dataclasses.asdict(tiny())}, path)
+    torch.save({"settings": dataclasses.asdict(tiny())}, path)
     with pytest.raises(UsageError, match=r"c\.pt is not a checkpoint of this training"):
         classifier_training.train(*few, tiny(), path)
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import urllib.error
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -38,6 +39,7 @@ def default_weights(name):
 @pytest.mark.parametrize("name", networks.names())
 def test_every_torchvision_network_has_all_we_take(name):
     task = networks.task_of(name)
+    assert task is not None
     entry = default_weights(name)
     found = presets.preprocessing(name, task, entry, None)
     preset = entry.transforms()
@@ -129,9 +131,10 @@ def test_a_detector_with_random_weights(no_downloads):
     assert (loaded.task, loaded.input_shape) == ("detection", (1, 3, 64, 96))
     assert loaded.preprocessing.resize == loaded.preprocessing.crop == (64, 96)
     (image,) = torch.rand(1, 3, 64, 96)
-    scaled = loaded.module.transform([image])[0]
+    transform: Any = loaded.module.transform
+    scaled = transform([image])[0]
     assert scaled.image_sizes == [(64, 96)], "the network scales its input"
-    torch.testing.assert_close(scaled.tensors, loaded.module.transform.normalize(image)[None], rtol=0, atol=1e-5)
+    torch.testing.assert_close(scaled.tensors, transform.normalize(image)[None], rtol=0, atol=1e-5)
     with torch.inference_mode():
         (found,) = loaded.module([image])
     assert set(found) == {"boxes", "labels", "scores"}
@@ -140,7 +143,8 @@ def test_a_detector_with_random_weights(no_downloads):
 def test_a_detector_of_one_size():
     loaded = catalogue.load("ssdlite320_mobilenet_v3_large")
     assert loaded.input_shape == (1, 3, 320, 320)
-    assert loaded.module.transform.fixed_size == (320, 320)
+    transform: Any = loaded.module.transform
+    assert transform.fixed_size == (320, 320)
     with pytest.raises(UsageError, match="takes images of 320x320 only, not 640x480; leave the size out"):
         catalogue.load("ssdlite320_mobilenet_v3_large", size=(480, 640))
 
@@ -158,7 +162,8 @@ def test_weights_by_torchvisions_name(monkeypatch):
         assert loaded.weights == f"{known.__name__}.COCO_V1"
         assert loaded.warning is None
         assert loaded.labels is not None and loaded.labels[18] == "dog"
-        assert (loaded.module.transform.min_size, loaded.module.transform.max_size) == ((96,), 128)
+        transform: Any = loaded.module.transform
+        assert (transform.min_size, transform.max_size) == ((96,), 128)
         assert all(torch.equal(v, detector[k]) for k, v in loaded.module.state_dict().items())
     name = "deeplabv3_mobilenet_v3_large"
     segmenter = random_network(name, aux_loss=True).state_dict()
@@ -167,8 +172,9 @@ def test_weights_by_torchvisions_name(monkeypatch):
     )
     loaded = catalogue.load(name, "DEFAULT")
     assert loaded.labels is not None and loaded.labels[12] == "dog"
-    assert loaded.module.aux_classifier is None
-    assert all(torch.equal(v, segmenter[k]) for k, v in loaded.module.state_dict().items())
+    module: Any = loaded.module
+    assert module.aux_classifier is None
+    assert all(torch.equal(v, segmenter[k]) for k, v in module.state_dict().items())
 
 
 def test_failed_download_names_the_address(monkeypatch, tmp_path):
@@ -285,7 +291,7 @@ def test_batch_norms_of_old_detectors_have_no_epsilon(tmp_path, monkeypatch):
     torch.save(state, path)
     monkeypatch.setattr(type(known.COCO_V1), "get_state_dict", lambda self, *args, **kwargs: dict(state))
     theirs = torchvision.models.get_model(name, weights="COCO_V1").eval()
-    ours = catalogue.load(name, path).module
+    ours: Any = catalogue.load(name, path).module
     image = torch.rand(1, 3, 32, 32)
     with torch.inference_mode():
         wanted, found, other = (network.backbone.body(image)["3"] for network in (theirs, ours, network))
@@ -344,6 +350,7 @@ def test_the_edge_makes_what_the_preset_makes(name):
     pixels = np.random.default_rng(5).integers(0, 256, (60, 90, 3), dtype=np.uint8)
     image = Image.fromarray(pixels, "RGB")
     task = networks.task_of(name)
+    assert task is not None
     preset = default_weights(name).transforms()
     if task == "detection":
         found = preprocessing.apply(image, presets.preprocessing(name, task, default_weights(name), (40, 80)))
@@ -366,7 +373,7 @@ def test_recipes_are_what_the_catalogue_builds(recipe):
         assert recipe.preprocessing == demo.PREPROCESSING
     else:
         task = networks.task_of(recipe.name)
-        assert recipe.task == task
+        assert task is not None and recipe.task == task
         entry = default_weights(recipe.name)
         assert recipe.preprocessing == presets.preprocessing(recipe.name, task, entry, None)
         assert f"{len(entry.meta['categories']):,} " in recipe.classes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,15 +21,18 @@ from splitwire.evaluation.contenders.ours import Splitwire
 from splitwire.evaluation.measuring.pair import Pair
 from splitwire.models import demo as catalogue
 
+Summary = dict[str, Any]
+"""summary.json, and the folder that it lies in."""
+
 
 @pytest.fixture(scope="module")
-def summary(demo_pair: Path) -> dict:
+def summary(demo_pair: Path) -> Summary:
     written = json.loads((demo_pair / "summary.json").read_text(encoding="utf-8"))
     assert json.loads((demo_pair / "printed.json").read_text(encoding="utf-8")) == written
     return {**written, "folder": demo_pair}
 
 
-def test_default_point_keeps_the_accuracy_under_a_bit(summary: dict) -> None:
+def test_default_point_keeps_the_accuracy_under_a_bit(summary: Summary) -> None:
     default = next(p for p in summary["points"] if p["op"] == summary["default_op"])
     assert summary["images"] == 1000 and summary["whole"]["accuracy"] >= 0.91
     assert default["accuracy"] >= summary["whole"]["accuracy"] - 0.010
@@ -36,12 +40,12 @@ def test_default_point_keeps_the_accuracy_under_a_bit(summary: dict) -> None:
     assert default["ms"] == summary["ms"]
 
 
-def test_codec_off_agrees_on_every_image(summary: dict) -> None:
+def test_codec_off_agrees_on_every_image(summary: Summary) -> None:
     assert summary["float_agreement"] == 1000
     assert summary["baselines"]["float32_accuracy"] == summary["whole"]["accuracy"]
 
 
-def test_every_point_is_measured(summary: dict) -> None:
+def test_every_point_is_measured(summary: Summary) -> None:
     uniform, budgets = summary["points"][:5], summary["points"][5:]
     assert [p["op"] for p in budgets] == ["r0.1", "r0.2", "r0.3", "r0.4", "r0.6", "r0.8"]
     assert [p["levels"] for p in uniform] == [2, 3, 4, 6, 8]
@@ -57,7 +61,7 @@ def test_every_point_is_measured(summary: dict) -> None:
         assert rates == sorted(rates)
 
 
-def test_files_for_people(summary: dict) -> None:
+def test_files_for_people(summary: Summary) -> None:
     folder: Path = summary["folder"]
     with Image.open(folder / "accuracy_vs_rate.png") as plot:
         assert plot.format == "PNG" and plot.width >= 800
@@ -65,7 +69,7 @@ def test_files_for_people(summary: dict) -> None:
     assert not list(folder.rglob("*.tmp"))
 
 
-def test_table_fits_eighty_columns(summary: dict) -> None:
+def test_table_fits_eighty_columns(summary: Summary) -> None:
     import io
 
     import msgspec
@@ -120,11 +124,12 @@ def test_photos_are_recognised_whole_and_split(tmp_path: Path) -> None:
         assert photo["bytes_sent"] < photo["jpeg_bytes"] / 2
 
 
-def test_bytes_are_those_that_evaluate_counts(summary: dict, demo_pair: Path) -> None:
+def test_bytes_are_those_that_evaluate_counts(summary: Summary, demo_pair: Path) -> None:
     """The demo's frames over HTTP and the evaluation's contender: the same mean over the same images."""
     pair = Pair(demo_pair)
     codec = FeatureCodec(pair.profile)
     images, _ = catalogue.test_set()
+    assert pair.profile.preprocessing is not None
     inputs = [preprocessing.apply(Image.fromarray(image), pair.profile.preprocessing) for image in images]
     features = [f.features for x in inputs for f in pair.front([x])]
     for p in (summary["points"][0], summary["points"][-1]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ TOLERANCE = {"rapidocr classifier": 0.004, "rapidocr recogniser": 0.004}
 """Behind a line the package puts 0 after normalising, which lies between two pixels. Elsewhere: float32's rounding."""
 
 
-def options(network: field.Network) -> dict[str, str]:
+def options(network: field.Network) -> dict[str, Any]:
     names = [one.removeprefix("--").replace("-", "_") for one in network.options[::2]]
     return dict(zip(names, network.options[1::2], strict=True))
 

@@ -192,7 +192,7 @@ def test_links_between_documents_lead_somewhere():
 def drawn(lines: list[str]) -> set[str]:
     """The paths of a tree drawn by indentation, two blanks a step; what is said of them stands behind two blanks."""
     above: list[str] = []
-    found = set()
+    found: set[str] = set()
     for line in lines:
         depth = (len(line) - len(line.lstrip())) // 2
         parts = re.split(r" {2,}", line.strip())

@@ -6,6 +6,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,9 +37,9 @@ def halves(batch: int | None):
 @pytest.mark.parametrize("batch", [None, 1, 2])
 def test_each_choice_has_its_own_damage_and_a_tick(batch):
     front, back = halves(batch)
-    tops = [[1.0, None], [5.0, None], [None, 30.0], [None, None]]
+    tops: list[list[float | None]] = [[1.0, None], [5.0, None], [None, 30.0], [None, None]]
     choices = [[None if top is None else quantizer(top) for top in row] for row in tops]
-    ticks = []
+    ticks: list[int] = []
     damages = measure.measure_damage(front, back, choices, INPUTS, ticks.append)
     assert ticks[-1] == len(INPUTS) * len(choices)
     assert ticks == sorted(ticks)
@@ -67,8 +68,9 @@ def test_answers_come_in_order_and_few_at_a_time():
         return [choice]
 
     found = []
+    choices: list[Any] = list(range(20))  # numbers in place of quantizers: they are only handed on
     with ThreadPoolExecutor(4) as pool:
-        for outputs in measure._in_order(pool, answer, list(range(20))):
+        for outputs in measure._in_order(pool, answer, choices):
             found += outputs
             with lock:
                 alive -= 1
@@ -77,9 +79,10 @@ def test_answers_come_in_order_and_few_at_a_time():
 
 
 def test_of_each_budget_the_first_few_are_tried_again():
-    ranked = [budget._Tried(budget._Candidates(b, [], []), [k]) for k in range(7) for b in (1, 0)]
+    rows: list[list[Any]] = [[k] for k in range(7)]  # numbers in place of widenings
+    ranked = [budget._Tried(budget._Candidates(b, [], []), row) for row in rows for b in (1, 0)]
     assert [(t.candidates.budget, t.row) for t in budget._promising(ranked)] == [
-        (b, [k]) for b in (1, 0) for k in range(budget.PROMISING)
+        (b, row) for b in (1, 0) for row in rows[: budget.PROMISING]
     ]
 
 

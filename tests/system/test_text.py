@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from evaluations import evaluation
@@ -83,8 +84,8 @@ def summary() -> fashion.Summary:
             levels=4,
             accuracy=0.9125,
             bits_per_element=0.31,
-            bytes_per_image=268.0,
-            frame_bytes_per_image=134.0,
+            bytes_per_image=134.0,
+            sent_bytes_per_image=268.0,
             packed_zstd_bytes_per_image=312.0,
             clipping="leaky_relu_model",
             ms=ms,
@@ -161,6 +162,7 @@ def run(place: Place, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Printed]
         with pytest.raises(SystemExit) as ended:
             cli.main()
         out, err = (s.buffer.getvalue().decode(encoding) for s in streams)
+        assert isinstance(ended.value.code, int)
         return Printed(ended.value.code, out, err)
 
     return invoke
@@ -297,10 +299,11 @@ def test_what_is_left_out_is_named(run) -> None:
 # Pipes, disks, Ctrl-C
 
 
-def started(*arguments: str, **options: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+def started(*arguments: str, **options: Any) -> subprocess.Popen[str]:
+    process: subprocess.Popen[str] = subprocess.Popen(
         [sys.executable, "-m", "splitwire", *arguments], stderr=subprocess.PIPE, text=True, encoding="utf-8", **options
     )
+    return process
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGPIPE")

@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from exporter_helpers import SHAPE, inputs, network
+from exporter_helpers import SHAPE, inputs, network, with_outputs
 from torch import nn
 
 from splitwire.codec.errors import UsageError
 from splitwire.exporter.cutting.names import Names
-from splitwire.exporter.network.inference import Graph
 from splitwire.exporter.network.passthrough import watching
-from splitwire.exporter.network.source import Source, from_module
+from splitwire.exporter.network.source import from_module
 
 
 def leaves(module: nn.Module) -> list[str]:
@@ -34,20 +33,13 @@ def hooked(module: nn.Module, x: torch.Tensor) -> dict[str, list[np.ndarray]]:
     return seen
 
 
-def with_outputs(source: Source, values: list) -> Graph:
-    """The graph with the values among its outputs."""
-    for value in values:
-        if value not in source.graph.outputs:
-            source.graph.outputs.append(value)
-    return Graph.of(source.model, what="graph with taps", exact=True)
-
-
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "squeezenet1_1"])
 def test_against_forward_hooks(name):
     torch.manual_seed(0)
     module = torchvision.models.get_model(name, weights=None).eval()
     for m in module.modules():
         if isinstance(m, nn.BatchNorm2d):
+            assert m.running_mean is not None and m.running_var is not None
             m.running_mean.normal_(0, 0.1)
             m.running_var.uniform_(0.5, 1.5)
     source = from_module(module, (1, 3, 64, 64))
@@ -117,7 +109,8 @@ def test_modules_that_return_what_they_are_given():
         np.testing.assert_allclose(have[value.name], wanted[spec.partition("[")[0]][k], rtol=1e-4, atol=1e-5)
     assert found["first.3"].values == found["first.2"].values
     assert found["first.3"].note == "'first.3' (Dropout) returns what it is given; the cut is at that tensor, first"
-    assert "'lent' is not called: 'the network' uses its weights" in found["lent"].note
+    note = found["lent"].note
+    assert note is not None and "'lent' is not called: 'the network' uses its weights" in note
     with pytest.raises(UsageError, match=r"layer 'twice' runs 2 times; say which call: twice\[0\]"):
         names.resolve("twice")
     with pytest.raises(UsageError, match="there is no call 2"):

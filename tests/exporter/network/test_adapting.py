@@ -13,6 +13,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from exporter_helpers import SHAPE, inputs, network, write_images
+from numpy.typing import ArrayLike
 from onnx import TensorProto as T
 from onnx import helper as h
 from onnx import numpy_helper
@@ -49,10 +50,10 @@ def save(path: Path, nodes, extra=(), *, outs=None, given=None, kind=T.FLOAT, ba
     return path
 
 
-def run(path: Path, **feeds: np.ndarray) -> np.ndarray:
-    return ort.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(
-        None, {k: np.asarray(v) for k, v in feeds.items()}
-    )[0]
+def run(path: Path, **feeds: ArrayLike) -> np.ndarray:
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    first: np.ndarray = session.run(None, {k: np.asarray(v) for k, v in feeds.items()})[0]
+    return first
 
 
 def through(source: Source, x: np.ndarray) -> np.ndarray:
@@ -92,7 +93,7 @@ def test_constants_in_place_of_inputs(scaled):
         per_image=np.full((3, 1), 2, np.float32),
     )  # fmt: skip
     assert not np.allclose(expected[0], expected[1])
-    given = {"shape": [3, 5], "threshold": 0.5, "on": True, "per_image": np.float32(2)}
+    given: dict[str, ArrayLike] = {"shape": [3, 5], "threshold": 0.5, "on": True, "per_image": np.float32(2)}
     source = from_file(scaled, constants=given)
     assert source.batch is None
     np.testing.assert_allclose(through(source, x), expected, rtol=1e-5)
@@ -141,7 +142,7 @@ def test_constants_by_the_command(scaled, tmp_path):
     x = inputs(1)
     (r,) = ort.InferenceSession(str(tmp_path / "pair" / "front.onnx")).run(None, {"x": x})
     (y,) = ort.InferenceSession(str(tmp_path / "pair" / "back.onnx")).run(None, {"r": r})
-    feeds = {"shape": np.array([3, 5]), "threshold": np.float32(0.5), "on": np.array([True])}
+    feeds: dict[str, ArrayLike] = {"shape": np.array([3, 5]), "threshold": np.float32(0.5), "on": np.array([True])}
     np.testing.assert_allclose(y, run(scaled, x=x, per_image=np.full((1, 1), 2, np.float32), **feeds), rtol=1e-5)
     planned = ["plan", str(scaled), "--json", "--images", "2", *given, "per_image=2"]
     result = CliRunner().invoke(app, planned, catch_exceptions=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import copy
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ CLASSES = 4
 class Levels(nn.Module):
     """A pyramid of two feature maps."""
 
-    out_channels = 32
+    out_channels: int | list[int] = 32
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +44,7 @@ class Levels(nn.Module):
         return {"0": x, "1": self.down(x).relu()}
 
 
-def build(kind: str, size: int = SIZE) -> nn.Module:
+def build(kind: str, size: int = SIZE) -> Any:
     """A detector with random weights whose scores are spread out."""
     torch.manual_seed(0)
     sizes = {"min_size": size, "max_size": size}
@@ -66,7 +67,8 @@ def build(kind: str, size: int = SIZE) -> nn.Module:
     for name, weight in net.named_parameters():
         if name.endswith("weight") and weight.dim() > 1:
             nn.init.normal_(weight, std=1.5 / weight[0].numel() ** 0.5)
-    return net.eval()
+    net.eval()
+    return net
 
 
 def images(n: int) -> np.ndarray:
@@ -92,15 +94,18 @@ def test_export(kind, parts):
     assert state() == before
     assert net.training
     assert (source.origin, source.batch) == ("dynamo", 1)
-    assert list(source.graph.inputs[0].shape) == [1, 3, SIZE, SIZE]
+    shape = source.graph.inputs[0].shape
+    assert shape is not None and list(shape) == [1, 3, SIZE, SIZE]
     outputs = [o.name for o in source.graph.outputs]
     assert outputs == ["boxes", "scores", "labels", *(["masks"] if kind == "mask" else [])]
     assert any("batch is fixed at 1" in n for n in source.notes)
     assert any("(N, 1, 28, 28)" in n for n in source.notes) == (kind == "mask")
     assert not any("resizes" in n for n in source.notes)
-    assert not {"Resize", "ScatterElements", "ScatterND"} & {n.op_type for n in source.graph if "transform" in n.name}
+    in_transform = {n.op_type for n in source.graph if n.name is not None and "transform" in n.name}
+    assert not {"Resize", "ScatterElements", "ScatterND"} & in_transform
 
-    limits = [n.inputs[2].const_value.numpy().item() for n in source.graph if n.op_type == "NonMaxSuppression"]
+    kept = [n.inputs[2] for n in source.graph if n.op_type == "NonMaxSuppression"]
+    limits = [v.const_value.numpy().item() for v in kept if v is not None and v.const_value is not None]
     if kind != "mask":  # where the number of survivors is read as well
         assert limits == [{"ssd": 200, "retinanet": 300}[kind]]  # what torchvision keeps (suppression.py)
 
@@ -138,7 +143,7 @@ def run(net: nn.Module, image: np.ndarray) -> dict[str, np.ndarray]:
 def test_the_selection_is_torchvisions(kind, anchors):
     """Distinct scores: the same boxes in the same order, to the bit."""
     net = build(kind)
-    view = detectors.as_network(net)
+    view: Any = detectors.as_network(net)
     g = torch.Generator().manual_seed(0)
     sizes = [anchors] if kind == "ssd" else [anchors, anchors // 4, 50]
     head = {
@@ -148,6 +153,7 @@ def test_the_selection_is_torchvisions(kind, anchors):
     }
     corners = [torch.rand(n, 2, generator=g) * SIZE for n in sizes]
     places = [torch.cat([c, c + 4 + 20 * torch.rand(len(c), 2, generator=g)], 1) for c in corners]
+    arguments: tuple[object, ...]
     if kind == "ssd":
         arguments = ({k: v[0] for k, v in head.items()}, places, [(SIZE, SIZE)])
     else:

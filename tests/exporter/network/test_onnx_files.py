@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from exporter_helpers import write_images
 from onnx import TensorProto as T
@@ -153,6 +154,7 @@ def test_large_weights_of_a_hugging_face_cache_stay_where_they_are(tmp_path, mon
     monkeypatch.setattr(onnx_files, "MAX_MODEL_BYTES", 100)
     source = from_file(tmp_path / "snapshot" / "m.onnx")
     b = source.graph.initializers["b"].const_value
+    assert isinstance(b, ir.ExternalTensor)
     assert Path(b.path) == tmp_path / "bb"
     np.testing.assert_array_equal(b.numpy(), numpy_helper.to_array(weight("b", 6, 6, 3, 3)))
 

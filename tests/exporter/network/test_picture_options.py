@@ -12,7 +12,7 @@ import pytest
 import torch
 import typer
 from onnx import TensorProto
-from test_picture_networks import HEIGHT, WIDTH, write_network
+from picture_networks import HEIGHT, WIDTH, write_network
 from typer.testing import CliRunner
 
 import splitwire
@@ -329,7 +329,8 @@ def test_a_module_that_takes_pixels_channels_last(images: Path, tmp_path: Path) 
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             y = self.conv(x.permute(0, 3, 1, 2).float() / 255)
-            return self.fc(torch.relu(y).mean((2, 3)))
+            z: torch.Tensor = self.fc(torch.relu(y).mean((2, 3)))
+            return z
 
     torch.manual_seed(0)
     result = splitwire.export(
@@ -382,7 +383,8 @@ def test_the_page_names_every_option_and_its_file_can_be_read(tmp_path: Path) ->
 def test_what_frameworks_call_it(options: str, expected: Any) -> None:
     assert f"`{options}`" in PAGE
     words = options.split()
-    said = _options(**{k[2:].replace("-", "_"): v for k, v in zip(words[::2], words[1::2], strict=True)})
+    given: dict[str, Any] = {k[2:].replace("-", "_"): v for k, v in zip(words[::2], words[1::2], strict=True)}
+    said = _options(**given)
     how, _ = completed(said, (3, 16, 16), "float32")
     rgb = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     x = preprocessing.apply(preprocessing.from_array(rgb), how)

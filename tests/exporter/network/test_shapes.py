@@ -40,7 +40,8 @@ class Shuffling(nn.Module):
         x = x.view(n, c, h // 4, 4, w // 4, 4).permute(0, 2, 4, 3, 5, 1).reshape(n * (h // 4) * (w // 4), 16, c)
         x = torch.softmax(self.proj(x), dim=-1)
         x = x.view(n, (h // 4) * (w // 4) * 16, c)
-        return self.fc(x.relu().mean(1))
+        y: torch.Tensor = self.fc(x.relu().mean(1))
+        return y
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +94,9 @@ def test_batch_without_a_name(file, tmp_path):
         onnx.save(model, tmp_path / "model.onnx")
         source = graph.from_file(tmp_path / "model.onnx")
         assert source.batch is None
-        assert all(shapes._is_known(v, source.graph.inputs[0].shape[0]) for v in activations(source))
+        shape = source.graph.inputs[0].shape
+        assert shape is not None
+        assert all(shapes._is_known(v, shape[0]) for v in activations(source))
 
 
 def parsed(text: str) -> ir.Model:

@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
@@ -19,7 +20,7 @@ from splitwire.exporter.cutting.torch_check import check_torch
 from splitwire.exporter.network import inference, onnx_files
 from splitwire.exporter.network.adapting import compatibility
 from splitwire.exporter.network.inference import Graph
-from splitwire.exporter.network.source import from_file, from_module, ir
+from splitwire.exporter.network.source import from_file, from_module
 
 
 class Small(nn.Module):
@@ -81,7 +82,7 @@ def test_an_example_in_place_of_a_shape():
 
 
 class Two(Small):
-    def forward(self, x, mask):
+    def forward(self, x, mask):  # type: ignore[override]  # a second input, which is refused
         return self.conv(x) * mask
 
 
@@ -180,15 +181,15 @@ def test_a_newer_opset_that_changes_nothing(tmp_path, opset):
 
 
 @pytest.mark.parametrize(
-    ("node", "opset", "message"),
+    ("op", "entries", "opset", "message"),
     [
-        (("RMSNormalization", ["x", "w"]), 23, "uses RMSNormalization as of opset 23, which needs ONNX Runtime 1.23;"),
-        (("Swish", ["x"]), 24, "uses Swish as of opset 24, which needs an ONNX Runtime later than 1.23; the edge"),
+        ("RMSNormalization", ["x", "w"], 23, "uses RMSNormalization as of opset 23, which needs ONNX Runtime 1.23;"),
+        ("Swish", ["x"], 24, "uses Swish as of opset 24, which needs an ONNX Runtime later than 1.23; the edge"),
     ],
 )
-def test_an_opset_that_old_runtimes_do_not_have(tmp_path, node, opset, message):
+def test_an_opset_that_old_runtimes_do_not_have(tmp_path, op, entries, opset, message):
     weight = helper.make_tensor("w", T.FLOAT, [4], [1.0] * 4)
-    model = onnx_model([helper.make_node(*node, ["y"])], opset=opset, weights=[weight])
+    model = onnx_model([helper.make_node(op, entries, ["y"])], opset=opset, weights=[weight])
     with pytest.raises(UnsupportedModel, match=message):
         read(tmp_path, model)
 
@@ -300,7 +301,7 @@ def test_weights_beside_the_graph(tmp_path, monkeypatch):
     (expected,) = Graph.of(source.model, what="whole").run(x)
     (large,) = Graph.of(source.model, what="whole", limit=1000).run(x)
     np.testing.assert_array_equal(large, expected)
-    np.testing.assert_allclose(large, matrix, rtol=1e-5)
+    np.testing.assert_allclose(large.astype(np.float32, copy=False), matrix, rtol=1e-5)
 
     written = inference.save(source.model, tmp_path / "tmp", name="half.onnx", limit=1000)
     assert [p.name for p in written] == ["tmp.data", "tmp"]
@@ -315,5 +316,6 @@ def test_weights_beside_the_graph(tmp_path, monkeypatch):
     small_digest, large_digest = (inference.digest(source.model, limit=n) for n in (10**6, 1000))
     assert small_digest != large_digest
     v = source.graph.initializers["v"]
+    assert v.const_value is not None
     v.const_value = ir.Tensor(v.const_value.numpy() + 1, name="v")
     assert inference.digest(source.model, limit=1000) != large_digest

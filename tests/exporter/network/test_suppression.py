@@ -52,12 +52,16 @@ def answers(model: ir.Model) -> list[np.ndarray]:
     boxes = np.concatenate([corners, corners + 1 + 10 * rng.random((1, BOXES, 2), np.float32)], axis=2)
     scores = rng.integers(1, 50, (1, 1, BOXES)).astype(np.float32)  # some are equal
     session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
-    return session.run(None, {"boxes": boxes, "scores": scores})
+    outputs: list[np.ndarray] = session.run(None, {"boxes": boxes, "scores": scores})
+    return outputs
 
 
 def limit(model: ir.Model) -> int:
     node = next(n for n in model.graph if n.op_type == "NonMaxSuppression")
-    return int(ir.convenience.get_const_tensor(node.inputs[2]).numpy().item())
+    assert node.inputs[2] is not None
+    value = ir.convenience.get_const_tensor(node.inputs[2])
+    assert value is not None
+    return int(value.numpy().item())
 
 
 @pytest.mark.parametrize("column", ["Slice", "Gather"])

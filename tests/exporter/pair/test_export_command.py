@@ -7,6 +7,7 @@ import sys
 import types
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import onnx
@@ -54,7 +55,7 @@ def catalogue(monkeypatch):
             input_shape=(1, 3, *preprocessing.crop), labels=("a",) * 10, weights=weights, warning="random weights",
         )  # fmt: skip
 
-    fake = types.ModuleType("splitwire.models.catalogue")
+    fake: Any = types.ModuleType("splitwire.models.catalogue")
     fake.load = load
     monkeypatch.setitem(sys.modules, "splitwire.models.catalogue", fake)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -10,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from splitwire.codec.errors import UsageError
-from splitwire.exporter.export import export_pair
+from splitwire.exporter.export import ExportResult, export_pair
 
 INPUTS = np.random.default_rng(1).standard_normal((6, 3, 8, 8)).astype(np.float32)
 
@@ -24,16 +25,16 @@ def network(path: Path, *, seed: int = 0) -> Path:
         helper.make_node("GlobalAveragePool", ["b"], ["p"]),
         helper.make_node("Flatten", ["p"], ["y"]),
     ]
-    ends = [
-        [helper.make_tensor_value_info(n, TensorProto.FLOAT, s)] for n, s in (("x", ["n", 3, 8, 8]), ("y", ["n", 4]))
-    ]
-    graph = helper.make_graph(nodes, "g", *ends, [numpy_helper.from_array(weights, "w")])
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 8, 8])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4])
+    graph = helper.make_graph(nodes, "g", [x], [y], [numpy_helper.from_array(weights, "w")])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
     return path
 
 
-def export(model: Path, out: Path, **options: object):
-    return export_pair(model, **{"cut": "b", "calibration": INPUTS, "out": out, "levels": (2,)} | options)
+def export(model: Path, out: Path, **options: Any) -> ExportResult:
+    defaults: dict[str, Any] = {"cut": "b", "calibration": INPUTS, "out": out, "levels": (2,)}
+    return export_pair(model, **defaults | options)
 
 
 @pytest.fixture(scope="module")

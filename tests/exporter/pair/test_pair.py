@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
@@ -108,8 +109,10 @@ def test_resnet18(tmp_path):
     net = torchvision.models.resnet18()
     result = export_pair(net, cut="layer2", calibration=inputs(6, (3, 64, 64)), out=tmp_path, levels=(4,))
     assert result.profile.tensors[0].shape == (128, 8, 8)
-    assert result.profile.max_difference < 1e-5
-    assert result.notes == () or result.measures[0].agreement < measure.MIN_AGREEMENT
+    assert result.profile.max_difference is not None and result.profile.max_difference < 1e-5
+    agreement = result.measures[0].agreement
+    assert agreement is not None
+    assert result.notes == () or agreement < measure.MIN_AGREEMENT
 
 
 # Where the images come from
@@ -311,8 +314,10 @@ def test_nan_in_the_features_names_the_input(tmp_path):
 
 def test_constant_features(tmp_path):
     net = network()
-    nn.init.constant_(net.layer1[1].bn2.weight, 0)
-    nn.init.constant_(net.layer1[1].bn2.bias, -100)
+    last = net.get_submodule("layer1.1.bn2")
+    assert isinstance(last, nn.BatchNorm2d)
+    nn.init.constant_(last.weight, 0)
+    nn.init.constant_(last.bias, -100)
     with pytest.raises(ExportError, match="nothing to send"):
         export(net, tmp_path / "out")
 
@@ -379,6 +384,7 @@ def test_two_inputs_are_refused(tmp_path):
             return x + y
 
     program = torch.onnx.export(Two().eval(), (torch.ones(1, 3), torch.ones(1, 3)), verbose=False)
+    assert program is not None
     program.save(tmp_path / "two.onnx")
     with pytest.raises(UnsupportedModel, match=r"one input, and takes 'x' \(float 1×3\), 'y' .* --constant 'y=VALUE'"):
         export(tmp_path / "two.onnx", tmp_path / "out")
@@ -393,8 +399,7 @@ def test_a_wrong_split_is_caught(model):
 
     halves = split(source.model, ["relu_2" if "relu_2" in serialise(source.model).decode("latin1") else "relu_1"])
     weight = next(v for v in halves.back.graph.initializers.values() if v.name == "fc.bias")
-    import onnx_ir as ir
-
+    assert weight.const_value is not None
     weight.const_value = ir.tensor(weight.const_value.numpy() + np.float32(0.01), name=weight.name)
     with pytest.raises(ExportError, match=r"do not give what the whole network gives: they differ by 0\.0"):
         verify.check_halves(Graph.of(source.model, what="whole", exact=True), halves, inputs(3))
@@ -449,17 +454,16 @@ def test_default_op_may_be_said(model, tmp_path):
 
 
 @pytest.fixture
-def other(model, tmp_path):
+def other(model, tmp_path: Path) -> tuple[ir.Model, ir.Model, CodecProfile]:
     """A pair of another cut, and what it takes to write it."""
     result = export(model, tmp_path / "other", cut="layer2")
-    protos = [graph.ir.load(p) for p in (result.front, result.back)]
-    return (*protos, result.profile)
+    return ir.load(result.front), ir.load(result.back), result.profile
 
 
 @pytest.mark.parametrize("before", [True, False])
 @pytest.mark.parametrize("fault", DISK_FAULTS)
 def test_a_fault_leaves_the_old_pair_or_nothing(model, tmp_path, other, monkeypatch, before, fault):
-    out = tmp_path / "deep" / "out"
+    out, (front, back, profile) = tmp_path / "deep" / "out", other
     if before:
         export(model, out)
     old = files(tmp_path / "deep")
@@ -467,11 +471,11 @@ def test_a_fault_leaves_the_old_pair_or_nothing(model, tmp_path, other, monkeypa
     with pytest.raises(
         ExportError, match=r"cannot write the pair to .*out: No space left on device; nothing was changed"
     ):
-        bake.write_pair(*other, out)
+        bake.write_pair(front, back, profile, out)
     assert files(tmp_path / "deep") == old
     assert before or not (tmp_path / "deep").exists()
     monkeypatch.undo()
-    bake.write_pair(*other, out)
+    bake.write_pair(front, back, profile, out)
     assert sorted(files(out)) == ["back.onnx", "front.onnx"]
 
 

@@ -44,7 +44,8 @@ class Residual(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.conv(x) + x
+        y: torch.Tensor = self.conv(x) + x
+        return y
 
 
 class Small(nn.Module):
@@ -65,7 +66,8 @@ class Small(nn.Module):
         return torch.cat([self.left(y), self.right(y)], 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(torch.relu(self.residual(self.fire(self.depth(self.stem(x))))))
+        y: torch.Tensor = self.head(torch.relu(self.residual(self.fire(self.depth(self.stem(x))))))
+        return y
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +96,7 @@ def operators(model: ir.Model) -> list[str]:
     return [n.op_type for n in model.graph]
 
 
-def ends(model: ir.Model) -> list[tuple]:
+def ends(model: ir.Model) -> list[tuple[str | None, ir.DataType | None]]:
     return [(v.name, v.dtype) for v in (*model.graph.inputs, *model.graph.outputs)]
 
 
@@ -119,13 +121,9 @@ def test_int8_front(source, layer):
 
 def test_weights_have_a_scale_per_channel(source):
     made = int8_front(cut(source, "squeeze").front, list(inputs(4)))
-    scales = [
-        node.inputs[1].const_value.shape
-        for node in made.graph
-        if node.op_type == "DequantizeLinear" and node.inputs[0].const_value is not None
-        and node.inputs[0].const_value.dtype == ir.DataType.INT8
-    ]  # fmt: skip
-    assert [tuple(s) for s in scales] == [(16,), (16,)]  # stem and depth; squeeze makes the output and stays float32
+    pairs = [[v and v.const_value for v in n.inputs[:2]] for n in made.graph if n.op_type == "DequantizeLinear"]
+    scales = [scale.numpy() for w, scale in pairs if w and scale and w.dtype == ir.DataType.INT8]
+    assert [s.shape for s in scales] == [(16,), (16,)]  # stem and depth; squeeze makes the output and stays float32
 
 
 def test_the_same_front_twice_is_the_same_bytes(source):
@@ -140,7 +138,9 @@ def test_a_cut_tensor_that_the_front_reads_itself_is_put_out_unrounded():
     weights = [
         numpy_helper.from_array(rng.normal(size=(4, 4 if i else 3, 1, 1)).astype(np.float32), f"w{i}") for i in range(3)
     ]
-    nodes = [helper.make_node("Conv", [a, f"w{i}"], [b]) for i, (a, b) in enumerate(["xy", "yt", "tz"])]  # no names
+    nodes = [
+        helper.make_node("Conv", [a, f"w{i}"], [b]) for i, (a, b) in enumerate([("x", "y"), ("y", "t"), ("t", "z")])
+    ]  # no names
     values = {
         n: helper.make_tensor_value_info(n, TensorProto.FLOAT, ["N", c, 8, 8])
         for n, c in (("x", 3), ("y", 4), ("z", 4))
@@ -229,8 +229,10 @@ def test_normalisations_stay_float32():
     halves = cut(source, "1")
     made = float16_back(halves.back)
     (norm,) = [n for n in made.graph if n.op_type == "LayerNormalization"]
-    assert norm.inputs[0].producer().op_type == "Cast", [str(v) for v in norm.inputs]
-    assert {v.dtype for v in norm.inputs} == {ir.DataType.FLOAT}
+    values = [v for v in norm.inputs if v is not None]
+    cast = values[0].producer()
+    assert cast is not None and cast.op_type == "Cast", [str(v) for v in values]
+    assert {v.dtype for v in values} == {ir.DataType.FLOAT}
     features = run(halves.front, inputs(4, (3, 8, 8)))
     half = Graph.of(made, what="half")
     first, second = half.run(*features)[0], half.run(*features)[0]
@@ -265,7 +267,7 @@ def test_refusals(source, tmp_path: Path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def file(source, tmp_path_factory) -> Path:
+def file(source, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("file") / "small.onnx"
     path.write_bytes(serialise(source.model))
     return path
@@ -305,6 +307,7 @@ def test_the_demo_in_int8_and_float16(demo_pair, tmp_path):
         ("back", "float16", True, 96),
     ]
     for c in result.comparisons:
+        assert c.option.agreement is not None and c.float32.agreement is not None
         assert abs(c.option.agreement - c.float32.agreement) <= 0.02
         assert c.option.megabytes < 0.6 * c.float32.megabytes
         assert c.option.milliseconds > 0

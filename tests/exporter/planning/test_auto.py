@@ -33,9 +33,11 @@ def test_auto_is_what_plan_recommends(tmp_path: Path):
 
 
 def test_the_link_goes_with_auto_only(tmp_path: Path):
-    for words in ({"link": "5mbit"}, {"device": "raspberry-pi-4"}):
+    for link, device in (("5mbit", None), (None, "raspberry-pi-4")):
         with pytest.raises(UsageError, match="goes with cut='auto'; the cut is 'layer1'"):
-            splitwire.export(network(), cut="layer1", calibration=inputs(4), out=tmp_path, **words)
+            splitwire.export(
+                network(), cut="layer1", calibration=inputs(4), out=tmp_path, link=link, device=device
+            )  # fmt: skip
     with pytest.raises(UsageError, match="round trip of 5ms without a link"):
         splitwire.export(network(), cut="auto", calibration=inputs(4), out=tmp_path, rtt="5ms")
     assert not list(tmp_path.iterdir())

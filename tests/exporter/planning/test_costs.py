@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -33,7 +34,7 @@ def costs_of(folder: Path, shape: tuple[int, ...], nodes: list[onnx.NodeProto], 
     return measure_costs(from_file(path))
 
 
-def node(op: str, *inputs: str, **attributes: object) -> onnx.NodeProto:
+def node(op: str, *inputs: str, **attributes: Any) -> onnx.NodeProto:
     return helper.make_node(op, ["x", *inputs], ["y"], **attributes)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -28,7 +29,7 @@ from splitwire.exporter.planning.dead_leaves import dead_leaves
 from splitwire.exporter.planning.devices import ESTIMATES
 from splitwire.exporter.planning.links import Link, parse_bandwidth, parse_duration
 from splitwire.exporter.planning.plan import HEAD_BYTES, Latency, Option, Plan, PlannedCut, plan_cuts, recommend
-from splitwire.exporter.planning.quick import mean_jpeg_bytes, shortlist
+from splitwire.exporter.planning.quick import mean_jpeg_bytes, quick_bits, shortlist
 
 SIDE = 64
 UNCHANGED = Preprocessing(crop=(SIDE, SIDE), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
@@ -67,14 +68,13 @@ def plan(source, pictures):
     names = Names(source.graph, source.modules)
     known: dict[tuple[str, ...], dict[str, tuple[float, ...] | str]] = {}
 
-    def run(link: Link | None = None, device: DeviceProfile = SLOW, **options: object) -> Plan:
+    def run(link: Link | None = None, device: DeviceProfile = SLOW, **options: Any) -> Plan:
         with pytest.MonkeyPatch.context() as patch:
-            original = planner.quick_bits
 
             def once(source, cuts, *rest):
                 key = tuple(c.label for c in cuts)
                 if key not in known:
-                    known[key] = original(source, cuts, *rest)
+                    known[key] = quick_bits(source, cuts, *rest)
                 return known[key]
 
             patch.setattr(planner, "quick_bits", once)
@@ -158,7 +158,7 @@ def test_shortlist_leaves_out_what_an_activation_follows():
     assert shortlist([cut(100), shaped, flat], [1.0, 1.0, 1.0], [10, 10, 10], 12) == [1]
 
 
-def option(kind: str, total: float) -> Option:
+def option(kind: Literal["device", "jpeg", "cut"], total: float) -> Option:
     return Option(kind=kind, label=kind, latency=Latency(front=total))
 
 
@@ -318,15 +318,18 @@ def test_constant_features_have_no_bytes_and_a_reason():
     class Dead(nn.Sequential):
         def __init__(self) -> None:
             super().__init__()
-            self.dead = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+            convolution = nn.Conv2d(3, 4, 3)
+            self.dead = nn.Sequential(convolution, nn.ReLU())
             self.head = nn.Sequential(nn.Flatten(), nn.Linear(4 * 14 * 14, 5))
-            nn.init.constant_(self.dead[0].bias, -1e6)
+            assert convolution.bias is not None
+            nn.init.constant_(convolution.bias, -1e6)
 
     source = from_module(Dead(), (1, *SHAPE))
     names = Names(source.graph, source.modules)
     p = plan_cuts(source, names, list(dead_leaves(4, SHAPE)), link=Link(bits_per_second=1e6, rtt_ms=1.0))
     assert p.recommended.kind == "device"
-    assert "nothing to send" in next(c for c in p.cuts if c.cut.label == "dead").reason
+    reason = next(c for c in p.cuts if c.cut.label == "dead").reason
+    assert reason is not None and "nothing to send" in reason
 
 
 def test_infinite_features_have_no_bytes_and_a_reason():
@@ -351,7 +354,7 @@ def test_infinite_features_have_no_bytes_and_a_reason():
 def test_dead_leaves():
     a, b = dead_leaves(3, (3, 32, 48)), dead_leaves(3, (3, 32, 48))
     assert (a == b).all()
-    assert (a.shape, a.dtype) == ((3, 3, 32, 48), np.float32)
+    assert (a.shape, a.dtype) == ((3, 3, 32, 48), np.dtype(np.float32))
     assert a.min() >= 0
     assert a.max() <= 1
     assert a.std() > 0.1
@@ -377,7 +380,8 @@ def test_auto_without_any_cut():
             super().__init__(nn.Flatten(), nn.Linear(3 * 16 * 16, 4))
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return super().forward(x) + x.mean()
+            y: torch.Tensor = super().forward(x)
+            return y + x.mean()
 
     source = from_module(Flat(), (1, *SHAPE))
     with pytest.raises(UsageError, match="no cut can be chosen automatically"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -30,14 +31,16 @@ def weights(name: str, *shape: int) -> onnx.TensorProto:
     return numpy_helper.from_array(np.random.default_rng(0).normal(size=shape).astype(np.float32), name)
 
 
-def save(path: Path, nodes: list[onnx.NodeProto], outputs: dict[str, tuple[int, list[object]]], *inits: object) -> Path:
+def save(
+    path: Path, nodes: list[onnx.NodeProto], outputs: dict[str, tuple[int, list[str | int]]], *inits: onnx.TensorProto
+) -> Path:
     infos = [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in outputs.items()]
     graph = helper.make_graph(nodes, "g", [INPUT], infos, list(inits))
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
     return path
 
 
-def node(kind: str, inputs: str, outputs: str, **attributes: object) -> onnx.NodeProto:
+def node(kind: str, inputs: str, outputs: str, **attributes: Any) -> onnx.NodeProto:
     return helper.make_node(kind, inputs.split(), outputs.split(), **attributes)
 
 
@@ -63,7 +66,7 @@ def dense(folder: Path, *, classes: bool = True) -> Path:
     nodes += [node("GlobalAveragePool", "r", "p"), node("Flatten", "p", "classes")]
     nodes += [node("Resize", "r  scales", "u"), node("Conv", "u v", "map"), node("ArgMax", "map", "best", axis=1)]
     nodes[4].input[:] = ["r", "", "scales"]
-    outputs = {
+    outputs: dict[str, tuple[int, list[str | int]]] = {
         "classes": (T.FLOAT, ["n", 6]), "map": (T.FLOAT, ["n", 21, SIDE, SIDE]), "best": (T.INT64, ["n", 1, SIDE, SIDE])
     }  # fmt: skip
     if not classes:

@@ -39,7 +39,8 @@ class Pooled(nn.Module):
         self.power = power
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head((self.act(self.conv(x)) ** self.power).mean((2, 3)))
+        y: torch.Tensor = self.head((self.act(self.conv(x)) ** self.power).mean((2, 3)))
+        return y
 
 
 def peaks() -> nn.Module:
@@ -206,7 +207,8 @@ class Gate(nn.Module):
         self.head = nn.Linear(4, 10)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.gate(1e6 * self.conv(x)).mean((2, 3)))
+        y: torch.Tensor = self.head(self.gate(1e6 * self.conv(x)).mean((2, 3)))
+        return y
 
 
 def test_more_bits_than_the_features_have(tmp_path: Path) -> None:

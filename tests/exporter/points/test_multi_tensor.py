@@ -44,7 +44,8 @@ class Skip(nn.Module):
         b = self.deep(a)
         # the skip matters little, so that the bits should go to the other tensor
         y = self.merge(torch.cat([0.05 * a, self.up(b)], 1))
-        return self.head(torch.relu(y).mean((2, 3)))
+        z: torch.Tensor = self.head(torch.relu(y).mean((2, 3)))
+        return z
 
 
 class Pyramid(nn.Module):
@@ -87,7 +88,7 @@ def quantized_by_hand(result: ExportResult, op: str, x: np.ndarray) -> dict[str,
 
 
 @pytest.fixture(scope="module")
-def skip_file(tmp_path_factory) -> Path:
+def skip_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "skip.onnx"
     path.write_bytes(serialise(from_module(network(Skip), (1, *SHAPE)).model))
     return path
@@ -122,7 +123,7 @@ def sized(tmp_path_factory) -> ExportResult:
             nodes, "sized",
             [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", *SHAPE])],
             [helper.make_tensor_value_info("answer", TensorProto.FLOAT, ["batch", 3])],
-            [numpy_helper.from_array(np.float32(v), n) for n, v in (("zero", 0.0), ("thousand", 1000.0))],
+            [numpy_helper.from_array(np.array(v, np.float32), n) for n, v in (("zero", 0.0), ("thousand", 1000.0))],
         ),
         opset_imports=[helper.make_opsetid("", 17)], ir_version=9,
     )  # fmt: skip

@@ -9,8 +9,8 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from evaluations import interval_point
 from exporter_helpers import inputs
-from test_evaluate import point as measured
 from torch import nn
 
 from splitwire import cli
@@ -30,7 +30,8 @@ class Coins(nn.Module):
         self.head = nn.Linear(3, 10)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(torch.sign(x).mean((2, 3)))
+        y: torch.Tensor = self.head(torch.sign(x).mean((2, 3)))
+        return y
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +105,7 @@ def test_budgets_and_what_is_over_them(coins: ExportResult) -> None:
 
 
 def test_a_point_over_its_budget_is_not_chosen_by_loss() -> None:
-    points = [measured("r0.4", 100, 0.0, 0.001), measured("n4", 200, 0.0, 0.001)]
+    points = [interval_point("r0.4", 100, 0.0, 0.001), interval_point("n4", 200, 0.0, 0.001)]
     chosen = choose(points, 0.01, over_budget=["r0.4"]).chosen
     assert chosen is not None
     assert chosen.setting == "n4"

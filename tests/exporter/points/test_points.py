@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
@@ -16,7 +17,6 @@ from splitwire.codec.errors import FingerprintMismatch, ProfileError, UsageError
 from splitwire.codec.profile import CodecProfile
 from splitwire.codec.tables import Taps
 from splitwire.exporter.export import export_pair
-from splitwire.exporter.network.source import ir
 from splitwire.exporter.pair import bake
 
 
@@ -63,7 +63,8 @@ class Mixing(torch.nn.Module):
         self.head = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(24, 5))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.mix(x))
+        y: torch.Tensor = self.head(self.mix(x))
+        return y
 
 
 def test_the_predictive_coder_where_channels_share_something(tmp_path):
@@ -132,9 +133,9 @@ def test_another_default_changes_nothing_else(model, tmp_path):
 
 def test_a_new_default_leaves_the_digest_and_the_weights_beside(model, tmp_path):
     result = export(model, tmp_path / "small", default_op="n2")
-    halves = [ir.load(p) for p in (result.front, result.back)]
+    front, back = ir.load(result.front), ir.load(result.back)
     out = tmp_path / "large"
-    bake.write_pair(*halves, result.profile, out, limit=100)
+    bake.write_pair(front, back, result.profile, out, limit=100)
     beside = {p.name: (p.stat().st_ino, p.stat().st_mtime_ns, p.read_bytes()) for p in out.glob("*.data")}
     assert len(beside) == 2
     bake.write_default(out, "n4")

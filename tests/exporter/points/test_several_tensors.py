@@ -226,7 +226,7 @@ def test_a_size_that_only_the_front_knows_travels_beside():
     x = np.random.default_rng(0).standard_normal((3, 2, 6)).astype(np.float32)
     assert verify.check_halves(exact(source), halves, x) == 0.0
     made = Graph.of(halves.front, what="front").run(x)[1]
-    assert (made.dtype, made.tolist()) == (np.int64, [6])  # of the six elements that the mask keeps
+    assert (made.dtype, made.tolist()) == (np.dtype(np.int64), [6])  # of the six elements that the mask keeps
 
 
 CAPTURES = """
@@ -322,6 +322,7 @@ def test_wrong_halves_are_caught(pyramid, names):
     """check_halves sees a wrong weight behind the second of three tensors."""
     halves = split(pyramid.model, find_cut(pyramid, names, "body")[0].tensors)
     bias = next(v for v in halves.back.graph.initializers.values() if v.name == "lateral.1.bias")
+    assert bias.const_value is not None
     bias.const_value = ir.tensor(bias.const_value.numpy() + np.float32(0.5), name=bias.name)
     with pytest.raises(SplitwireError, match="do not give what the whole network gives"):
         verify.check_halves(exact(pyramid), halves, inputs(3))
