@@ -23,14 +23,13 @@ from .kernels import statistics
 from .kernels.cache import Loaded
 from .kernels.policy import INTERPRETED, STORE
 from .profile import Clipping, CodecProfile, OperatingPoint, Quantizer, TensorPoint, TensorSpec
+from .progress import ProgressFn
 from .tables import ACTIVITY_SUMS, CELLS, OWN, TABLE_SIZE, ContextTables, PredictionTables, Taps
 
 CHANNELS, HEIGHT, WIDTH = 2, 8, 4
 SMALL = 4
 """Height of planes that the predictive coder has another way for (kernels/predictive_interleaved.py)."""
 LEVELS = 4
-
-ProgressFn = Callable[[str, int, int | None], None]
 
 
 class WarmUp(Struct, frozen=True, kw_only=True):

@@ -19,10 +19,10 @@ from msgspec import UNSET
 from splitwire.codec.device import DeviceProfile
 from splitwire.codec.errors import UsageError
 from splitwire.codec.profile import CodecProfile, Preprocessing, SizeSpec, TensorSpec
+from splitwire.codec.progress import ProgressFn
 from splitwire.codec.tables import MAX_LEVELS
 from splitwire.codec.tasks import Task
 from splitwire.codec.text import printable
-from splitwire.exporter.calibration.calibrate import Progress
 from splitwire.exporter.calibration.checkpoint import Checkpoint
 from splitwire.exporter.calibration.inputs import (
     LIMIT,
@@ -150,7 +150,7 @@ def export_pair(
     device: str | DeviceProfile | None = None,
     replace: bool = False,
     constants: Constants | None = None,
-    progress: Progress | None = None,
+    progress: ProgressFn | None = None,
 ) -> ExportResult:
     """Cut `model` at the layer `cut`, calibrate the codec there, and write front.onnx and back.onnx to `out`.
 
@@ -311,7 +311,7 @@ def _choose_cut(
     preprocessing: Preprocessing | None,
     link: Link | None,
     device: str | DeviceProfile | None,
-    report: Progress,
+    report: ProgressFn,
 ) -> tuple[Cut, str]:
     """The cut that plan.py recommends, and on what assumptions."""
     return recommend_cut(

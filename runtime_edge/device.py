@@ -17,6 +17,7 @@ from PIL import Image
 from splitwire.codec.codec import FeatureCodec
 from splitwire.codec.device import DeviceProfile, check_threads
 from splitwire.codec.errors import DeviceError
+from splitwire.codec.progress import ProgressFn
 from splitwire.codec.warmup import example_profile
 
 from .graph import DEFAULT_PROVIDERS
@@ -45,8 +46,6 @@ PROBES = (*CONVOLUTIONS, "conv_depthwise", "matmul", "matvec", "add", "tiny_node
 
 UNREST = 1.5
 """Medians this many times the fastest run are of a busy machine; the profile's note then says so."""
-
-ProgressFn = Callable[[str, int, int | None], None]
 
 
 def measure_device(

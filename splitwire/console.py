@@ -11,7 +11,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from splitwire.heartbeat import Heartbeat
-
-ProgressFn = Callable[[str, int, int | None], None]
-"""progress(stage, done, total): called by long work; `total` None while unknown. The rooms call it."""
 
 PLAIN = {
     "·": "|", "•": "*", "–": "-", "—": "-", "−": "-", "…": "...", "×": "x", "→": "->", "←": "<-", "µ": "u", "μ": "u",

@@ -14,8 +14,8 @@ from splitwire.network import find_network
 if TYPE_CHECKING:
     from splitwire.codec.device import DeviceProfile
     from splitwire.codec.profile import Preprocessing
+    from splitwire.codec.progress import ProgressFn
     from splitwire.codec.tasks import Task
-    from splitwire.console import ProgressFn
     from splitwire.exporter.calibration.inputs import Calibration
     from splitwire.exporter.export import ExportResult, Levels, Network
     from splitwire.exporter.network.adapting.constants import Constants

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -18,6 +18,7 @@ from splitwire.codec.design import FeatureStatistics
 from splitwire.codec.design.statistics import SAMPLE_BYTES
 from splitwire.codec.errors import NonFiniteFeatures
 from splitwire.codec.profile import TensorSpec
+from splitwire.codec.progress import ProgressFn
 from splitwire.exporter.network.inference import Array, Float32Array, Graph
 
 from .checkpoint import Checkpoint
@@ -30,9 +31,6 @@ BATCH = 8
 KEPT_INPUTS = 256
 KEPT_BYTES = 256 << 20
 """Bounds on the inputs that are kept for measuring the operating points (measure.py)."""
-
-Progress = Callable[[str, int, int | None], None]
-"""progress(stage, done, total), called by long work; total is None while unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +52,7 @@ def calibrate(
     specs: Sequence[TensorSpec],
     *,
     settling: Settling,
-    progress: Progress,
+    progress: ProgressFn,
     checkpoint: Checkpoint | None = None,
 ) -> Calibrated:
     """Run the inputs through the front and gather the statistics of its first outputs, the tensors `specs`.

@@ -16,7 +16,8 @@ import onnx_ir as ir
 
 from splitwire.codec.errors import UnsupportedModel, UsageError
 from splitwire.codec.profile import OperatingPoint, TensorSpec
-from splitwire.exporter.calibration.calibrate import Calibrated, Progress, calibrate, padded
+from splitwire.codec.progress import ProgressFn
+from splitwire.exporter.calibration.calibrate import Calibrated, calibrate, padded
 from splitwire.exporter.calibration.checkpoint import Checkpoint
 from splitwire.exporter.calibration.convergence import Settling
 from splitwire.exporter.calibration.inputs import CalibrationInputs, open_inputs
@@ -101,7 +102,7 @@ class CodecMaker:
     kinds: Sequence[Kind]
     default_op: str | None
     coder: Coder
-    progress: Progress
+    progress: ProgressFn
 
     def make(
         self,

@@ -16,8 +16,8 @@ from splitwire.codec.device import DeviceProfile
 from splitwire.codec.errors import UsageError
 from splitwire.codec.frame import side_information
 from splitwire.codec.profile import Preprocessing, TensorSpec
+from splitwire.codec.progress import ProgressFn
 from splitwire.codec.tables import MAX_LEVELS
-from splitwire.exporter.calibration.calibrate import Progress
 from splitwire.exporter.cutting.cuts import Cut, find_cuts
 from splitwire.exporter.cutting.names import Names
 from splitwire.exporter.network.inference import Float32Array
@@ -152,7 +152,7 @@ def plan_cuts(
     levels: Sequence[int] = LEVELS,
     ranked_by: int = RANKED_BY,
     calibrated_cuts: int = CALIBRATED_CUTS,
-    progress: Progress | None = None,
+    progress: ProgressFn | None = None,
 ) -> Plan:
     """Compare every cut of `source` with up to `max_tensors` tensors, the whole network on the device, and a JPEG.
 

@@ -16,7 +16,8 @@ from splitwire.codec.design import FeatureStatistics, design_operating_point
 from splitwire.codec.errors import ExportError, NonFiniteFeatures
 from splitwire.codec.preprocessing import picture
 from splitwire.codec.profile import Preprocessing, TensorSpec
-from splitwire.exporter.calibration.calibrate import Progress, padded
+from splitwire.codec.progress import ProgressFn
+from splitwire.exporter.calibration.calibrate import padded
 from splitwire.exporter.calibration.inputs import spread
 from splitwire.exporter.cutting.cuts import Cut
 from splitwire.exporter.network.inference import Float32Array, Graph
@@ -67,7 +68,7 @@ def _axes(cut: Cut) -> int:
 
 
 def quick_bits(
-    source: Source, cuts: Sequence[Cut], inputs: Sequence[Float32Array], levels: Sequence[int], progress: Progress
+    source: Source, cuts: Sequence[Cut], inputs: Sequence[Float32Array], levels: Sequence[int], progress: ProgressFn
 ) -> dict[str, tuple[float, ...] | str]:
     """Tensor name → bits per element for each N in `levels`, or why it has none, in words.
 

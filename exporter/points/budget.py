@@ -17,7 +17,7 @@ from splitwire.codec.design import FeatureStatistics, Widening
 from splitwire.codec.design.rate import RateOf
 from splitwire.codec.errors import ExportError
 from splitwire.codec.profile import TensorPoint, TensorSpec
-from splitwire.exporter.calibration.calibrate import Progress
+from splitwire.codec.progress import ProgressFn
 
 from .measure import DamageOf, alone
 from .sharing import Cost, share_budget
@@ -56,7 +56,7 @@ def buy(
     slopes: Sequence[float | None],
     budgets: Sequence[float],
     damage_of: DamageOf,
-    report: Progress,
+    report: ProgressFn,
 ) -> list[list[Bought]]:
     """Per budget, in bits per element over all tensors, per tensor: the quantizer of its share.
 

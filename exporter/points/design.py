@@ -20,7 +20,7 @@ from splitwire.codec.design import (
 from splitwire.codec.design.rate import MAX_LEVELS
 from splitwire.codec.errors import ExportError
 from splitwire.codec.profile import OperatingPoint, TensorPoint, TensorSpec
-from splitwire.exporter.calibration.calibrate import Progress
+from splitwire.codec.progress import ProgressFn
 from splitwire.exporter.network.inference import Float32Array, Graph
 
 from .budget import Bought, buy
@@ -75,7 +75,7 @@ def choose_taps(
     specs: Sequence[TensorSpec],
     statistics: Sequence[FeatureStatistics],
     slopes: Sequence[float | None],
-    report: Progress,
+    report: ProgressFn,
 ) -> None:
     """Give the statistics of each tensor the taps of the predictive coder, where that is worth it.
 
@@ -98,7 +98,7 @@ def design_points(
     slopes: Sequence[float | None],
     kept: Sequence[Float32Array],
     kinds: Sequence[Kind],
-    report: Progress,
+    report: ProgressFn,
 ) -> tuple[list[OperatingPoint], list[list[Option]]]:
     """The operating points, and per tensor the options that they were put together from.
 
@@ -201,7 +201,7 @@ def _refined(
     specs: Sequence[TensorSpec],
     statistics: Sequence[FeatureStatistics],
     slopes: Sequence[float | None],
-    report: Progress,
+    report: ProgressFn,
 ) -> dict[Kind, list[Option]]:
     """The entropy-constrained quantizers for the uniform ones of `rows`, each made once."""
     needed = {(i, option.kind.value): option for row in rows.values() for i, option in enumerate(row)}

@@ -15,8 +15,9 @@ from functools import partial
 import numpy as np
 
 from splitwire.codec.profile import OperatingPoint, Quantizer, TensorSpec
+from splitwire.codec.progress import ProgressFn
 from splitwire.codec.quantizer import dequantize, quantize
-from splitwire.exporter.calibration.calibrate import BATCH, Progress, padded
+from splitwire.exporter.calibration.calibrate import BATCH, padded
 from splitwire.exporter.calibration.inputs import spread
 from splitwire.exporter.network.inference import Array, Float32Array, Graph
 
@@ -86,7 +87,7 @@ def measure_points(
     back: Graph,
     points: Sequence[OperatingPoint],
     kept: Sequence[Float32Array],
-    progress: Progress,
+    progress: ProgressFn,
     reference: Reference | None = None,
     *,
     large: bool = False,

@@ -11,7 +11,7 @@ from splitwire.codec.errors import UsageError
 from splitwire.console import err, interruptible, print_json, print_table, progress_bar
 
 if TYPE_CHECKING:
-    from splitwire.console import ProgressFn
+    from splitwire.codec.progress import ProgressFn
     from splitwire.demo.photos import PhotosSummary
 
 KEPT = "no summary was written; run it again"

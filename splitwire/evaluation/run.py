@@ -21,8 +21,8 @@ from numpy.typing import ArrayLike
 
 from splitwire.codec.errors import SplitwireError, UsageError
 from splitwire.codec.files import write_atomically
+from splitwire.codec.progress import ProgressFn
 from splitwire.codec.text import printable_json
-from splitwire.console import ProgressFn
 from splitwire.evaluation.answer.choose import check_budget, choose
 from splitwire.evaluation.answer.compare import FOLDER, OURS, SLACK, USUAL_LOSS
 from splitwire.evaluation.answer.results import FILE, Data, Disagreement, Estimate, Evaluation, Point, Sends
