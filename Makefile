@@ -27,7 +27,7 @@ photos: $(VENV)/.demo $(VENV)/.weights ## the same with MobileNetV2 on photograp
 test: $(VENV)/.dev $(VENV)/.weights lint ## lint, then all tests (ARGS='-k frame' picks some)
 	$(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-lint: $(VENV)/.dev ## ruff, mypy --strict, and the import rules between the rooms
+lint: $(VENV)/.dev ## ruff, mypy --strict (tests too), and the import rules between the rooms
 	$(RUN) .ci/lint.py
 
 format: $(VENV)/.dev ## rewrite the sources the way ruff wants them

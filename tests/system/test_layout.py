@@ -54,8 +54,8 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy
 
 
-def lint_imports(tree: Path) -> tuple[int, str]:
-    command = [sys.executable, ".ci/lint.py", "imports"]
+def lint(check: str, tree: Path) -> tuple[int, str]:
+    command = [sys.executable, ".ci/lint.py", check]
     run = subprocess.run(command, cwd=tree, capture_output=True, text=True, check=False, timeout=120)
     return run.returncode, run.stdout + run.stderr
 
@@ -81,7 +81,7 @@ WRONG = [
 
 
 def test_the_tree_keeps_the_import_rules(tree: Path):
-    status, said = lint_imports(tree)
+    status, said = lint("imports", tree)
     assert status == 0, said
 
 
@@ -92,7 +92,7 @@ def test_wrong_imports_are_refused(tree: Path):
     for path, text in added.items():
         path.write_text(text + "\n", encoding="utf-8")
     try:
-        status, said = lint_imports(tree)
+        status, said = lint("imports", tree)
     finally:
         for path in added:
             path.unlink()
@@ -101,6 +101,33 @@ def test_wrong_imports_are_refused(tree: Path):
     arrows = [f"{module} -> {target} (l." for module, (_, _, target) in zip(modules, WRONG, strict=True)]
     assert [arrow for arrow in arrows if arrow not in said] == [], said
     assert "- splitwire.without_layer" in said, said
+
+
+WRONG_TYPES = {
+    "splitwire/__init__.py": "def half(x: float) -> float:\n    return x / 2\n",
+    "codec/__init__.py": "",
+    "codec/untyped.py": "def untyped(x):\n    return x\n",
+    "benchmarks/untyped.py": "def untyped(x):\n    return x\n",
+    "tests/helpers/words.py": "def word() -> str:\n    return 'two'\n",
+    "tests/codec/test_wrong.py": "from splitwire import half\nfrom words import word\n\n\n"
+    "def test_wrong(tmp_path):\n    assert half(word()) == half(3)\n",
+}
+"""A tree in little: files, some of them wrong. Tests need not say their types; what they do is checked all the same."""
+
+
+def test_wrong_types_are_found_in_tests_too(tmp_path: Path):
+    """At the paths of the tree; a test finds a helper by its plain name, as pytest does."""
+    own = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("pyproject.toml", ".ci/lint.py")}
+    for file, text in (own | WRONG_TYPES).items():
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(text, encoding="utf-8")
+    status, said = lint("types", tmp_path)
+    assert status == 1
+    assert sorted(re.findall(r"^(.*?): error: .*?(\[[a-z-]+\])$", said, re.MULTILINE)) == [
+        ("benchmarks/untyped.py:1", "[no-untyped-def]"),
+        ("codec/untyped.py:1", "[no-untyped-def]"),
+        ("tests/codec/test_wrong.py:6", "[arg-type]"),
+    ], said
 
 
 def test_rooms_have_one_name():
