@@ -21,7 +21,7 @@ from .errors import (
     ShapeMismatch,
     UnsupportedVersion,
 )
-from .frame import Chunk, Frame, Limits, build_frame, parse_frame
+from .frame import Chunk, DecoderLimits, Frame, build_frame, parse_frame
 from .profile import CodecProfile, TensorPoint, TensorSpec
 from .quantizer import BlockPacker, non_finite
 from .sizes import Int64Array, decode_sizes, encode_sizes
@@ -88,9 +88,9 @@ class FeatureCodec:
     which release the GIL; the bytes are the same for any number.
     """
 
-    def __init__(self, profile: CodecProfile, limits: Limits | None = None, *, threads: int = 1) -> None:
+    def __init__(self, profile: CodecProfile, limits: DecoderLimits | None = None, *, threads: int = 1) -> None:
         self.profile = profile
-        self.limits = limits or Limits()
+        self.limits = limits or DecoderLimits()
         self._pool = ThreadPoolExecutor(threads, "splitwire-codec") if threads > 1 else None
         self.fingerprint = profile.fingerprint
         self._coders = lru_cache(maxsize=None)(self._build_coders)

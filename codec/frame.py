@@ -28,7 +28,7 @@ SHORT_SIZE = HEADER.size + SHORT_CHUNK.size + CHECKSUM.size
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
+class DecoderLimits:
     """What a decoder is ready to accept. frame_bytes: length of a frame. elements: decoded, over all tensors."""
 
     frame_bytes: int = 64 << 20
@@ -98,13 +98,13 @@ def peek_fingerprint(data: bytes | memoryview) -> bytes:
     return bytes(data[8:16])
 
 
-def parse_frame(data: bytes | memoryview, limits: Limits | None = None, *, keep_damaged: bool = False) -> Frame:
+def parse_frame(data: bytes | memoryview, limits: DecoderLimits | None = None, *, keep_damaged: bool = False) -> Frame:
     """Parse and check everything but the entropy-coded content. Raises BitstreamError, whatever the bytes.
 
     keep_damaged: mark a chunk whose checksum does not match, instead of refusing the frame. The header must be whole,
     and a short frame too: it has one checksum for both.
     """
-    limits = limits or Limits()
+    limits = limits or DecoderLimits()
     view = memoryview(data).cast("B")
     if len(view) > limits.frame_bytes:
         raise LimitExceeded(f"frame of {len(view)} bytes is over the limit of {limits.frame_bytes}")
@@ -133,7 +133,7 @@ def _short_chunk(view: memoryview) -> Chunk:
     return Chunk(tensor=0, coder=coder, lanes=lanes, planes=None, payload=payload)
 
 
-def _long_chunks(view: memoryview, limits: Limits, keep_damaged: bool) -> list[Chunk]:
+def _long_chunks(view: memoryview, limits: DecoderLimits, keep_damaged: bool) -> list[Chunk]:
     """Checks the header's checksum besides."""
     (count,) = COUNT.unpack_from(view, HEADER.size)
     table_end = HEAD_SIZE + count * CHUNK.size

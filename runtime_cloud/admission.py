@@ -26,7 +26,7 @@ the connection of a larger one is closed."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
+class ServerLimits:
     """max_body: bytes of one request's body. max_buffered: bytes of all bodies in memory. concurrency: inferences at
     once. queue: requests that may wait for one. body_timeout: seconds for a body to arrive. retry_after: seconds that a
     refused client is asked to wait."""
@@ -48,7 +48,7 @@ class Limits:
 class Gate:
     """Counts what is inside; the event loop's thread alone touches the counters, but for `running`."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: ServerLimits) -> None:
         self.limits = limits
         self._limiter: anyio.CapacityLimiter | None = None
         self._inside = 0

@@ -15,7 +15,7 @@ from starlette.applications import Starlette
 
 from splitwire.codec.errors import DeviceError, SplitwireError, UsageError
 
-from .admission import Limits
+from .admission import ServerLimits
 from .loading import Models
 from .server import Api, create_app
 
@@ -77,7 +77,7 @@ def serve(
     *,
     host: str = "127.0.0.1",
     port: int = 8500,
-    limits: Limits | None = None,
+    limits: ServerLimits | None = None,
     grace_s: int = 30,
     on_ready: Callable[[str], None] | None = None,
 ) -> int:

@@ -30,7 +30,7 @@ from splitwire.codec import frame as wire_frame
 from splitwire.codec.errors import ServerBusy, SplitwireError
 from splitwire.codec.reply import FRAME_MEDIA_TYPE, REPLY_MEDIA_TYPE, printable
 
-from .admission import Gate, Limits
+from .admission import Gate, ServerLimits
 from .loading import Models, describe
 from .statuses import code_of_status, error_response, refusal
 
@@ -42,7 +42,7 @@ BODY_TYPES = ("", FRAME_MEDIA_TYPE, "application/octet-stream")
 class Api:
     """The endpoints of one server. ready: False until every model has run once."""
 
-    def __init__(self, models: Models, limits: Limits) -> None:
+    def __init__(self, models: Models, limits: ServerLimits) -> None:
         self.models = models
         self.gate = Gate(limits)
         self.ready = False
@@ -91,7 +91,7 @@ class Api:
 
 def create_app(
     models: Models,
-    limits: Limits | None = None,
+    limits: ServerLimits | None = None,
     *,
     on_ready: Callable[[], None] | None = None,
     on_failure: Callable[[Exception], None] | None = None,
@@ -101,7 +101,7 @@ def create_app(
     The models are warmed up in the background once the application starts: it is live at once, ready later. on_ready,
     on_failure: called in the event loop when that is done, or has failed.
     """
-    api = Api(models, limits or Limits())
+    api = Api(models, limits or ServerLimits())
 
     async def prepare() -> None:
         try:

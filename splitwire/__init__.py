@@ -7,6 +7,8 @@
     splitwire.CloudSession                          take frames, run the back                  [cloud]
     splitwire.FeatureCodec                          the codec alone: arrays in, bytes out
 
+docs/api.md describes every public name, and docs/stability.md says what a version promises of them.
+
 Names are imported on first use, so that `import splitwire` is instant and an edge install never meets torch.
 """
 
@@ -18,55 +20,274 @@ from typing import TYPE_CHECKING
 from splitwire.codec import telemetry
 
 if TYPE_CHECKING:
-    from splitwire.codec.codec import FeatureCodec
-    from splitwire.codec.errors import SplitwireError
-    from splitwire.codec.profile import CodecProfile, Preprocessing
+    from splitwire.codec.codec import DecodedFrame, FeatureCodec
+    from splitwire.codec.device import DeviceProfile
+    from splitwire.codec.errors import (
+        AuthRefused,
+        BadResponse,
+        BitstreamError,
+        ConnectTimeout,
+        Corrupt,
+        CutNotBounded,
+        DeviceError,
+        ExportError,
+        FeatureError,
+        FingerprintMismatch,
+        LimitExceeded,
+        NonFiniteFeatures,
+        ProfileError,
+        RequestTimeout,
+        ServerBusy,
+        ShapeMismatch,
+        SplitwireError,
+        TransportError,
+        Truncated,
+        UnsupportedModel,
+        UnsupportedVersion,
+        UsageError,
+    )
+    from splitwire.codec.frame import DecoderLimits
+    from splitwire.codec.profile import (
+        Clipping,
+        CodecProfile,
+        OperatingPoint,
+        Preprocessing,
+        Quantizer,
+        SizeSpec,
+        TensorPoint,
+        TensorSpec,
+    )
+    from splitwire.evaluation.answer.compare import Comparison, Missed, Standing, compare
+    from splitwire.evaluation.answer.results import Estimate, Evaluation, read_results
+    from splitwire.evaluation.answer.results import Point as MeasuredPoint
+    from splitwire.evaluation.data.coco import Truth as DetectionTruth
+    from splitwire.evaluation.data.dataset import Dataset
+    from splitwire.evaluation.data.dataset import Item as DatasetItem
     from splitwire.evaluation.run import evaluate
+    from splitwire.exporter.calibration.inputs import Skipped as SkippedInput
+    from splitwire.exporter.export import ExportResult
     from splitwire.exporter.network.pictures import PictureOptions
+    from splitwire.exporter.pair.precision_choice import Comparison as PrecisionComparison
+    from splitwire.exporter.planning.links import Link
+    from splitwire.exporter.planning.plan import Latency, Plan, PlannedCut
+    from splitwire.exporter.points.measure import PointMeasure
     from splitwire.exporting import export
-    from splitwire.planning import plan
-    from splitwire.runtime_cloud.session import CloudSession
-    from splitwire.runtime_edge.session import EdgeSession
-    from splitwire.runtime_edge.transport import HttpTransport, LoopbackTransport
+    from splitwire.models.catalogue import LoadedModel as LoadedNetwork
+    from splitwire.models.catalogue import load as load_network
+    from splitwire.planning import PlanResult, plan
+    from splitwire.runtime_cloud.admission import ServerLimits
+    from splitwire.runtime_cloud.loading import Models as ServedPairs
+    from splitwire.runtime_cloud.loading import load_models as load_pairs
+    from splitwire.runtime_cloud.serve import serve
+    from splitwire.runtime_cloud.server import create_app
+    from splitwire.runtime_cloud.session import CloudResult, CloudSession
+    from splitwire.runtime_edge.device import measure_device
+    from splitwire.runtime_edge.findings import (
+        Classes,
+        ClassScore,
+        Detection,
+        Detections,
+        Findings,
+        Segment,
+        Segments,
+        Value,
+        Values,
+    )
+    from splitwire.runtime_edge.graph import FrontOutputs
+    from splitwire.runtime_edge.session import EdgeSession, SplitResult, Timings
+    from splitwire.runtime_edge.session import State as SessionState
+    from splitwire.runtime_edge.transport import HttpTransport, LoopbackTransport, Reply, Timeouts, Transport
 
 telemetry.set_variable()
 
 __version__ = "0.1.0"
 
 _HOME = {
+    "AuthRefused": "splitwire.codec.errors",
+    "BadResponse": "splitwire.codec.errors",
+    "BitstreamError": "splitwire.codec.errors",
+    "ClassScore": "splitwire.runtime_edge.findings",
+    "Classes": "splitwire.runtime_edge.findings",
+    "Clipping": "splitwire.codec.profile",
+    "CloudResult": "splitwire.runtime_cloud.session",
     "CloudSession": "splitwire.runtime_cloud.session",
     "CodecProfile": "splitwire.codec.profile",
+    "Comparison": "splitwire.evaluation.answer.compare",
+    "ConnectTimeout": "splitwire.codec.errors",
+    "Corrupt": "splitwire.codec.errors",
+    "CutNotBounded": "splitwire.codec.errors",
+    "Dataset": "splitwire.evaluation.data.dataset",
+    "DatasetItem": "splitwire.evaluation.data.dataset:Item",
+    "DecodedFrame": "splitwire.codec.codec",
+    "DecoderLimits": "splitwire.codec.frame",
+    "Detection": "splitwire.runtime_edge.findings",
+    "DetectionTruth": "splitwire.evaluation.data.coco:Truth",
+    "Detections": "splitwire.runtime_edge.findings",
+    "DeviceError": "splitwire.codec.errors",
+    "DeviceProfile": "splitwire.codec.device",
     "EdgeSession": "splitwire.runtime_edge.session",
+    "Estimate": "splitwire.evaluation.answer.results",
+    "Evaluation": "splitwire.evaluation.answer.results",
+    "ExportError": "splitwire.codec.errors",
+    "ExportResult": "splitwire.exporter.export",
     "FeatureCodec": "splitwire.codec.codec",
+    "FeatureError": "splitwire.codec.errors",
+    "Findings": "splitwire.runtime_edge.findings",
+    "FingerprintMismatch": "splitwire.codec.errors",
+    "FrontOutputs": "splitwire.runtime_edge.graph",
     "HttpTransport": "splitwire.runtime_edge.transport",
+    "Latency": "splitwire.exporter.planning.plan",
+    "LimitExceeded": "splitwire.codec.errors",
+    "Link": "splitwire.exporter.planning.links",
+    "LoadedNetwork": "splitwire.models.catalogue:LoadedModel",
     "LoopbackTransport": "splitwire.runtime_edge.transport",
+    "MeasuredPoint": "splitwire.evaluation.answer.results:Point",
+    "Missed": "splitwire.evaluation.answer.compare",
+    "NonFiniteFeatures": "splitwire.codec.errors",
+    "OperatingPoint": "splitwire.codec.profile",
     "PictureOptions": "splitwire.exporter.network.pictures",
+    "Plan": "splitwire.exporter.planning.plan",
+    "PlanResult": "splitwire.planning",
+    "PlannedCut": "splitwire.exporter.planning.plan",
+    "PointMeasure": "splitwire.exporter.points.measure",
+    "PrecisionComparison": "splitwire.exporter.pair.precision_choice:Comparison",
     "Preprocessing": "splitwire.codec.profile",
+    "ProfileError": "splitwire.codec.errors",
+    "Quantizer": "splitwire.codec.profile",
+    "Reply": "splitwire.runtime_edge.transport",
+    "RequestTimeout": "splitwire.codec.errors",
+    "Segment": "splitwire.runtime_edge.findings",
+    "Segments": "splitwire.runtime_edge.findings",
+    "ServedPairs": "splitwire.runtime_cloud.loading:Models",
+    "ServerBusy": "splitwire.codec.errors",
+    "ServerLimits": "splitwire.runtime_cloud.admission",
+    "SessionState": "splitwire.runtime_edge.session:State",
+    "ShapeMismatch": "splitwire.codec.errors",
+    "SizeSpec": "splitwire.codec.profile",
+    "SkippedInput": "splitwire.exporter.calibration.inputs:Skipped",
+    "SplitResult": "splitwire.runtime_edge.session",
     "SplitwireError": "splitwire.codec.errors",
+    "Standing": "splitwire.evaluation.answer.compare",
+    "TensorPoint": "splitwire.codec.profile",
+    "TensorSpec": "splitwire.codec.profile",
+    "Timeouts": "splitwire.runtime_edge.transport",
+    "Timings": "splitwire.runtime_edge.session",
+    "Transport": "splitwire.runtime_edge.transport",
+    "TransportError": "splitwire.codec.errors",
+    "Truncated": "splitwire.codec.errors",
+    "UnsupportedModel": "splitwire.codec.errors",
+    "UnsupportedVersion": "splitwire.codec.errors",
+    "UsageError": "splitwire.codec.errors",
+    "Value": "splitwire.runtime_edge.findings",
+    "Values": "splitwire.runtime_edge.findings",
+    "compare": "splitwire.evaluation.answer.compare",
+    "create_app": "splitwire.runtime_cloud.server",
     "evaluate": "splitwire.evaluation.run",
     "export": "splitwire.exporting",
+    "load_network": "splitwire.models.catalogue:load",
+    "load_pairs": "splitwire.runtime_cloud.loading:load_models",
+    "measure_device": "splitwire.runtime_edge.device",
     "plan": "splitwire.planning",
+    "read_results": "splitwire.evaluation.answer.results",
+    "serve": "splitwire.runtime_cloud.serve",
 }
+"""Public name → module, with ":name" where it is called otherwise there."""
 
 __all__ = [
+    "AuthRefused",
+    "BadResponse",
+    "BitstreamError",
+    "ClassScore",
+    "Classes",
+    "Clipping",
+    "CloudResult",
     "CloudSession",
     "CodecProfile",
+    "Comparison",
+    "ConnectTimeout",
+    "Corrupt",
+    "CutNotBounded",
+    "Dataset",
+    "DatasetItem",
+    "DecodedFrame",
+    "DecoderLimits",
+    "Detection",
+    "DetectionTruth",
+    "Detections",
+    "DeviceError",
+    "DeviceProfile",
     "EdgeSession",
+    "Estimate",
+    "Evaluation",
+    "ExportError",
+    "ExportResult",
     "FeatureCodec",
+    "FeatureError",
+    "Findings",
+    "FingerprintMismatch",
+    "FrontOutputs",
     "HttpTransport",
+    "Latency",
+    "LimitExceeded",
+    "Link",
+    "LoadedNetwork",
     "LoopbackTransport",
+    "MeasuredPoint",
+    "Missed",
+    "NonFiniteFeatures",
+    "OperatingPoint",
     "PictureOptions",
+    "Plan",
+    "PlanResult",
+    "PlannedCut",
+    "PointMeasure",
+    "PrecisionComparison",
     "Preprocessing",
+    "ProfileError",
+    "Quantizer",
+    "Reply",
+    "RequestTimeout",
+    "Segment",
+    "Segments",
+    "ServedPairs",
+    "ServerBusy",
+    "ServerLimits",
+    "SessionState",
+    "ShapeMismatch",
+    "SizeSpec",
+    "SkippedInput",
+    "SplitResult",
     "SplitwireError",
+    "Standing",
+    "TensorPoint",
+    "TensorSpec",
+    "Timeouts",
+    "Timings",
+    "Transport",
+    "TransportError",
+    "Truncated",
+    "UnsupportedModel",
+    "UnsupportedVersion",
+    "UsageError",
+    "Value",
+    "Values",
+    "compare",
+    "create_app",
     "evaluate",
     "export",
+    "load_network",
+    "load_pairs",
+    "measure_device",
     "plan",
+    "read_results",
+    "serve",
 ]
 
 
 def __getattr__(name: str) -> object:
     if name in _HOME:
-        return getattr(importlib.import_module(_HOME[name]), name)
+        module, _, attribute = _HOME[name].partition(":")
+        return getattr(importlib.import_module(module), attribute or name)
     raise AttributeError(f"module 'splitwire' has no attribute {name!r}")
 
 

@@ -28,13 +28,14 @@ def serve(
     """Serve the back halves of exported models until SIGTERM or Ctrl-C."""
     import msgspec
 
-    from splitwire.runtime_cloud.admission import Limits
+    from splitwire.runtime_cloud.admission import ServerLimits
     from splitwire.runtime_cloud.loading import load_models
     from splitwire.runtime_cloud.serve import log_to_stderr
     from splitwire.runtime_cloud.serve import serve as run_server
 
     body = int(max_body * (1 << 20))
-    limits = Limits(max_body=body, max_buffered=max(Limits.max_buffered, body), concurrency=concurrency, queue=queue)
+    buffered = max(ServerLimits.max_buffered, body)
+    limits = ServerLimits(max_body=body, max_buffered=buffered, concurrency=concurrency, queue=queue)
     models = load_models(directory, threads=threads)
     log_to_stderr()
 

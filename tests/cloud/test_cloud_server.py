@@ -43,7 +43,7 @@ from splitwire.codec.errors import (
     UsageError,
 )
 from splitwire.codec.reply import FRAME_MEDIA_TYPE, REPLY_MEDIA_TYPE, decode_reply
-from splitwire.runtime_cloud.admission import Limits
+from splitwire.runtime_cloud.admission import ServerLimits
 from splitwire.runtime_cloud.loading import Models, describe
 from splitwire.runtime_cloud.server import create_app
 from splitwire.runtime_cloud.session import CloudSession
@@ -66,7 +66,7 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 
 @pytest.fixture(scope="module")
 def served(pair: Pair) -> Iterator[Served]:
-    with serving(pair, limits=Limits(max_body=100_000)) as running:
+    with serving(pair, limits=ServerLimits(max_body=100_000)) as running:
         yield running
 
 
@@ -282,7 +282,7 @@ def test_chunked_body(served: Served, frame: bytes):
 
 
 def test_body_that_does_not_arrive(pair: Pair):
-    with serving(pair, limits=Limits(body_timeout=0.2)) as server:
+    with serving(pair, limits=ServerLimits(body_timeout=0.2)) as server:
         answer = raw_exchange(server.address, HEAD + b"Content-Length: 1000\r\n\r\nhalf")
         assert answer.startswith(b"HTTP/1.1 408 ")
         assert b'{"error":{"code":"request_timeout","message":"the body did not arrive within 0.2 s"}}' in answer
@@ -291,7 +291,7 @@ def test_body_that_does_not_arrive(pair: Pair):
 
 def test_all_bodies_together_over_the_limit(pair: Pair, frame: bytes):
     with (
-        serving(pair, limits=Limits(max_body=10_000, max_buffered=10_000)) as server,
+        serving(pair, limits=ServerLimits(max_body=10_000, max_buffered=10_000)) as server,
         contextlib.closing(httpx.Client()) as client,
     ):
         half_sent = threading.Event()
@@ -331,7 +331,7 @@ def test_client_that_hangs_up_leaves_no_trace(served: Served, frame: bytes, capl
 )
 def test_limits_out_of_range(options: dict[str, Any]):
     with pytest.raises(UsageError):
-        Limits(**options)
+        ServerLimits(**options)
 
 
 # ------------------------------------------------------------------ busy
@@ -340,7 +340,7 @@ def test_limits_out_of_range(options: dict[str, Any]):
 def test_busy(pair: Pair, frame: bytes):
     """One runs, one waits, the third is sent away at once; the event loop answers all the time."""
     with (
-        serving(pair, limits=Limits(concurrency=1, queue=1)) as server,
+        serving(pair, limits=ServerLimits(concurrency=1, queue=1)) as server,
         held(only(server)) as release,
         ThreadPoolExecutor(4) as pool,
     ):
@@ -371,7 +371,7 @@ def test_busy(pair: Pair, frame: bytes):
 
 def test_inferences_run_side_by_side(pair: Pair, frame: bytes):
     with (
-        serving(pair, limits=Limits(concurrency=3)) as server,
+        serving(pair, limits=ServerLimits(concurrency=3)) as server,
         ThreadPoolExecutor(3) as pool,
         held(only(server)) as release,
     ):

@@ -24,7 +24,7 @@ from msgspec import UNSET
 from splitwire.codec import errors
 from splitwire.codec.codec import FeatureCodec
 from splitwire.codec.errors import SplitwireError
-from splitwire.codec.frame import Limits, parse_frame
+from splitwire.codec.frame import DecoderLimits, parse_frame
 from splitwire.codec.profile import CodecProfile, Preprocessing, SizeSpec
 from splitwire.codec.tables import ContextTables
 
@@ -74,7 +74,7 @@ class Draft:
     behind: bytes = b""
     keep: int | None = None
     """Cut to so many bytes; negative: counted from the end."""
-    limits: Limits = field(default_factory=Limits)
+    limits: DecoderLimits = field(default_factory=DecoderLimits)
     conceal: bool = False
 
     def write(self) -> bytes:

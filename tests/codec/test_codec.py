@@ -23,7 +23,7 @@ from splitwire.codec.errors import (
     Truncated,
     UnsupportedVersion,
 )
-from splitwire.codec.frame import Limits, parse_frame, side_information
+from splitwire.codec.frame import DecoderLimits, parse_frame, side_information
 from splitwire.codec.profile import CodecProfile, Quantizer, SizeSpec
 
 SHAPES = [(16, 14, 14), (5, 7, 3), (1, 1, 1), (3, 1, 9), (9, 2, 2), (64,), (6, 10), (1, 33, 17)]
@@ -205,9 +205,9 @@ def test_a_length_of_two_gigabytes_is_a_limit_not_an_allocation(codec: FeatureCo
 
 def test_limits_are_checked_before_decoding(codec: FeatureCodec, frame: bytes) -> None:
     with pytest.raises(LimitExceeded, match="frame of"):
-        FeatureCodec(codec.profile, Limits(frame_bytes=100)).decode(frame)
+        FeatureCodec(codec.profile, DecoderLimits(frame_bytes=100)).decode(frame)
     with pytest.raises(LimitExceeded, match="decodes to 1512 elements, over the limit of 1000"):
-        FeatureCodec(codec.profile, Limits(elements=1000)).decode(frame)
+        FeatureCodec(codec.profile, DecoderLimits(elements=1000)).decode(frame)
 
 
 @given(data=st.binary(max_size=4096))

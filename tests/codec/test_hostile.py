@@ -35,10 +35,10 @@ from mutations import MUTATIONS, SMALLEST, Rng, chunks_of, make_checksums_right
 
 from splitwire.codec.codec import DecodedFrame, FeatureCodec
 from splitwire.codec.errors import BitstreamError, FingerprintMismatch, ProfileError
-from splitwire.codec.frame import Limits
+from splitwire.codec.frame import DecoderLimits
 from splitwire.codec.profile import CodecProfile
 
-LIMITS = Limits(frame_bytes=1 << 16, elements=1 << 16)
+LIMITS = DecoderLimits(frame_bytes=1 << 16, elements=1 << 16)
 ADDRESS_SPACE = 256 << 20
 """Bytes that the process may map beyond what it has when the sweep begins."""
 

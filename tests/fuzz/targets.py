@@ -31,14 +31,14 @@ if COMPILED:  # Numba cannot compile instrumented bytecode: these are imported b
 with atheris.instrument_imports(include=["splitwire.codec"]):
     from splitwire.codec.codec import FeatureCodec
     from splitwire.codec.errors import BadResponse, BitstreamError, FingerprintMismatch, ProfileError
-    from splitwire.codec.frame import Limits, parse_frame, peek_fingerprint
+    from splitwire.codec.frame import DecoderLimits, parse_frame, peek_fingerprint
     from splitwire.codec.profile import CodecProfile
     from splitwire.codec.reply import decode_reply, encode_reply
 
 import mutations  # noqa: E402 - lies beside this folder
 import vectors  # noqa: E402 - lies beside this folder
 
-LIMITS = Limits(frame_bytes=1 << 16, elements=1 << 13)
+LIMITS = DecoderLimits(frame_bytes=1 << 16, elements=1 << 13)
 MOST_ELEMENTS = 4096
 REFUSED = (BitstreamError, FingerprintMismatch)
 CODECS = [FeatureCodec(CodecProfile.from_json(vectors.load(n).profile), LIMITS) for n in vectors.names()]

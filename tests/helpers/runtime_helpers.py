@@ -30,7 +30,7 @@ from splitwire.codec.profile import (
 )
 from splitwire.codec.reply import encode_reply
 from splitwire.codec.tables import ContextTables
-from splitwire.runtime_cloud.admission import Limits
+from splitwire.runtime_cloud.admission import ServerLimits
 from splitwire.runtime_cloud.loading import Models
 from splitwire.runtime_cloud.serve import bind, make_server, url_of
 from splitwire.runtime_cloud.server import Api, create_app
@@ -169,7 +169,7 @@ class Served:
 
 
 @contextlib.contextmanager
-def serving(*pairs: Pair, limits: Limits | None = None, wait: bool = True) -> Iterator[Served]:
+def serving(*pairs: Pair, limits: ServerLimits | None = None, wait: bool = True) -> Iterator[Served]:
     """The real server, in a thread of this process, on a free port of 127.0.0.1. wait: until the models are warm."""
     app = create_app(Models([CloudSession(p.back) for p in pairs]), limits)
     sock = bind("127.0.0.1", 0)
