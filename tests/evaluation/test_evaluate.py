@@ -346,7 +346,7 @@ def figures(evaluation: Evaluation) -> object:
 
 SLOW = """
 import time
-from splitwire.evaluation.store import Store
+from splitwire.evaluation.measuring.store import Store
 save = Store.save
 def slow(*batch):
     save(*batch)

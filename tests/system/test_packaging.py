@@ -59,7 +59,7 @@ def test_wheel_holds_the_package_and_its_data(wheel: Path):
         paths = [*tree.glob(f"{room}/**/*.py"), *tree.glob(f"{room}/data/*")]
         sources |= {f"splitwire/{path.relative_to(tree).as_posix()}" for path in paths}
     assert sources <= files
-    others = {"py.typed", "models/CARD.md", "models/DETECTOR.md", "evaluation/report.html"}
+    others = {"py.typed", "models/CARD.md", "models/DETECTOR.md", "evaluation/report/report.html"}
     assert files == sources | {f"splitwire/{path}" for path in others}, "something that is no part of the package"
     assert any(n.endswith(".safetensors") for n in files), "the weights of both networks"
     assert any(n.endswith(".npz") for n in files), "the test images"
