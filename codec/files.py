@@ -33,3 +33,8 @@ def write_atomically(path: Path, data: bytes) -> None:
 def write_json(path: Path, value: object) -> None:
     """The same with `value`, anything msgspec encodes, as indented JSON, its texts printable. Raises OSError."""
     write_atomically(path, msgspec.json.format(printable_json(value), indent=2) + b"\n")
+
+
+def missing_folders(out: Path) -> list[Path]:
+    """The folders that mkdir(parents=True) will make, innermost first."""
+    return [p for p in (out, *out.parents) if not p.exists()]

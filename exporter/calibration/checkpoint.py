@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from splitwire.codec.errors import SplitwireError
-from splitwire.exporter.pair import bake
+from splitwire.codec.files import missing_folders
 
 from .inputs import CalibrationInputs, Skipped
 
@@ -104,7 +104,7 @@ class Checkpoint:
         self._due = now + max(INTERVAL_S, (now - start) / SHARE)
 
     def _write(self, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
-        self._created = self._created or bake.missing_folders(self.path.parent)
+        self._created = self._created or missing_folders(self.path.parent)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self._unfinished.open("wb") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]  # no name is that of a parameter

@@ -12,6 +12,7 @@ import msgspec
 import onnx_ir as ir
 
 from splitwire.codec.errors import ExportError, FingerprintMismatch, UsageError
+from splitwire.codec.files import missing_folders
 from splitwire.codec.profile import METADATA_KEY, CodecProfile
 from splitwire.exporter.network import inference
 from splitwire.exporter.network.inference import MAX_MODEL_BYTES
@@ -197,8 +198,3 @@ def _data(path: Path) -> Path:
 def _spare_name(target: Path, ending: str) -> Path:
     """In the target's folder: a rename within one file system is atomic."""
     return target.with_name(f".{target.name}.{secrets.token_hex(4)}.{ending}")
-
-
-def missing_folders(out: Path) -> list[Path]:
-    """The folders that mkdir(parents=True) will make, innermost first."""
-    return [p for p in (out, *out.parents) if not p.exists()]
