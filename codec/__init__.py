@@ -1,5 +1,5 @@
-"""Floor 0: arrays in, bytes out. What both ends must agree on, and nothing else.
+"""The codec: feature tensors to frames and back. It holds everything that both ends must agree on, and nothing else.
 
-Imports numpy, numba and msgspec only; never torch, onnx, onnxruntime or a runtime of ours
-(`codec.design` adds scipy and is imported by the exporter alone).
+It imports numpy, numba and msgspec only: never torch, onnx, onnxruntime or one of our runtimes.
+`codec.design` adds scipy; only the exporter, the evaluation and the benchmarks import it.
 """

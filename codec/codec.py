@@ -37,10 +37,11 @@ CHUNK_ELEMENTS = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class DecodedFrame:
-    """tensors: one (B, *shape) float32 array per tensor of the profile. op: name of the operating point.
+    """What a frame decodes to: the tensors, and what the header says.
 
-    concealed: indices of the damaged chunks whose planes hold the calibration mean; always empty unless asked for.
-    sizes: one int64 vector for each of the profile's; mostly none.
+    tensors: one (B, *shape) float32 array per tensor of the profile. op: name of the operating point.
+    concealed: indices of the damaged chunks, whose planes hold the calibration mean; empty without `conceal`.
+    sizes: one int64 vector for each vector of sizes in the profile; mostly none.
     """
 
     tensors: list[Float32Array]
@@ -61,13 +62,18 @@ class TensorCoder:
 
     @classmethod
     def of(cls, spec: TensorSpec, point: TensorPoint) -> TensorCoder:
-        """With the first coder that the point has what it needs for. Both ends use it, so that a frame cannot ask for
-        a slower one than its pair was made for."""
+        """Choose the coder: the first in CODERS for which the operating point has the tables.
+
+        Both ends choose this way, so that a frame cannot ask for a slower coder than its pair was made for.
+        """
         found = (kind.of(point, spec) for kind in CODERS)
         return cls(spec, point, next(entropy for entropy in found if entropy is not None))
 
     def encode(self, x: Float32Array, tensor: int, first_plane: int) -> Chunk:
-        """(planes, H, W) float32, the planes from `first_plane` on, as one chunk. Raises NonFiniteFeatures."""
+        """Code (planes, H, W) float32 features as one chunk. first_plane: index of the first of them in the tensor.
+
+        Raises NonFiniteFeatures.
+        """
         symbols = self.packer.quantize(x)
         channel = first_plane % self.channels
         payload, lanes = self.entropy.encode(symbols, self.packer.rows, self.packer.cols, channel)
@@ -82,10 +88,10 @@ class TensorCoder:
 
 
 class FeatureCodec:
-    """Encode feature tensors to a frame and back, as the profile says. Safe to share between threads.
+    """Encodes feature tensors to a frame and decodes frames, as the profile says. Safe to share between threads.
 
-    limits: what a frame may ask for (decoding). threads: how many chunks are coded at once, here and in the kernels,
-    which release the GIL; the bytes are the same for any number.
+    limits: the largest frame and tensors that it decodes. threads: how many chunks are coded at the same time (the
+    kernels release the GIL); the bytes do not depend on it.
     """
 
     def __init__(self, profile: CodecProfile, limits: DecoderLimits | None = None, *, threads: int = 1) -> None:
@@ -107,10 +113,10 @@ class FeatureCodec:
         frame_id: int = 0,
         sizes: Sequence[Int64Array] = (),
     ) -> bytes:
-        """One (B, *shape) float32 array per tensor of the profile → one frame (docs/bitstream.md).
+        """Encode one (B, *shape) float32 array per tensor of the profile to one frame (docs/bitstream.md).
 
         op: name of an operating point; None is the profile's default. frame_id: in [0, 2^32), comes back on decoding.
-        sizes: one (length,) int64 vector for each of the profile's.
+        sizes: one (length,) int64 vector for each vector of sizes in the profile.
         Raises ShapeMismatch, NonFiniteFeatures, ProfileError (no such operating point).
         """
         index = self.profile.point_index(op)
@@ -126,18 +132,18 @@ class FeatureCodec:
         try:
             chunks = [*self._run(jobs), *behind]
         except NonFiniteFeatures:
-            # said again with the place in the tensor rather than in a chunk
+            # Raised again with the index in the tensor; the first error has the index in a chunk.
             raise non_finite(next(x for x in tensors if not np.isfinite(x).all())) from None
         return build_frame(Frame(op=index, fingerprint=self.fingerprint, frame_id=frame_id, batch=batch, chunks=chunks))
 
     def decode(self, data: bytes | memoryview, *, conceal: bool = False) -> DecodedFrame:
-        """Frame → tensors.
+        """Decode a frame to its tensors.
 
-        conceal: fill the planes of a damaged chunk with the calibration mean, and say so in the result, instead of
-        refusing the frame. Refused all the same: a damaged header, a profile without a mean, and a frame of one chunk,
-        of which nothing would be left.
-        Raises BitstreamError (Truncated, Corrupt, UnsupportedVersion, LimitExceeded) or FingerprintMismatch; nothing
-        else, whatever the bytes.
+        conceal: fill the planes of a damaged chunk with the calibration mean and list the chunk in the result, instead
+        of refusing the frame. Three cases are refused even so: a damaged header, a profile without a mean, and a frame
+        of one chunk, of which nothing would remain.
+        Raises BitstreamError (Truncated, Corrupt, UnsupportedVersion, LimitExceeded) or FingerprintMismatch, and
+        nothing else, for any bytes.
         """
         frame = parse_frame(data, self.limits, keep_damaged=conceal)
         if frame.fingerprint != self.fingerprint:
@@ -180,13 +186,13 @@ class FeatureCodec:
         )  # fmt: skip
 
     def _run(self, jobs: Sequence[Callable[[], T]]) -> list[T]:
-        """Results in order; the first error in order is the one that is raised."""
+        """Run the jobs and return their results in order. If several fail, the error of the first one is raised."""
         if self._pool is None or len(jobs) == 1:
             return [job() for job in jobs]
         return [future.result() for future in [self._pool.submit(job) for job in jobs]]
 
     def _check(self, tensors: Sequence[Float32Array]) -> int:
-        """Batch size, the same for all. Raises ShapeMismatch."""
+        """Check the tensors against the profile and return their batch size. Raises ShapeMismatch."""
         specs = self.profile.tensors
         if len(tensors) != len(specs):
             names = ", ".join(s.name for s in specs)
@@ -203,9 +209,10 @@ class FeatureCodec:
         return batch
 
     def _check_chunks(self, frame: Frame, coded: Sequence[Chunk]) -> list[int]:
-        """Every plane of every tensor once, in order, by a coder and lanes we have. coded: the tensors' chunks.
+        """Check that the chunks hold every plane of every tensor once and in order, by known coders and lane counts.
 
-        Returns how many planes each holds.
+        coded: the chunks of the tensors, without those of the sizes. Returns how many planes each chunk holds.
+        Raises Corrupt or UnsupportedVersion.
         """
         known = {kind.coder_id: kind for kind in CODERS}
         coders = self._coders(frame.op)
@@ -234,8 +241,10 @@ class FeatureCodec:
 
 
 def planes_per_chunk(spec: TensorSpec, *, whole_images: bool) -> int:
-    """How many planes the encoder puts into a chunk, for about CHUNK_ELEMENTS elements: whole images if asked for and
-    there is room for one, else a multiple of the lanes."""
+    """How many planes the encoder puts into a chunk, for about CHUNK_ELEMENTS elements.
+
+    These are whole images if `whole_images` is set and one image fits; else a multiple of the lanes.
+    """
     channels, height, width = spec.planes
     if whole_images and spec.elements <= CHUNK_ELEMENTS:
         return CHUNK_ELEMENTS // spec.elements * channels

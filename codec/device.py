@@ -1,7 +1,7 @@
-"""What a machine can do. DeviceProfile: how fast it computes and codes; the edge measures one, the planner reads it.
+"""DeviceProfile: how fast a machine computes and codes. The edge measures it, the planner reads it.
 
-JSON (strict: unknown fields fail), so that a profile that was measured on the device can be carried to where the
-planner runs, and be edited by hand.
+It is JSON, and strict: unknown fields are an error. A profile measured on the device can be copied to the machine where
+the planner runs, and edited by hand.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .files import write_json
 FORMAT = 1
 MAX_BYTES = 1 << 20
 MAX_THREADS = 256
-"""Or the number of cores, where there are more."""
+"""Most threads, or the number of cores where that is larger."""
 
 Rate = Annotated[float, Meta(gt=0)]
 Amount = Annotated[float, Meta(ge=0)]
@@ -68,7 +68,7 @@ class DeviceProfile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
                 raise ValueError(f"{name} must be finite, is {value}")
 
     def rate(self, work: Literal["conv", "depthwise", "matmul", "other"]) -> float:
-        """Multiply–accumulates per second of this kind of work; "other" has none to do."""
+        """Multiply–accumulates per second of this kind of work. ("other" has none; its rate is that of "conv".)"""
         return {
             "conv": self.conv_macs,
             "depthwise": self.depthwise_macs,
@@ -106,15 +106,17 @@ class DeviceProfile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 def check_threads(threads: int | None) -> None:
-    """Raise UsageError unless `threads` is None or from 1 to what a machine can use: each one is started, and takes
-    memory, before the first inference."""
+    """Raise UsageError unless `threads` is None or from 1 to MAX_THREADS.
+
+    Every thread is started, and takes memory, before the first inference.
+    """
     most = max(MAX_THREADS, os.cpu_count() or 1)
     if threads is not None and not 1 <= threads <= most:
         raise UsageError(f"threads must be from 1 to {most}, is {threads}; this machine has {os.cpu_count()} cores")
 
 
 def int8_overflows() -> bool:
-    """Whether this CPU may add 8-bit products in 16 bits: x86 without VNNI, or x86 that does not say.
+    """Whether this CPU may add 8-bit products in 16 bits, which overflows: x86 without VNNI, or not known to have it.
 
     ONNX Runtime's slower kernels for it are exact, and on a CPU with VNNI cost an int8 front all that it gains.
     """

@@ -1,4 +1,4 @@
-"""Files that are there as a whole or not at all."""
+"""Atomic writing of files: a reader sees the whole file or none."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from .text import printable_json
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write `data` to `path`, in folders made for it if need be: a reader sees the old file or the new one, after a
-    loss of power too.
+    """Write `data` to `path` atomically, and create its folders. A reader sees the old file or the new one.
 
-    It is written beside `path` under another name, and renamed; if that fails, nothing is left. Raises OSError.
+    This holds after a loss of power as well. The data is written beside `path` under another name, which is then
+    renamed; if that fails, nothing is left. Raises OSError.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Not tempfile: its files are for their owner alone, and an image's kernels are compiled by root and read by others.
+    # Not tempfile: only the owner can read its files. The kernels in a container image are compiled by root and read by
+    # other users.
     scratch = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         with scratch.open("wb") as file:
@@ -31,7 +32,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """The same with `value`, anything msgspec encodes, as indented JSON, its texts printable. Raises OSError."""
+    """Write `value`, anything msgspec encodes, as indented JSON with printable text, atomically. Raises OSError."""
     write_atomically(path, msgspec.json.format(printable_json(value), indent=2) + b"\n")
 
 

@@ -15,9 +15,9 @@ from .errors import Corrupt, LimitExceeded, Truncated, UnsupportedVersion
 MAGIC = b"SPLW"
 MAJOR = 1
 LONG, SHORT = 0, 1
-"""Flags of the two forms, and the minor version that brought each."""
+"""Flags of the two forms; each value is also the minor version that introduced the form."""
 MINOR_OF_CODER = {4: 2}
-"""The minor version that brought a coder, where that is not 0."""
+"""The minor version that introduced a coder, where that is not 0."""
 HEADER = struct.Struct("<4sBBBB8sIH")
 COUNT = struct.Struct("<H")
 CHUNK = struct.Struct("<BBBBIII")
@@ -29,7 +29,7 @@ SHORT_SIZE = HEADER.size + SHORT_CHUNK.size + CHECKSUM.size
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderLimits:
-    """What a decoder is ready to accept. frame_bytes: length of a frame. elements: decoded, over all tensors."""
+    """The most that a decoder accepts. frame_bytes: length of a frame. elements: decoded, over all tensors."""
 
     frame_bytes: int = 64 << 20
     elements: int = 1 << 26
@@ -37,10 +37,11 @@ class DecoderLimits:
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """Consecutive planes of one tensor, decodable on their own. planes: how many (batch × channels in all chunks);
-    None is all there are: a short frame does not say.
+    """Consecutive planes of one tensor, decodable without the other chunks.
 
-    damaged: the payload does not match its checksum; only `parse_frame(…, keep_damaged=True)` gives such a chunk.
+    planes: how many; all chunks of a tensor together have batch × channels. None means all planes: a short frame does
+    not hold the number.
+    damaged: the payload does not match its checksum; only `parse_frame(…, keep_damaged=True)` returns such a chunk.
     """
 
     tensor: int
@@ -68,8 +69,9 @@ def side_information(chunks: int) -> int:
 
 
 def build_frame(frame: Frame) -> bytes:
-    """Serialise: the short form for a single chunk, which is then all planes of tensor 0. The fields are ours and
-    already in range.
+    """Serialise a frame. A single chunk, with all planes of tensor 0, takes the short form.
+
+    The fields are not checked: the encoder keeps them in range.
     """
     form = SHORT if len(frame.chunks) == 1 else LONG
     minor = max(form, *(MINOR_OF_CODER.get(c.coder, 0) for c in frame.chunks))
@@ -85,7 +87,7 @@ def build_frame(frame: Frame) -> bytes:
 
 
 def peek_fingerprint(data: bytes | memoryview) -> bytes:
-    """The pair fingerprint of a frame, to route by; checks magic and version only. Raises BitstreamError."""
+    """The pair fingerprint of a frame, for routing. Checks only the magic and the version. Raises BitstreamError."""
     if len(data) < SHORT_SIZE:
         raise Truncated(f"a frame is at least {SHORT_SIZE} bytes; got {len(data)}")
     magic, major, minor, *_ = HEADER.unpack_from(data)
@@ -101,8 +103,8 @@ def peek_fingerprint(data: bytes | memoryview) -> bytes:
 def parse_frame(data: bytes | memoryview, limits: DecoderLimits | None = None, *, keep_damaged: bool = False) -> Frame:
     """Parse and check everything but the entropy-coded content. Raises BitstreamError, whatever the bytes.
 
-    keep_damaged: mark a chunk whose checksum does not match, instead of refusing the frame. The header must be whole,
-    and a short frame too: it has one checksum for both.
+    keep_damaged: mark a chunk whose checksum does not match, instead of refusing the frame. A damaged header is still
+    refused, and so is a damaged short frame, which has one checksum for header and payload.
     """
     limits = limits or DecoderLimits()
     view = memoryview(data).cast("B")
@@ -121,7 +123,7 @@ def parse_frame(data: bytes | memoryview, limits: DecoderLimits | None = None, *
 
 
 def _short_chunk(view: memoryview) -> Chunk:
-    """Of a frame of SHORT_SIZE bytes or more."""
+    """The chunk of a short frame, which has at least SHORT_SIZE bytes."""
     end = HEADER.size + SHORT_CHUNK.size
     coder, lanes = SHORT_CHUNK.unpack_from(view, HEADER.size)
     (checksum,) = CHECKSUM.unpack_from(view, end)
@@ -134,7 +136,7 @@ def _short_chunk(view: memoryview) -> Chunk:
 
 
 def _long_chunks(view: memoryview, limits: DecoderLimits, keep_damaged: bool) -> list[Chunk]:
-    """Checks the header's checksum besides."""
+    """The chunks of a long frame. Checks the header's checksum and the chunks' as well."""
     (count,) = COUNT.unpack_from(view, HEADER.size)
     table_end = HEAD_SIZE + count * CHUNK.size
     start = table_end + CHECKSUM.size
@@ -143,7 +145,7 @@ def _long_chunks(view: memoryview, limits: DecoderLimits, keep_damaged: bool) ->
     (checksum,) = CHECKSUM.unpack_from(view, table_end)
     entries = [CHUNK.unpack_from(view, HEAD_SIZE + i * CHUNK.size) for i in range(count)]
     total = start + sum(entry[5] for entry in entries)
-    # Before the checksum, because a length nobody could mean deserves its own answer.
+    # Before the checksum, so that a length over the limit gets the error LimitExceeded.
     if total > limits.frame_bytes:
         raise LimitExceeded(f"frame announces {total} bytes, over the limit of {limits.frame_bytes}")
     if zlib.crc32(view[:table_end]) != checksum:

@@ -1,7 +1,7 @@
-"""Image → network input, without torch: what torchvision does to a PIL image, to the bit.
+"""Image → network input without torch, bit for bit as torchvision does it with a PIL image.
 
 The exporter calibrates with it and the edge runs it, so that both see the same features. Pillow is imported on first
-use: a back half that is fed frames needs none.
+use: the cloud, which receives frames, does not need it.
 Source: torchvision.transforms.functional `resize`, `center_crop`, `pil_to_tensor`, `normalize` for PIL images
 (0.29; the tests compare with them). As there, EXIF orientation is not applied unless `Preprocessing.exif` says so.
 """
@@ -29,7 +29,7 @@ Input = NDArray[Any]
 
 
 def apply(image: Image.Image, p: Preprocessing) -> Input:
-    """The network's input from `image`, as `p` says: `normalise(view(image, p), p)`.
+    """Preprocess `image` as `p` says: `normalise(view(image, p), p)`.
 
     image: any PIL mode of 8 bits per channel. Returns p.input_shape of p.input_dtype, C-contiguous.
     Raises UsageError if the resized or padded image would hold more pixels than Pillow's decompression-bomb limit
@@ -39,8 +39,10 @@ def apply(image: Image.Image, p: Preprocessing) -> Input:
 
 
 def view(image: Image.Image, p: Preprocessing) -> Image.Image:
-    """What the network sees of `image`: turned, resized and cropped, of p.crop, not yet normalised. "RGB", also for
-    networks that take BGR; or "L" for gray. Raises like `apply`."""
+    """The part of `image` that the network sees: turned, resized and cropped to p.crop, not yet normalised.
+
+    The mode is "L" for gray, else "RGB", also for networks that take BGR. Raises like `apply`.
+    """
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):  # converted, they would be white nearly everywhere
         raise UsageError(f"image has mode {image.mode!r}, expected 8 bits per channel; convert it to 8 bits first")
     try:
@@ -57,7 +59,7 @@ def view(image: Image.Image, p: Preprocessing) -> Image.Image:
 
 
 def upright(image: Image.Image, p: Preprocessing) -> Image.Image:
-    """`image` turned as its EXIF orientation says, if `p` asks for that. A damaged EXIF block turns nothing."""
+    """`image` turned as its EXIF orientation says, if `p.exif` is set. A damaged EXIF block is ignored."""
     if p.exif is not True:
         return image
     from PIL import ImageOps
@@ -76,7 +78,7 @@ def in_colors(image: Image.Image, p: Preprocessing) -> Image.Image:
 
 
 def normalise(view: Image.Image, p: Preprocessing) -> Input:
-    """A picture of p.crop, as `view` makes it, as network input: p.input_shape of p.input_dtype, C-contiguous.
+    """Turn the result of `view` into network input: p.input_shape of p.input_dtype, C-contiguous.
 
     Each step is one float32 operation: pixel / 255, or pixel · scale; − mean; / std.
     """
@@ -99,7 +101,7 @@ def normalise(view: Image.Image, p: Preprocessing) -> Input:
 
 
 def picture(x: Input, p: Preprocessing) -> Image.Image:
-    """The picture that `normalise` made this input of: its inverse, rounded to 8 bits. "RGB", or "L" for gray."""
+    """The inverse of `normalise`: the picture of this input, rounded to 8 bits. "RGB", or "L" for gray."""
     from PIL import Image
 
     pixels = x if p.layout == "nhwc" else x.transpose(1, 2, 0)
@@ -113,8 +115,11 @@ def picture(x: Input, p: Preprocessing) -> Image.Image:
 
 
 def from_array(pixels: NDArray[Any], order: str = "rgb") -> Image.Image:
-    """Pixels in memory as a picture. pixels: (H, W, 3) uint8, its channels in `order`, "rgb" or "bgr" (OpenCV's); or
-    (H, W) uint8, gray. Raises UsageError for anything else."""
+    """Turn an array of pixels into a picture.
+
+    pixels: (H, W, 3) uint8 with channels in `order`, "rgb" or "bgr" (OpenCV's); or (H, W) uint8, gray. Raises
+    UsageError for anything else.
+    """
     from PIL import Image
 
     if order not in ("rgb", "bgr"):
@@ -129,7 +134,7 @@ def from_array(pixels: NDArray[Any], order: str = "rgb") -> Image.Image:
 
 
 def load(path: str | Path, p: Preprocessing) -> Input:
-    """The image file `path` as network input: p.input_shape of p.input_dtype.
+    """Load the image file `path` as network input: p.input_shape of p.input_dtype.
 
     Raises UsageError, naming the file, if it is missing, not an image, damaged, or over Pillow's pixel limit.
     """
@@ -139,7 +144,7 @@ def load(path: str | Path, p: Preprocessing) -> Input:
 
 @contextmanager
 def opened(path: str | Path) -> Iterator[Image.Image]:
-    """The image file `path`. Whatever is wrong with it, found now or inside, is a UsageError that names the file."""
+    """Open an image file. Errors in opening it and in the `with` block become a UsageError that names the file."""
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -158,7 +163,7 @@ def opened(path: str | Path) -> Iterator[Image.Image]:
 
 
 def placement(size: tuple[int, int], p: Preprocessing) -> tuple[float, float, float, float]:
-    """Where a picture lies in the network's view: its point (x, y) is at (x·scale_x + shift_x, y·scale_y + shift_y).
+    """Where a picture lies in the network's view: a point (x, y) maps to (x·scale_x + shift_x, y·scale_y + shift_y).
 
     size: (width, height) of the picture, as PIL has it, after `upright`. Returns (scale_x, scale_y, shift_x, shift_y),
     in pixels.
@@ -177,8 +182,10 @@ def placement(size: tuple[int, int], p: Preprocessing) -> tuple[float, float, fl
 
 
 def _resized(size: tuple[int, int], wanted: int | tuple[int, int]) -> tuple[int, int]:
-    """(width, height) after resizing: the shorter side → `wanted`, the longer → int(wanted · long / short), which is
-    torchvision's rounding; or both sides, of (height, width)."""
+    """(width, height) after resizing to `wanted`: the length of the shorter side, or (height, width).
+
+    The longer side becomes int(wanted · long / short), which is torchvision's rounding.
+    """
     if isinstance(wanted, tuple):
         return wanted[1], wanted[0]
     w, h = size
@@ -187,7 +194,7 @@ def _resized(size: tuple[int, int], wanted: int | tuple[int, int]) -> tuple[int,
 
 
 def _fitted(size: tuple[int, int], crop: tuple[int, int]) -> tuple[int, int]:
-    """(width, height) of the largest picture in the shape of `size` that fits into `crop`, (height, width).
+    """(width, height) of the largest picture with the aspect ratio of `size` that fits into `crop`, (height, width).
 
     Source: LetterBox of Ultralytics' YOLO."""
     ratio = min(crop[0] / size[1], crop[1] / size[0])
@@ -195,7 +202,7 @@ def _fitted(size: tuple[int, int], crop: tuple[int, int]) -> tuple[int, int]:
 
 
 def _letterbox(image: Image.Image, p: Preprocessing, pad: int | tuple[int, int, int]) -> Image.Image:
-    """`image` in its own shape within p.crop, the rest filled: half of it before, the odd pixel right and below."""
+    """`image` fitted into p.crop with its aspect ratio; the rest is filled on both sides, or right and below only."""
     from PIL import Image
 
     image = _resize(image, _fitted(image.size, p.crop), p.interpolation)
@@ -208,7 +215,7 @@ def _letterbox(image: Image.Image, p: Preprocessing, pad: int | tuple[int, int, 
 
 
 def _resize(image: Image.Image, size: tuple[int, int], interpolation: str) -> Image.Image:
-    """To (width, height)."""
+    """`image` resized to (width, height)."""
     from PIL import Image
 
     modes = {

@@ -1,8 +1,8 @@
-"""CodecProfile: everything both halves must agree on, baked into the metadata of front.onnx and back.onnx.
+"""CodecProfile: everything both halves must agree on, stored in the metadata of front.onnx and back.onnx.
 
-The profile is JSON (strict: unknown fields fail), so that Netron or `jq` can show it. It names the tensors at the cut,
-and for each operating point the quantizer and the integer probability tables of every tensor. Nothing in it is ever
-recomputed with floating point on the far side: what decides a symbol is compared or looked up.
+The profile is JSON, so that Netron or `jq` can show it, and strict: unknown fields are an error. It names the tensors
+at the cut. For each operating point it has the quantizer and the integer probability tables of every tensor. Both ends
+only compare and look up these values; they never recompute them in floating point.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ FORMAT = 1
 MAX_PROFILE_BYTES = 8 << 20
 
 MAX_ELEMENTS = 1 << 26
-"""Largest C·H·W of one tensor; the decoder never allocates for more (times the batch, see frame.py)."""
+"""Largest C·H·W of one tensor; the decoder never allocates more than this per image (frame.py bounds the batch)."""
 
 MAX_SIZES = 64
-"""Most integers in one vector of sizes, and most vectors."""
+"""Most integers in a vector of sizes, and most such vectors."""
 
 EVEN = 1e-3
-"""How much the distances of levels that count as evenly spaced may differ, in parts of the smallest."""
+"""Largest relative difference between the steps of evenly spaced levels."""
 
 MAX_FLOAT32 = float(np.finfo(np.float32).max)
 MIN_FLOAT32 = float(np.finfo(np.float32).tiny)
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 GRAY_MEAN, GRAY_STD = (0.449,), (0.226,)
-"""ImageNet's, averaged over the channels."""
+"""ImageNet's mean and standard deviation, averaged over the channels."""
 
 MAX_DIM = 1 << 26
 Dim = Annotated[int, Meta(ge=1, le=MAX_DIM)]
@@ -48,28 +48,29 @@ Dim = Annotated[int, Meta(ge=1, le=MAX_DIM)]
 class Preprocessing(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How an image becomes the network's input: resize, centre crop, scale, normalise, as in torchvision.
 
-    value = (pixel · scale − mean) / std, with pixels from 0 to 255, in float32. What is unset is as in torchvision, and
-    not in the JSON.
+    value = (pixel · scale − mean) / std, with pixels from 0 to 255, in float32. An unset field means torchvision's
+    behaviour and is absent from the JSON.
 
     resize: length of the shorter side after resizing, pixels; or (height, width), to which the whole image is resized
-        whatever its shape; None leaves the image as it is.
+        without regard to its aspect ratio; None: no resizing.
     crop: (height, width) of the centre crop, pixels.
-    mean, std: per channel, in the network's order of them, in the units after scaling. By default ImageNet's, in that
-        order, of gray averaged over the channels; where there is a `scale`, 0 and 1; () for uint8.
+    mean, std: per channel, in the network's channel order, in the units after scaling. The default is ImageNet's,
+        averaged over the channels for gray; 0 and 1 if `scale` is set; () for uint8.
     color: channels of the input; unset: rgb. gray: one channel, Pillow's luma (ITU-R 601).
     layout: nchw: an input is (C, H, W); nhwc: (H, W, C); unset: nchw.
     scale: unset: 1/255, as a division.
     dtype: of the input; unset: float32. uint8: the pixels as they are, without scale, mean and std.
-    exif: whether the image is turned as its EXIF orientation says, before anything else; unset: no.
-    pad: the image is resized to the largest size that fits into `crop` in its own shape, and the rest is filled with
-        this gray level or RGB colour, from 0 to 255 (a letterbox); there is no `resize` then. Unset: no.
-    pad_at: where: on both sides, the odd pixel right and below, or right and below alone; unset: both.
+    exif: whether the image is first turned as its EXIF orientation says; unset: no.
+    pad: letterbox: the image is resized to the largest size that fits into `crop` at its aspect ratio, and the rest is
+        filled with this gray level or RGB colour, from 0 to 255. `resize` is None then. Unset: no letterbox.
+    pad_at: where the padding is: on both sides (an odd pixel goes right and below), or right and below only; unset:
+        both.
     """
 
     crop: tuple[Dim, Dim]
     resize: int | tuple[Dim, Dim] | None = None
     interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
-    mean: tuple[float, ...] = UNSET  # type: ignore[assignment]  # never left so: __post_init__ knows the default
+    mean: tuple[float, ...] = UNSET  # type: ignore[assignment]  # __post_init__ sets the default
     std: tuple[float, ...] = UNSET  # type: ignore[assignment]
     color: Literal["rgb", "bgr", "gray"] | UnsetType = UNSET
     layout: Literal["nchw", "nhwc"] | UnsetType = UNSET
@@ -121,7 +122,7 @@ class Preprocessing(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             raise ValueError("pad resizes the image to fit into the crop; resize must be None with it")
 
     def _check_values(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        """Raise ValueError unless every pixel becomes a finite float32 that still tells of the pixel."""
+        """Raise ValueError unless every pixel value becomes a finite float32."""
         for name, values in (("mean", mean), ("std", std)):
             if len(values) != self.channels:
                 color = "rgb" if isinstance(self.color, UnsetType) else self.color
@@ -139,18 +140,18 @@ class Preprocessing(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     @property
     def channels(self) -> int:
-        """Of the network's input: 3, of gray 1."""
+        """Channels of the network's input: 3, or 1 for gray."""
         return 1 if self.color == "gray" else 3
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        """Of one input: (C, H, W), or (H, W, C) for nhwc."""
+        """Shape of one input: (C, H, W), or (H, W, C) for nhwc."""
         height, width = self.crop
         return (height, width, self.channels) if self.layout == "nhwc" else (self.channels, height, width)
 
     @property
     def input_dtype(self) -> Literal["float32", "uint8"]:
-        """`dtype`, float32 where unset."""
+        """`dtype`, or float32 if unset."""
         return "uint8" if self.dtype == "uint8" else "float32"
 
 
@@ -159,9 +160,9 @@ class Quantizer(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     levels: N reconstruction values, strictly increasing, each exactly a float32; the outermost are c_min and c_max.
     thresholds: N − 1 decision values, non-decreasing, each exactly a float32.
-    Comparisons need no rounding, so every machine takes the same decision (docs/bitstream.md).
+    Comparisons need no rounding, so every machine makes the same decision (docs/bitstream.md).
     mean_preserving: the encoder takes the level below an element or the one above it, so that the mean of each plane
-        stays (quantizer.py); needs levels that are evenly spaced; unset: no. Nothing changes for the decoder.
+        stays (quantizer.py). It needs evenly spaced levels. Unset: no. The decoder does not depend on it.
     Source: Cohen et al. 2021 (uniform with pinned ends, and its entropy-constrained variant).
     """
 
@@ -188,7 +189,7 @@ class Quantizer(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def preserves_mean(self) -> bool:
-        """`mean_preserving`, False where unset."""
+        """`mean_preserving`, or False if unset."""
         return self.mean_preserving is True
 
     @property
@@ -207,7 +208,7 @@ class Quantizer(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Clipping(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a clipping range was chosen (a report; decides nothing).
+    """How a clipping range was chosen. It is a report only: neither end uses it.
 
     method: the leaky-ReLU / ReLU density of Cohen et al., or the measured histogram.
     ks_distance: Kolmogorov–Smirnov distance between the fitted density and the measured distribution, in [0, 1];
@@ -223,20 +224,19 @@ class Clipping(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     reason: str | None = None
     """Why the histogram was used, in words."""
     scale: float | UnsetType = UNSET
-    """The range is so many times as wide as the method made it, which served the task better at its rate; unset: 1."""
+    """Multiple of the method's range that was chosen because it gives less output distortion at its rate; unset: 1."""
 
     @property
     def widening(self) -> float:
-        """`scale`, 1 where unset."""
+        """`scale`, or 1 if unset."""
         return self.scale if isinstance(self.scale, float) else 1.0
 
 
 class TensorPoint(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One tensor at one operating point: its quantizer, and what its entropy coder needs.
+    """One tensor at one operating point: its quantizer, and the tables of its entropy coder.
 
-    prediction: of the predictive rANS coder, for a tensor with taps; unset: `tables` decides.
-    tables: of the context rANS coder; None, without `prediction`, is coded by the adaptive binary coder, which needs
-        nothing.
+    prediction: tables of the predictive rANS coder, for a tensor with taps; unset: another coder is used.
+    tables: tables of the context rANS coder. With neither, the adaptive binary coder is used, which needs no tables.
     """
 
     quantizer: Quantizer
@@ -246,19 +246,19 @@ class TensorPoint(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
     @property
     def coder(self) -> Literal["predictive", "context", "binary"]:
-        """What codes it (coder ids 4, 1, 2)."""
+        """The entropy coder of this point (coder ids 4, 1 and 2)."""
         if isinstance(self.prediction, PredictionTables):
             return "predictive"
         return "binary" if self.tables is None else "context"
 
 
 class OperatingPoint(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A rate the edge may choose per frame, with no new model.
+    """A rate that the edge can choose for each frame without another model.
 
     name: short and stable, e.g. "n4". tensors: one entry per tensor at the cut, in the profile's order.
-    bits_per_element: expected rate, from the calibration images (side information not counted).
-    agreement: share of the whole network's answers that stay, measured on calibration images: of Top-1 classes, or of
-        detections weighted by score; None for other tasks.
+    bits_per_element: expected rate, from the calibration images, without side information.
+    agreement: share of the whole network's outputs that do not change, measured on calibration images: of Top-1
+        classes, or of detections weighted by score; None for other tasks.
     """
 
     name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,32}$")]
@@ -271,8 +271,8 @@ class TensorSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A tensor at the cut.
 
     shape: without the batch axis, 1 to 3 dims; (C, H, W), (T, D) or (D,).
-    mean: of the calibration features; what a damaged chunk is concealed with. None: it cannot be.
-    taps: what its elements may be predicted from, at the operating points that do so; unset where none does.
+    mean: of the calibration features; a damaged chunk is filled with it. None: damaged chunks cannot be concealed.
+    taps: the elements that the predictive coder predicts from; unset if no operating point uses it.
     """
 
     name: str
@@ -283,17 +283,17 @@ class TensorSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     @property
     def elements(self) -> int:
         """Elements of one image's tensor."""
-        return math.prod(self.shape)  # of Python integers: nothing overflows
+        return math.prod(self.shape)  # Python integers: no overflow
 
     @property
     def planes(self) -> tuple[int, int, int]:
-        """(C, H, W): the shape as the coder sees it; missing axes are 1 in front: (D,) → (1, 1, D)."""
+        """(C, H, W): the shape for the coder. Missing axes are added in front: (D,) → (1, 1, D)."""
         c, h, w = (1, 1, 1, *self.shape)[-3:]
         return c, h, w
 
 
 def check_point(spec: TensorSpec, point: TensorPoint) -> None:
-    """Raise ValueError unless the point has all that one of the coders needs, for a tensor like `spec`."""
+    """Raise ValueError unless the point has valid tables for one of the coders, for a tensor like `spec`."""
     levels, channels = len(point.quantizer.levels), spec.planes[0]
     if point.tables is not None:
         point.tables.check(levels, channels)
@@ -304,7 +304,7 @@ def check_point(spec: TensorSpec, point: TensorPoint) -> None:
 
 
 class SizeSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Sizes that the back half needs and cannot see in the tensors: a vector of `length` int64 from 0 to MAX_DIM."""
+    """A vector of sizes that the back needs and cannot derive from the tensors: `length` int64 from 0 to MAX_DIM."""
 
     name: str
     length: Annotated[int, Meta(ge=1, le=MAX_SIZES)]
@@ -316,14 +316,15 @@ class CodecProfile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     model: the model's name as the user gave it. cut: the layer as the user named it.
     front_sha256, back_sha256: hex digests of the two serialised graphs without splitwire's metadata.
     max_difference: largest |back(front(x)) − whole(x)| / max(1, |whole(x)|) measured at export.
-    default_op: name of the operating point used when none is asked for; not part of the fingerprint, so that it can be
-        changed without making a new pair.
-    sizes: what crosses beside the tensors; mostly unset, and then not in the JSON (`size_specs` is () there).
-    outputs: names of the whole network's outputs in order, where some of them are known before the cut and leave from
-        the front; unset where all come from the back.
-    front_precision, back_precision: what the halves compute in; unset where that is float32. In other arithmetic
-        `max_difference` is that of the float32 halves, and the agreement of the operating points is of these.
-    task: what the outputs are, by which the edge shows them; unset where that is not known.
+    default_op: name of the operating point that is used unless another is asked for. It is not part of the
+        fingerprint, so it can be changed without a new pair.
+    sizes: vectors of sizes that cross the cut beside the tensors; mostly unset, and then absent from the JSON
+        (`size_specs` is () there).
+    outputs: names of the whole network's outputs in order, if the front computes some of them; unset if all come from
+        the back.
+    front_precision, back_precision: the precision of the halves; unset for float32. At reduced precision,
+        `max_difference` is measured on the float32 halves, and the agreement of the operating points on these halves.
+    task: the kind of outputs, by which the edge shows them; unset if unknown.
     """
 
     format: Annotated[int, Meta(ge=1)] = FORMAT
@@ -368,12 +369,12 @@ class CodecProfile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     @property
     def size_specs(self) -> tuple[SizeSpec, ...]:
-        """`sizes`, () where unset."""
+        """`sizes`, or () if unset."""
         return self.sizes if isinstance(self.sizes, tuple) else ()
 
     @property
     def crossing(self) -> tuple[str, ...]:
-        """Names of everything that crosses: tensors, then sizes."""
+        """Names of everything that crosses the cut: tensors, then sizes."""
         return (*(t.name for t in self.tensors), *(s.name for s in self.size_specs))
 
     @property
@@ -392,7 +393,7 @@ class CodecProfile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         raise ProfileError(f"operating point {wanted!r} is not in this profile; it has {known}")
 
     def to_json(self) -> str:
-        """Serialise for `metadata_props[METADATA_KEY]`."""
+        """The profile as JSON, for `metadata_props[METADATA_KEY]`."""
         return msgspec.json.encode(self).decode()
 
     @classmethod

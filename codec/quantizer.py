@@ -1,4 +1,4 @@
-"""Features ↔ level indices ↔ block symbols: the validated layer over kernels/quantize.py."""
+"""Features ↔ level indices ↔ block symbols: the layer that validates and allocates for kernels/quantize.py."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ Float32Array = NDArray[np.float32]
 UInt8Array = NDArray[np.uint8]
 
 SLAB = 1 << 18
-"""Elements that are quantized before they are packed: their indices take a quarter of a 1 MB second-level cache."""
+"""Elements that are quantized at a time before packing: their indices take a quarter of a 1 MB second-level cache."""
 
 STRETCH = 1 << 12
-"""Elements, in whole planes, whose means are preserved together: their steps stay in the first-level cache."""
+"""Elements, in whole planes, that are mean-preserving quantized at a time: they stay in the first-level cache."""
 
 
 def quantize(x: Float32Array, quantizer: Quantizer) -> UInt8Array:
-    """Map features to level indices with clipping: q = number of thresholds ≤ x. A mean-preserving quantizer takes the
-    level below x or the one above it, so that the mean of each plane (the last two axes) stays.
+    """Map features to level indices with clipping: q = number of thresholds ≤ x.
 
+    A mean-preserving quantizer takes the level below x or the one above it, so that the mean of each plane (the last
+    two axes) stays.
     x: any shape, float32, finite. Returns uint8 of the same shape, in [0, N).
     Raises NonFiniteFeatures if any element is NaN or ±Inf (count and first index in the message).
     Source: Cohen et al. 2021, uniform quantizer with pinned ends, and its entropy-constrained variant. The mean is kept
@@ -36,7 +37,7 @@ def quantize(x: Float32Array, quantizer: Quantizer) -> UInt8Array:
 
 
 class _Decisions:
-    """A quantizer as the kernels take it, for (height, width) planes."""
+    """A quantizer for planes of (height, width), as the kernels take it."""
 
     def __init__(self, quantizer: Quantizer, height: int, width: int) -> None:
         self._thresholds = np.array(quantizer.thresholds, np.float32)
@@ -44,7 +45,7 @@ class _Decisions:
         self._range = _range(quantizer) if quantizer.preserves_mean else None
 
     def take(self, x: Float32Array, out: UInt8Array) -> int:
-        """Level indices of whole planes, one after the other, into `out`; how many elements are not finite."""
+        """Write the level indices of whole planes into `out`; returns the number of elements that are not finite."""
         if self._range is None:
             return int(kernels.quantize(x, self._thresholds, out))
         together = max(1, STRETCH // self._plane) * self._plane
@@ -53,15 +54,15 @@ class _Decisions:
 
 
 def _range(quantizer: Quantizer) -> tuple[np.float32, np.float32, np.float32, np.float32, int]:
-    """What `kernels.apportion` takes of a quantizer: low, least, most, scale, levels."""
+    """The arguments of `kernels.apportion` for a quantizer: low, least, most, scale, levels."""
     (low, high), levels = quantizer.clipping_range, len(quantizer.levels)
     step = (high - low) / (levels - 1)
-    # Of what clipping takes from an element, other elements of its plane make good at most a step.
+    # Clipping changes the sum of a plane; the other elements compensate at most one step per clipped element.
     return np.float32(low), np.float32(low - step), np.float32(high + step), np.float32(2**16 / step), levels
 
 
 def non_finite(x: Float32Array) -> NonFiniteFeatures:
-    """The error for a tensor that holds NaN or ±Inf: how many, and the first."""
+    """The error for a tensor that holds NaN or ±Inf, with their number and the first index."""
     bad = np.flatnonzero(~np.isfinite(x))
     index = tuple(int(i) for i in np.unravel_index(int(bad[0]), x.shape))
     return NonFiniteFeatures(
@@ -92,7 +93,7 @@ class BlockPacker:
         elements = block[0] * block[1]
         digits = np.arange(self.levels**elements)[:, None] // self.levels ** np.arange(elements) % self.levels
         values = np.array(quantizer.levels, np.float32)[digits]
-        # (K·bh·units,) machine words: two float32 move at once where the block is an even number of columns wide
+        # (K·bh·units,) machine words: a word holds two float32 where the block has an even number of columns
         self._word = np.dtype(np.uint64 if block[1] % 2 == 0 else np.uint32)
         self._units = block[1] * 4 // self._word.itemsize
         self._values = np.ascontiguousarray(values).view(self._word).reshape(-1)
@@ -101,7 +102,7 @@ class BlockPacker:
     def quantize(self, x: Float32Array) -> UInt8Array:
         """(…, H, W) float32 features → (P·rows·cols,) block symbols. Raises NonFiniteFeatures.
 
-        Done in slabs of planes whose indices stay in the second-level cache until they are packed.
+        It works on slabs of planes whose indices stay in the second-level cache until they are packed.
         """
         flat = np.ascontiguousarray(x).reshape(-1)
         plane = self.height * self.width

@@ -1,10 +1,10 @@
-"""The reply: what the cloud answers to a frame. One strict msgpack map, read and written by both runtimes.
+"""The reply: the cloud's answer to a frame, as one strict msgpack map. The cloud writes it and the edge reads it.
 
     {version, frame_id, decode_ms, back_ms, outputs: [{name, dtype, shape, data}, …]}      (docs/runtime.md)
 
-msgpack and never pickle: decoding creates numbers, strings and views of the bytes received, nothing else. The size of
-an output is checked against its shape before an array is made, so a reply cannot make the edge allocate more than it
-has already received.
+It is msgpack and never pickle: decoding creates numbers, strings and views of the received bytes, and nothing else. The
+size of an output is checked against its shape before an array is made, so the edge never allocates more than it has
+received.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ REPLY_MEDIA_TYPE = "application/vnd.splitwire.reply"
 REPLY_VERSION = 1
 
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-"""What msgspec raises for bytes that are not what they should be: a bad key in a map is a UnicodeDecodeError."""
+"""What msgspec raises for invalid bytes; a bad key in a map is a UnicodeDecodeError."""
 
 MAX_OUTPUTS = 255
 MAX_DIMS = 32
@@ -47,7 +47,7 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
     "float32": np.dtype("<f4"),
     "float64": np.dtype("<f8"),
 }
-"""The element types an output may have, little-endian on the wire. A name is never reused for another type."""
+"""The element types of outputs, little-endian on the wire. A name is never reused for another type."""
 
 Outputs = dict[str, NDArray[Any]]
 Milliseconds = Annotated[float, Meta(ge=0)]
@@ -70,7 +70,7 @@ class _Reply(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class _Version(Struct):
-    """Only the version, for the message about a reply whose other fields this build does not know."""
+    """The version of a reply, read alone for the message about a reply with unknown fields."""
 
     version: int
 
@@ -86,7 +86,7 @@ class DecodedReply:
 
 
 def encode_reply(outputs: Mapping[str, NDArray[Any]], *, frame_id: int, decode_ms: float, back_ms: float) -> bytes:
-    """Outputs and times (ms) → reply bytes. Raises UnsupportedModel for an element type that is not in DTYPES."""
+    """Encode outputs and times (ms). Raises UnsupportedModel for an element type that is not in DTYPES."""
     tensors = []
     for name, array in outputs.items():
         wire = DTYPES.get(array.dtype.name)
@@ -101,9 +101,9 @@ def encode_reply(outputs: Mapping[str, NDArray[Any]], *, frame_id: int, decode_m
 
 
 def decode_reply(data: bytes) -> DecodedReply:
-    """Reply bytes → outputs and times. Raises BadResponse, and nothing else, for anything but a valid reply.
+    """Decode a reply to outputs and times. Raises BadResponse, and nothing else, for anything but a valid reply.
 
-    The transport bounds len(data); the arrays made here hold at most len(data) bytes.
+    The transport bounds len(data). The arrays made here hold at most len(data) bytes.
     """
     try:
         reply = msgspec.msgpack.decode(data, type=_Reply)
@@ -123,7 +123,7 @@ def decode_reply(data: bytes) -> DecodedReply:
 
 
 def printable(text: str) -> str:
-    """`text` from the far end on one line, without control characters, at most MAX_SENTENCE long: safe to show."""
+    """Make text from the far end safe to show: one line, no control characters, at most MAX_SENTENCE long."""
     clean = "".join(c if c.isprintable() else " " for c in text[: MAX_SENTENCE + 1])
     return clean if len(clean) <= MAX_SENTENCE else clean[:MAX_SENTENCE] + "…"
 
@@ -140,12 +140,12 @@ def _to_array(tensor: _Tensor) -> NDArray[Any]:
         )
     if tensor.dtype == "bool" and expected and np.frombuffer(tensor.data, dtype=np.uint8).max() > 1:
         raise BadResponse(f"output {tensor.name!r} is bool but holds bytes other than 0 and 1")
-    # A copy: aligned, writable, and it does not keep the whole reply alive. Native byte order for the caller.
+    # A copy is aligned, writable and in native byte order, and does not keep the whole reply in memory.
     return np.frombuffer(tensor.data, dtype=dtype).astype(dtype.newbyteorder("=")).reshape(tensor.shape)
 
 
 def _refused(data: bytes, cause: Exception) -> SplitwireError:
-    """The error for bytes that are no version-1 reply: a newer one is called by its name."""
+    """The error for bytes that are no version-1 reply. A reply of a newer version has its own message."""
     try:
         version = msgspec.msgpack.decode(data, type=_Version).version
     except UNREADABLE:

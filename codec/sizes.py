@@ -1,4 +1,4 @@
-"""Sizes beside the tensors: short vectors of integers, sent as they are (docs/bitstream.md, coder id 3)."""
+"""Vectors of sizes beside the tensors: short, and sent uncompressed (docs/bitstream.md, coder id 3)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CODER_ID = 3
 
 
 def encode_sizes(sizes: Sequence[Int64Array], specs: Sequence[SizeSpec], first: int) -> list[Chunk]:
-    """One chunk per vector. first: the tensor index of the first. Raises ShapeMismatch."""
+    """Encode each vector as one chunk. first: the tensor index of the first chunk. Raises ShapeMismatch."""
     if len(sizes) != len(specs):
         raise ShapeMismatch(f"expected {len(specs)} vectors of sizes, got {len(sizes)}")
     chunks = []
@@ -33,10 +33,10 @@ def encode_sizes(sizes: Sequence[Int64Array], specs: Sequence[SizeSpec], first: 
 
 
 def decode_sizes(chunks: Sequence[Chunk], specs: Sequence[SizeSpec], first: int) -> list[Int64Array]:
-    """The vectors in the chunks behind those of the tensors. first: as above.
+    """Decode the vectors from the chunks after those of the tensors. first: the tensor index of the first chunk.
 
-    Raises Corrupt: a vector is missing, out of order or there twice, of another length, out of range, or damaged
-    (there is nothing to conceal a size with).
+    Raises Corrupt if a vector is missing, repeated, out of order, of another length, out of range, or damaged. Damaged
+    sizes cannot be concealed.
     """
     if [c.tensor for c in chunks] != list(range(first, first + len(specs))):
         raise Corrupt(f"the last chunks are not the {len(specs)} vectors of sizes of the profile, in order")

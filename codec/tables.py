@@ -1,6 +1,6 @@
-"""What the entropy coders look up: tables, and weights of predictions. Part of the profile (profile.py).
+"""The tables and prediction weights of the entropy coders. They are part of the profile (profile.py).
 
-Each kind checks itself: whatever passes `check` can be given to the kernels.
+Each class has a method `check`; the kernels accept whatever passes it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ TABLE_SIZE = 1 << TABLE_BITS
 GROUP = 8
 """Channels that are coded side by side, and therefore not predicted from each other."""
 OWN = ((0, -1), (-1, 0), (-1, -1), (-1, 1))
-"""(rows, columns) from an element to those of its own plane that it is predicted from."""
+"""(rows, columns) from an element to its four neighbours, the elements of its plane that it is predicted from."""
 PLACES = ((0, 0), (0, -1), (0, 1), (-1, 0), (1, 0))
 """(rows, columns) from an element to where a tap lies in its plane."""
 CELLS = 256
@@ -33,13 +33,13 @@ class ContextTables(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Static tables of the neighbour-context block-symbol rANS coder (docs/bitstream.md, coder id 1).
 
     block: (height, width) of a block; its elements form one symbol s = Σ q_k·N^k, k in raster order inside the block.
-    padding: level index that the encoder puts where a block reaches over the plane; the decoder drops those elements.
-    left_activity, top_activity: N^(h·w) bytes each: the activity class, in [0, activities), that a block shows to its
-        right-hand and to its lower neighbour.
+    padding: level index of the elements of a block that lie outside the plane; the decoder drops them.
+    left_activity, top_activity: N^(h·w) bytes each: the activity class, in [0, activities), of a symbol as its
+        right-hand neighbour and as its lower neighbour sees it.
     context_map: C·(activities+1)² bytes: table index of (channel, activity of the top block, activity of the left
         block); the value `activities` stands for "outside the plane".
-    frequencies: T·(N^(h·w)+1) little-endian uint16: per table the frequency of each symbol, then of the escape; each
-        row sums to 4096, the escape is ≥ 1, a symbol of frequency 0 is coded as escape + 8 raw bits.
+    frequencies: T·(N^(h·w)+1) little-endian uint16: per table the frequency of each symbol, then of the escape. Each
+        row sums to 4096; the escape is ≥ 1. A symbol of frequency 0 is coded as the escape and 8 raw bits.
     """
 
     block: tuple[Annotated[int, Meta(ge=1, le=8)], Annotated[int, Meta(ge=1, le=8)]]
@@ -72,7 +72,7 @@ class ContextTables(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 def _check_frequencies(frequencies: bytes, symbols: int, context_map: bytes) -> None:
-    """Raise ValueError unless they are 1 to MAX_TABLES tables, and the map names no other."""
+    """Raise ValueError unless there are 1 to MAX_TABLES valid tables, and the map names no other."""
     row = 2 * (symbols + 1)
     if not frequencies or len(frequencies) % row or len(frequencies) // row > MAX_TABLES:
         raise ValueError(f"frequencies must be 1..{MAX_TABLES} rows of {row} bytes, are {len(frequencies)}")
@@ -84,7 +84,7 @@ def _check_frequencies(frequencies: bytes, symbols: int, context_map: bytes) -> 
 
 
 class Taps(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Elements of other channels that an element is predicted from (docs/bitstream.md §6, coder id 4).
+    """The taps: elements of other channels that an element is predicted from (docs/bitstream.md §6, coder id 4).
 
     counts: C bytes: how many taps each channel has. sources: for each tap, channel by channel, a little-endian uint16:
         8 times the source channel, plus its place in PLACES. A source lies in an earlier group of 8 channels.
@@ -94,12 +94,12 @@ class Taps(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     sources: bytes
 
     def arrays(self) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
-        """(C,) number of taps, and of each tap its source channel and place."""
+        """(C,) number of taps of each channel; then the source channel and the place of each tap."""
         sources = np.frombuffer(self.sources, "<u2").astype(np.intp)
         return np.frombuffer(self.counts, np.uint8).astype(np.intp), sources >> 3, sources & 7
 
     def check(self, channels: int) -> None:
-        """Raise ValueError unless counts and sources are those of so many channels."""
+        """Raise ValueError unless counts and sources are valid for `channels` channels."""
         if len(self.counts) != channels or len(self.sources) != 2 * sum(self.counts):
             raise ValueError(f"taps of {channels} channels need as many counts, and two bytes for each tap")
         counts, channel, place = self.arrays()
@@ -111,7 +111,7 @@ class Taps(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class PredictionTables(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Weights and tables of the predictive rANS coder (docs/bitstream.md §6, coder id 4).
 
-    rest: level index that counts as 0, and stands for what lies outside.
+    rest: the zero level: the level index that counts as 0, and that elements outside the plane have.
     weights: int8, channel by channel: of the elements to the left, above, above left and above right, then of its taps.
     bias: C little-endian int16. offset, shift: from a prediction to one of CELLS cells.
     activities: number of classes of neighbours; activity: the class of each of ACTIVITY_SUMS sums, bytes below it.

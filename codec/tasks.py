@@ -1,6 +1,6 @@
-"""What a network is for, and what the numbers mean that it gives: names of outputs, logits or probabilities.
+"""The task of a network and the meaning of its outputs: names of a detector's outputs, logits or probabilities.
 
-The exporter, the evaluation and the edge ask here, so that they cannot disagree.
+The exporter, the evaluation and the edge use these functions, so that they cannot disagree.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ Task = Literal["classification", "detection", "segmentation"]
 TASKS: tuple[Task, ...] = ("classification", "detection", "segmentation")
 
 DETECTION = ("boxes", "scores", "labels")
-"""Names of a detector's outputs, as torchvision has them."""
+"""Names of a detector's outputs, as in torchvision."""
 
 PROBABLE = 1e-3
-"""How far the sum of probabilities may be from 1."""
+"""Largest difference of a sum of probabilities from 1."""
 
 Float64Array = NDArray[np.float64]
 
 
 def is_detector(names: Collection[str]) -> bool:
-    """Whether outputs of these names are detections: boxes, scores and labels."""
+    """Whether outputs with these names are detections: boxes, scores and labels."""
     return set(DETECTION) <= set(names)
 
 
@@ -35,7 +35,7 @@ def are_probabilities(scores: NDArray[Any]) -> bool:
 
 
 def log_probabilities(scores: NDArray[Any]) -> Float64Array:
-    """Scores (…, K) → logarithms of probabilities: of logits by softmax, of probabilities as they are."""
+    """Logarithms of the probabilities of scores (…, K): logits go through softmax first, probabilities do not."""
     wide = scores.astype(np.float64)
     if are_probabilities(wide):
         return np.asarray(np.log(np.maximum(wide, np.finfo(np.float32).tiny)))

@@ -1,7 +1,7 @@
-r"""Text that every file and every screen can hold.
+r"""Printable text: file names that are not UTF-8, in a form that every file and terminal accepts.
 
-A file name that is not UTF-8 reaches Python with surrogate escapes (PEP 383): U+DCE9 for the byte E9. UTF-8 has no
-place for them. Where such a name becomes part of a message or of a file it is written as `\xe9`.
+A file name that is not UTF-8 reaches Python with surrogate escapes (PEP 383): U+DCE9 for the byte E9. UTF-8 cannot
+encode them. In messages and files such a byte is written as `\xe9`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def printable(text: str) -> str:
-    r"""`text` with `\xe9` for each byte that is not UTF-8 and `\ud800` for what is left of surrogates."""
+    r"""`text` with `\xe9` for each byte that is not UTF-8, and `\ud800` for each other surrogate."""
     if not _SURROGATE.search(text):
         return text
     text = _ESCAPED.sub(lambda found: f"\\x{ord(found[0]) - 0xDC00:02x}", text)
@@ -24,13 +24,13 @@ def printable(text: str) -> str:
 
 
 def for_native_code(path: Path) -> str | bytes:
-    """What a library in C++ opens: the path, or the file's content where the path is not text to it."""
+    """What to pass to a C++ library: the path, or the file's content if the path is not valid Unicode."""
     name = str(path)
     return path.read_bytes() if _SURROGATE.search(name) else name
 
 
 def printable_json(value: object) -> bytes:
-    """`value`, anything msgspec encodes, as JSON in UTF-8, its texts printable."""
+    """`value`, anything msgspec encodes, as JSON in UTF-8 with printable text."""
     try:
         return msgspec.json.encode(value)
     except UnicodeEncodeError:

@@ -1,7 +1,7 @@
-"""Make every kernel ready and keep it: what the first frame of a new process would otherwise pay for.
+"""Compiles every kernel and caches it on disk, so that the first frame of a new process does not wait for it.
 
-Kernels are compiled for the types that they are called with, so small tensors are really encoded and decoded, through
-the same layers as any other.
+Kernels are compiled for the types that they are called with, so the warm-up encodes and decodes small tensors through
+the usual layers.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from .tables import ACTIVITY_SUMS, CELLS, OWN, TABLE_SIZE, ContextTables, Predic
 
 CHANNELS, HEIGHT, WIDTH = 2, 8, 4
 SMALL = 4
-"""Height of planes that the predictive coder has another way for (kernels/predictive_interleaved.py)."""
+"""Height of planes for which the predictive coder uses kernels/predictive_interleaved.py."""
 LEVELS = 4
 
 
 class WarmUp(Struct, frozen=True, kw_only=True):
-    """What was done. folder: of the files; bytes: of those used, together; seconds: of everything."""
+    """The result of a warm-up. folder: of the cache files; bytes: of all files used; seconds: in total."""
 
     folder: str
     kernels: tuple[Loaded, ...]
@@ -42,8 +42,9 @@ class WarmUp(Struct, frozen=True, kw_only=True):
 
 
 def warm_up(root: Path | None = None, progress: ProgressFn | None = None) -> WarmUp:
-    """Compile every kernel that is not in the cache folder yet, and load the others. For a process of its own: what
-    this one has compiled before is neither compiled again nor written.
+    """Compile every kernel that is not in the cache folder yet, and load the others.
+
+    Run it in a new process: a kernel that this process has already compiled is not written.
 
     root: the cache folder; None is the usual one (kernels/cache.py). progress(stage, done, total): called as it goes.
     Raises DeviceError if the folder cannot be written, or nothing is compiled here (NUMBA_DISABLE_JIT).
@@ -73,15 +74,15 @@ def warm_up(root: Path | None = None, progress: ProgressFn | None = None) -> War
 
 
 def _steps() -> Iterator[tuple[str, Callable[[], object]]]:
-    """(what, call): together they use every kernel with every set of types that the layers above use it with.
+    """Yield (stage, call); together the calls use every kernel with every set of argument types that occurs.
 
-    A new kernel joins through the coder that uses it: one more operating point below. tests/system/test_startup.py
-    fails for a kernel that is left out.
+    A new coder needs one more operating point in `example_profile`. tests/system/test_startup.py fails for a kernel
+    that is left out.
     """
     codec, small = (FeatureCodec(example_profile((CHANNELS, height, WIDTH))) for height in (HEIGHT, SMALL))
     x = np.linspace(-1, 2, CHANNELS * HEIGHT * WIDTH, dtype=np.float32).reshape(1, CHANNELS, HEIGHT, WIDTH)
     fixed = x.copy()
-    fixed.flags.writeable = False  # views of bytes and of other libraries' tensors come like this, as another type
+    fixed.flags.writeable = False  # as views of bytes and of other libraries' tensors: Numba has another type for them
 
     def both(codec: FeatureCodec, features: NDArray[np.float32], op: str) -> None:
         codec.decode(codec.encode([features], op=op))
@@ -96,13 +97,13 @@ def _steps() -> Iterator[tuple[str, Callable[[], object]]]:
 
 
 def example_profile(shape: tuple[int, int, int] = (CHANNELS, HEIGHT, WIDTH)) -> CodecProfile:
-    """A profile of one (C, H, W) tensor and no model, with an operating point for each way through the codec.
+    """A profile of one (C, H, W) tensor and no model, with one operating point for each path through the codec.
 
-    Its tables compress nothing: in them every symbol is as likely as another.
+    Its tables compress nothing: all symbols are equally likely.
     """
     points = {
-        "whole-blocks": _tables((2, 2), shape[0]),  # two floats a machine word
-        "padded-blocks": _tables((1, 3), shape[0]),  # one float a machine word; planes that are not whole blocks
+        "whole-blocks": _tables((2, 2), shape[0]),  # two floats per machine word
+        "padded-blocks": _tables((1, 3), shape[0]),  # one float per machine word; planes that are not whole blocks
         "no-tables": None,  # the adaptive binary coder
     }
     quantizer = Quantizer.uniform(0.0, 1.0, LEVELS)
@@ -132,7 +133,7 @@ def _tables(block: tuple[int, int], channels: int) -> ContextTables:
 
 
 def _prediction(channels: int) -> PredictionTables:
-    """One table for all contexts, no taps, and no weight for anything."""
+    """One table for all contexts, no taps, and all weights 0."""
     return PredictionTables(
         rest=0, weights=bytes(len(OWN) * channels), bias=bytes(2 * channels), offset=0, shift=0, activities=1,
         activity=bytes(ACTIVITY_SUMS), classes=1, channel_class=bytes(channels), context_map=bytes(CELLS),
@@ -141,7 +142,7 @@ def _prediction(channels: int) -> PredictionTables:
 
 
 def _equal(symbols: int) -> bytes:
-    """Frequencies of one table; the escape has what is left."""
+    """Equal frequencies for the symbols of one table; the escape takes the remainder."""
     frequencies = np.full(symbols + 1, (TABLE_SIZE - 1) // symbols, "<u2")
     frequencies[-1] = TABLE_SIZE - int(frequencies[:-1].sum(dtype=np.int64))
     return frequencies.tobytes()

@@ -1,6 +1,6 @@
-"""What the exporter needs to make a profile: feature densities, clipping ranges, probability tables.
+"""Design of operating points: feature densities, clipping ranges, quantizers, probability tables.
 
-scipy lives here. The exporter, the evaluation and the benchmarks alone import it: nothing in it runs on both ends.
+Only this package uses scipy. The exporter, the evaluation and the benchmarks import it; the edge and the cloud do not.
 """
 
 from .point import design_operating_point, worthwhile_taps

@@ -1,4 +1,4 @@
-"""The best clipping range for N levels: from the fitted density, or from the measured histogram by the same error."""
+"""The clipping range with the least squared error for N levels, under the fitted density or the measured histogram."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def uniform_cells(c_min: float, c_max: float, n: int) -> tuple[list[float], list
 
 
 def best_c_max(error: Error, n: int, upper: float, c_min: float = 0.0) -> float:
-    """The c_max with the least total error, c_min fixed. upper: a value that c_max will not exceed."""
+    """The c_max with the least total error for a fixed c_min. upper: the largest c_max that is considered."""
 
     def cost(c_max: float) -> float:
         return error(*uniform_cells(c_min, c_max, n))
 
-    # the error of a mixture can have several dips: bracket the best of a grid, then polish
+    # The error of a mixture can have several minima: take the best of a grid, then refine between its neighbours.
     grid = c_min + (upper - c_min) * np.geomspace(1e-3, 1.0, 80)
     i = int(np.argmin([cost(float(c)) for c in grid]))
     low, high = float(grid[max(i - 1, 0)]), float(grid[min(i + 1, grid.size - 1)])
@@ -39,7 +39,8 @@ def best_c_max(error: Error, n: int, upper: float, c_min: float = 0.0) -> float:
 
 
 def best_range(error: Error, n: int, lower: float, upper: float) -> tuple[float, float]:
-    """The (c_min, c_max) with the least total error, started from the better of c_min = 0 and a little below."""
+    """The (c_min, c_max) with the least total error. The search starts at c_min = 0 or a little below, whichever is
+    better."""
 
     def cost(c: np.ndarray) -> float:
         return error(*uniform_cells(float(c[0]), float(c[1]), n)) if c[0] < c[1] else np.inf

@@ -2,7 +2,7 @@
 
 X has density  A·exp(−λκ(x−μ)) for x ≥ μ,  A·exp((λ/κ)(x−μ)) for x < μ,  A = λ/(κ + 1/κ)
 and Y = X for X ≥ 0, sX for X < 0 (s = 0: ReLU, a point mass P(X ≤ 0) at zero).
-Y is then made of at most three exponential pieces, and every integral below is a sum over them in closed form.
+The density of Y has at most three exponential pieces. Every integral below is a sum over them in closed form.
 Source: Cohen, Choi, Bajić 2021 §III, eqs. (2)–(8); here for any slope s ∈ [0, 1) and μ of either sign.
 """
 
@@ -22,7 +22,10 @@ KAPPA = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """Density value·exp(rate·(y − anchor)) on [low, high]; an infinite end is where the density falls to zero."""
+    """One exponential piece of the density: value·exp(rate·(y − anchor)) on [low, high].
+
+    An infinite end is where the density falls to zero.
+    """
 
     low: float
     high: float
@@ -84,7 +87,7 @@ class FeatureDensity:
             if low == high or (negative and s == 0):
                 continue
             scale = s if negative else 1.0
-            # anchored at an end of the piece, never at a far-away μ, so that nothing overflows
+            # Anchored at an end of the piece and not at μ, which can be so far away that the exponential overflows.
             x = low if math.isfinite(low) else high
             value = a / scale * math.exp(rate * (x - mu))
             out.append(Piece(low=low * scale, high=high * scale, anchor=x * scale, value=value, rate=rate / scale))
@@ -127,7 +130,7 @@ class FeatureDensity:
         return out
 
     def quantization_error(self, levels: Sequence[float], thresholds: Sequence[float]) -> float:
-        """E[(Y − Q(Y))²], clipping error of both tails included (they belong to the outer cells).
+        """E[(Y − Q(Y))²], with the clipping error of both tails, which belong to the outer cells.
 
         Source: Cohen et al. 2021, total error e_tot(c_min, c_max), eqs. (9)–(12), for arbitrary cells.
         """
@@ -143,8 +146,8 @@ class FeatureDensity:
 def fit_density(mean: float, variance: float, slope: float, kappa: float = KAPPA) -> FeatureDensity | None:
     """The (λ, μ) whose Y has this mean and variance, or None if there is none.
 
-    Only λμ shapes Y, λ scales it, so mean/√variance is a function of t = λμ alone: one bracketed root, then λ from the
-    variance. Source: Cohen et al. 2021 §III-B, solved there numerically for s = 0.1 and s = 0.
+    The shape of Y depends on λμ only, and λ scales it. So mean/√variance is a function of t = λμ alone: find its root
+    in a bracket, then λ from the variance. Source: Cohen et al. 2021 §III-B, solved there for s = 0.1 and s = 0.
     """
     if not (variance > 0 and math.isfinite(mean)):
         return None

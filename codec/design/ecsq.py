@@ -1,8 +1,8 @@
-"""The modified entropy-constrained scalar quantizer: the least D + λ_R·R with the outermost values pinned.
+"""The modified entropy-constrained scalar quantizer: least D + λ_R·R, with the outermost values pinned.
 
-Chou–Lookabaugh–Gray iteration on the measured distribution. Each of its steps is a minimum of J = D + λ_R·R with the
-rest held fixed, so J never rises: the partition for given values and code lengths, then the code lengths for the
-partition, then the values. Only a local minimum is promised, near where it starts.
+It is the Chou–Lookabaugh–Gray iteration on the measured distribution. Each iteration takes three steps: the partition
+for given values and code lengths, the code lengths for the partition, the values for both. Each step minimises
+J = D + λ_R·R with everything else fixed, so J never rises. The result is a local minimum near the start.
 Source: Cohen et al. 2021 (modified ECSQ); P. A. Chou, T. Lookabaugh, R. M. Gray, "Entropy-constrained vector
 quantization", IEEE Trans. ASSP 37 (1989) 31–42.
 """
@@ -25,9 +25,9 @@ TOLERANCE = 1e-9
 """The iteration ends when J falls by less than this share of itself."""
 
 MAX_WEIGHT = 1e4
-"""λ_R over the squared clipping range at which everything that can go has gone."""
+"""λ_R over the squared clipping range at which only the two outermost levels remain."""
 LEAST_WEIGHT = 1e-12
-"""λ_R over the squared clipping range that makes no difference any more."""
+"""λ_R over the squared clipping range below which the result does not change."""
 
 Cost = Literal["ideal", "unary"]
 """What a level costs: −log2 of its probability, or the length of its truncated unary word."""
@@ -37,10 +37,13 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Ecsq:
-    """quantizer: what was found. objective: J of the start and after each iteration.
+    """The result of the iteration: a quantizer, its distortion and its rate.
+
+    objective: J of the start and after each iteration.
 
     distortion: mean squared error on the measured distribution. rate: Σ p·cost, bits per element.
-    removed: levels of the start that are gone, because their cells became empty. converged: before MAX_ITERATIONS.
+    removed: how many levels of the start are gone because their cells became empty. converged: whether the iteration
+    ended before MAX_ITERATIONS.
     """
 
     quantizer: Quantizer
@@ -52,16 +55,16 @@ class Ecsq:
 
     @property
     def iterations(self) -> int:
-        """How often the three steps were taken."""
+        """The number of iterations."""
         return len(self.objective) - 1
 
 
 def design_ecsq(histogram: Histogram, start: Quantizer, *, rate_weight: float, cost: Cost = "ideal") -> Ecsq:
-    """Improve `start` for the measured distribution; its outermost values (c_min, c_max) stay.
+    """Improve the quantizer `start` for the measured distribution; its outermost values (c_min, c_max) stay.
 
-    Levels that do not earn their rate go, so it pays to start from more of them, over a wider range, than will remain.
-    On the tensors of benchmarks/ecsq.py, at the entropy of the uniform quantizer with N = 4, the error is 2 to 6 % less
-    when that is the start, and 27 to 59 % less from the uniform one with N = 16.
+    The iteration removes levels that cost more rate than they save distortion. Start with more levels, over a wider
+    range, than should remain. On the tensors of benchmarks/ecsq.py, at the entropy of the uniform quantizer with N = 4,
+    the error is 2 to 6 % less when that quantizer is the start, and 27 to 59 % less from the uniform one with N = 16.
     rate_weight: λ_R ≥ 0, squared feature units per bit; 0 is the Lloyd–Max quantizer with pinned ends.
     Raises ValueError for a negative or non-finite λ_R.
     """
@@ -93,9 +96,9 @@ def ecsq_at_rate(
 ) -> tuple[Ecsq, Ecsq]:
     """The results just above and just below `rate` bits per element, found by bisection of λ_R.
 
-    tolerance: relative; the two are that near in rate, or in λ_R where the rate jumps over the wanted one, as a local
-    minimum vanishes. `error_at_rate` says what they are worth together.
-    The same result twice where λ_R = 0 already needs no more, or where nothing more can be saved.
+    tolerance: relative difference of the two rates. Where the rate jumps over `rate`, because a local minimum vanishes,
+    it is the relative difference in λ_R. `error_at_rate` interpolates between the two.
+    Returns the same result twice where λ_R = 0 already meets the rate, or where no lower rate exists.
     """
     scale = (start.levels[-1] - start.levels[0]) ** 2
     high = scale / 64
@@ -105,7 +108,7 @@ def ecsq_at_rate(
     low = 0.0
     while (below := design_ecsq(histogram, start, rate_weight=high, cost=cost)).rate > rate:
         if below.removed == len(start.levels) - 2 and high > MAX_WEIGHT * scale:
-            return below, below  # two levels, and nothing more to save
+            return below, below  # two levels: no lower rate exists
         low, above, high = high, below, high * 4
     while above.rate - below.rate > tolerance * rate and high - low > tolerance * high + LEAST_WEIGHT * scale:
         middle = (low + high) / 2
@@ -118,14 +121,17 @@ def ecsq_at_rate(
 
 
 def error_at_rate(above: Ecsq, below: Ecsq, rate: float) -> float:
-    """Mean squared error at exactly `rate`: on the chord between two results, which switching between them reaches."""
+    """Mean squared error at exactly `rate`, interpolated linearly between two results (time sharing reaches it)."""
     share = (rate - below.rate) / max(above.rate - below.rate, 1e-12)
     return below.distortion + min(max(share, 0.0), 1.0) * (above.distortion - below.distortion)
 
 
 def _rounded_up(thresholds: Floats) -> NDArray[np.float32]:
-    """The least float32 values that are not below. The centres of the histogram's bins are float32 values, so that each
-    stays on its side of a threshold, and what is reported is what the profile's quantizer does."""
+    """The thresholds rounded up to float32.
+
+    The centres of the histogram's bins are float32 values. So each stays on its side of a threshold, and the reported
+    error is that of the quantizer in the profile.
+    """
     nearest = thresholds.astype(np.float32)
     return np.where(nearest < thresholds, np.nextafter(nearest, np.float32(np.inf)), nearest)
 
@@ -138,7 +144,7 @@ class _Cells:
         self.levels = levels
         self.thresholds = thresholds
         masses, self._sums, _ = histogram.cells(thresholds)
-        self.masses = masses / masses.sum()  # exactly 1 where there is only one
+        self.masses = masses / masses.sum()  # exactly 1 for a single cell
 
     @property
     def distortion(self) -> float:
@@ -162,10 +168,11 @@ class _Cells:
         return float(self.masses[used] @ self.lengths(cost)[used])
 
     def partitioned(self, lengths: Floats, weight: float) -> _Cells:
-        """Each value to the level with the least (y − ŷ)² + λ_R·b: the lower envelope of parabolas, which are lines.
+        """The partition that gives each value y the level with the least (y − ŷ)² + λ_R·b.
 
-        Neighbours on the envelope meet at (ŷ_m + ŷ_n)/2 + λ_R·(b_n − b_m) / (2·(ŷ_n − ŷ_m)); a level whose meeting
-        points come in the wrong order is nowhere the cheapest, and goes. The outermost are on the envelope always.
+        Without the common term y² these are lines, so the partition is their lower envelope. Neighbours on the envelope
+        meet at (ŷ_m + ŷ_n)/2 + λ_R·(b_n − b_m) / (2·(ŷ_n − ŷ_m)). A level whose meeting points come in the wrong order
+        is the cheapest nowhere and is removed. The outermost levels are always on the envelope.
         """
         levels = self.levels
         kept: list[int] = []
@@ -191,16 +198,16 @@ class _Cells:
         return _Cells(self.histogram, levels[kept], np.clip(meets, *limits))
 
     def occupied(self) -> _Cells:
-        """Without the empty cells, the outermost excepted."""
+        """The partition without its empty cells; the outermost cells always stay."""
         empty = np.flatnonzero(self.masses[1:-1] == 0) + 1
         return self._without(empty, empty)
 
     def centred(self) -> _Cells:
-        """Each inner level at the centroid of its cell, or at the end that it lies beyond: then the two are one."""
+        """Each inner level at the centroid of its cell. A centroid beyond an outermost level merges with that level."""
         low, high = self.levels[0], self.levels[-1]
         levels = self.levels.copy()
         levels[1:-1] = np.clip(self._sums[1:-1] / self.masses[1:-1], low, high)
-        inner = levels.astype(np.float32)[1:-1]  # as the profile will have them
+        inner = levels.astype(np.float32)[1:-1]  # as the profile stores them
         at_low = np.flatnonzero(inner <= np.float32(low)) + 1
         at_high = np.flatnonzero(inner >= np.float32(high)) + 1
         moved = _Cells(self.histogram, levels, self.thresholds)

@@ -1,4 +1,4 @@
-"""One tensor at one operating point: clipping range, quantizer and tables from the statistics of the features."""
+"""Design of one operating point of one tensor: clipping range, quantizer and tables, from the feature statistics."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ MAX_EXCESS = 0.10
 """The fitted density is used if its range costs at most this much more error than the histogram's own optimum."""
 
 PILOT_LEVELS = (8, 4)
-"""Levels that taps are chosen by, and that the coders are compared at."""
+"""Number of levels at which the taps are chosen, and at which the coders are compared."""
 WORTHWHILE = 0.03
-"""Share of the bits that the predictive coder must save, since it takes longer."""
+"""The least share of the bits that the predictive coder must save; it is slower than the context coder."""
 
 Coder = Literal["rans", "cabac"]
 
@@ -41,14 +41,14 @@ def design_operating_point(
     rate_weight: float | None = None,
     coder: Coder = "rans",
 ) -> tuple[TensorPoint, float]:
-    """Quantizer, tables and expected rate for N = `levels`.
+    """Design the quantizer and the tables for N = `levels`.
 
-    slope: of the (leaky) ReLU whose output the tensor is; None reads it off the features (no negative value and exact
-    zeros: 0; anything else: unknown, the histogram decides).
-    rate_weight: λ_R of the entropy-constrained quantizer (ecsq.py), squared feature units per bit, at which levels may
-        go; None leaves the quantizer uniform.
-    coder: rANS, with tables made here, predictive if `statistics` have taps; or the paper's adaptive binary coder,
-    which needs none.
+    slope: of the (leaky) ReLU whose output the tensor is. None derives it from the features: 0 if there are exact zeros
+    and no negative value; otherwise it is unknown and the histogram decides.
+    rate_weight: λ_R of the entropy-constrained quantizer (ecsq.py), squared feature units per bit; levels may be
+        removed. None leaves the quantizer uniform.
+    coder: rANS with tables made here, predictive if `statistics` has taps; or the paper's adaptive binary coder, which
+    needs no tables.
     Returns the point and its rate on the sample, bits per element.
     Raises ExportError if the features are constant.
     """
@@ -61,7 +61,7 @@ def design_operating_point(
 
 
 def varying(statistics: FeatureStatistics) -> Histogram:
-    """The histogram. Raises ExportError if there is but one value."""
+    """The histogram of features that vary. Raises ExportError if all features have the same value."""
     histogram = statistics.histogram
     if histogram.minimum == histogram.maximum:
         raise ExportError(
@@ -74,7 +74,7 @@ def varying(statistics: FeatureStatistics) -> Histogram:
 def make_point(
     quantizer: Quantizer, clipping: Clipping, statistics: FeatureStatistics, coder: Coder = "rans"
 ) -> tuple[TensorPoint, float]:
-    """With what its entropy coder needs, and its rate on the sample, bits per element."""
+    """The point of this quantizer with the tables of its coder, and its rate on the sample, bits per element."""
     plain = TensorPoint(quantizer=quantizer, clipping=clipping, tables=None)
     sample = statistics.sample
     if coder == "cabac":
@@ -88,10 +88,10 @@ def make_point(
 
 
 def worthwhile_taps(statistics: FeatureStatistics, slope: float | None = None) -> Taps | None:
-    """The taps for the predictive coder, where it needs clearly fewer bits than the context coder: else None.
+    """The taps for the predictive coder, if it needs clearly fewer bits than the context coder; else None.
 
-    The context coder's bits are those on the sample that its tables were made of, the predictive coder's are of images
-    that it has not seen (prediction.py): few images speak for the context coder.
+    The context coder's bits are counted on the sample that its tables were made from. The predictive coder's bits are
+    counted on images that were not used for fitting (prediction.py). With few images this favours the context coder.
     slope: as `design_operating_point` takes it. Raises ExportError if the features are constant.
     """
     histogram = varying(statistics)
@@ -113,14 +113,14 @@ def adaptive_rate(sample: NDArray[np.float32], quantizer: Quantizer) -> float:
 
 
 def known_slope(histogram: Histogram, slope: float | None) -> float | None:
-    """The slope as given; else 0 for what looks like a ReLU: no negative value, and exact zeros."""
+    """The slope as given. If None: 0 for features that look like a ReLU's, with exact zeros and no negative value."""
     if slope is None and histogram.minimum >= 0 and histogram.zero_mass > 0:
         return 0.0
     return slope
 
 
 def choose_range(levels: int, values: Distribution, slope: float | None) -> tuple[tuple[float, float], Clipping]:
-    """(c_min, c_max) and how it was found: by the density where it fits, else on the histogram."""
+    """(c_min, c_max) and how it was chosen: with the fitted density where that fits, else with the histogram."""
     histogram = values.histogram
     measured = histogram_error(histogram)
     upper = max(abs(histogram.minimum), abs(histogram.maximum))
@@ -153,6 +153,6 @@ def kolmogorov_smirnov(density: FeatureDensity, histogram: Histogram) -> float:
     order = np.argsort(histogram.centres, kind="stable")
     edges = histogram.centres[order] + histogram.width / 2
     measured = np.cumsum(histogram.weights[order])
-    # the zero bin is a point: its edge is zero itself
+    # The bin of exact zeros has no width: its edge is zero itself.
     edges[histogram.centres[order] == 0] = 0.0
     return float(np.abs(density.cdf(edges) - measured).max())

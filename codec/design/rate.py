@@ -1,8 +1,9 @@
-"""Quantizers for a wanted number of bits per element, as the real coder spends them.
+"""Quantizers for a target rate, in bits per element of the real coder.
 
-Two kinds. Entropy-constrained: the least squared error at that rate. Widened: uniform, with a clipping range that is a
-multiple of the one with the least squared error. A wider range has larger steps, so fewer bits, and reaches larger
-values; which number of levels serves the task best at a rate is for the caller to measure (exporter/points/budget.py).
+There are two kinds. The entropy-constrained quantizer has the least squared error at the rate. The widened quantizer is
+uniform, over a multiple of the clipping range with the least squared error. A wider range has larger steps, so fewer
+bits, and reaches larger values. Which number of levels gives the least output distortion at a rate has to be measured
+(exporter/points/budget.py).
 """
 
 from __future__ import annotations
@@ -20,29 +21,29 @@ from .point import Coder, choose_range, known_slope, make_point, varying
 from .statistics import FeatureStatistics
 
 MAX_LEVELS = 16
-"""Of the entropy-constrained quantizer: two elements still fit into a block."""
+"""Most levels of the entropy-constrained quantizer: two elements still fit into a block."""
 
 FINE_STARTS = (32,)
-"""Uniform quantizers that it is improved from, beside the one with its most levels. Many starting levels find a better
-minimum, 1 to 18 % less error from 32 than from 16 (benchmarks/ecsq.py), if as few remain as wanted."""
+"""Numbers of levels of the uniform quantizers to start from, beside `max_levels`. More starting levels find a better
+minimum: 1 to 18 % less error from 32 than from 16 (benchmarks/ecsq.py), if no more than `max_levels` remain."""
 
 STEPS = 6
 MARGIN = 0.98
 FIRST_GUESS = 1.2
-"""A rate is met from below, to this share of it if it can be in so many attempts. The first assumes that the coder
-needs 1/1.2 of the entropy."""
+"""The search for a rate tries STEPS points and ends at one between MARGIN times the rate and the rate. The first guess
+is that the entropy is 1.2 times the coder's rate."""
 
 PILOTS = 3
-"""Quantizers that show how the coder's rate goes with the entropy."""
+"""Number of quantizers that sample the coder's rate as a function of the entropy."""
 
 NARROWEST, WIDEST = 0.8, 16.0
 """Multiples of the range with the least squared error that are considered."""
 
 LEAST = 1e-9
-"""Bits per element that count as none."""
+"""Entropies below this, in bits per element, count as 0."""
 
 BISECTIONS = 24
-"""Of the multiple, on a logarithmic scale: to 2e-7 of it, about what float32 tells apart."""
+"""Steps of the bisection of the multiple, on a logarithmic scale: to a relative 2e-7, about float32's precision."""
 
 
 def design_entropy_constrained(
@@ -53,13 +54,13 @@ def design_entropy_constrained(
     coder: Coder = "rans",
     max_levels: int = MAX_LEVELS,
 ) -> tuple[TensorPoint, float]:
-    """The entropy-constrained quantizer for a target rate: the least error at `bits` per element of the real coder.
+    """Design the entropy-constrained quantizer with the least squared error at `bits` per element of the real coder.
 
-    Least squared error; whether the task gains has to be measured (docs/codec.md). It takes some seconds.
-    bits: as `design_operating_point` reports them; a uniform quantizer's, to get a point of the same rate with less
-    error. slope, coder: as there. max_levels: N is what λ_R leaves, 2 to this.
-    Returns the point and its rate on the sample: at most `bits` where that can be had, and seldom more than a few per
-    cent below, unless `max_levels` levels cannot use so many.
+    Whether the outputs are better as well has to be measured (docs/codec.md). The design takes some seconds.
+    bits: a rate as `design_operating_point` reports it. With a uniform quantizer's rate, the result has the same rate
+    and less error. slope, coder: as there. max_levels: the most levels; λ_R decides how many remain, at least 2.
+    Returns the point and its rate on the sample. The rate is at most `bits` if such a point exists, and seldom more
+    than a few per cent below, unless `max_levels` levels cannot have that rate.
     Raises ExportError if the features are constant, or ValueError unless bits > 0 and max_levels ≥ 2.
     """
     if not bits > 0 or max_levels < 2:
@@ -74,7 +75,7 @@ def design_entropy_constrained(
 
     def point(entropy: float) -> tuple[TensorPoint, float]:
         results = [(ecsq_at_rate(histogram, start, entropy, tolerance=1e-3)[1], clipping) for start, clipping in starts]
-        # the start with `max_levels` is always within them
+        # Starting from `max_levels` levels always keeps within them.
         within = [(r, clipping) for r, clipping in results if len(r.quantizer.levels) <= max_levels]
         found, clipping = min(within, key=lambda r: r[0].distortion)
         return make_point(found.quantizer, clipping, statistics, coder)
@@ -85,9 +86,9 @@ def design_entropy_constrained(
 class Widening:
     """Uniform quantizers with N = `levels` over multiples of the range with the least squared error.
 
-    The range grows away from zero, or from its end that is nearest to it: what is at rest stays exact.
-    slope: as `design_operating_point` takes it. preserves_mean: whether the quantizers do; at the same width they then
-    have a higher rate.
+    The range grows away from zero, or from its end nearest to zero, so that zero stays exact.
+    slope: as `design_operating_point` takes it. preserves_mean: whether the quantizers preserve the mean; at the same
+    width their rate is then higher.
     Raises ExportError if the features are constant.
     """
 
@@ -101,22 +102,24 @@ class Widening:
         self._range, self._clipping = choose_range(levels, statistics, slope)
 
     def quantizer(self, scale: float) -> Quantizer:
-        """The range is `scale` times as wide."""
+        """The quantizer whose range is `scale` times as wide."""
         low, high = self._range
         fixed = min(max(0.0, low), high)
         found = float32_quantizer(fixed + scale * (low - fixed), fixed + scale * (high - fixed), self.levels)
         return msgspec.structs.replace(found, mean_preserving=True) if self.preserves_mean else found
 
     def has(self, entropy: float) -> bool:
-        """Whether some width has this entropy of order 0, bits per element, and uses the outermost level: without that
-        it is the quantizer of fewer levels."""
+        """Whether some width has this zeroth-order entropy, bits per element, and uses the outermost level.
+
+        A quantizer that never uses its outermost level is one of fewer levels.
+        """
         if not self._entropy(WIDEST) <= entropy <= self._entropy(NARROWEST):
             return False
         found = self.quantizer(self.scale_for(entropy))
         return (found.levels[-2] if self.preserves_mean else found.thresholds[-1]) <= self._histogram.maximum
 
     def scale_for(self, entropy: float) -> float:
-        """The least width that has no more than this entropy, as near as there is one."""
+        """The least multiple of the range whose entropy is at most this, or the nearest to it."""
         low, high = NARROWEST, WIDEST
         for _ in range(BISECTIONS):
             middle = float(np.sqrt(low * high))
@@ -124,27 +127,29 @@ class Widening:
         return high
 
     def for_entropy(self, entropy: float) -> Quantizer:
-        """The quantizer of this entropy, as nearly as there is one from below."""
+        """The quantizer with the largest entropy that is at most this one."""
         return self.quantizer(self.scale_for(entropy))
 
     def point(self, scale: float) -> tuple[TensorPoint, float]:
-        """The operating point whose range is `scale` times as wide, and what the coder spends on the sample."""
+        """The operating point whose range is `scale` times as wide, and its rate on the sample, bits per element."""
         clipping = msgspec.structs.replace(self._clipping, scale=scale)
         return make_point(self.quantizer(scale), clipping, self._statistics)
 
     def at(self, entropy: float) -> tuple[TensorPoint, float]:
-        """The operating point of this entropy, as nearly as there is one, and what the coder spends on the sample."""
+        """The operating point nearest to this entropy, and its rate on the sample, bits per element."""
         return self.point(self.scale_for(entropy))
 
     def design(self, bits: float, *, entropy: float | None = None) -> tuple[TensorPoint, float]:
-        """The operating point that spends at most `bits` per element on the sample, as nearly as there is one, and what
-        it spends. entropy: a first guess. Raises ValueError unless bits > 0."""
+        """The operating point with the highest rate of at most `bits` per element on the sample, and that rate.
+
+        entropy: a first guess. Raises ValueError unless bits > 0.
+        """
         if not bits > 0:
             raise ValueError(f"need bits > 0; got {bits}")
         return _meet(bits, self.at, most=float(np.log2(self.levels)), first=entropy)
 
     def entropy(self, quantizer: Quantizer) -> float:
-        """Bits per element of the level indices on the measured distribution, of order 0."""
+        """Zeroth-order entropy of the level indices on the measured distribution, bits per element."""
         if self.preserves_mean:
             return self._histogram.mean_preserving_entropy(quantizer.levels)
         return self._histogram.entropy(quantizer.thresholds)
@@ -154,10 +159,10 @@ class Widening:
 
 
 class RateOf:
-    """What entropy of order 0 the coder codes at a rate, as a pilot's features show.
+    """Estimates which zeroth-order entropy the coder codes at a given rate, from pilot quantizers.
 
-    A coder that knows the neighbours spends less than the entropy, by a share that depends on the features and changes
-    slowly with the rate: it is taken from the pilot at some rates, and in between. between: the rates of interest.
+    A coder that knows the neighbours needs fewer bits than the entropy. The share it saves depends on the features and
+    changes slowly with the rate: it is measured at some rates and interpolated. between: the range of rates.
     """
 
     def __init__(self, pilot: Widening, between: tuple[float, float]) -> None:
@@ -168,7 +173,7 @@ class RateOf:
         self._shares = np.log([max(pilot.entropy(p.quantizer), LEAST) for p, _ in points]) - self._spent
 
     def entropy(self, bits: float) -> float:
-        """Bits per element: about what is spent, or a little more → the entropy."""
+        """The zeroth-order entropy at a rate of `bits` per element; the estimate is right or a little high."""
         aim = (1 + MARGIN) / 2 * bits
         return float(aim * np.exp(np.interp(np.log(aim), self._spent, self._shares)))
 
@@ -180,13 +185,14 @@ def _meet(
     most: float,
     first: float | None = None,
 ) -> tuple[TensorPoint, float]:
-    """The best of some tried points, and its rate: the most bits that are affordable, or else the fewest.
+    """Search for the point with the highest rate of at most `bits`; returns it with its rate.
 
-    point: makes one of an entropy of order 0, and says what the coder spends on it. most: entropy that no point has
-    more of. first: the entropy to begin with.
+    If every point that was tried has a higher rate, the one with the lowest rate is returned.
+    point: makes the point of a zeroth-order entropy, and returns its rate as well. most: the largest entropy of any
+    point. first: the entropy to begin with.
     """
     aim = (1 + MARGIN) / 2 * bits
-    low, high = (0.0, LEAST), (np.inf, np.inf)  # entropies known to be affordable and not to be, and what they spend
+    low, high = (0.0, LEAST), (np.inf, np.inf)  # (entropy, rate) known to be within `bits`, and known to be above
     entropy = FIRST_GUESS * bits if first is None else first
     tried = []
     for _ in range(STEPS):

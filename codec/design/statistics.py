@@ -1,4 +1,4 @@
-"""What one streaming pass over the calibration features keeps: moments, a histogram, and a bounded sample."""
+"""Feature statistics from one streaming pass over the calibration images: moments, a histogram, a bounded sample."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from splitwire.codec.tables import Taps
 
 BINS = 8192
 SAMPLE_BYTES = 256 << 20
-"""Bound on the feature maps that are kept for the tables."""
+"""Most bytes of feature maps that are kept for the tables."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Histogram:
-    """Measured distribution. centres: (bins,) float64. weights: (bins,) float64, probabilities; the sum is 1.
+    """The measured distribution. centres: (bins,) float64. weights: (bins,) float64, probabilities that sum to 1.
 
-    Exact zeros have a bin of their own, so that the point mass of a ReLU stays a point.
+    Exact zeros have a separate bin, so that the point mass of a ReLU stays a point.
     """
 
     centres: NDArray[np.float64]
@@ -40,35 +40,38 @@ class Histogram:
 
     @cached_property
     def _sums(self) -> NDArray[np.float64]:
-        """(3, bins + 1) running sums of w, w·c and w·c² in that order."""
+        """(3, bins + 1) cumulative sums of w, w·c and w·c², in increasing order of c."""
         c, w = self.ordered
         sums = np.zeros((3, c.size + 1))
         np.cumsum([w, w * c, w * c * c], axis=1, out=sums[:, 1:])
         return sums
 
     def edges(self, thresholds: Sequence[float] | NDArray[np.float64]) -> NDArray[np.intp]:
-        """(N + 1,) where each cell begins among the ordered bins, and their number."""
+        """(N + 1,) index of the ordered bin where each cell begins; the last entry is the number of bins."""
         centres = self.ordered[0]
         inner = np.searchsorted(centres, np.asarray(thresholds), side="left")
         return np.concatenate([[0], inner, [centres.size]])
 
     def cells(self, thresholds: Sequence[float] | NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
-        """Of each of the N cells: (N,) probability, (N,) ∫y, (N,) ∫y², each bin at its centre."""
+        """Per cell: (N,) probability, (N,) ∫y, (N,) ∫y². Each bin counts at its centre."""
         return tuple(np.diff(self._sums[:, self.edges(thresholds)], axis=1))
 
     def quantization_error(self, levels: Sequence[float], thresholds: Sequence[float]) -> float:
-        """Mean squared error of the quantizer on the measured distribution. Takes a time that grows with N only."""
+        """Mean squared error of the quantizer on the measured distribution. The time it takes depends on N only."""
         mass, first, second = self.cells(thresholds)
         y = np.asarray(levels)
         return max(float((second - 2 * y * first + y * y * mass).sum()), 0.0)
 
     def entropy(self, thresholds: Sequence[float]) -> float:
-        """Bits per element of the level indices, of order 0."""
+        """Zeroth-order entropy of the level indices, bits per element."""
         return _entropy(np.maximum(self.cells(thresholds)[0], 0.0))
 
     def mean_preserving_entropy(self, levels: Sequence[float]) -> float:
-        """The same where the means of planes are preserved, as if by chance: of the two levels around it a value takes
-        either, the more likely the nearer it is."""
+        """Zeroth-order entropy of the level indices of a mean-preserving quantizer, bits per element.
+
+        The estimate rounds at random: a value takes one of the two levels around it, the nearer with higher
+        probability.
+        """
         centres, weights = self.ordered
         place = np.interp(centres, levels, np.arange(len(levels)))
         below = np.minimum(place.astype(np.intp), len(levels) - 2)
@@ -78,7 +81,7 @@ class Histogram:
 
 
 def _entropy(mass: NDArray[np.float64]) -> float:
-    """Bits; mass: probabilities, some of which may be 0."""
+    """Entropy in bits. mass: probabilities, some of which may be 0."""
     used = mass[mass > 0]
     return max(float(-(used * np.log2(used)).sum()), 0.0)
 
@@ -96,7 +99,7 @@ class Distribution:
         self._minimum, self._maximum = np.inf, -np.inf
 
     def add(self, values: NDArray[np.float32]) -> None:
-        """Take in float32 values of any shape. Raises NonFiniteFeatures; the statistics are then unchanged."""
+        """Add float32 values of any shape. Raises NonFiniteFeatures, and leaves the statistics unchanged then."""
         flat = np.ascontiguousarray(values, np.float32).reshape(-1)
         low, high = float(flat.min()), float(flat.max())
         if not (np.isfinite(low) and np.isfinite(high)):
@@ -109,7 +112,7 @@ class Distribution:
         self._elements += flat.size
 
     def _grow(self, reach: float) -> None:
-        """Make the histogram reach ±`reach`, by doubling its radius and merging pairs of bins."""
+        """Widen the histogram to ±`reach`, by doubling its radius and merging pairs of bins."""
         if self._radius == 0:
             self._radius = float(2.0 ** np.ceil(np.log2(max(reach, 1e-30))))
         while reach > self._radius:
@@ -142,11 +145,11 @@ class Distribution:
 
 
 class FeatureStatistics(Distribution):
-    """Constant-memory statistics of one tensor at the cut: the distribution of all its elements, and some whole maps.
+    """Statistics of one tensor at the cut, in bounded memory: the distribution of all elements, and a sample of maps.
 
-    channels: C. sample_bytes: how many bytes of feature maps are kept (a uniform sample of the images, reservoir
-    algorithm R, Vitter 1985, seeded). taps: of the predictive coder, once they are chosen (point.worthwhile_taps); None
-    leaves the context coder.
+    channels: C. sample_bytes: how many bytes of feature maps are kept. They are a uniform sample of the images
+    (reservoir algorithm R, Vitter 1985, seeded). taps: of the predictive coder, once point.worthwhile_taps has chosen
+    them; None selects the context coder.
     """
 
     def __init__(self, channels: int, *, sample_bytes: int = SAMPLE_BYTES, seed: int = 0) -> None:
@@ -159,7 +162,7 @@ class FeatureStatistics(Distribution):
         self._rng = np.random.default_rng(seed)
 
     def add(self, batch: NDArray[np.float32]) -> None:
-        """Take in (B, C, H, W) float32. Raises NonFiniteFeatures; the statistics are then unchanged."""
+        """Add (B, C, H, W) float32 features. Raises NonFiniteFeatures, and leaves the statistics unchanged then."""
         super().add(batch)
         for image in np.ascontiguousarray(batch, np.float32):
             self._keep(image)
@@ -176,13 +179,13 @@ class FeatureStatistics(Distribution):
 
     @property
     def sample(self) -> NDArray[np.float32]:
-        """(n, C, H, W) float32: the feature maps kept."""
+        """(n, C, H, W) float32: the feature maps that were kept."""
         return np.stack(self._sample)
 
     def by_channel(self) -> Iterator[Distribution]:
-        """The distribution of each channel, from the feature maps kept; one after the other, so that one is in memory.
+        """Yield the distribution of each channel of the sample, one at a time, so that only one is in memory.
 
-        The streaming pass pays nothing for them.
+        The streaming pass does no work for them.
         """
         for c in range(self.channels):
             channel = Distribution()

@@ -1,9 +1,9 @@
 """Static tables of the context rANS coder, estimated from a sample of calibration features.
 
-A context is (channel, activity of the block above, activity of the block to the left). There are far too many of them
-for a table each, so they are clustered: contexts that look alike share one of T tables (Lloyd iteration on the ideal
-code length, which is k-means under the Kullback–Leibler divergence). A context seen rarely or never leans on the
-average of its activity pair over all channels, so it lands in a sensible table too.
+A context is (channel, activity of the block above, activity of the block to the left). There are too many contexts for
+one table each, so similar contexts share one of T tables. The clustering is a Lloyd iteration on the ideal code length,
+which is k-means under the Kullback–Leibler divergence. The average of its activity pair over all channels is the prior
+of a context, so that a rare context gets a plausible table as well.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ ESCAPE_BELOW = 0.4 / TABLE_SIZE
 """A symbol rarer than this is cheaper as an escape than as a frequency of 1."""
 ITERATIONS = 12
 LEARNED_GAIN = 0.003
-"""What classes learned from the sample must save on it: a gain below that may well be a loss on other features."""
+"""The least share of the bits that learned classes must save on the sample; less may be a loss on other features."""
 BLOCK_TOLERANCE = 0.01
-"""A shape with fewer blocks, which codes faster, may cost this much more rate than the best one."""
+"""A shape with fewer blocks codes faster; its rate may be this share above that of the best shape."""
 
 Counts = NDArray[np.float32]
 
 
 def candidate_blocks(levels: int, height: int, width: int) -> Sequence[tuple[int, int]]:
-    """Block shapes worth trying, of at most 256 symbols: the fewest blocks per plane first, none with twice as many."""
+    """Block shapes to try, of at most 256 symbols: fewest blocks per plane first, none with twice the fewest."""
     shapes = [
         (h, w)
         for h in range(1, min(height, 4) + 1)
@@ -47,14 +47,14 @@ def candidate_blocks(levels: int, height: int, width: int) -> Sequence[tuple[int
     blocks = {(h, w): -(-height // h) * -(-width // w) for h, w in shapes}
     fewest = min(blocks.values())
     shapes = [s for s in shapes if blocks[s] < 2 * fewest]
-    # among equals the squarer one, whose elements know more of each other
+    # With equally many blocks, prefer the shape nearest to a square: its elements are more correlated.
     return sorted(shapes, key=lambda s: (blocks[s], s[0] * s[1], abs(s[0] - s[1])))
 
 
 def estimate_tables(sample: NDArray[np.float32], quantizer: Quantizer) -> tuple[ContextTables, float]:
     """The tables for features like `sample`, (n, C, H, W) float32, and their ideal code length, bits per element.
 
-    Every candidate block shape is tried on a part of the sample; the cheapest is estimated on all of it.
+    Each candidate block shape is tried on a part of the sample. The tables of the chosen shape are estimated on all.
     """
     q = quantize(sample, quantizer)
     levels = len(quantizer.levels)
@@ -62,7 +62,7 @@ def estimate_tables(sample: NDArray[np.float32], quantizer: Quantizer) -> tuple[
     part = q[: max(1, min(n, (1 << 21) // (channels * height * width)))]
     blocks = candidate_blocks(levels, height, width)
     costs = [_estimate(part, quantizer, block, tables=4, iterations=3)[1] for block in blocks]
-    # The fewer the blocks the faster the coder: take the first that is as good as the best, or nearly.
+    # Fewer blocks code faster: take the first shape whose rate is within the tolerance of the best.
     block = next(b for b, cost in zip(blocks, costs, strict=True) if cost <= (1 + BLOCK_TOLERANCE) * min(costs))
     plain, learned = (
         _estimate(q, quantizer, block, tables=TABLES, iterations=ITERATIONS, learned=how) for how in (False, True)
@@ -108,10 +108,10 @@ def _estimate(
 
 
 def _activities(levels: int, block: tuple[int, int], padding: int, weights: NDArray[np.float64], axis: int) -> bytes:
-    """Activity class of each symbol as seen across its right (axis 1) or lower (axis 0) side.
+    """Activity class of each symbol, as its right-hand (axis 1) or lower (axis 0) neighbour sees it.
 
-    Magnitude is the distance of each element from the padding level, the elements next to the neighbour counting three
-    times. Class 0 is a block at rest; the others split what is left into equal shares.
+    The magnitude of a block is the sum of its elements' distances from the padding level; the elements next to the
+    neighbour count three times. Class 0 has magnitude 0. The other classes split the remaining blocks equally.
     """
     h, w = block
     k = levels ** (h * w)
@@ -128,10 +128,11 @@ def _activities(levels: int, block: tuple[int, int], padding: int, weights: NDAr
 
 
 def _learned_activities(neighbours: NDArray[np.uint8], blocks: NDArray[np.uint8], k: int) -> bytes:
-    """Activity class of each symbol by what follows it: symbols with like successors share a class.
+    """Activity class of each symbol, learned: symbols with similar distributions of successors share a class.
 
-    neighbours, blocks: equal shapes, the symbols of neighbours and of the blocks that see them. It saves 3 % where the
-    sign or the direction of a block tells more than its magnitude, and nothing on features that are mostly at rest.
+    neighbours, blocks: equal shapes, the symbols of neighbours and of the blocks that see them. Learned classes save
+    3 % where the sign or the direction of a block predicts more than its magnitude, and nothing on features that are
+    mostly zero.
     """
     pairs = neighbours.astype(np.intp).reshape(-1) * k + blocks.reshape(-1)
     if not pairs.size:
@@ -141,14 +142,14 @@ def _learned_activities(neighbours: NDArray[np.uint8], blocks: NDArray[np.uint8]
 
 
 def cluster(counts: Counts, pairs: int, tables: int, iterations: int) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
-    """Table index per context, and the (T, K+1) frequencies. counts: (C·pairs, K) float32."""
+    """Cluster contexts: the table index of each, and the (T, K+1) frequencies. counts: (C·pairs, K) float32."""
     by_pair = counts.reshape(-1, pairs, counts.shape[1]).sum(axis=0, dtype=np.float64)
     by_pair += 1e-3 * by_pair.sum(axis=0) / by_pair.sum() + 1e-9
     prior = (by_pair / by_pair.sum(axis=1, keepdims=True)).astype(np.float32)
     seen = np.flatnonzero(counts.any(axis=1))
     used = counts[seen]
     weight = used.sum(axis=1)
-    # Start from equal shares of the cost, ordered by bits per symbol: busy contexts apart from quiet ones.
+    # Start from equal shares of the cost, ordered by bits per symbol.
     smooth = (used + PRIOR * prior[seen % pairs]) / (weight + PRIOR)[:, None]
     entropy = -(smooth * np.log2(np.maximum(smooth, 1e-12))).sum(axis=1)
     order = np.argsort(entropy, kind="stable")
@@ -163,7 +164,7 @@ def cluster(counts: Counts, pairs: int, tables: int, iterations: int) -> tuple[N
         if (new == label).all():
             break
         label = new
-    # Unseen contexts have nothing but their pair's average to go by.
+    # A context without counts has only the average of its activity pair.
     full = np.tile(lean.argmin(axis=1), counts.shape[0] // pairs)
     full[seen] = label
     kept, full = np.unique(full, return_inverse=True)
@@ -188,10 +189,10 @@ def _frequencies(totals: NDArray[np.float64]) -> NDArray[np.int64]:
         p = (count + 1e-12) / (count + 1e-12).sum()
         kept = p >= ESCAPE_BELOW
         row[:k][kept] = np.maximum(1, np.round(p[kept] * TABLE_SIZE)).astype(np.int64)
-        # half a count for what the sample has not shown
+        # half a count for the symbols that the sample does not hold
         escape = round((float(p[~kept].sum()) + 0.5 / max(float(count.sum()), 1.0)) * TABLE_SIZE)
         row[k] = min(max(1, escape), TABLE_SIZE // 2)
-        # Take the rounding error from the largest entries, where it costs least.
+        # Subtract the rounding error from the largest entries, where it costs the fewest bits.
         excess = int(row.sum()) - TABLE_SIZE
         while excess:
             i = int(row[:k].argmax())

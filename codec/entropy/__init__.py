@@ -1,7 +1,7 @@
 """Entropy coders, one per module, each a thin validated layer over its kernels.
 
-A coder has a literal wire id that is never reused. What it needs beyond the quantizer lies in the profile, and that is
-what chooses the coder, on both ends; a chunk table that names another is refused.
+A coder has a literal wire id that is never reused. The profile holds its tables, and both ends choose the coder by the
+tables that are there. A frame whose chunk table names another coder is refused.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from .rans import ContextRans
 
 
 class SymbolCoder(Protocol):
-    """One tensor at one operating point: block symbols of whole planes ↔ bytes. Immutable, free to share.
+    """An entropy coder for one tensor at one operating point: block symbols of whole planes ↔ bytes.
 
-    block, padding: how level indices form symbols (BlockPacker). max_lanes: the most a chunk of this coder may name.
-    whole_images: whether a chunk that begins or ends inside an image costs it bytes.
-    `tests/helpers/conformance.py` checks what is promised here.
+    It is immutable, so threads may share it.
+    block, padding: how level indices form symbols (BlockPacker). max_lanes: the most lanes of a chunk of this coder.
+    whole_images: whether a chunk that begins or ends inside an image has a higher rate.
+    `tests/helpers/conformance.py` checks that every coder keeps this interface.
     """
 
     coder_id: ClassVar[int]
@@ -36,14 +37,14 @@ class SymbolCoder(Protocol):
 
     @property
     def padding(self) -> int:
-        """Level index put where a block reaches over the plane."""
+        """Level index of the elements of a block that lie outside the plane."""
 
     @classmethod
     def of(cls, point: TensorPoint, spec: TensorSpec) -> Self | None:
         """The coder of `point`, or None if the profile does not hold what it needs."""
 
     def encode(self, symbols: NDArray[np.uint8], rows: int, cols: int, channel: int = 0) -> tuple[bytes, int]:
-        """Code (P·rows·cols,) symbols, the first plane being of `channel`; returns bytes and lanes."""
+        """Code (P·rows·cols,) symbols; returns bytes and lanes. channel: of the first plane."""
 
     def decode(
         self, payload: bytes | memoryview, planes: int, rows: int, cols: int, lanes: int, channel: int = 0
@@ -52,4 +53,4 @@ class SymbolCoder(Protocol):
 
 
 CODERS: tuple[type[SymbolCoder], ...] = (PredictiveRans, ContextRans, AdaptiveBinary)
-"""Every coder, the best first: the first that a point has what it needs for is the one that encodes."""
+"""Every coder, lowest rate first. A point is coded by the first one whose tables it has."""

@@ -1,4 +1,4 @@
-"""What the coders over rANS share above their kernels: tables as kernels/ans.py reads them, words in and out."""
+"""What the rANS coders share above their kernels: the tables for kernels/ans.py, and payloads as 16-bit words."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from splitwire.codec.tables import TABLE_SIZE
 
 MAX_LANES = 8
 
-# Every lane ends with four bytes of state, about two of them lost: small tensors get fewer lanes. Measured with
-# benchmarks/codec.py: below these sizes the bytes matter more than the overlap of the lanes.
+# Every lane ends with four bytes of state, about two of which are overhead, so small tensors get fewer lanes. Below
+# these sizes the bytes matter more than the speed of parallel lanes (measured with benchmarks/codec.py).
 _SYMBOLS_PER_LANE = 1024
 
 
@@ -27,7 +27,10 @@ def choose_lanes(symbols: int, planes: int) -> int:
 
 
 class AnsTables(NamedTuple):
-    """code: (T·256·2,) uint64, for encoding. slots: (T·4096,) uint32, for decoding. escape: (T,) uint64."""
+    """The frequency tables as kernels/ans.py reads them.
+
+    code: (T·256·2,) uint64, for encoding. slots: (T·4096,) uint32, for decoding. escape: (T,) uint64.
+    """
 
     code: NDArray[np.uint64]
     slots: NDArray[np.uint32]
@@ -35,7 +38,7 @@ class AnsTables(NamedTuple):
 
     @classmethod
     def of(cls, frequencies: NDArray[np.uint16]) -> Self:
-        """frequencies: (T, K + 1), per table those of the symbols, then of the escape; each row sums to 4096."""
+        """Lay the tables out. frequencies: (T, K + 1), the symbols', then the escape's; each row sums to 4096."""
         rows = frequencies.astype(np.int64)
         code = np.zeros((rows.shape[0] * 256, 2), np.uint64)
         slots = np.empty(rows.shape[0] * TABLE_SIZE, np.uint32)
@@ -44,7 +47,7 @@ class AnsTables(NamedTuple):
             used = np.flatnonzero(row[:-1])
             code[t * 256 + used, 0] = -(-(1 << 43) // row[used])
             code[t * 256 + used, 1] = row[used] << 32 | (TABLE_SIZE - row[used]) << 16 | starts[used]
-            # the escape (the last symbol) is marked by frequency 0 and needs no symbol
+            # frequency 0 marks the escape (the last symbol)
             symbol = np.append(np.arange(row.size - 1), 0) | np.append(row[:-1], 0) << 8
             offset = np.arange(TABLE_SIZE) - np.repeat(starts, row)
             slots[t * TABLE_SIZE : (t + 1) * TABLE_SIZE] = np.repeat(symbol, row) | offset << 20
@@ -52,7 +55,7 @@ class AnsTables(NamedTuple):
 
 
 def room_for_words(symbols: int, lanes: int) -> NDArray[np.uint16]:
-    """What the encoder writes into, from the end: two words per symbol at the worst, and the states."""
+    """The buffer that the encoder fills from its end: at most two words per symbol, and the states."""
     return np.empty(2 * symbols + 2 * lanes, np.uint16)
 
 
@@ -62,7 +65,7 @@ def to_payload(words: NDArray[np.uint16], start: int) -> bytes:
 
 
 def from_payload(payload: bytes | memoryview, lanes: int) -> tuple[NDArray[np.uint16], int]:
-    """The words, zeros behind them for what a step may read too far, and their number. Raises Corrupt."""
+    """The words of a payload, followed by zeros that a step may read past the end; and their number. Raises Corrupt."""
     if len(payload) % 2:
         raise Corrupt(f"rANS payload must be whole 16-bit words, has {len(payload)} bytes")
     count = len(payload) // 2

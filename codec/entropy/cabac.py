@@ -1,7 +1,7 @@
 """Coder id 2: truncated unary, one adaptive context per bin, binary arithmetic coder (docs/bitstream.md §5).
 
-The coder of Cohen et al. 2021, kept as the reference that the others are compared with, and for whoever wants
-profiles without tables. Its time grows with the level: an element of level q takes q + 1 steps.
+This is the coder of Cohen et al. 2021. It is the reference that the other coders are compared with, and it needs no
+tables in the profile. Its time grows with the level: an element of level q takes q + 1 steps.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ CODER_ID = 2
 
 
 class AdaptiveBinary:
-    """Level indices ↔ bytes. Symbols are single levels: no blocks. Immutable after construction, so free to share."""
+    """Level indices ↔ bytes by adaptive binary coding. Symbols are single levels. Immutable: threads may share it."""
 
     coder_id: ClassVar[int] = CODER_ID
     max_lanes: ClassVar[int] = 1
@@ -32,18 +32,18 @@ class AdaptiveBinary:
 
     @classmethod
     def of(cls, point: TensorPoint, spec: TensorSpec) -> Self:
-        """The coder of `point`: any point will do."""
+        """The coder of `point`. It needs no tables, so it fits every point."""
         return cls(len(point.quantizer.levels))
 
     def encode(self, symbols: NDArray[np.uint8], rows: int, cols: int, channel: int = 0) -> tuple[bytes, int]:
-        """Code (n,) level indices; returns bytes and lanes (1). The planes they form make no difference."""
+        """Code (n,) level indices; returns bytes and lanes (1). The shape of the planes has no effect."""
         room = symbols.size + 16
         while True:
             out = np.empty(room, np.uint8)
             size = kernels.encode(symbols, self.symbols - 1, out)
             if size != kernels.FULL:
                 return out[:size].tobytes(), 1
-            # more than a byte per element: many levels at random. A bin takes 11 bits at the worst, so this ends.
+            # More than a byte per element: many levels at random. A bin takes at most 11 bits, so the loop ends.
             room *= 2
 
     def decode(

@@ -1,4 +1,4 @@
-"""Coder id 4: rANS over single levels, a table for each by a prediction from other channels (docs/bitstream.md §6)."""
+"""Coder id 4: rANS over single levels; a prediction from other channels selects the table (docs/bitstream.md §6)."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from .ans import MAX_LANES, AnsTables, check, choose_lanes, from_payload, room_f
 CODER_ID = 4
 
 Shared = dict[str, NDArray[np.generic]]
-"""The arrays of a model that are the same for both ways to lay planes out."""
+"""The arrays of a model that are the same in both memory layouts of the planes."""
 
 
 class PredictiveRans:
-    """Level indices ↔ bytes. Symbols are single levels: no blocks. Immutable after construction, so free to share."""
+    """Level indices ↔ bytes by predictive rANS. Symbols are single levels. Immutable, so threads may share it."""
 
     coder_id: ClassVar[int] = CODER_ID
     max_lanes: ClassVar[int] = MAX_LANES
@@ -38,7 +38,7 @@ class PredictiveRans:
         self.symbols = levels
         self._prediction, self._taps = prediction, taps
         self._ans = AnsTables.of(prediction.frequency_rows(levels))
-        # symbols close together, as few as there are: at 256 a table all of them fall into one set of the cache
+        # As few symbols per table as there are: at a stride of 256, the entries of all tables share one cache set.
         self._symbol_bits = max(1, levels - 1).bit_length()
         code = self._ans.code.reshape(-1, 256, 2)[:, : 1 << self._symbol_bits]
         self._code = np.ascontiguousarray(code).reshape(-1)
@@ -52,7 +52,7 @@ class PredictiveRans:
         return cls(point.prediction, spec.taps, len(point.quantizer.levels))
 
     def encode(self, symbols: NDArray[np.uint8], rows: int, cols: int, channel: int = 0) -> tuple[bytes, int]:
-        """Code (P·rows·cols,) level indices, the first plane being of `channel`; returns bytes and lanes."""
+        """Code (P·rows·cols,) level indices; returns bytes and lanes. channel: of the first plane."""
         lanes = choose_lanes(symbols.size, symbols.size // (rows * cols))
         words = room_for_words(symbols.size, lanes)
         kernels, layout, model = self._models(rows, cols)
@@ -71,8 +71,7 @@ class PredictiveRans:
         return symbols
 
     def _model(self, rows: int, cols: int) -> tuple[ModuleType, NamedTuple, NamedTuple]:
-        """The kernels for planes of this size, and the tables laid out for them; a stream has few sizes, so the last
-        ones are kept."""
+        """The kernels for planes of this size, with their layout and model. Cached: a stream has few plane sizes."""
         tables = self._prediction
         activity = np.frombuffer(tables.activity, np.uint8)
         most_active = int(np.flatnonzero(np.append(activity[0], activity[:-1]) != activity).max(initial=0))
@@ -96,8 +95,11 @@ class PredictiveRans:
 
 
 class _Weights(NamedTuple):
-    """counts: (C,) taps of each channel. sources, places, taps: (taps,) where each lies, and its weight.
-    own: (C, ENTRIES) int16 (kernels/predictive.py)."""
+    """The weights of a profile's prediction as arrays.
+
+    counts: (C,) taps of each channel. sources, places, taps: (taps,) source channel, place and weight of each tap.
+    own: (C, ENTRIES) int16, the neighbour weights (kernels/predictive.py).
+    """
 
     counts: NDArray[np.intp]
     sources: NDArray[np.intp]
@@ -109,7 +111,7 @@ class _Weights(NamedTuple):
     def of(cls, tables: PredictionTables, taps: Taps) -> Self:
         counts, sources, places = taps.arrays()
         weights = np.frombuffer(tables.weights, np.int8).astype(np.int16)
-        first = np.cumsum(counts + len(OWN)) - counts - len(OWN)  # the own weights of each channel come first
+        first = np.cumsum(counts + len(OWN)) - counts - len(OWN)  # each channel's neighbour weights come first
         own = first[:, None] + np.arange(len(OWN))
         bias = (np.frombuffer(tables.bias, "<i2") + np.int16(tables.offset)).astype(np.int16)
         entries = np.column_stack([weights[own], bias, bias - weights[own[:, 0]] * np.int16(tables.rest)])
@@ -117,13 +119,13 @@ class _Weights(NamedTuple):
 
     @property
     def distinct(self) -> int:
-        """How many taps there are; 0 if some are the same, whose weights add up to more than a byte holds."""
+        """The number of taps. It is 0 if two are equal, because the sum of their weights may not fit into int8."""
         targets = np.repeat(np.arange(self.counts.size), self.counts)
         each = np.unique((targets * self.counts.size + self.sources) * len(PLACES) + self.places)
         return each.size if each.size == targets.size else 0
 
     def planar(self, layout: planar.Layout, shared: Shared) -> planar.Model:
-        """By target, filled up to multiples of eight."""
+        """The model for the planar kernels: taps in the order of their targets, padded to multiples of eight."""
         counts = self.counts
         filled = -(-counts // 8) * 8
         starts = np.concatenate([[0], np.cumsum(filled)])
@@ -139,7 +141,7 @@ class _Weights(NamedTuple):
         )  # fmt: skip
 
     def interleaved(self, layout: interleaved.Layout, shared: Shared) -> interleaved.Model:
-        """By source."""
+        """The model for the interleaved kernels: taps in the order of their sources."""
         channels, span = self.counts.size, layout.span
         targets = np.repeat(np.arange(channels), self.counts)
         shifts = -np.array([(y * layout.pitch + x) * span for y, x in PLACES], np.int64)

@@ -18,9 +18,9 @@ CODER_ID = 1
 
 
 class ContextRans:
-    """The tables of one tensor at one operating point, laid out for the kernels.
+    """Block symbols of P planes of rows × cols blocks ↔ bytes, by rANS with static tables chosen by the neighbours.
 
-    Block symbols of P planes of rows × cols blocks ↔ bytes. Immutable after construction, so free to share.
+    It holds the tables of one tensor at one operating point. It is immutable, so threads may share it.
     """
 
     coder_id: ClassVar[int] = CODER_ID
@@ -46,7 +46,7 @@ class ContextRans:
         return None if point.tables is None else cls(point.tables, len(point.quantizer.levels), spec.planes[0])
 
     def encode(self, symbols: NDArray[np.uint8], rows: int, cols: int, channel: int = 0) -> tuple[bytes, int]:
-        """Code (P·rows·cols,) block symbols, the first plane being of `channel`; returns bytes and lanes."""
+        """Code (P·rows·cols,) block symbols; returns bytes and lanes. channel: of the first plane."""
         planes = symbols.size // (rows * cols)
         lanes = choose_lanes(symbols.size, planes)
         words = room_for_words(symbols.size, lanes)
@@ -80,12 +80,12 @@ class ContextRans:
         return rows, cols, kernels.Contexts(plane, self._top, self._left, self._context_map)
 
     def _repeat_plane_contexts(self, planes: int, channel: int) -> NDArray[np.uint64]:
-        """Where each plane's channel starts in the context map; a stream has few shapes, so the last ones are kept."""
+        """Where each plane's channel starts in the context map. Cached: a stream has few shapes."""
         return np.resize(np.roll(self._plane_context, -channel), planes)
 
 
 def neighbour_context(activity: bytes, *, outside: int, scale: int) -> NDArray[np.uint8]:
-    """(512,) context contribution of a neighbouring symbol; the second half is for one outside the plane."""
+    """(512,) what a neighbour's symbol adds to the context index; the second half is for one outside the plane."""
     out = np.full(512, outside * scale, np.uint8)
     out[: len(activity)] = np.frombuffer(activity, np.uint8) * np.uint8(scale)
     return out

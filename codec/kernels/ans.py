@@ -1,4 +1,4 @@
-"""One step of rANS, either way: what the coders over it share. Read docs/bitstream.md §4 first.
+"""One step of rANS, encoding and decoding, for all rANS coders. Read docs/bitstream.md §4 first.
 
 State x, one per lane, integers only:   2^15 ≤ x < 2^31 before and after each symbol; renormalised by 16-bit words.
 Tables have 12 bits: Σ f = 4096, so coding a symbol of frequency f and cumulative c is
@@ -60,7 +60,7 @@ def put(x, m, e, p):
 
 @kernel
 def put_escaped(x, k, p, escape, words):
-    """The same for a symbol that the table has no room for."""
+    """Code symbol k, which is not in the table, as an escape and a raw byte."""
     # what is decoded last is coded first: the raw byte, then the escape
     if x >= RAW_FREQUENCY << SPILL_SHIFT:
         p -= ONE
@@ -83,20 +83,20 @@ def look(x, t, slots):
 
 @kernel
 def take(x, f, e):
-    """The state behind a symbol of frequency f and entry e, before it is refilled."""
+    """The state after decoding a symbol of frequency f and entry e, before the refill."""
     return f * (x >> TABLE_BITS) + (e >> BIAS_SHIFT)
 
 
 @kernel
 def refill(x, word, p):
-    """The state with `word` if it has room for it, and the place of the next word."""
+    """The state with `word` appended if it is below 2^15, and the index of the next word."""
     room = x < LOW
     return ((x << WORD) | np.uint64(word)) if room else x, p + np.uint64(room)
 
 
 @kernel
 def take_escaped(x, t, p, escape, words):
-    """The symbol behind an escape of table t, the state behind both before it is refilled, the place in the words."""
+    """Decode the escape of table t and its raw symbol: the symbol, the state before a refill, the next word's index."""
     f = escape[t]
     x = f * (x >> TABLE_BITS) + (x & SLOT) - (FULL - f)
     if x < LOW:
@@ -117,7 +117,7 @@ def write_states(state, lanes, words, p):
 
 @kernel
 def read_states(words, count, lanes, state):
-    """Read the states; returns OK, or why the stream cannot be one of ours."""
+    """Read the states; returns OK, or a status that says why the stream is invalid."""
     if count < 2 * lanes:
         return OVERRUN
     for lane in range(lanes):
@@ -130,7 +130,7 @@ def read_states(words, count, lanes, state):
 
 @kernel
 def ended(state, lanes, p, end):
-    """OK if all is read and every state is back where it began."""
+    """OK if every word is read and every state is the encoder's initial state."""
     if p != end:
         return BAD_END
     for lane in range(lanes):

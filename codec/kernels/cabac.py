@@ -1,7 +1,7 @@
-"""The adaptive binary coder over level indices: the paper's. Read docs/bitstream.md §5 first.
+"""The paper's adaptive binary coder over level indices. Read docs/bitstream.md §5 first.
 
-A level q is the truncated unary word 1…10 (q ones; no zero for the last level). Bin k of a word has a context of its
-own: a fast and a slow estimate of the probability of a one, in 1/65536, whose mean p is used. An estimate e goes to
+A level q is the truncated unary word 1…10 (q ones; no zero for the last level). Each bin position k has a separate
+context: a fast and a slow estimate of the probability of a one, in 1/65536, whose mean p is used. An estimate e goes to
 e + ((65536 − e) >> rate) after a one and to e − (e >> rate) after a zero, so it stays within
 [2^rate − 1, 65537 − 2^rate]; with rates 3 and 6 that is  35 ≤ p ≤ 65501.
 
@@ -10,7 +10,7 @@ The coder narrows an interval of `span` numbers from `low`, integers only:   2^2
 Both parts hold at least 2^24·35/2^16 = 8960 numbers: every bin can be coded, and at most two bytes follow it.
 The encoder knows `low` modulo 2^32 and one bit above, a carry, which it adds to the bytes already written when it
 writes the next one; the first byte never carries over, because all intervals lie within the first, [0, 2^32).
-The decoder knows code − low, which is below `span` throughout, whatever the bytes.
+The decoder keeps code − low, which stays below `span` for any bytes.
 
 Everything is uint64, the indices too: numba turns uint64 ∘ int64 into float64.
 """
@@ -45,7 +45,7 @@ FULL = -1
 
 @kernel
 def encode(levels, last, out):
-    """Code `levels` into `out`; returns how many bytes it took, or FULL if there is no room for them.
+    """Code `levels` into `out`; returns the number of bytes, or FULL if `out` is too small.
 
     levels: (n,) uint8, none above `last`. last: N − 1, the number of bin positions. out: (≥ 1,) uint8.
     """
@@ -76,7 +76,7 @@ def encode(levels, last, out):
                 span <<= BYTE_BITS
     if size == room:
         return FULL
-    # The least multiple of 2^24 in the interval: its three low bytes are zeros, which the decoder has anyway.
+    # The least multiple of 2^24 in the interval: its three low bytes are zeros, which the decoder appends by itself.
     _write(out, size, (low + BELOW_TOP) >> TOP_BYTE)
     return np.int64(size + ONE)
 
@@ -95,7 +95,7 @@ def _write(out, size, byte):
 
 @kernel
 def decode(data, last, levels):
-    """Decode into `levels`; returns OK, or why the bytes cannot be ours.
+    """Decode into `levels`; returns OK, or a status that says why the bytes are invalid.
 
     data: uint8, the payload followed by TAIL zeros. last: N − 1. levels: (n,) uint8.
     """
@@ -133,7 +133,7 @@ def decode(data, last, levels):
                 position += ONE
                 span <<= BYTE_BITS
         levels[i] = np.uint8(k)
-    # Every byte read, and the one number that the encoder ends with: each payload that passes is the one it would make.
+    # All bytes are read and the last number is the encoder's: a payload that passes is the one the encoder makes.
     if position != end or code >= BOTTOM:
         return BAD_END
     return OK

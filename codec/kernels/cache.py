@@ -1,12 +1,12 @@
 """Where compiled kernels are kept between processes: one checked file per kernel and signature.
 
-Why not Numba's own cache: it looks for its folder while modules are imported; it keeps one index per function, which
-two processes that compile different signatures at the same time can leave naming each other's code; it does not notice
-that a constant or a called kernel in another file has changed; and a damaged file, which an edge device that loses its
-power will see one day, ends the first call with an exception. Here nothing is touched before a kernel is first called,
-a file's name says all that its content depends on, and a file that is not whole is compiled anew.
+Numba's built-in cache has four problems. It looks for its folder while modules are imported. It keeps one index per
+function: two processes that compile different signatures at the same time can leave it with the wrong code. It does
+not notice that a constant or a called kernel in another file has changed. And a damaged file, as after a loss of power,
+makes the first call raise. Here nothing is touched before a kernel is first called, the file's name contains a hash of
+all that its content depends on, and a damaged file is compiled again.
 
-Whoever may write the folder decides what code its readers run, as it is with every cache of code.
+Anyone who can write to the folder decides what code its readers run, as with every cache of code.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ CHECKSUM_BYTES = 32  # SHA-256 of what follows, at the start of each file
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """A kernel made ready in this process. milliseconds: to compile it, or to load it where `cached`."""
+    """A kernel that this process compiled or loaded. milliseconds: to compile it, or to load it where `cached`."""
 
     kernel: str
     signature: str
     milliseconds: float
     cached: bool
     path: str
-    """The file it came from or went to; "" where there is none."""
+    """The file it was loaded from or written to; "" if there is none."""
 
 
 def user_folder(environment: Mapping[str, str], platform: str = sys.platform) -> Path:
-    """The place that the system gives each user for caches. Raises RuntimeError for a user without a home folder."""
+    """The user's cache folder on this system. Raises RuntimeError for a user without a home folder."""
     if platform == "win32":
         local = environment.get("LOCALAPPDATA", "")
         base = Path(local) if local else Path.home() / "AppData" / "Local"
@@ -56,13 +56,13 @@ def user_folder(environment: Mapping[str, str], platform: str = sys.platform) ->
 
 
 class KernelStore:
-    """Files of compiled kernels in the folder that is chosen when the first is needed.
+    """The files of compiled kernels. Their folder is chosen when the first kernel is needed.
 
-    loaded: what was made ready in this process, in order.
+    loaded: the kernels that this process compiled or loaded, in order.
     """
 
     def __init__(self, compiler: str, compiler_folder: str = "") -> None:
-        """compiler: name and version, part of the folder's name. compiler_folder: its own setting, or ""."""
+        """compiler: name and version, part of the folder's name. compiler_folder: Numba's setting, or ""."""
         self._compiler = compiler
         self._compiler_folder = compiler_folder
         self._chosen: Path | None = None
@@ -71,7 +71,7 @@ class KernelStore:
         self.loaded: list[Loaded] = []
 
     def require(self, root: Path | None = None) -> Path:
-        """From here on keep kernels below `root` (None: as usual), and raise DeviceError where that is impossible.
+        """Keep kernels below `root` from now on, and raise DeviceError whenever that fails. None: the usual folder.
 
         Returns the folder, which exists and can be written.
         """
@@ -87,14 +87,14 @@ class KernelStore:
         return folder
 
     def folder(self) -> Path:
-        """The folder of the files. Raises OSError or RuntimeError if there is none to choose."""
+        """The folder of the files. Raises OSError or RuntimeError if no folder can be used."""
         if self._chosen is None:
             named = os.environ.get(VARIABLE, "") or self._compiler_folder
             self._chosen = self._below(Path(named).expanduser() if named else user_folder(os.environ))
         return self._chosen
 
     def read(self, name: str) -> bytes | None:
-        """What `write` was given under this name, or None if there is no such file, or it is damaged or not trusted."""
+        """The body that was written under this name. None if there is no such file, or it is damaged or not trusted."""
         try:
             with (self.folder() / name).open("rb") as file:
                 if not _trusted(os.fstat(file.fileno())):  # of the open file: what is checked is what is read
@@ -106,7 +106,7 @@ class KernelStore:
         return body if hashlib.sha256(body).digest() == data[:CHECKSUM_BYTES] else None
 
     def write(self, name: str, body: bytes) -> str:
-        """Keep `body` under this name; returns the path. Where that fails: one warning per process, and ""."""
+        """Write `body` under this name; returns the path. On failure it warns once per process and returns ""."""
         try:
             path = self.folder() / name
             self._replace(path, hashlib.sha256(body).digest() + body)
@@ -116,7 +116,7 @@ class KernelStore:
         return str(path)
 
     def complain(self, reason: Exception) -> None:
-        """Say once that kernels are not kept, and why. Raises DeviceError after `require`."""
+        """Warn once that kernels cannot be cached, and why. Raises DeviceError after `require`."""
         if self._strict:
             raise self._unusable(reason)
         if not self._warned:
@@ -134,9 +134,9 @@ class KernelStore:
         return DeviceError(self._words(reason))
 
     def _below(self, root: Path) -> Path:
-        """Versions of splitwire, Python or the compiler keep apart; equal sources share, wherever installed."""
+        """The folder below `root` for these sources, this Python and this compiler; installations share equal ones."""
         sources = sorted(Path(__file__).parent.glob("*.py"))
-        if not sources:  # a zip file, a frozen application: no telling whether the kernels are the same
+        if not sources:  # a zip file, a frozen application: there is no source to hash
             raise RuntimeError("the sources of the kernels are not there to compare with")
         digest = hashlib.sha256()
         for source in sources:
@@ -147,19 +147,19 @@ class KernelStore:
 
     @staticmethod
     def _replace(path: Path, data: bytes) -> None:
-        """Write the file so that others see the old one or the new one, never a part. Raises OSError."""
+        """Replace the file atomically. Raises OSError."""
         try:
             write_atomically(path, data)
         except OSError:
-            # Windows does not replace a file that another process is reading just now; it holds the same
+            # Windows does not replace a file that another process is reading; that file has the same content
             if os.name != "nt" or not path.is_file():
                 raise
 
 
 def _trusted(status: os.stat_result) -> bool:
-    """Whether the file is root's or this user's and nobody else may write it: loading it runs the code in it.
+    """Whether root or this user owns the file and nobody else may write it: loading a file runs the code in it.
 
-    Windows has no such owner to compare; there the folder's own rights are all there is.
+    On Windows there is no such owner to compare, so only the folder's permissions protect it.
     """
     if sys.platform == "win32":
         return True

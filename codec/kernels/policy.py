@@ -1,4 +1,4 @@
-"""The one compile policy, and how compiled kernels are kept (cache.py)."""
+"""The compile policy of all kernels, and their cache on disk (cache.py)."""
 
 from __future__ import annotations
 
@@ -16,35 +16,34 @@ from .cache import KernelStore, Loaded
 F = TypeVar("F", bound=Callable[..., object])
 
 STORE = KernelStore(f"numba{numba.__version__}", getattr(numba.config, "CACHE_DIR", ""))
-"""Where this process keeps compiled kernels, and which it has made ready."""
+"""The store of compiled kernels of this process."""
 
 INTERPRETED = bool(getattr(numba.config, "DISABLE_JIT", 0))
-"""Kernels are plain Python in this process (NUMBA_DISABLE_JIT)."""
+"""Whether kernels run as plain Python in this process (NUMBA_DISABLE_JIT)."""
 
 LIGHT_START = (0, 61) <= numba.version_info.short <= (0, 68)
 
 
 def kernel(fn: F) -> F:
-    """Compile `fn` with Numba when it is first called. Both ends must produce the same bits: no fastmath, no parallel
-    reductions.
+    """Decorator: compile `fn` with Numba when it is first called.
 
-    The compiled code is cached on disk; where no cache folder is writable the kernel still works and is compiled anew
-    in each process.
+    Both ends must produce the same bits, so there is no fastmath and no parallel reduction. The compiled code is cached
+    on disk. Where no cache folder is writable, each process compiles the kernel again.
     """
     made = numba.njit(nogil=True, fastmath=False, error_model="numpy", boundscheck=False)(fn)
-    # Numba has no public way to choose where one library's code is cached but to change settings that all libraries in
-    # the process share. `_cache` has been its place for whatever offers the five calls below since 0.17; should it go,
-    # Numba's own cache does, with the folder that it chooses. (NUMBA_DISABLE_JIT: `made` is `fn`, and has neither.)
+    # Numba has no public way to choose a cache folder for one library; its settings hold for all libraries in the
+    # process. Since 0.17 the attribute `_cache` takes any object with the five methods below. Without `_cache`, Numba's
+    # built-in cache is used, in the folder that it chooses. (NUMBA_DISABLE_JIT: `made` is `fn`, without either.)
     if hasattr(made, "_cache"):
         made._cache = KernelCache(fn)
     elif hasattr(made, "enable_caching"):
-        with suppress(RuntimeError):  # it found no folder
+        with suppress(RuntimeError):  # Numba found no cache folder
             made.enable_caching()
     return cast(F, made)
 
 
 class KernelCache:
-    """What a Numba dispatcher asks for compiled code before it compiles, and hands it to afterwards.
+    """The cache of one kernel: a Numba dispatcher loads from it before it compiles, and saves to it afterwards.
 
     Numba holds its compiler lock during both calls.
     """
@@ -74,13 +73,13 @@ class KernelCache:
                 return None
             parts = pickle.loads(body)  # noqa: S301 - a file of ours or root's, machine code in any case (cache.py)
             result = CompileResult._rebuild(target_context, *parts)  # type: ignore[no-untyped-call]  # numba has none
-        except Exception:  # whatever it is, compiling does not need it
+        except Exception:  # on any error the kernel is compiled again
             return None
         self._record(sig, cached=True, path=str(STORE.folder() / name))
         return result
 
     def save_overload(self, sig: Any, result: Any) -> None:
-        """Keep what was compiled for this signature; `STORE` says so once if that is impossible."""
+        """Save the code that was compiled for this signature; `STORE` warns once if that fails."""
         path, name, body = "", "", b""
         try:
             from numba.core.serialize import dumps
@@ -89,7 +88,7 @@ class KernelCache:
                 raise RuntimeError(f"{self._kernel} holds addresses of this process")
             name = self._file_name(sig, result.codegen)
             body = dumps(result._reduce())  # type: ignore[no-untyped-call]  # numba has none
-        except Exception as e:  # a Numba that does this in another way: kernels work, they are only not kept
+        except Exception as e:  # a Numba with another interface: kernels work, but they are not cached
             STORE.complain(e)
         else:
             path = STORE.write(name, body)
@@ -102,10 +101,10 @@ class KernelCache:
         """Always enabled."""
 
     def flush(self) -> None:
-        """Nothing to drop: other content has another name."""
+        """Nothing to drop: a file's name depends on its content."""
 
     def _file_name(self, sig: Any, codegen: Any) -> str:
-        """Argument types, and the processor: its name, its features, the object format."""
+        """The name of the file: it depends on the argument types and on the processor's name, features and format."""
         key = repr((_arguments(sig), codegen.magic_tuple()))
         return f"{self._kernel}-{hashlib.sha256(key.encode()).hexdigest()[:20]}"
 
@@ -118,12 +117,12 @@ class KernelCache:
 
 
 def _prepare(target_context: Any) -> None:
-    """Make the process ready for machine code that Numba compiled in another one.
+    """Prepare the process for machine code that Numba compiled in another one.
 
-    What Numba does here, `refresh`, also registers all that it can compile, which takes a third of a second, a whole
-    one where it finds scipy; that is wanted only before a compilation, which does it by itself. Our kernels, arrays and
-    arithmetic, need the memory allocator's symbols. Tested with the versions named (tests/system/test_startup.py); a
-    later one may want more, so it gets everything.
+    Numba calls `refresh` for this. It also registers all functions that Numba can compile, which takes 0.3 s, or 1 s
+    where scipy is installed, and is needed only before a compilation, which does it anyway. Our kernels use arrays and
+    arithmetic only and need just the memory allocator's symbols. This is tested with the Numba versions named
+    (tests/system/test_startup.py); for a later version everything is registered.
     """
     if LIGHT_START:
         from numba.core.runtime.nrt import rtsys
@@ -134,5 +133,5 @@ def _prepare(target_context: Any) -> None:
 
 
 def _arguments(sig: Any) -> tuple[Any, ...]:
-    """A signature comes as such or as the tuple of its argument types."""
+    """The argument types of a signature, which Numba passes as a signature or as a tuple of types."""
     return tuple(getattr(sig, "args", sig))

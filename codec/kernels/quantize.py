@@ -1,4 +1,4 @@
-"""Clip + quantize, pack to block symbols, and back. Decisions are float32 comparisons: no rounding, no casts."""
+"""Quantize and pack features to block symbols, and back. Decisions are float32 comparisons: no rounding, no casts."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def quantize(x, thresholds, out):
 
     x: (n,) float32. thresholds: (N − 1,) float32, non-decreasing. out: (n,) uint8.
     """
-    # Stretches that stay in the first-level cache while the thresholds pass over them one by one; each pass is a plain
-    # compare-and-add, which every compiler turns into SIMD.
+    # One pass per threshold over a stretch that stays in the first-level cache. Each pass is a plain compare-and-add,
+    # which every compiler turns into SIMD.
     stretch = 4096
     bad = 0
     for start in range(0, x.size, stretch):
@@ -49,13 +49,14 @@ def quantize(x, thresholds, out):
 
 @kernel
 def apportion(x, size, low, least, most, scale, levels, steps, remainders, out):
-    """Level indices whose sum, in every plane of `size` elements, is the sum of the features in steps, rounded.
+    """Mean-preserving quantization: in every plane of `size` elements, the level indices sum to the sum of the features
+    in steps, rounded.
 
-    Every element gets the level below it; those with the largest remainders, to 1/64 of a step, get the one above it,
-    as many as the sum asks for, of equal ones the first. Elements count as if clipped to [least, most].
+    Every element first gets the level below it. Then the elements with the largest remainders, to 1/64 of a step, get
+    the level above, as many as the sum needs; of equal ones, the first. Elements count as clipped to [least, most].
     x: (P·size,) float32. low: the lowest of the levels. least, most: a step below it, and one above the highest. scale:
     2^16 / step. These four are float32. steps: scratch, (whole planes,) int32. remainders: scratch, as many uint8.
-    The order of operations on floats is a difference, then a product: there is no sum to fuse the product with.
+    The float operations are a difference, then a product; no sum follows that the product could be fused with.
     """
     bad = 0
     top = np.int32((levels - 1) << 16)
@@ -69,7 +70,7 @@ def apportion(x, size, low, least, most, scale, levels, steps, remainders, out):
             bad += not finite
             steps[i] = np.int32((min(max(v if finite else low, least), most) - low) * scale)
         for i in range(xs.size):
-            # Cast one by one: otherwise numba makes them 64 bits wide, and half as many fit a SIMD register.
+            # Each value is cast: otherwise numba makes them 64 bits wide, and half as many fit into a SIMD register.
             inside = min(max(steps[i], np.int32(0)), top)
             k = min(np.int32(inside >> np.int32(16)), last)
             below = np.int32(k << np.int32(16))
@@ -90,7 +91,7 @@ def apportion(x, size, low, least, most, scale, levels, steps, remainders, out):
 @kernel
 def raise_largest(remainders, up, q):
     """q[i] += 1 at the `up` largest of the remainders, 0 … 63; of equal ones at the first."""
-    # The largest value that `up` of them reach, bit by bit: counting is SIMD, a histogram would wait for its memory.
+    # Find the largest value that `up` of them reach, bit by bit. Counting is SIMD; a histogram would wait for memory.
     value, above, bit = 0, 0, 32
     while bit > 0:
         reach = 0
@@ -128,14 +129,14 @@ def copy_planes(src, src_height, src_width, dst, dst_height, dst_width):
 
 @kernel
 def pack(q, cols, levels, block_height, block_width, row, out):
-    """Block symbols s = Σ q_k·N^k, k in raster order inside the block, of planes that are whole blocks.
+    """Pack planes of whole blocks to block symbols s = Σ q_k·N^k, with k in raster order inside the block.
 
     q: (rows·bh·cols·bw,) uint8, level indices. row: scratch, (q.size // bw,) uint8. out: (rows·cols,) uint8.
-    Sums stay below 256, so the arithmetic modulo 256 of uint8 is exact; weights are reduced before they are cast.
+    Sums stay below 256, so uint8 arithmetic (modulo 256) is exact; weights are reduced before they are cast.
     """
-    # First along the rows, then down the columns, each in long passes. The strides are spelled out because only
-    # constant ones vectorise; 5 is the widest odd block that 256 symbols allow (3^5). Products are cast one by one:
-    # otherwise they are of 64 bits, and the loop takes three times as long.
+    # First along the rows, then down the columns, in long passes. Each stride has its own loop because only constant
+    # strides vectorise; 5 is the widest odd block that 256 symbols allow (3^5). Each product is cast: otherwise it has
+    # 64 bits, and the loop takes three times as long.
     n = np.uint8(levels & 255)
     n2 = np.uint8((levels * levels) & 255)
     n3 = np.uint8((levels * levels * levels) & 255)
@@ -164,7 +165,7 @@ def pack(q, cols, levels, block_height, block_width, row, out):
     for _ in range(block_width):
         weight = (weight * levels) & 255
     w8 = np.uint8(weight)
-    if block_height == 2:  # apart from the others: with more rows in the loop it takes twice as long
+    if block_height == 2:  # a separate loop: the general one takes twice as long
         for r in range(out.size // cols):
             a = r * 2 * cols
             b = r * cols
@@ -196,7 +197,7 @@ def unpack(symbols, cols, block_height, units, values, out):
     size = np.uint64(block_height * units)
     step = np.uint64(units)
     if block_height == 1:
-        cols = symbols.size  # rows of one block each follow each other without a gap: one long row
+        cols = symbols.size  # rows of one block each are contiguous: treat them as one long row
     width = np.uint64(cols)
     a = np.uint64(0)
     if block_height == 2 and units == 1:  # 2×2, the usual block of 4 levels: both rows in one pass
@@ -237,9 +238,9 @@ def unpack(symbols, cols, block_height, units, values, out):
 
 @kernel
 def unpack_threes(symbols, values, out):
-    """`unpack` for blocks of 1×3, the usual one of 4 levels where planes are 3 wide.
+    """`unpack` for blocks of 1×3, the usual shape for 4 levels where planes are 3 elements wide.
 
-    symbols: (n,) uint8. values: (K·2,) uint64, the three float32 of a block and one more. out: (n·3,) uint32.
+    symbols: (n,) uint8. values: (K·2,) uint64, the three float32 of a block and one of padding. out: (n·3,) uint32.
     """
     one, two, three = np.uint64(1), np.uint64(2), np.uint64(3)
     a = np.uint64(0)

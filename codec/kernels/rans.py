@@ -1,12 +1,12 @@
 """The context rANS coder over block symbols. Read docs/bitstream.md §4 and ans.py first.
 
 A group of `lanes` planes is coded side by side, plane l of the group by state l, so that the neighbours of a block are
-always known to its own lane. All lanes share one stream of words; the encoder runs backwards from its end.
+always known to its lane. All lanes share one stream of words; the encoder runs backwards from its end.
 
-Full groups of eight lanes, which is nearly all of a large tensor, have kernels of their own with the lanes written out:
-the states stay in registers, and a step does one stage for all lanes before the next. Symbol by symbol, each
-instruction waits for the one before it and the processor's queue of waiting instructions, not its width, sets the
-speed; in stages it runs 1.4 (encode) to 1.7 times (decode) as fast.
+Full groups of eight lanes, nearly all of a large tensor, have separate kernels with the lanes written out. Their states
+stay in registers, and a step does one stage for all lanes before the next stage. Symbol by symbol, each instruction
+waits for the one before it, and the processor's instruction queue limits the speed instead of its width. In stages the
+kernels are 1.4 (encode) and 1.7 times (decode) as fast.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ EIGHT_ONES = np.uint64(0x0101010101010101)
 
 
 class Contexts(NamedTuple):
-    """How the table of a block is found: table_of[plane[i] + top[symbol above] + left[symbol before]].
+    """Selects the table of a block: table_of[plane[i] + top[symbol above] + left[symbol before]].
 
     plane: (P,) uint64, where the plane's channel starts in table_of. top, left: (512,) uint8, what a neighbour's symbol
     adds to the context index; from 256 on for one outside. table_of: uint8, the table of each context.
@@ -101,14 +101,14 @@ def encode(symbols, rows, cols, lanes, contexts, code, escape, words):
 
 @kernel
 def _key(symbol, above, before, plane_context, context_map):
-    """Where `code` holds this symbol in the table of this context."""
+    """The index into `code` of this symbol in the table of this context."""
     t = np.uint64(context_map[plane_context + np.uint64(above) + np.uint64(before)])
     return ((t << SYMBOL_BITS) | np.uint64(symbol)) << ONE
 
 
 @kernel
 def _encode_eights(symbols, rows, cols, groups, contexts, code, escape, words, p, state):
-    """The first `groups` groups of eight planes, from the last to the first; returns p. state: (8,), in and out."""
+    """Code the first `groups` groups of eight planes, last group first; returns p. state: (8,), in and out."""
     plane_context, top, left, context_map = contexts
     size = np.uint64(rows * cols)
     x0, x1, x2, x3 = state[ZERO], state[ONE], state[TWO], state[THREE]
@@ -188,7 +188,7 @@ def _encode_eights(symbols, rows, cols, groups, contexts, code, escape, words, p
 
 @kernel
 def _find(symbols, i, up, back, t_edge, l_edge, plane_context, top, left, context_map):
-    """`_key` of block i; the neighbours lie `up` and `back` blocks before it, 0 with the edge set where outside."""
+    """`_key` of block i. Its neighbours lie `up` and `back` blocks before it; for outside, 0 with the edge set."""
     above = top[t_edge | np.uint64(symbols[i - up])]
     before = left[l_edge | np.uint64(symbols[i - back])]
     return _key(symbols[i], above, before, plane_context, context_map)
@@ -196,9 +196,9 @@ def _find(symbols, i, up, back, t_edge, l_edge, plane_context, top, left, contex
 
 @kernel
 def decode(words, count, rows, cols, lanes, contexts, slots, escape, symbols):
-    """Decode into `symbols`; returns OK, or why the stream cannot be one of ours.
+    """Decode into `symbols`; returns OK, or a status that says why the stream is invalid.
 
-    An escaped symbol may be any byte: whether it is one of the alphabet is for the caller to see.
+    An escaped symbol may be any byte: the caller checks that it is in the alphabet.
 
     words: (count + 2·lanes + 2,) uint16, the stream followed by zeros. slots, escape: ans.py. The rest as in `encode`.
     """
@@ -246,9 +246,10 @@ def decode(words, count, rows, cols, lanes, contexts, slots, escape, symbols):
 
 @kernel
 def _decode_eights(words, end, p, rows, cols, groups, contexts, slots, escape, symbols, state, columns):
-    """The first `groups` groups of eight planes; returns p, beyond `end` if it got there. state: (8,), in and out.
+    """Decode the first `groups` groups of eight planes; returns p, above `end` if the stream is too short.
 
-    columns: scratch, (cols,) uint64. None where planes are one row, with nothing above: compiled apart, without it.
+    state: (8,), in and out. columns: scratch, (cols,) uint64. It is None for planes of one row, which have nothing
+    above; that signature is compiled separately.
     """
     plane_context, top, left, context_map = contexts
     size = np.uint64(rows * cols)
@@ -357,7 +358,7 @@ def _decode_eights(words, end, p, rows, cols, groups, contexts, slots, escape, s
 
 @kernel
 def _keep(s, symbols, i, above, a, top, left):
-    """Put symbol s where it belongs and where the block below looks; returns what the block to the right adds."""
+    """Store symbol s, and what it adds for the block below; returns what it adds for the block to the right."""
     symbols[i] = np.uint8(s)
     if above is not None:
         above[a] = top[s]
@@ -366,5 +367,5 @@ def _keep(s, symbols, i, above, a, top, left):
 
 @kernel
 def _above(above, a, edge):
-    """What the block above adds to the context index."""
+    """What the block above adds to the context index of this one."""
     return edge if above is None else np.uint64(above[a])

@@ -1,4 +1,4 @@
-"""Counting for the exporter: histogram of features, symbols per context. Never run where a symbol is coded."""
+"""Counting for the exporter: histograms of features, symbols per context. No coder uses these kernels."""
 
 from __future__ import annotations
 
