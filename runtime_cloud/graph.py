@@ -1,8 +1,5 @@
-"""back.onnx as a plain function: feature tensors at the cut → the network's outputs.
-
-`runtime_edge/graph.py` opens its half in the same way. The two are apart on purpose: the runtimes do not import each
-other, and the room they share, the codec, must not need ONNX Runtime.
-"""
+"""back.onnx as a plain function: feature tensors at the cut → the network's outputs. `runtime_edge/graph.py` is its
+counterpart."""
 
 from __future__ import annotations
 
@@ -15,19 +12,17 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from splitwire.codec.device import check_threads
-from splitwire.codec.errors import DeviceError, ProfileError, ShapeMismatch, UsageError
+from splitwire.codec.errors import ProfileError, ShapeMismatch, UsageError
 from splitwire.codec.profile import CodecProfile
 from splitwire.codec.reply import DTYPES, Outputs
+from splitwire.codec.sessions import open_graph
 from splitwire.codec.sizes import Int64Array
 from splitwire.codec.telemetry import stop_events
-from splitwire.codec.text import for_native_code
 
 stop_events(ort)
 
 Float32Array = NDArray[np.float32]
 
-DEFAULT_PROVIDERS = ("CPUExecutionProvider",)
 _OTHER_NAMES = {"float32": "float", "float64": "double"}
 OUTPUT_TYPES = frozenset(f"tensor({_OTHER_NAMES.get(name, name)})" for name in DTYPES)
 """ONNX Runtime's names for the element types that a reply can carry (codec/reply.py)."""
@@ -70,7 +65,7 @@ def open_back(path: str | Path, *, threads: int | None = None, providers: Sequen
     None means the CPU. Raises UsageError (no such file, front half given), ProfileError (not one of our graphs, or
     damaged), DeviceError (a provider this machine does not have).
     """
-    session = _open(Path(path), threads, providers)
+    session: ort.InferenceSession = open_graph(ort, Path(path), threads=threads, providers=providers)
     profile = CodecProfile.from_metadata(session.get_modelmeta().custom_metadata_map, str(path))
     inputs = {i.name: i.shape for i in session.get_inputs()}
     wanted = set(profile.crossing)
@@ -91,27 +86,3 @@ def open_back(path: str | Path, *, threads: int | None = None, providers: Sequen
         outputs=tuple(o.name for o in session.get_outputs()),
         batch=batch if isinstance(batch, int) else None,
     )
-
-
-def _open(path: Path, threads: int | None, providers: Sequence[str] | None) -> ort.InferenceSession:
-    if not path.is_file():
-        raise UsageError(f"{path}: no such file; make it with `splitwire export`")
-    wanted = list(DEFAULT_PROVIDERS if providers is None else providers)
-    available = ort.get_available_providers()
-    for name in wanted:
-        if name not in available:
-            raise DeviceError(f"execution provider {name!r} is not here; this ONNX Runtime has {', '.join(available)}")
-    check_threads(threads)
-    options = ort.SessionOptions()
-    options.log_severity_level = 3  # errors only, and those come back as exceptions too
-    options.intra_op_num_threads = threads or 0
-    # Threads that wait must not spin: the models, and the decoders beside them, share the cores.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    try:
-        session = ort.InferenceSession(for_native_code(path), options, providers=wanted)
-    except Exception as e:  # ONNX Runtime's exceptions share no base class below this
-        raise ProfileError(f"{path} is not a graph that ONNX Runtime can open: {str(e).splitlines()[0]}") from e
-    # A provider whose libraries fail to load is dropped by ONNX Runtime with a log line only.
-    if wanted and wanted[0] not in session.get_providers():
-        raise DeviceError(f"execution provider {wanted[0]!r} did not start; see ONNX Runtime's log for the reason")
-    return session

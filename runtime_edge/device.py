@@ -18,9 +18,8 @@ from splitwire.codec.codec import FeatureCodec
 from splitwire.codec.device import DeviceProfile, check_threads
 from splitwire.codec.errors import DeviceError
 from splitwire.codec.progress import ProgressFn
+from splitwire.codec.sessions import DEFAULT_PROVIDERS, open_session
 from splitwire.codec.warmup import example_profile
-
-from .graph import DEFAULT_PROVIDERS
 
 WARM_UP_RUNS = 3
 MIN_RUNS = 7
@@ -114,19 +113,13 @@ def timed(call: Callable[[], object]) -> list[float]:
 def _probe(name: str, threads: int | None, providers: Sequence[str] | None) -> Callable[[], object]:
     """A probe graph, ready to run on random input, as an edge session runs its front."""
     data = importlib.resources.files(__package__).joinpath(f"data/{name}.onnx").read_bytes()
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = threads or 0
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    wanted = list(providers or DEFAULT_PROVIDERS)
-    missing = [p for p in wanted if p not in ort.get_available_providers()]
-    if missing:
-        here = ", ".join(ort.get_available_providers())
-        raise DeviceError(f"execution provider {missing[0]!r} is not here; this ONNX Runtime has {here}")
-    try:
-        session = ort.InferenceSession(data, options, providers=wanted)
-    except Exception as e:  # ONNX Runtime's exceptions share no base class below this
-        raise DeviceError(f"ONNX Runtime does not take the probe {name}: {str(e).splitlines()[0]}") from e
+    session: ort.InferenceSession = open_session(
+        ort,
+        data,
+        threads=threads,
+        providers=providers or None,
+        refused=lambda why: DeviceError(f"ONNX Runtime does not take the probe {name}: {why}"),
+    )
     rng = np.random.default_rng(0)
     feed = {i.name: rng.standard_normal(i.shape, dtype=np.float32) for i in session.get_inputs()}
     return lambda: session.run(None, feed)

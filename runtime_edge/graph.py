@@ -1,8 +1,5 @@
-"""front.onnx as a plain function: input array → feature tensors at the cut.
-
-`runtime_cloud/graph.py` opens its half in the same way. The two are apart on purpose: the runtimes do not import each
-other, and the room they share, the codec, must not need ONNX Runtime.
-"""
+"""front.onnx as a plain function: input array → feature tensors at the cut. `runtime_cloud/graph.py` is its
+counterpart."""
 
 from __future__ import annotations
 
@@ -15,13 +12,13 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from splitwire.codec.device import check_threads, int8_overflows
-from splitwire.codec.errors import DeviceError, ProfileError, ShapeMismatch, UsageError
+from splitwire.codec.device import int8_overflows
+from splitwire.codec.errors import ProfileError, ShapeMismatch, UsageError
 from splitwire.codec.profile import CodecProfile
 from splitwire.codec.reply import Outputs
+from splitwire.codec.sessions import open_graph
 from splitwire.codec.sizes import Int64Array
 from splitwire.codec.telemetry import stop_events
-from splitwire.codec.text import for_native_code
 
 stop_events(ort)
 
@@ -31,8 +28,6 @@ Input = NDArray[Any]
 """float32, or uint8 where the network takes that."""
 
 INPUT_TYPES: dict[str, InputType] = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}
-
-DEFAULT_PROVIDERS = ("CPUExecutionProvider",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +93,9 @@ def open_front(path: str | Path, *, threads: int | None = None, providers: Seque
     None means the CPU. Raises UsageError (no such file, back half given), ProfileError (not one of our graphs, or
     damaged), DeviceError (a provider this machine does not have).
     """
-    session = _open(Path(path), threads, providers)
+    session: ort.InferenceSession = open_graph(
+        ort, Path(path), threads=threads, providers=providers, exact_int8=int8_overflows()
+    )
     profile = CodecProfile.from_metadata(session.get_modelmeta().custom_metadata_map, str(path))
     outputs = {o.name for o in session.get_outputs()}
     missing = [name for name in profile.crossing if name not in outputs]
@@ -120,29 +117,3 @@ def open_front(path: str | Path, *, threads: int | None = None, providers: Seque
         input_dtype=INPUT_TYPES[inputs[0].type],
         early=tuple(name for name in named if name in outputs),
     )
-
-
-def _open(path: Path, threads: int | None, providers: Sequence[str] | None) -> ort.InferenceSession:
-    if not path.is_file():
-        raise UsageError(f"{path}: no such file; make it with `splitwire export`")
-    wanted = list(DEFAULT_PROVIDERS if providers is None else providers)
-    available = ort.get_available_providers()
-    for name in wanted:
-        if name not in available:
-            raise DeviceError(f"execution provider {name!r} is not here; this ONNX Runtime has {', '.join(available)}")
-    check_threads(threads)
-    options = ort.SessionOptions()
-    options.log_severity_level = 3  # errors only, and those come back as exceptions too
-    options.intra_op_num_threads = threads or 0
-    # Threads that wait must not spin: it costs the battery, and the other programs of the device their cores.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if int8_overflows():
-        options.add_session_config_entry("session.x64quantprecision", "1")
-    try:
-        session = ort.InferenceSession(for_native_code(path), options, providers=wanted)
-    except Exception as e:  # ONNX Runtime's exceptions share no base class below this
-        raise ProfileError(f"{path} is not a graph that ONNX Runtime can open: {str(e).splitlines()[0]}") from e
-    # A provider whose libraries fail to load is dropped by ONNX Runtime with a log line only.
-    if wanted and wanted[0] not in session.get_providers():
-        raise DeviceError(f"execution provider {wanted[0]!r} did not start; see ONNX Runtime's log for the reason")
-    return session
