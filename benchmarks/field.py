@@ -30,6 +30,7 @@ from benchmarks import field_pictures as pictures
 from splitwire.codec import preprocessing
 from splitwire.codec.errors import UsageError
 from splitwire.codec.files import write_json
+from splitwire.codec.tasks import box_iou
 from splitwire.demo.server import cloud_process
 from splitwire.runtime_edge.session import EdgeSession
 from splitwire.runtime_edge.transport import HttpTransport
@@ -195,8 +196,7 @@ def best_boxes(
 
 
 def iou(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    inside = np.clip(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0, None).prod()
-    return float(inside / ((a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod() - inside))
+    return float(box_iou(a, b)[0, 0])
 
 
 def found_again(a: list[tuple[NDArray[np.float64], int]], b: list[tuple[NDArray[np.float64], int]]) -> float | None:

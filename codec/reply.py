@@ -50,6 +50,8 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
 """The element types of outputs, little-endian on the wire. A name is never reused for another type."""
 
 Outputs = dict[str, NDArray[Any]]
+"""Outputs of a network for a batch of inputs, by name, in the network's order."""
+
 Milliseconds = Annotated[float, Meta(ge=0)]
 Dim = Annotated[int, Meta(ge=0, le=1 << 31)]
 

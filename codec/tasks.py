@@ -29,9 +29,19 @@ def is_detector(names: Collection[str]) -> bool:
     return set(DETECTION) <= set(names)
 
 
+def are_class_scores(output: NDArray[Any]) -> bool:
+    """Whether an output can be that of a classifier: (B, K) floating-point scores of two or more classes."""
+    return output.ndim == 2 and output.shape[1] > 1 and bool(np.issubdtype(output.dtype, np.floating))
+
+
 def are_probabilities(scores: NDArray[Any]) -> bool:
     """Whether scores (…, K) of K classes are probabilities: none is negative, and each row sums to 1."""
     return bool(scores.size) and bool((scores >= 0).all()) and bool((np.abs(_sums(scores) - 1) < PROBABLE).all())
+
+
+def in_unit_interval(scores: NDArray[Any]) -> bool:
+    """Whether each score can be a probability by itself, as a sigmoid makes them: all in [0, 1]."""
+    return bool(scores.min() >= 0 and scores.max() <= 1)
 
 
 def log_probabilities(scores: NDArray[Any]) -> Float64Array:
@@ -40,6 +50,17 @@ def log_probabilities(scores: NDArray[Any]) -> Float64Array:
     if are_probabilities(wide):
         return np.asarray(np.log(np.maximum(wide, np.finfo(np.float32).tiny)))
     return np.asarray(wide - np.logaddexp.reduce(wide, axis=-1, keepdims=True))
+
+
+def box_iou(a: NDArray[Any], b: NDArray[Any]) -> Float64Array:
+    """(N, M): intersection over union of boxes a (N, 4) with boxes b (M, 4); left, top, right, bottom. 0 where neither
+    has an area. What torch has to trace or differentiate, and COCO's own evaluation, have theirs."""
+    a, b = a.astype(np.float64).reshape(-1, 4), b.astype(np.float64).reshape(-1, 4)
+    low, high = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:], b[None, :, 2:])
+    common = np.clip(high - low, 0, None).prod(axis=2)
+    area_a, area_b = ((z[:, 2:] - z[:, :2]).prod(axis=1) for z in (a, b))
+    union = area_a[:, None] + area_b[None] - common
+    return np.where(union > 0, common / np.where(union > 0, union, 1.0), 0.0)
 
 
 def _sums(scores: NDArray[Any]) -> Float64Array:

@@ -17,7 +17,16 @@ from numpy.typing import NDArray
 from splitwire.codec.errors import UsageError
 from splitwire.codec.profile import CodecProfile, Preprocessing
 from splitwire.codec.reply import Outputs
-from splitwire.codec.tasks import DETECTION, TASKS, Task, are_probabilities, is_detector, log_probabilities
+from splitwire.codec.tasks import (
+    DETECTION,
+    TASKS,
+    Task,
+    are_class_scores,
+    are_probabilities,
+    in_unit_interval,
+    is_detector,
+    log_probabilities,
+)
 
 MIN_SCORE = 0.5
 """Detections of smaller scores are counted, not shown."""
@@ -154,7 +163,7 @@ def _evident(outputs: Outputs, labels: Sequence[str] | None) -> Task | None:
     if labels is None or len(labels) < 2:
         return None
     scores = [a for a in outputs.values() if a.dtype.kind == "f"]
-    if any(a.ndim == 2 and a.shape[1] == len(labels) for a in scores):
+    if any(are_class_scores(a) and a.shape[1] == len(labels) for a in scores):
         return "classification"
     return "segmentation" if any(a.ndim == 4 and a.shape[1] == len(labels) for a in scores) else None
 
@@ -166,14 +175,14 @@ def _label(labels: Sequence[str] | None, index: int) -> str:
 def classes(outputs: Outputs, labels: Sequence[str] | None, top: int) -> Classes | None:
     """The likeliest classes by the output of as many scores as there are labels, else the first of several scores.
     None without one, or where a score is NaN or infinite."""
-    fitting = [a for a in outputs.values() if a.ndim == 2 and a.shape[1] > 1 and a.dtype.kind == "f" and len(a)]
+    fitting = [a for a in outputs.values() if are_class_scores(a) and len(a)]
     scores = next((a for a in fitting if labels is not None and a.shape[1] == len(labels)), None)
     scores = fitting[0] if scores is None and fitting else scores
     if scores is None or not np.isfinite(scores[0]).all():
         return None
     row = scores[0].astype(np.float64)
     # Scores in [0, 1] that do not add up to 1 are of a sigmoid per class: each stands for itself.
-    alone = row.min() >= 0 and row.max() <= 1 and not are_probabilities(row)
+    alone = in_unit_interval(row) and not are_probabilities(row)
     p = row if alone else np.exp(log_probabilities(row))
     named = labels if labels is not None and len(labels) == p.size else None
     best = np.argsort(-p, kind="stable")[:top].tolist()
@@ -246,7 +255,7 @@ def _mask(output: NDArray[Any], profile: CodecProfile) -> NDArray[np.int64] | No
             return np.asarray(first, dtype=np.int64)
         if output.ndim == 3:
             return None
-        middle = 0.5 if first.min() >= 0 and first.max() <= 1 else 0.0  # of probabilities, or of logits
+        middle = 0.5 if in_unit_interval(first) else 0.0  # of probabilities, or of logits
         return np.asarray(first > middle, dtype=np.int64)
     if first.dtype.kind != "f":
         return None

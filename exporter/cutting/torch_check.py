@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from torch.utils import _pytree as pytree
 
 from splitwire.codec.errors import ExportError, UsageError
+from splitwire.codec.tasks import box_iou
 from splitwire.exporter.network.inference import Float32Array, Graph, largest_difference
-from splitwire.exporter.network.source import Source, evaluating, is_detector, plain
+from splitwire.exporter.network.source import Source, evaluating, is_torchvision_detector, plain
 
 from .names import Names
 from .verify import BATCHES
@@ -42,7 +43,7 @@ def check_torch(module: torch.nn.Module, source: Source, whole: Graph, inputs: F
     Raises ExportError if the difference is over TORCH_TOLERANCE: the export is wrong, or holds for the traced batch
     alone.
     """
-    if is_detector(module):
+    if is_torchvision_detector(module):
         return _check_detector(module, source, inputs)
     worst = 0.0
     for n in BATCHES if whole.batch is None else (whole.batch,):
@@ -110,13 +111,8 @@ def _untied(scores: NDArray[Any]) -> NDArray[np.bool_]:
 def _close(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.bool_]:
     """Which boxes of a (N, 4) are those of b (M, 4): (N, M). Of boxes without area, clipped away at the border, the
     intersection says nothing: their corners are compared."""
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    sides = np.minimum(a[:, None, 2:], b[:, 2:]) - np.maximum(a[:, None, :2], b[:, :2])
-    shared = np.clip(sides, 0, None).prod(axis=2)
-    areas = [(x[:, 2:] - x[:, :2]).prod(axis=1) for x in (a, b)]
-    either = areas[0][:, None] + areas[1] - shared
-    near = np.abs(a[:, None] - b).max(axis=2, initial=0.0) <= MAX_SHIFT
-    return np.asarray(near | (shared > MIN_OVERLAP * either))
+    shift = np.abs(a[:, None].astype(np.float64) - b).max(axis=2, initial=0.0)
+    return np.asarray((shift <= MAX_SHIFT) | (box_iou(a, b) > MIN_OVERLAP))
 
 
 def _probes(module: torch.nn.Module, source: Source) -> dict[str, tuple[ir.Value, ...]]:
@@ -158,7 +154,7 @@ def _run(module: torch.nn.Module, x: Float32Array) -> Any:
     place = next((p.device for p in module.parameters()), torch.device("cpu"))
     tensor = torch.from_numpy(np.ascontiguousarray(x)).to(place)
     with evaluating(module), torch.no_grad():
-        return module(list(tensor)) if is_detector(module) else module(tensor)
+        return module(list(tensor)) if is_torchvision_detector(module) else module(tensor)
 
 
 def _arrays(result: Any) -> list[NDArray[Any]]:

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from splitwire.codec.tasks import DETECTION, is_detector, log_probabilities
+from splitwire.codec.tasks import DETECTION, are_class_scores, box_iou, is_detector, log_probabilities
 from splitwire.exporter.network.inference import Array
 
 Task = Literal["classes", "detections", "values"]
@@ -97,9 +97,7 @@ class Damage:
 def _task(names: Sequence[str], outputs: Sequence[Array]) -> Task:
     if is_detector(names):
         return "detections"
-    first = outputs[0]
-    logits = first.ndim == 2 and first.shape[1] > 1 and bool(np.issubdtype(first.dtype, np.floating))
-    return "classes" if logits else "values"
+    return "classes" if are_class_scores(outputs[0]) else "values"
 
 
 def divergence(a: Float64Array, b: Float64Array) -> Float64Array:
@@ -118,14 +116,9 @@ def _images(found: dict[str, Array], count: int) -> list[dict[str, Array]]:
 
 def overlaps(old: dict[str, Array], new: dict[str, Array]) -> Float64Array:
     """Per box of `old`, the largest intersection over union with a box of the same label in `new`; 0 without one."""
-    a, b = (d["boxes"].astype(np.float64).reshape(-1, 4) for d in (old, new))
-    if not len(b):
-        return np.zeros(len(a))
-    low, high = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:], b[None, :, 2:])
-    common = np.clip(high - low, 0, None).prod(axis=2)
-    area_a, area_b = ((z[:, 2:] - z[:, :2]).prod(axis=1) for z in (a, b))
-    union = area_a[:, None] + area_b[None] - common
-    overlap = np.where(union > 0, common / np.where(union > 0, union, 1.0), 0.0)
+    overlap = box_iou(old["boxes"], new["boxes"])
+    if not overlap.size:
+        return np.zeros(len(overlap))
     overlap[old["labels"][:, None] != new["labels"][None]] = 0.0
     best: Float64Array = overlap.max(axis=1)
     return best

@@ -20,7 +20,8 @@ from splitwire.codec import preprocessing
 from splitwire.codec.codec import FeatureCodec
 from splitwire.codec.errors import FingerprintMismatch, UsageError
 from splitwire.evaluation import run
-from splitwire.evaluation.answer.choose import check_budget, choose
+from splitwire.evaluation.answer.choose import choose
+from splitwire.evaluation.answer.compare import check_budget
 from splitwire.evaluation.answer.results import FILE, Estimate, Evaluation, read_results
 from splitwire.evaluation.data.dataset import open_data
 from splitwire.evaluation.measuring.features import BINS, SAMPLE, describe, designs, sample_size

@@ -6,9 +6,7 @@ from collections.abc import Collection, Sequence
 
 from msgspec import Struct
 
-from splitwire.codec.errors import UsageError
-
-from .compare import OURS, SHARES, SLACK
+from .compare import OURS, SLACK
 from .results import Point
 
 
@@ -35,9 +33,3 @@ def choose(points: Sequence[Point], max_loss: float, over_budget: Collection[str
         chosen=min(within, key=lambda p: (p.bytes, p.loss.high), default=None),
         nearest=min(ours, key=lambda p: (p.loss.high, p.bytes)),
     )
-
-
-def check_budget(max_loss: float, figure: str) -> None:
-    """Before hours are spent on it. Raises UsageError for what cannot be a loss of this figure."""
-    if not 0 <= max_loss < (1 if figure in SHARES else float("inf")):
-        raise UsageError(f"a loss of {max_loss:g} is out of range for {figure}; write it as 1% or 0.01")

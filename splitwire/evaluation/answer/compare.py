@@ -116,8 +116,7 @@ def compare(evaluation: Evaluation, max_loss: float | None = None, *, upper: boo
     """
     if max_loss is None:
         max_loss = USUAL_LOSS if evaluation.max_loss is None else evaluation.max_loss
-    if not 0 <= max_loss < (1 if evaluation.figure in SHARES else math.inf):
-        raise UsageError(f"a loss of {max_loss:g} is out of range for {evaluation.figure}; write it as 1% or 0.01")
+    check_budget(max_loss, evaluation.figure)
     best = _cheapest(evaluation, max_loss, upper=upper)
     grouped = families(evaluation)
     lowest = {family: untried_below(family, [p.setting for p in points]) for family, points in grouped.items()}
@@ -340,6 +339,12 @@ def parse_loss(text: str) -> float:
     if not 0 <= value < math.inf:
         raise UsageError(f"a loss is such as 1% or 0.01, not {text!r}")
     return value
+
+
+def check_budget(max_loss: float, figure: str) -> None:
+    """Raise UsageError for what cannot be a loss of this figure: below 0, or, of a share, 1 and more."""
+    if not 0 <= max_loss < (1 if figure in SHARES else math.inf):
+        raise UsageError(f"a loss of {max_loss:g} is out of range for {figure}; write it as 1% or 0.01")
 
 
 def evaluation_folder(path: Path) -> Path:

@@ -19,12 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splitwire.codec.errors import UsageError
+from splitwire.codec.reply import Outputs
 from splitwire.evaluation.answer import results
 from splitwire.evaluation.data.coco import Truth
 from splitwire.evaluation.data.dataset import Item
 from splitwire.exporter.points.damage import MIN_OVERLAP, overlaps
 
-from .outcomes import DetectionOutcome, Outcome, Outputs, only
+from .outcomes import DetectionOutcome, Outcome, only
 
 Float64Array = NDArray[np.float64]
 Found = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 from msgspec import Struct
@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 
 Float32Array = NDArray[np.float32]
 Int64Array = NDArray[np.int64]
-Outputs = dict[str, NDArray[Any]]
-"""Outputs of the network for a batch of images, by name, in the network's order."""
 
 
 class ClassOutcome(Struct, frozen=True, kw_only=True, tag="class"):

@@ -13,15 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splitwire.codec.errors import UsageError
-from splitwire.codec.tasks import is_detector, log_probabilities
+from splitwire.codec.reply import Outputs
+from splitwire.codec.tasks import are_class_scores, is_detector, log_probabilities
 from splitwire.evaluation.answer import results
 from splitwire.evaluation.data.dataset import Dataset, Item
 from splitwire.exporter.points.damage import divergence
 
 from .detection import DetectionTask
-from .outcomes import ClassOutcome, Int64Array, Outcome, Outputs, Scored, ValueOutcome, only
+from .outcomes import ClassOutcome, Int64Array, Outcome, Scored, ValueOutcome, only
 
-__all__ = ["Outcome", "Outputs", "Scored", "Task", "is_detector", "make_task"]
+__all__ = ["Outcome", "Scored", "Task", "make_task"]
 
 Float64Array = NDArray[np.float64]
 Metric = Callable[[Outputs, Any], Any]
@@ -68,7 +69,7 @@ def make_task(
     if is_detector(outputs):
         return DetectionTask(labels)
     name, first = next(iter(outputs.items()))
-    if first.ndim != 2 or len(first) != batch or first.shape[1] < 2 or not np.issubdtype(first.dtype, np.floating):
+    if not are_class_scores(first) or len(first) != batch:
         raise UsageError(
             f"the output {name!r} is {first.shape} {first.dtype}, neither classes nor detections;"
             " say with --metric module:function how good an answer is"
