@@ -29,7 +29,7 @@ from .tables import ACTIVITY_SUMS, CELLS, OWN, TABLE_SIZE, ContextTables, Predic
 CHANNELS, HEIGHT, WIDTH = 2, 8, 4
 SMALL = 4
 """Height of planes for which the predictive coder uses kernels/predictive_interleaved.py."""
-LEVELS = 4
+EXAMPLE_LEVELS = 4
 
 
 class WarmUp(Struct, frozen=True, kw_only=True):
@@ -106,7 +106,7 @@ def example_profile(shape: tuple[int, int, int] = (CHANNELS, HEIGHT, WIDTH)) -> 
         "padded-blocks": _tables((1, 3), shape[0]),  # one float per machine word; planes that are not whole blocks
         "no-tables": None,  # the adaptive binary coder
     }
-    quantizer = Quantizer.uniform(0.0, 1.0, LEVELS)
+    quantizer = Quantizer.uniform(0.0, 1.0, EXAMPLE_LEVELS)
     clipping = Clipping(method="histogram")
     coded = {name: TensorPoint(quantizer=quantizer, clipping=clipping, tables=t) for name, t in points.items()}
     coded["predicted"] = TensorPoint(
@@ -125,7 +125,7 @@ def example_profile(shape: tuple[int, int, int] = (CHANNELS, HEIGHT, WIDTH)) -> 
 
 def _tables(block: tuple[int, int], channels: int) -> ContextTables:
     """One table for all contexts."""
-    symbols = LEVELS ** (block[0] * block[1])
+    symbols = EXAMPLE_LEVELS ** (block[0] * block[1])
     return ContextTables(
         block=block, padding=0, activities=1, left_activity=bytes(symbols), top_activity=bytes(symbols),
         context_map=bytes(channels * 4), frequencies=_equal(symbols),
@@ -137,7 +137,7 @@ def _prediction(channels: int) -> PredictionTables:
     return PredictionTables(
         rest=0, weights=bytes(len(OWN) * channels), bias=bytes(2 * channels), offset=0, shift=0, activities=1,
         activity=bytes(ACTIVITY_SUMS), classes=1, channel_class=bytes(channels), context_map=bytes(CELLS),
-        frequencies=_equal(LEVELS),
+        frequencies=_equal(EXAMPLE_LEVELS),
     )  # fmt: skip
 
 
@@ -150,6 +150,6 @@ def _equal(symbols: int) -> bytes:
 
 def _count_contexts() -> None:
     symbols = np.zeros(CHANNELS * HEIGHT * WIDTH, np.uint8)
-    outside = neighbour_context(bytes(LEVELS), outside=1, scale=1)
-    counts = np.zeros((8, LEVELS), np.int64)
+    outside = neighbour_context(bytes(EXAMPLE_LEVELS), outside=1, scale=1)
+    counts = np.zeros((8, EXAMPLE_LEVELS), np.int64)
     statistics.count_contexts(symbols, HEIGHT, WIDTH, np.zeros(CHANNELS, np.uint64), outside, outside, counts)

@@ -59,7 +59,7 @@ from splitwire.exporter.pair.precision_choice import (
 )
 from splitwire.exporter.planning.links import Link
 from splitwire.exporter.planning.plan import AUTO_LINK, DEFAULT_DEVICE, recommend_cut
-from splitwire.exporter.points.design import Kind, Option
+from splitwire.exporter.points.design import Kind, QuantizedTensor
 from splitwire.exporter.points.measure import PointMeasure
 
 LEVELS = (2, 3, 4, 6, 8, "r0.1", "r0.2", "r0.3", "r0.4", "r0.6", "r0.8")
@@ -98,7 +98,7 @@ class ExportResult:
     back: Path
     profile: CodecProfile
     measures: tuple[PointMeasure, ...]
-    options: tuple[tuple[Option, ...], ...]
+    options: tuple[tuple[QuantizedTensor, ...], ...]
     settled: int | None
     torch_difference: float | None
     origin: str

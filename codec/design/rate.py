@@ -20,7 +20,7 @@ from .ecsq import ecsq_at_rate
 from .point import Coder, choose_range, known_slope, make_point, varying
 from .statistics import FeatureStatistics
 
-MAX_LEVELS = 16
+MAX_ECSQ_LEVELS = 16
 """Most levels of the entropy-constrained quantizer: two elements still fit into a block."""
 
 FINE_STARTS = (32,)
@@ -52,7 +52,7 @@ def design_entropy_constrained(
     statistics: FeatureStatistics,
     slope: float | None = None,
     coder: Coder = "rans",
-    max_levels: int = MAX_LEVELS,
+    max_levels: int = MAX_ECSQ_LEVELS,
 ) -> tuple[TensorPoint, float]:
     """Design the entropy-constrained quantizer with the least squared error at `bits` per element of the real coder.
 

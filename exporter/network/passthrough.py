@@ -67,7 +67,7 @@ def watching(module: torch.nn.Module) -> Iterator[Seen]:
     finally:
         for handle in handles:
             handle.remove()
-        watch.settle()
+        watch.record_places()
 
 
 class _Tensor:
@@ -129,7 +129,7 @@ class _Watch:
             known = self._tensors[id(tensor)] = _Tensor(tensor)
         return known
 
-    def settle(self) -> None:
+    def record_places(self) -> None:
         """Write down the places; readers come to light only after the call."""
         for (path, call), (tensor, inside) in self._passed.items():
             readers = [p for p in tensor.readers if (p.path, p.call) != (path, call)][:CANDIDATES]

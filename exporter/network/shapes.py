@@ -35,7 +35,7 @@ _SHAPED_BY = {
 """Operator → its first input whose value decides over the shape of its output."""
 
 
-def settle(model: ir.Model, shape: Sequence[int]) -> None:
+def complete_shapes(model: ir.Model, shape: Sequence[int]) -> None:
     """Write the shapes of activations that are missing or incomplete into the graph, as far as measuring gives them.
 
     shape: of one input, (1, …). Axes become numbers, the symbol of the input's batch, or a multiple of it with an

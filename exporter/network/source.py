@@ -42,7 +42,7 @@ from .onnx_files import read_onnx
 from .passthrough import Seen, watching
 from .pictures import WantedShape
 from .quiet import quiet
-from .shapes import settle
+from .shapes import complete_shapes
 
 OPSET = 20
 """Asked of torch: the first with Gelu as one operator; every ONNX Runtime we support (1.20 and later) runs it.
@@ -115,7 +115,8 @@ def from_module(
     """
     one = _one_input(example, dtype)
     device = _check_module(module)
-    network, followable, detects = module, cast("AbstractContextManager[None]", nullcontext()), is_detector(module)
+    network, followable = module, cast("AbstractContextManager[None]", nullcontext())
+    detects = is_torchvision_detector(module)
     if detects:
         from splitwire.exporter.network.adapting import detectors
 
@@ -177,7 +178,7 @@ def from_file(
     return _source(file.model, "onnx", input_shape, {}, [], constants or {})
 
 
-def is_detector(module: torch.nn.Module) -> bool:
+def is_torchvision_detector(module: torch.nn.Module) -> bool:
     """Whether the module is one of torchvision's detectors. It is not imported for that: slow."""
     if "torchvision.models.detection" not in sys.modules:
         return False
@@ -272,7 +273,7 @@ def _source(
     restamped = make_compatible(model)
     ask_types(model)
     check_outputs(graph)
-    settle(model, shape)
+    complete_shapes(model, shape)
     batch = dims[0] if isinstance(dims[0], int) else None
     mixed = False
     if batch is None:
@@ -283,7 +284,7 @@ def _source(
     if batch == 1 and not isinstance(dims[0], int):
         _fix_input(graph, (1, *sizes))
         infer_missing(model)
-        settle(model, shape)
+        complete_shapes(model, shape)
     if mixed:
         notes.append(
             "the images of a batch influence each other in this network (batch norm in training mode, or scaling by"

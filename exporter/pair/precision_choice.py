@@ -31,7 +31,7 @@ from splitwire.exporter.network.inference import (
     weight_bytes,
 )
 from splitwire.exporter.points.damage import Task
-from splitwire.exporter.points.design import Kind, Option, choose_taps, design_points
+from splitwire.exporter.points.design import Kind, QuantizedTensor, design_points, set_taps
 from splitwire.exporter.points.measure import PointMeasure, Reference, choose_default, is_large, measure_points
 
 from . import bake
@@ -84,7 +84,7 @@ class Candidate:
     back: Half
     calibrated: Calibrated
     points: list[OperatingPoint]
-    options: list[list[Option]]
+    options: list[list[QuantizedTensor]]
     measures: list[PointMeasure]
     default: str
 
@@ -123,7 +123,7 @@ class CodecMaker:
             checkpoint=checkpoint,
         )
         if self.coder == "predictive":
-            choose_taps(self.specs, calibrated.statistics, self.slopes, self.progress)
+            set_taps(self.specs, calibrated.statistics, self.slopes, self.progress)
         kept, graphs = calibrated.kept, (front.graph, back.graph)
         points, options = design_points(
             *graphs, self.specs, calibrated.statistics, self.slopes, kept, self.kinds, self.progress

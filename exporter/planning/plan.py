@@ -30,7 +30,7 @@ from .links import Link
 from .quick import cut_bits, mean_jpeg_bytes, quick_bits, shortlist
 from .replies import OutputBytes, come_down, output_bytes, total
 
-LEVELS = (2, 4, 8)
+PLANNED_LEVELS = (2, 4, 8)
 RANKED_BY = 4
 """The number of levels at which cuts are compared; the exporter measures afterwards what it does to the answers."""
 
@@ -75,8 +75,8 @@ class Rate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Option:
-    """Something to do. label: the cut as `--cut` takes it, or "device" or "jpeg".
+class Placement:
+    """Where the network runs, and what that costs. label: the cut as `--cut` takes it, or "device" or "jpeg".
 
     bytes: of the frame of one image, or of its JPEG. sent: what crosses the socket for it, with the HTTP head. down: of
     the outputs that come back. joules: of the device per image, where its profile knows its power.
@@ -107,7 +107,7 @@ class PlannedCut:
     back_ms: float
     down: float = 0.0
     rates: tuple[Rate, ...] = ()
-    option: Option | None = None
+    option: Placement | None = None
     reason: str | None = None
 
 
@@ -129,10 +129,10 @@ class Plan:
     images: int
     ranked_by: int
     cuts: tuple[PlannedCut, ...]
-    on_device: Option
-    jpeg: Option | None
+    on_device: Placement
+    jpeg: Placement | None
     jpeg_bytes: float | None
-    recommended: Option
+    recommended: Placement
     best_cut: PlannedCut | None
     advice: str
     dropped: tuple[DroppedCut, ...] = ()
@@ -149,7 +149,7 @@ def plan_cuts(
     cloud: str | DeviceProfile = DEFAULT_CLOUD,
     link: Link | None = None,
     max_tensors: int = 1,
-    levels: Sequence[int] = LEVELS,
+    levels: Sequence[int] = PLANNED_LEVELS,
     ranked_by: int = RANKED_BY,
     calibrated_cuts: int = CALIBRATED_CUTS,
     progress: ProgressFn | None = None,
@@ -205,8 +205,8 @@ def plan_cuts(
 
 
 def recommend(
-    cuts: Sequence[PlannedCut], on_device: Option, jpeg: Option | None
-) -> tuple[Option, PlannedCut | None, str]:
+    cuts: Sequence[PlannedCut], on_device: Placement, jpeg: Placement | None
+) -> tuple[Placement, PlannedCut | None, str]:
     """(the option with the least end-to-end latency, the best cut, why in words). Equal times: the device, the JPEG."""
     best = min((c for c in cuts if c.option), key=lambda c: c.option.latency.total if c.option else 0.0, default=None)
     options = [on_device, *([jpeg] if jpeg else []), *([best.option] if best and best.option else [])]
@@ -266,11 +266,11 @@ class _Machines:
     link: Link | None
     outputs: Sequence[OutputBytes]
 
-    def whole(self) -> Option:
+    def whole(self) -> Placement:
         latency = Latency(front=1e3 * self.costs.seconds(self.device))
-        return Option(kind="device", label="device", latency=latency, joules=self._joules(latency, 0.0))
+        return Placement(kind="device", label="device", latency=latency, joules=self._joules(latency, 0.0))
 
-    def jpeg(self, jpeg_bytes: float, pixels: int, link: Link) -> Option:
+    def jpeg(self, jpeg_bytes: float, pixels: int, link: Link) -> Placement:
         sent, down = jpeg_bytes + HEAD_BYTES, float(total(self.outputs))
         latency = Latency(
             front=0.0,
@@ -280,7 +280,9 @@ class _Machines:
             back=1e3 * self.costs.seconds(self.cloud),
         )
         joules = self._joules(latency, sent)
-        return Option(kind="jpeg", label="jpeg", latency=latency, bytes=jpeg_bytes, sent=sent, down=down, joules=joules)
+        return Placement(
+            kind="jpeg", label="jpeg", latency=latency, bytes=jpeg_bytes, sent=sent, down=down, joules=joules
+        )
 
     def cut(self, cut: Cut, bits: tuple[float, ...] | str | None, levels: Sequence[int], ranked_by: int) -> PlannedCut:
         front = 1e3 * self.costs.seconds_before(cut.position, self.device)
@@ -307,7 +309,7 @@ class _Machines:
                     back=back,
                 )
                 joules = self._joules(latency, sent)
-                option = Option(
+                option = Placement(
                     kind="cut", label=cut.label, latency=latency, bytes=frame, sent=sent, down=down, joules=joules
                 )
         return PlannedCut(

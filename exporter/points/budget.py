@@ -22,7 +22,7 @@ from splitwire.codec.progress import ProgressFn
 from .measure import DamageOf, alone
 from .sharing import Cost, share_budget
 
-LEVELS = (2, 3, 4, 5, 6, 8, 12, 16, 32)
+LEVELS_TRIED = (2, 3, 4, 5, 6, 8, 12, 16, 32)
 """Numbers of levels tried."""
 
 PILOT = 5
@@ -74,7 +74,7 @@ def buy(
     for i, every in enumerate(made):
         pilots.append([])
         for own in every:
-            pilot = own[LEVELS.index(PILOT)]
+            pilot = own[LEVELS_TRIED.index(PILOT)]
             pilots[i].append((pilot, RateOf(pilot, between)))
             report("Look at rates", i * len(specs) + len(pilots[i]), len(ways) * len(specs))
     rates = _shared(specs, pilots[0], budgets, damage_of) if several else [[budget] for budget in budgets]
@@ -105,7 +105,7 @@ def _has_planes(spec: TensorSpec) -> bool:
 
 def _widenings(spec: TensorSpec, statistics: FeatureStatistics, slope: float | None, means: bool) -> list[Widening]:
     try:
-        return [Widening(n, statistics, slope, preserves_mean=means and _has_planes(spec)) for n in LEVELS]
+        return [Widening(n, statistics, slope, preserves_mean=means and _has_planes(spec)) for n in LEVELS_TRIED]
     except ExportError as e:
         raise ExportError(f"tensor {spec.name!r}: {e}") from e
 
@@ -142,9 +142,9 @@ class _Candidates(NamedTuple):
         """One widening per tensor, for each number of levels that some tensor can have at its entropy. Where there is
         none, the finest, with means left alone: the features have not so many bits, and it would find more."""
         pairs = list(zip(self.made, self.entropies, strict=True))
-        able = [k for k in range(len(LEVELS)) if any(own[k].has(h) for own, h in pairs)]
+        able = [k for k in range(len(LEVELS_TRIED)) if any(own[k].has(h) for own, h in pairs)]
         if not able and not any(own[0].preserves_mean for own in self.made):
-            able = [len(LEVELS) - 1]
+            able = [len(LEVELS_TRIED) - 1]
         return [[_nearest(own, k, h) for own, h in pairs] for k in able]
 
 

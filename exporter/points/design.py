@@ -17,7 +17,7 @@ from splitwire.codec.design import (
     design_operating_point,
     worthwhile_taps,
 )
-from splitwire.codec.design.rate import MAX_LEVELS
+from splitwire.codec.design.rate import MAX_ECSQ_LEVELS
 from splitwire.codec.errors import ExportError
 from splitwire.codec.profile import OperatingPoint, TensorPoint, TensorSpec
 from splitwire.codec.progress import ProgressFn
@@ -58,7 +58,7 @@ class Kind:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Option:
+class QuantizedTensor:
     """One tensor with a quantizer of this kind.
 
     bits: per image, expected. damage: of the answers, if only this tensor is quantized (damage.py); None where the bits
@@ -71,7 +71,7 @@ class Option:
     damage: float | None = None
 
 
-def choose_taps(
+def set_taps(
     specs: Sequence[TensorSpec],
     statistics: Sequence[FeatureStatistics],
     slopes: Sequence[float | None],
@@ -99,7 +99,7 @@ def design_points(
     kept: Sequence[Float32Array],
     kinds: Sequence[Kind],
     report: ProgressFn,
-) -> tuple[list[OperatingPoint], list[list[Option]]]:
+) -> tuple[list[OperatingPoint], list[list[QuantizedTensor]]]:
     """The operating points, and per tensor the options that they were put together from.
 
     kinds: of the points. With several tensors, point "n<N>" spends no more bits than N levels in every tensor would, on
@@ -120,7 +120,7 @@ def design_points(
     if shared and wanted:
         wanted |= set(FINER)
     levels = sorted(wanted)
-    options: list[list[Option]] = []
+    options: list[list[QuantizedTensor]] = []
     if levels:
         report("Design quantizers", 0, len(specs) * len(levels))
     for i, (spec, values, slope) in enumerate(zip(specs, statistics, slopes, strict=True)):
@@ -130,7 +130,7 @@ def design_points(
             report("Design quantizers", i * len(levels) + k + 1, len(specs) * len(levels))
     if shared and wanted:
         options = _with_damage(damage_of, options)
-    taken: dict[Kind, list[Option]] = {}
+    taken: dict[Kind, list[QuantizedTensor]] = {}
     for kind in kinds:
         if kind not in budgets:
             uniform = [levels.index(int(kind.value))] * len(specs)
@@ -159,60 +159,61 @@ def design_points(
 
 def _as_options(
     kinds: Sequence[Kind], rows: Sequence[Sequence[Bought]], specs: Sequence[TensorSpec]
-) -> dict[Kind, list[Option]]:
+) -> dict[Kind, list[QuantizedTensor]]:
     """Per kind the options of a row, one per tensor."""
     return {
         kind: [
-            Option(kind=kind, point=p, bits=bits * spec.elements) for spec, (p, bits) in zip(specs, row, strict=True)
+            QuantizedTensor(kind=kind, point=p, bits=bits * spec.elements)
+            for spec, (p, bits) in zip(specs, row, strict=True)
         ]
         for kind, row in zip(kinds, rows, strict=True)
     }
 
 
-def _costs(options: Sequence[Sequence[Option]]) -> list[list[Cost]]:
+def _costs(options: Sequence[Sequence[QuantizedTensor]]) -> list[list[Cost]]:
     return [[Cost(o.bits, o.damage) for o in own if o.damage is not None] for own in options]
 
 
-def _distinct(options: Iterable[Option]) -> Iterable[Option]:
+def _distinct(options: Iterable[QuantizedTensor]) -> Iterable[QuantizedTensor]:
     """One of each kind: several points may share an entropy-constrained quantizer."""
     return {option.kind: option for option in options}.values()
 
 
 def _design(
-    spec: TensorSpec, values: FeatureStatistics, slope: float | None, levels: int, like: Option | None = None
-) -> Option:
+    spec: TensorSpec, values: FeatureStatistics, slope: float | None, levels: int, like: QuantizedTensor | None = None
+) -> QuantizedTensor:
     """Uniform; or entropy-constrained, at the rate of `like`, the uniform one with so many levels."""
     kind = Kind(value=levels, family="n" if like is None else "e")
     try:
         if like is None:
             point, bits = design_operating_point(levels=levels, statistics=values, slope=slope)
         else:
-            rate, most = like.bits / spec.elements, max(MAX_LEVELS, levels)
+            rate, most = like.bits / spec.elements, max(MAX_ECSQ_LEVELS, levels)
             point, bits = design_entropy_constrained(bits=rate, statistics=values, slope=slope, max_levels=most)
     except ExportError as e:
         raise ExportError(f"tensor {spec.name!r}: {e}") from e
     except ValueError as e:
         raise ExportError(f"no quantizer {kind.name} can be made for tensor {spec.name!r}: {e}") from e
-    return Option(kind=kind, point=point, bits=bits * spec.elements)
+    return QuantizedTensor(kind=kind, point=point, bits=bits * spec.elements)
 
 
 def _refined(
-    rows: Mapping[Kind, Sequence[Option]],
+    rows: Mapping[Kind, Sequence[QuantizedTensor]],
     specs: Sequence[TensorSpec],
     statistics: Sequence[FeatureStatistics],
     slopes: Sequence[float | None],
     report: ProgressFn,
-) -> dict[Kind, list[Option]]:
+) -> dict[Kind, list[QuantizedTensor]]:
     """The entropy-constrained quantizers for the uniform ones of `rows`, each made once."""
     needed = {(i, option.kind.value): option for row in rows.values() for i, option in enumerate(row)}
-    made: dict[tuple[int, float], Option] = {}
+    made: dict[tuple[int, float], QuantizedTensor] = {}
     for done, ((i, levels), like) in enumerate(sorted(needed.items(), key=lambda item: item[0])):
         made[i, levels] = _design(specs[i], statistics[i], slopes[i], int(levels), like)
         report("Design entropy-constrained", done + 1, len(needed))
     return {kind: [made[i, option.kind.value] for i, option in enumerate(row)] for kind, row in rows.items()}
 
 
-def _with_damage(damage_of: DamageOf, options: list[list[Option]]) -> list[list[Option]]:
+def _with_damage(damage_of: DamageOf, options: list[list[QuantizedTensor]]) -> list[list[QuantizedTensor]]:
     """The options with their damage measured, each alone."""
     choices = alone([[option.point.quantizer for option in own] for own in options])
     damages = iter(damage_of(choices, "Measure sensitivity", INPUTS))

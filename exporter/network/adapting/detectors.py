@@ -30,7 +30,7 @@ from torchvision.ops import boxes as box_ops
 from torchvision.ops import poolers
 
 DETECTORS = (GeneralizedRCNN, SSD, RetinaNet, FCOS)
-"""Their classes; `graph.is_detector` asks."""
+"""Their classes; `source.is_torchvision_detector` asks."""
 
 OUTPUTS = {"boxes": "boxes", "scores": "scores", "labels": "labels", "masks": "masks", "keypoints": "heatmaps"}
 """What a detector gives, by torchvision's names: (N, 4) float32 corners in pixels of the input, (N,) float32,

@@ -17,7 +17,7 @@ from splitwire.network import parse_constants, parse_outputs, parse_size
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from splitwire.exporter.planning.plan import Option, PlannedCut
+    from splitwire.exporter.planning.plan import Placement, PlannedCut
     from splitwire.planning import PlanResult
 
 WIDTH = 100
@@ -155,7 +155,7 @@ def document(result: PlanResult) -> dict[str, Any]:
     }
 
 
-def _option(option: Option | None) -> dict[str, Any] | None:
+def _option(option: Placement | None) -> dict[str, Any] | None:
     if option is None:
         return None
     latency = {f"{stage}_ms": ms for stage, ms in dataclasses.asdict(option.latency).items()}
@@ -216,7 +216,7 @@ def table(result: PlanResult) -> Table:
     for name in [*columns, *(["mJ"] if energy else [])]:
         grid.add_column(name, justify="right", no_wrap=True)
 
-    def row(label: str, cells: list[str], sizes: list[str], down: str, option: Option | None, back: str) -> None:
+    def row(label: str, cells: list[str], sizes: list[str], down: str, option: Placement | None, back: str) -> None:
         best = option is not None and option == p.recommended
         link, total = ("–", "–") if option is None else (_ms(option.latency.link), _ms(option.latency.total))
         cells = [escape(_shortened(label, best)), *cells, *sizes, down, link, back, total]
@@ -256,7 +256,7 @@ def _shortened(label: str, best: bool) -> str:
     return ("…" + label[1 - room :] if len(label) > room else label) + (" *" if best else "")
 
 
-def _options(result: PlanResult) -> list[Option]:
+def _options(result: PlanResult) -> list[Placement]:
     p = result.plan
     return [o for o in (p.on_device, p.jpeg, *(c.option for c in p.cuts)) if o is not None]
 

@@ -68,7 +68,7 @@ def activations(source):
 def test_shapes_of_a_torchscript_export(file, monkeypatch):
     """Without the measuring not all tensors behind the shuffle are cuts; with it every shape is what comes."""
     with monkeypatch.context() as patch:
-        patch.setattr(graph, "settle", lambda model, shape: None)
+        patch.setattr(graph, "complete_shapes", lambda model, shape: None)
         before = graph.from_file(file)
     source = graph.from_file(file)
     fewer = cuts.find_cuts(before.graph, Names(before.graph))
@@ -101,7 +101,7 @@ def test_batch_without_a_name(file, tmp_path):
 
 def parsed(text: str) -> ir.Model:
     model = ir.from_proto(onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 18]> agraph {text}'))
-    shapes.settle(model, (1, 4))
+    shapes.complete_shapes(model, (1, 4))
     return model
 
 
@@ -149,7 +149,7 @@ def test_nothing_runs_where_nothing_is_missing(file, monkeypatch):
         raise AssertionError("measured again")
 
     monkeypatch.setattr(shapes, "_measure", run)
-    shapes.settle(source.model, source.input_shape)
+    shapes.complete_shapes(source.model, source.input_shape)
 
 
 def test_a_graph_that_does_not_run_is_left_alone():

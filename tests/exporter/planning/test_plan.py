@@ -28,7 +28,7 @@ from splitwire.exporter.planning import plan as planner
 from splitwire.exporter.planning.dead_leaves import dead_leaves
 from splitwire.exporter.planning.devices import ESTIMATES
 from splitwire.exporter.planning.links import Link, parse_bandwidth, parse_duration
-from splitwire.exporter.planning.plan import HEAD_BYTES, Latency, Option, Plan, PlannedCut, plan_cuts, recommend
+from splitwire.exporter.planning.plan import HEAD_BYTES, Latency, Placement, Plan, PlannedCut, plan_cuts, recommend
 from splitwire.exporter.planning.quick import mean_jpeg_bytes, quick_bits, shortlist
 
 SIDE = 64
@@ -158,8 +158,8 @@ def test_shortlist_leaves_out_what_an_activation_follows():
     assert shortlist([cut(100), shaped, flat], [1.0, 1.0, 1.0], [10, 10, 10], 12) == [1]
 
 
-def option(kind: Literal["device", "jpeg", "cut"], total: float) -> Option:
-    return Option(kind=kind, label=kind, latency=Latency(front=total))
+def option(kind: Literal["device", "jpeg", "cut"], total: float) -> Placement:
+    return Placement(kind=kind, label=kind, latency=Latency(front=total))
 
 
 def planned(label: str, total: float | None) -> PlannedCut:
