@@ -30,6 +30,9 @@ test: $(VENV)/.dev $(VENV)/.weights lint ## lint, then all tests (ARGS='-k frame
 lint: $(VENV)/.dev ## ruff, mypy --strict (tests too), and the import rules between the rooms
 	$(RUN) .ci/lint.py
 
+api: $(VENV)/.dev ## write docs/api.md from docstrings and signatures
+	$(RUN) .ci/api.py
+
 format: $(VENV)/.dev ## rewrite the sources the way ruff wants them
 	$(RUN) -m ruff check --fix-only --quiet .
 	$(RUN) -m ruff format .

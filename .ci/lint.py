@@ -35,14 +35,14 @@ def bases() -> list[str]:
     return [*named, ".ci"]
 
 
-def lay_out() -> None:
-    """Copy the sources to build/lint as the wheel has them; times are kept, so that mypy's cache stays valid."""
-    shutil.rmtree(COPY, ignore_errors=True)
+def lay_out(copy: Path = COPY) -> None:
+    """Copy the sources to `copy` as the wheel has them; times are kept, so that mypy's cache stays valid."""
+    shutil.rmtree(copy, ignore_errors=True)
     places = [(package.replace(".", "/"), folder) for package, folder in rooms().items()]
     for place, folder in [*places, *((folder, folder) for folder in BESIDE)]:
         for source in (ROOT / folder).rglob("*"):
             if source.suffix == ".py" or source.name == "py.typed":
-                target = COPY / place / source.relative_to(ROOT / folder)
+                target = copy / place / source.relative_to(ROOT / folder)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(source, target)
 

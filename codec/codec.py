@@ -40,6 +40,7 @@ class DecodedFrame:
     """What a frame decodes to: the tensors, and what the header says.
 
     tensors: one (B, *shape) float32 array per tensor of the profile. op: name of the operating point.
+    frame_id: the number given at encoding. batch: images in the frame.
     concealed: indices of the damaged chunks, whose planes hold the calibration mean; empty without `conceal`.
     sizes: one int64 vector for each vector of sizes in the profile; mostly none.
     """

@@ -160,9 +160,9 @@ class Quantizer(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     levels: N reconstruction values, strictly increasing, each exactly a float32; the outermost are c_min and c_max.
     thresholds: N − 1 decision values, non-decreasing, each exactly a float32.
-    Comparisons need no rounding, so every machine makes the same decision (docs/bitstream.md).
+        Comparisons need no rounding, so every machine makes the same decision (docs/bitstream.md).
     mean_preserving: the encoder takes the level below an element or the one above it, so that the mean of each plane
-        stays (quantizer.py). It needs evenly spaced levels. Unset: no. The decoder does not depend on it.
+        stays. It needs evenly spaced levels. Unset: no. The decoder does not depend on it.
     Source: Cohen et al. 2021 (uniform with pinned ends, and its entropy-constrained variant).
     """
 
@@ -304,7 +304,7 @@ def check_point(spec: TensorSpec, point: TensorPoint) -> None:
 
 
 class SizeSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A vector of sizes that the back needs and cannot derive from the tensors: `length` int64 from 0 to MAX_DIM."""
+    """A vector of sizes that the back needs and cannot derive from the tensors: `length` int64 from 0 to 2²⁶."""
 
     name: str
     length: Annotated[int, Meta(ge=1, le=MAX_SIZES)]
@@ -393,7 +393,7 @@ class CodecProfile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         raise ProfileError(f"operating point {wanted!r} is not in this profile; it has {known}")
 
     def to_json(self) -> str:
-        """The profile as JSON, for `metadata_props[METADATA_KEY]`."""
+        """The profile as JSON, as it lies in the metadata of both graphs."""
         return msgspec.json.encode(self).decode()
 
     @classmethod

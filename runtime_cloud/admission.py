@@ -27,9 +27,12 @@ the connection of a larger one is closed."""
 
 @dataclass(frozen=True, kw_only=True)
 class ServerLimits:
-    """max_body: bytes of one request's body. max_buffered: bytes of all bodies in memory. concurrency: inferences at
+    """What the server accepts at once; it refuses more (docs/runtime.md).
+
+    max_body: bytes of one request's body. max_buffered: bytes of all bodies in memory. concurrency: inferences at
     once. queue: requests that may wait for one. body_timeout: seconds for a body to arrive. retry_after: seconds that a
-    refused client is asked to wait."""
+    refused client is asked to wait.
+    """
 
     max_body: int = 16 << 20
     max_buffered: int = 256 << 20

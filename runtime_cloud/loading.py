@@ -14,7 +14,7 @@ BACK = "back.onnx"
 
 
 class Models:
-    """What a server serves. Raises UsageError for two models of one pair, or for none at all."""
+    """The back halves that a server serves. Raises UsageError for two models of one pair, or for none at all."""
 
     def __init__(self, sessions: Sequence[CloudSession]) -> None:
         self._by_fingerprint: dict[bytes, CloudSession] = {}
@@ -69,7 +69,7 @@ def describe(session: CloudSession) -> dict[str, Any]:
 
 
 def load_models(directory: str | Path, *, threads: int | None = None, providers: Sequence[str] | None = None) -> Models:
-    """Load DIR/back.onnx and DIR/*/back.onnx.
+    """Load the back halves that a server serves: DIR/back.onnx and DIR/*/back.onnx.
 
     Raises UsageError (no such directory, no back.onnx in it, one pair twice) and what CloudSession raises.
     """

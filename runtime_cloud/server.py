@@ -96,7 +96,7 @@ def create_app(
     on_ready: Callable[[], None] | None = None,
     on_failure: Callable[[Exception], None] | None = None,
 ) -> Starlette:
-    """The server as an ASGI application; `app.state.api` is its Api.
+    """The server as an ASGI application, for an ASGI server of your own.
 
     The models are warmed up in the background once the application starts: it is live at once, ready later. on_ready,
     on_failure: called in the event loop when that is done, or has failed.

@@ -21,7 +21,10 @@ from .graph import Float32Array, open_back
 
 @dataclass(frozen=True, kw_only=True)
 class CloudResult:
-    """One inference. outputs: by name, in graph order. decode_ms, back_ms: milliseconds. batch: images in the frame."""
+    """The outputs for one frame, and how long they took.
+
+    outputs: by name, in graph order. decode_ms, back_ms: milliseconds. batch: images in the frame.
+    """
 
     outputs: Outputs
     decode_ms: float
@@ -34,7 +37,8 @@ class CloudResult:
 class CloudSession:
     """The codec and the back half of one pair. Safe to share between threads; `decode`, `run_back` are its stages.
 
-    back: path of back.onnx. threads, providers: see `graph.open_back`. Raises UsageError, ProfileError, DeviceError.
+    back: path of back.onnx. threads: of one inference; None lets ONNX Runtime choose. providers: of ONNX Runtime,
+    in order of preference; None for the CPU. Raises UsageError, ProfileError, DeviceError.
     """
 
     def __init__(self, back: str | Path, *, threads: int | None = None, providers: Sequence[str] | None = None) -> None:
@@ -74,7 +78,7 @@ class CloudSession:
         )
 
     def handle(self, frame: bytes) -> bytes:
-        """Frame → reply bytes (codec/reply.py): what a server does, and all that a LoopbackTransport needs."""
+        """Frame → reply bytes: what a server does, and all that a LoopbackTransport needs."""
         result = self.infer(frame)
         return encode_reply(
             result.outputs, frame_id=result.frame_id, decode_ms=result.decode_ms, back_ms=result.back_ms

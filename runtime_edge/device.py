@@ -56,8 +56,9 @@ def measure_device(
 ) -> DeviceProfile:
     """Time this machine; about 6 seconds, and more on slow ones. Run it on an idle machine: medians are taken.
 
-    name: of the profile; architecture and number of threads if None. threads, providers: as for `open_front`; the
-    profile holds for them. progress(stage, done, total): called as it goes.
+    name: of the profile; architecture and number of threads if None. threads, providers: as for EdgeSession; the
+    profile holds for them. progress: called as progress(stage, done, total).
+
     Power is not measured: add compute_watts and radio_joules_per_byte to the file where they are known.
     Raises UsageError (threads), DeviceError (a provider that is not here, or a probe that fails).
     """

@@ -39,7 +39,10 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class ClassScore:
-    """probability: in [0, 1]; of a network with a sigmoid per class, of this class alone."""
+    """One class of a classification.
+
+    probability: in [0, 1]; of a network with a sigmoid per class, of this class alone.
+    """
 
     label: str
     index: int
@@ -48,14 +51,17 @@ class ClassScore:
 
 @dataclass(frozen=True, kw_only=True)
 class Classes:
-    """The likeliest first."""
+    """What a classification found: the likeliest classes first."""
 
     top: tuple[ClassScore, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Detection:
-    """box: (left, top, right, bottom) in pixels of the picture, within it. score: in [0, 1]."""
+    """One box of a detection.
+
+    box: (left, top, right, bottom) in pixels of the picture, within it. score: in [0, 1].
+    """
 
     label: str
     index: int
@@ -65,7 +71,10 @@ class Detection:
 
 @dataclass(frozen=True, kw_only=True)
 class Detections:
-    """The best score first. below: how many more there are, of scores under min_score."""
+    """What a detection found: the boxes, the best score first.
+
+    below: how many more there are, of scores under min_score.
+    """
 
     boxes: tuple[Detection, ...]
     below: int
@@ -74,7 +83,10 @@ class Detections:
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
-    """share: of the part of the picture that the network sees, in [0, 1]."""
+    """One class of a segmentation.
+
+    share: of the part of the picture that the network sees, in [0, 1].
+    """
 
     label: str
     index: int
@@ -83,8 +95,11 @@ class Segment:
 
 @dataclass(frozen=True, kw_only=True)
 class Segments:
-    """The largest first. mask: (H, W) numbers of classes, of the part of the picture `box` (left, top, right, bottom),
-    in pixels of the picture."""
+    """What a segmentation found: the classes, the largest first.
+
+    mask: (H, W) numbers of classes, of the part of the picture `box` (left, top, right, bottom),
+    in pixels of the picture.
+    """
 
     classes: tuple[Segment, ...]
     mask: NDArray[np.int64]
@@ -93,7 +108,10 @@ class Segments:
 
 @dataclass(frozen=True, kw_only=True)
 class Value:
-    """One output. low, high: of its finite elements; None where it has none."""
+    """One output of a network whose task is not known.
+
+    low, high: of its finite elements; None where it has none.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -104,12 +122,13 @@ class Value:
 
 @dataclass(frozen=True, kw_only=True)
 class Values:
-    """Outputs of no known task."""
+    """Shapes and ranges of the outputs, where the task is not known."""
 
     outputs: tuple[Value, ...]
 
 
 Findings = Classes | Detections | Segments | Values
+"""What `EdgeSession.find` returns, by the task of the network."""
 
 
 def find(

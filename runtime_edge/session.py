@@ -34,7 +34,10 @@ FRAME_ID_MASK = (1 << 32) - 1
 
 
 class State(enum.Enum):
-    """NEW: the graph is loaded. OPEN: in use. CLOSED: for good; its transport is closed with it."""
+    """Where an EdgeSession is in its life.
+
+    NEW: the graph is loaded. OPEN: in use. CLOSED: for good; its transport is closed with it.
+    """
 
     NEW = "new"
     OPEN = "open"
@@ -63,7 +66,7 @@ class Timings:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitResult:
-    """One inference.
+    """The outputs for one batch, and what they cost in bytes and time.
 
     outputs: the whole network's outputs by name, in its order. op: the operating point the frame was coded at.
     bytes_sent: what crossed the socket towards the cloud, HTTP head and retries included. frame_bytes: the frame alone.
@@ -95,7 +98,8 @@ class EdgeSession:
             result = session.infer(x)
 
     front: path of front.onnx. transport: the session closes it. op: operating point of every frame that names no other;
-    None for the profile's default. threads, providers: see `graph.open_front`.
+    None for the profile's default. threads: of one inference; None lets ONNX Runtime
+    choose. providers: of ONNX Runtime, in order of preference; None for the CPU.
     Raises UsageError, ProfileError, DeviceError (opening the graph), ProfileError (no such operating point).
 
     `infer` may be called from several threads. `run_front`, `encode` and `send` are its stages, each of use alone.
@@ -194,8 +198,9 @@ class EdgeSession:
         top: int = 3,
         min_score: float = MIN_SCORE,
     ) -> Findings:
-        """What the network found in the first image of a result: Classes, Detections, Segments or Values
-        (findings.py). size: (width, height) of the picture, in whose pixels boxes are then. Raises UsageError."""
+        """What the network found in the first image of a result: Classes, Detections, Segments or Values.
+
+        size: (width, height) of the picture, in whose pixels boxes are then. Raises UsageError."""
         return find(result.outputs, self.profile, size=size, task=task, top=top, min_score=min_score)
 
     def preprocess(self, image: Picture, *, order: str = "rgb") -> Input:

@@ -81,17 +81,21 @@ class LoopbackTransport:
         self._handler = handler
 
     def send(self, frame: bytes) -> Reply:
+        """Hand a frame to the handler. Raises what the handler raises, or BadResponse for what is no reply."""
         answer = self._handler(frame)
         return _reply(decode_reply(answer), sent=len(frame), received=len(answer), attempts=1)
 
     def close(self) -> None:
-        return None
+        """Do nothing: there is no connection."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Timeouts:
-    """Seconds. connect: to a connection. read: without a byte of the answer. write: without a byte accepted.
-    pool: until one of the connections is free, when several threads share a transport."""
+    """How long an HttpTransport waits, in seconds.
+
+    connect: to a connection. read: without a byte of the answer. write: without a byte accepted. pool: until one of the
+    connections is free, when several threads share a transport.
+    """
 
     connect: float = 5.0
     read: float = 30.0
@@ -153,7 +157,7 @@ class HttpTransport:
         return str(self._url)
 
     def send(self, frame: bytes) -> Reply:
-        """Post one frame. Raises TransportError (see the module), or the error that the server named."""
+        """Post one frame and wait for its reply. Raises TransportError, or the error that the server named."""
         if self._closed:
             raise UsageError("this HttpTransport is closed; make a new one")
         tally = self._wire.start_tally()

@@ -30,9 +30,10 @@ IMAGES = 32
 
 @dataclass(frozen=True, kw_only=True)
 class PlanResult:
-    """plan: the figures (exporter/planning/plan.py). model: its name. input_shape: (1, C, H, W).
+    """What `splitwire.plan` found.
 
-    pictures: what the quick calibration ran on, in words; synthetic: whether they were made up. weights: in words.
+    plan: the figures. model: the name of the network. input_shape: (1, C, H, W).
+    pictures: what the quick calibration ran on, in words. synthetic: whether they were made up. weights: in words.
     notes: what the user should know, one sentence each.
     """
 

@@ -46,7 +46,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, kw_only=True)
 class Skipped:
-    """A file that could not be read."""
+    """A calibration image that could not be read, and why."""
 
     path: str
     reason: str

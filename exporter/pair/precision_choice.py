@@ -173,7 +173,7 @@ class Figures:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What one option is to be judged by.
+    """An int8 front or a float16 back beside float32: what it gains and costs.
 
     inputs: how many were measured; they are of the calibration, not held out: what is fitted to them is two numbers
     per activation. batch: of the timed runs; 1 unless the graph fixes another. kept: whether the option was accepted.

@@ -15,7 +15,10 @@ DEFAULT_RTT = "20ms"
 
 @dataclass(frozen=True, kw_only=True)
 class Link:
-    """bits_per_second: each way. rtt_ms: milliseconds of one round trip."""
+    """A link between edge and cloud.
+
+    bits_per_second: each way. rtt_ms: milliseconds of one round trip.
+    """
 
     bits_per_second: float
     rtt_ms: float

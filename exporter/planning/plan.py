@@ -93,11 +93,13 @@ class Placement:
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedCut:
-    """One cut. macs_share, parameters_share: of the network's, in [0, 1], that the edge takes.
+    """One cut and what it costs.
+
+    macs_share, parameters_share: of the network's, in [0, 1], that the edge takes.
 
     front_ms, back_ms: estimated. down: bytes of the outputs that the back half makes. rates: of the quick calibration,
-    () where there was none; reason: why it failed.
-    option: at RANKED_BY levels; None without rates or without a link.
+    () where there was none. reason: why it failed.
+    option: at the plan's `ranked_by` levels; None without rates or without a link.
     """
 
     cut: Cut
@@ -113,7 +115,9 @@ class PlannedCut:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """macs, parameters: of the network. images: used by the quick calibration. cuts: in execution order.
+    """The figures of a plan: every cut beside the device alone and a JPEG, and what is recommended.
+
+    macs, parameters: of the network. images: used by the quick calibration. cuts: in execution order.
 
     jpeg: None without a link, or where the input is no picture. jpeg_bytes: of the picture alone.
     recommended: the option with the least end-to-end latency. best_cut: the cut with the least, None without any.

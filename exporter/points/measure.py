@@ -57,7 +57,7 @@ Reference = Callable[[Float32Array], list[Array]]
 
 @dataclass(frozen=True, kw_only=True)
 class PointMeasure:
-    """One operating point on the kept inputs. Exactly one of the two figures is set.
+    """How well one operating point keeps the answers of the calibration inputs. Exactly one of the two figures is set.
 
     agreement: share of the answers that stay, in [0, 1], for task "classes" and "detections".
     relative_error: ‖ŷ − y‖ / ‖y‖ over all inputs, otherwise.

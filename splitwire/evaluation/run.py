@@ -79,7 +79,7 @@ def evaluate(
 ) -> Evaluation:
     """Measure accuracy against bytes for the pair in `folder`, and for what a user would send instead.
 
-    data: what `open_data` takes: an ImageFolder, pictures without labels, a COCO JSON, an .npz, a dict of arrays as in
+    data: an ImageFolder, pictures without labels, a COCO JSON, an .npz, a dict of arrays as in
         an .npz ("images" (n, H, W[, 3]) uint8 or "inputs" (n, C, H, W) float32, and "labels" (n,)); or a Dataset.
     annotations: the COCO JSON where `data` is the folder of its pictures.
     out: folder of results.json, results.csv, report.html and plots/; FOLDER/evaluation if None.
@@ -87,7 +87,7 @@ def evaluate(
         whose upper 95 % bound of the loss is within it becomes the default of both graphs; their fingerprint stays. If
         there is none, nothing is changed, and the result's `chosen` is None.
     limit: most images to use, evenly spread. metric: "module:function" (docs/evaluate.md).
-    contenders: short names, as contenders.KEYS has them; None for all. splitwire's own points are always measured.
+    contenders: short names (docs/evaluate.md); None for all. splitwire's own points are always measured.
     progress: called as progress(stage, done, total).
 
     What has been measured is kept in `out` until the results are there: after an interruption, a kill too, the same

@@ -11,6 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import splitwire
 from splitwire.codec import errors
 
@@ -20,6 +22,7 @@ DEVELOPERS = {"architecture.md", "developing.md"}
 """Pages about the code itself, which name modules."""
 FOR_EVERYBODY = {
     "splitwire.models",  # `from splitwire.models import detector`: the network that the catalogue does not know by name
+    "splitwire.NAME",  # any of them
     "splitwire.codec",  # the name of its logger
     "splitwire.profile",  # the key in the metadata of both graphs
 }
@@ -75,6 +78,26 @@ def test_documents_name_public_names_only():
                 unknown.append(f"{page.name}: {module}")
     assert not unknown
     assert {"export", "EdgeSession", "Preprocessing", "read_results"} <= named
+
+
+def test_the_page_about_them_is_current():
+    """docs/api.md is what `make api` writes now: every public name with its signature and its docstring."""
+    pytest.importorskip("griffe", reason="griffelib is not installed; `make` installs it (splitwire[dev])")
+    run = subprocess.run(
+        [sys.executable, ".ci/api.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_every_public_name_says_what_it_is():
+    """A sentence first, before parameters and fields; without modules of ours, which a user does not know."""
+    page = (ROOT / "docs/api.md").read_text(encoding="utf-8")
+    entries = dict(re.findall(r"^### (\w+)\n(.*?)(?=^##|\Z)", page, re.MULTILINE | re.DOTALL))
+    assert set(entries) | {name for name in splitwire.__all__ if f"\n| {name} | " in page} == set(splitwire.__all__)
+    for name, entry in entries.items():
+        _, _, said = entry.partition("```\n\n") if entry.lstrip().startswith("```") else ("", "", entry.strip())
+        assert re.match(r"[A-Z(`][^\n]{15,}", said), f"{name} does not begin with a sentence: {said[:60]!r}"
+        assert not re.findall(r"\b\w+\.py\b", entry), f"{name} names a module"
 
 
 def test_names_of_the_edge_and_the_cloud_load_no_torch():

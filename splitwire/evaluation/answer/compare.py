@@ -42,7 +42,7 @@ HEADINGS = {**TITLES, "top1": "Top-1", "top5": "Top-5", "agreement": "agreement"
 class Standing(Struct, frozen=True, kw_only=True):
     """The cheapest setting of a family within the budget.
 
-    bytes, bits_per_element, encode_ms, loss: as in results.Point. ratio: its bytes over splitwire's, None where no
+    bytes, bits_per_element, encode_ms, loss: as in MeasuredPoint. ratio: its bytes over splitwire's, None where no
     setting of splitwire's qualifies. certain: the upper bound of the loss is within the budget too. untried: the
     setting, where it is the lowest of its ladder that was measured and lower ones exist: the family may do with fewer
     bytes; None where the next lower one is known to lose too much, or there is none.
@@ -108,9 +108,9 @@ class Comparison(Struct, frozen=True, kw_only=True):
 
 
 def compare(evaluation: Evaluation, max_loss: float | None = None, *, upper: bool = False) -> Comparison:
-    """Per family the setting with the fewest bytes whose loss is at most `max_loss`, and what follows.
+    """Find, for each contender, the setting with the fewest bytes whose loss is at most `max_loss`.
 
-    max_loss: of the main figure, in its own unit; None: the evaluation's budget, or USUAL_LOSS. upper: the upper bound
+    max_loss: of the main figure, in its own unit; None: the evaluation's budget, or 0.01. upper: the upper bound
     of the loss counts, as for the operating point that `evaluate` chooses.
     Raises UsageError for a negative one, or one of a share that is not below 1.
     """

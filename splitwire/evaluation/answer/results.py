@@ -19,7 +19,7 @@ Sends = Literal["features", "image"]
 
 
 class Estimate(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A figure with its 95 % interval from the bootstrap over images."""
+    """A figure with the bounds of its 95 % interval from the bootstrap over images."""
 
     value: float
     low: float
@@ -108,7 +108,7 @@ class Disagreement(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 class Evaluation(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One evaluation of one pair on one set of images.
 
-    command: what repeats it. machine: processor, cores, versions, as benchmarks' machine(). elements: at the cut, of
+    command: what repeats it. machine: processor, cores, versions. elements: at the cut, of
     one image. figure: name of the main figure, which losses are of. whole: figures of the whole network.
     points: splitwire's first, in the profile's order. default_op: of the pair, after this evaluation. max_loss: the
     budget that was given, of the main figure. chosen: the operating point that it chose, None if none qualifies or no
@@ -158,7 +158,10 @@ class Evaluation(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 def read_results(folder: Path) -> Evaluation:
-    """The results in `folder`. Raises UsageError if there are none, or of another version."""
+    """Read the results.json that `evaluate` wrote into `folder`.
+
+    Raises UsageError if there is none, or it is of another version.
+    """
     path = folder / FILE
     try:
         return msgspec.json.decode(path.read_bytes(), type=Evaluation)

@@ -31,12 +31,12 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """One image.
+    """One image of a Dataset: what the network is given, and what an image codec is given.
 
     name: as in the data. x: (C, H, W) float32, the network's input. picture: what an image codec is given: the
     network's view, resized and cropped but not normalised, "RGB" or "L"; the original where that has fewer pixels; None
-    for arrays of inputs. target: class number; of detection a coco.Truth (boxes in pixels of the input); what `labels`
-    of an .npz holds for a user's metric; None without labels.
+    for arrays of inputs. target: class number; of detection a DetectionTruth (boxes in pixels of the input); what
+    `labels` of an .npz holds for a user's metric; None without labels.
     """
 
     name: str
@@ -46,7 +46,9 @@ class Item:
 
 
 class Dataset(ABC):
-    """Images by number. source: in words. digest: SHA-256 of names, sizes and targets, hex; of arrays, their contents.
+    """Images to evaluate on, by number: derive from it for data that no file holds.
+
+    source: where they are from, in words. digest: SHA-256 of names, sizes and targets, hex; of arrays, their contents.
 
     targets: one per image as the data has them, None without labels. pictures: whether items have pictures.
     """
@@ -69,8 +71,8 @@ class Dataset(ABC):
 
     @abstractmethod
     def item(self, i: int) -> Item:
-        """The i-th. Safe to call from several threads. Raises UsageError if the picture cannot be read: skip it, and
-        say so."""
+        """The i-th image. Safe to call from several threads. Raises UsageError if the picture cannot be read: skip it,
+        and say so."""
 
     @abstractmethod
     def input_of(self, picture: Image.Image) -> Float32Array:
