@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import torch
 from PIL import Image
 from torch import nn
+from torch.utils.data import Dataset
 
 from splitwire.exporter.network.inference import Graph
 from splitwire.exporter.network.source import Source
@@ -92,6 +94,22 @@ def write_images(folder: Path, n: int, classes: int = 2) -> list[Path]:
         files.append(place / f"{i:03}.png")
         Image.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(files[-1])
     return files
+
+
+class Items(Dataset[Any]):
+    """Map-style, as users write them: (input, label) by number, no iteration."""
+
+    def __init__(self, items, label=True):
+        self.items = items
+        self.label = label
+        self.asked: list[int] = []
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, i):
+        self.asked.append(i)
+        return (self.items[i], i) if self.label else self.items[i]
 
 
 DISK_FAULTS = {"write": ("fsync", 2), "rename first": ("replace", 1), "rename second": ("replace", 2)}

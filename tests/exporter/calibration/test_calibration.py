@@ -1,10 +1,9 @@
-"""Calibration: every kind of source, an interrupted pass that goes on, and how soon the ranges settle."""
+"""Calibration: every kind of source, and how soon the ranges settle."""
 
 from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -12,15 +11,14 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
-from exporter_helpers import SHAPE, Net, inputs, network, write_images
+from exporter_helpers import SHAPE, Items, inputs, write_images
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from splitwire.codec.design import FeatureStatistics
-from splitwire.codec.errors import NonFiniteFeatures, UsageError
+from splitwire.codec.errors import UsageError
 from splitwire.codec.preprocessing import load
 from splitwire.codec.profile import Preprocessing, TensorSpec
-from splitwire.exporter.calibration import checkpoint
 from splitwire.exporter.calibration.calibrate import calibrate
 from splitwire.exporter.calibration.convergence import Settling
 from splitwire.exporter.calibration.inputs import open_inputs
@@ -41,22 +39,6 @@ def read(calibration, limit=512, preprocessing=PREPROCESSING):
 
 
 # Sources
-
-
-class Items(Dataset[Any]):
-    """Map-style, as users write them: (input, label) by number, no iteration."""
-
-    def __init__(self, items, label=True):
-        self.items = items
-        self.label = label
-        self.asked = []
-
-    def __len__(self):
-        return len(self.items)
-
-    def __getitem__(self, i):
-        self.asked.append(i)
-        return (self.items[i], i) if self.label else self.items[i]
 
 
 def pictures(folder: Path, n: int) -> list[Image.Image]:
@@ -246,148 +228,11 @@ def test_a_video_without_pyav(tmp_path, monkeypatch):
         read(tmp_path / "a.mp4")
 
 
-# An interrupted pass
-
-
-class Interrupted(Exception):
-    """Not one of ours: as a kill would end the run."""
-
-
-def interrupted(at: int):
-    def progress(stage, done, total):
-        if stage == "Calibrate" and done >= at:
-            raise Interrupted
-
-    return progress
+# Statistics and settling
 
 
 def files(folder: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in folder.iterdir()}
-
-
-def sources(folder: Path):
-    paths = write_images(folder / "images", 50)
-    paths[3].write_text("no image")
-    paths[33].write_text("no image")
-    return {"folder": folder / "images", "array": inputs(50), "dataset": Items(inputs(50))}
-
-
-@pytest.mark.parametrize("kind", ["folder", "array", "dataset"])
-@pytest.mark.parametrize("at", [8, 24])
-def test_an_interrupted_calibration_goes_on_to_the_same_bytes(model, tmp_path, monkeypatch, kind, at):
-    source = sources(tmp_path)[kind]
-    options = {"calibration": source, "preprocessing": PREPROCESSING}
-    export(model, tmp_path / "whole", **options)
-    monkeypatch.setattr(checkpoint, "INTERVAL_S", 0.0)
-    monkeypatch.setattr(checkpoint, "SHARE", 1e9)
-    out = tmp_path / "new" / "out"
-    with pytest.raises(Interrupted):
-        export(model, out, progress=interrupted(at), **options)
-    assert list(files(out)) == [checkpoint.NAME]
-    calls = []
-    result = export(model, out, progress=lambda *step: calls.append(step), **options)
-    assert any(f"interrupted run had left it, after {at} inputs" in n for n in result.notes)
-    assert next(done for stage, done, _ in calls if stage == "Calibrate") == at + 8
-    assert files(out) == files(tmp_path / "whole")
-    if kind == "folder":
-        assert [Path(s.path).name for s in result.skipped] == ["003.png", "033.png"]
-    else:
-        assert result.skipped == ()
-
-
-def test_a_skipped_part_is_not_read_again(model, tmp_path, monkeypatch):
-    source = Items(inputs(40))
-    monkeypatch.setattr(checkpoint, "INTERVAL_S", 0.0)
-    monkeypatch.setattr(checkpoint, "SHARE", 1e9)
-    with pytest.raises(Interrupted):
-        export(model, tmp_path, progress=interrupted(24), calibration=source)
-    source.asked.clear()
-    export(model, tmp_path, calibration=source)
-    assert sum(i < 24 for i in source.asked) < 24  # those of the spot checks and of the verification
-    assert set(range(24, 40)) <= set(source.asked)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"calibration": inputs(24) + np.float32(1)},
-        {"images": 20},
-        {"levels": (2, 3)},
-        {"cut": "layer2"},
-        {"preprocessing": PREPROCESSING},
-    ],
-)
-def test_another_run_does_not_go_on_with_it(model, tmp_path, monkeypatch, change):
-    options = {"calibration": inputs(24)}
-    monkeypatch.setattr(checkpoint, "INTERVAL_S", 0.0)
-    with pytest.raises(Interrupted):
-        export(model, tmp_path / "out", progress=interrupted(8), **options)
-    result = export(model, tmp_path / "out", **options | change)
-    assert not any("interrupted" in n for n in result.notes)
-    export(model, tmp_path / "fresh", **options | change)
-    assert files(tmp_path / "out") == files(tmp_path / "fresh")
-
-
-@pytest.mark.parametrize(
-    "damage", [lambda d: d[: len(d) // 2], lambda d: b"", lambda d: d[:200] + bytes(100) + d[300:]]
-)
-def test_a_damaged_checkpoint_is_ignored(model, tmp_path, monkeypatch, damage):
-    monkeypatch.setattr(checkpoint, "INTERVAL_S", 0.0)
-    with pytest.raises(Interrupted):
-        export(model, tmp_path / "out", progress=interrupted(8), calibration=inputs(24))
-    path = tmp_path / "out" / checkpoint.NAME
-    path.write_bytes(damage(path.read_bytes()))
-    export(model, tmp_path / "out", calibration=inputs(24))
-    export(model, tmp_path / "fresh", calibration=inputs(24))
-    assert files(tmp_path / "out") == files(tmp_path / "fresh")
-
-
-def test_a_short_calibration_writes_no_checkpoint(model, tmp_path):
-    with pytest.raises(Interrupted):
-        export(model, tmp_path / "out", progress=interrupted(8))
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_generator_is_never_resumed(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "INTERVAL_S", 0.0)
-    with pytest.raises(Interrupted):
-        export(model, tmp_path / "out", progress=interrupted(8), calibration=iter(inputs(20)), input_shape=(1, *SHAPE))
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_full_disk_stops_no_calibration(model, tmp_path, monkeypatch):
-    def full(*_args, **_options):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(checkpoint, "INTERVAL_S", 0.0)
-    monkeypatch.setattr(np, "savez", full)
-    export(model, tmp_path / "out")
-    assert sorted(files(tmp_path / "out")) == ["back.onnx", "front.onnx"]
-
-
-class Overflowing(Net):
-    def forward(self, x):
-        return super().forward(torch.exp(x))
-
-
-def test_an_error_of_ours_leaves_no_checkpoint(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "INTERVAL_S", 0.0)
-    x = inputs(20)
-    x[17] = 300
-    with pytest.raises(NonFiniteFeatures, match="calibration item 17: "):
-        export(network(Overflowing), tmp_path / "a" / "b", calibration=x)
-    assert not (tmp_path / "a").exists()
-
-
-def test_a_checkpoint_holds_no_pickle(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "INTERVAL_S", 0.0)
-    with pytest.raises(Interrupted):
-        export(model, tmp_path, progress=interrupted(8))
-    with np.load(tmp_path / checkpoint.NAME, allow_pickle=False) as arrays:
-        assert all(arrays[name].dtype != object for name in arrays.files)
-
-
-# Statistics and settling
 
 
 def test_statistics_do_not_depend_on_the_threads(model):
