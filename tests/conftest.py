@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import kernels
 import pytest
 from filelock import FileLock
 from hypothesis import settings
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 from splitwire.codec import telemetry
 
 telemetry.set_variable()  # before a test file imports onnxruntime
+os.environ.setdefault("SPLITWIRE_CACHE_DIR", str(kernels.FOLDER))  # also for the processes that tests start
 
 # Times vary on a busy machine, and the first example may compile a kernel. What failed is printed, to be tried again.
 settings.register_profile("splitwire", deadline=None, print_blob=True)
