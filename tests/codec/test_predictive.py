@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import base64
 import itertools
-import os
-import subprocess
-import sys
 
 import msgspec
 import numpy as np
@@ -14,6 +11,7 @@ import pytest
 from codec_helpers import (
     UInt8Array,
     expected,
+    frames_of_several,
     make_profile,
     predicted_point,
     predicted_profile,
@@ -311,40 +309,17 @@ def test_a_damaged_chunk_is_concealed_and_changes_no_other() -> None:
     np.testing.assert_array_equal(np.delete(planes, range(9, 22), 0), np.delete(whole.reshape(33, 24), range(9, 22), 0))
 
 
-def test_frames_equal_the_oracle_compiled_and_interpreted() -> None:
-    """As in test_coders.py: two processes and plain Python, the same frames; beside a tensor of two axes and one."""
-    shapes, levels = ((17, 7, 5), (4, 6), (11,)), (2, 3, 8, 64)
-    program = (
-        "import sys; sys.path.insert(0, 'tests/helpers')\n"
-        "from codec_helpers import predicted_profile, relu_features\n"
-        "from splitwire.codec.codec import FeatureCodec\n"
-        f"shapes = {shapes}\n"
-        f"c = FeatureCodec(predicted_profile(shapes, {levels}, seed=6))\n"
-        "xs = [relu_features((2, *s), 11 + i) for i, s in enumerate(shapes)]\n"
-        "for point in c.profile.operating_points:\n"
-        "    frame = c.encode(xs, op=point.name, frame_id=7)\n"
-        "    assert c.decode(frame).op == point.name\n"
-        "    print(frame.hex())\n"
-    )
-    compiled, interpreted = (
-        subprocess.run(
-            [sys.executable, "-W", "error", "-W", "ignore:overflow:RuntimeWarning", "-c", program],
-            env={**os.environ, "NUMBA_DISABLE_JIT": flag},
-            capture_output=True, text=True, check=True, timeout=300,
-        ).stdout.split()
-        for flag in ("0", "1")
-    )  # fmt: skip
-    assert compiled == interpreted
-    codec = FeatureCodec(predicted_profile(shapes, levels, seed=6))
-    xs = [relu_features((2, *s), 11 + i) for i, s in enumerate(shapes)]
+def test_frames_of_several_tensors_equal_the_oracle() -> None:
+    """As in test_coders.py; beside a tensor of two axes and one."""
+    codec, xs, frames = frames_of_several("predictive")
     oracle = []
-    for op in range(len(levels)):
+    for op in range(len(codec.profile.operating_points)):
         planes = [
             level_indices(codec, op, i, x).reshape(-1, *spec.planes[1:]).tolist()
             for i, (x, spec) in enumerate(zip(xs, codec.profile.tensors, strict=True))
         ]
         oracle.append(write_frame(codec.profile.to_json(), op, 7, 2, planes).hex())
-    assert compiled == oracle
+    assert frames == oracle
 
 
 @settings(max_examples=200)

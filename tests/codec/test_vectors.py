@@ -6,10 +6,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 import vectors
+from codec_helpers import frames_of_several
 from make_vectors import level_planes
 from reference import write_frame
 from spec_reader import read_frame, read_sizes
@@ -21,8 +23,10 @@ from splitwire.codec.profile import CodecProfile
 from splitwire.codec.sizes import CODER_ID as SIZES
 
 TESTS = Path(__file__).parents[1]
+PYTHONPATH = os.pathsep.join([str(TESTS), str(TESTS / "helpers")])
 # Read when the tests are collected: a manifest that is missing ends the run, it does not empty it.
 NAMES = vectors.names()
+CODER_NAMES: tuple[Literal["rans", "cabac", "predictive"], ...] = ("rans", "cabac", "predictive")
 
 
 @pytest.fixture(params=NAMES)
@@ -102,6 +106,7 @@ def test_profile_is_written_back_as_it_was_read(vector: Vector) -> None:
 INTERPRETED = """
 import sys
 import numba, vectors
+from codec_helpers import SEVERAL, frames_of_several
 from splitwire.codec.codec import FeatureCodec
 from splitwire.codec.profile import CodecProfile
 from splitwire.codec.sizes import CODER_ID as SIZES
@@ -114,18 +119,21 @@ for name in sys.argv[1:]:
         assert vectors.is_made_as(v.frame, frame), name
     assert [vectors.digest(x) for x in codec.decode(v.frame).tensors] == v.decoded, name
     print(name)
+for coder in SEVERAL:
+    print(*frames_of_several(coder)[2], sep="\\n")
 """
 
 
 def test_interpreted_kernels_agree() -> None:
-    """NUMBA_DISABLE_JIT=1 in one child process for all."""
+    """NUMBA_DISABLE_JIT=1 in one child process for all; then frames of several tensors, of each coder, which
+    test_coders.py and test_predictive.py compare with the oracle."""
     child = subprocess.run(
         [sys.executable, "-W", "error", "-W", "ignore:overflow:RuntimeWarning", "-c", INTERPRETED, *NAMES],
-        env={**os.environ, "NUMBA_DISABLE_JIT": "1", "PYTHONPATH": str(TESTS)},
+        env={**os.environ, "NUMBA_DISABLE_JIT": "1", "PYTHONPATH": PYTHONPATH},
         capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     assert child.returncode == 0, child.stderr
-    assert child.stdout.split() == NAMES
+    assert child.stdout.split() == [*NAMES, *(f for coder in CODER_NAMES for f in frames_of_several(coder)[2])]
 
 
 def test_vectors_are_not_made_anew_by_accident(tmp_path: Path) -> None:

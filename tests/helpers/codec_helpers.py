@@ -200,6 +200,33 @@ def predicted_profile(shapes: tuple[tuple[int, ...], ...], levels: tuple[int, ..
     )  # fmt: skip
 
 
+SEVERAL: dict[str, tuple[tuple[tuple[int, ...], ...], tuple[int, ...]]] = {
+    "rans": (((6, 7, 5), (4, 6)), (2, 3, 4, 8, 40)),
+    "cabac": (((6, 7, 5), (4, 6)), (2, 3, 4, 8, 40)),
+    "predictive": (((17, 7, 5), (4, 6), (11,)), (2, 3, 8, 64)),
+}
+"""Coder → shapes of tensors of three, two and one axes, and numbers of levels."""
+
+
+def frames_of_several(
+    coder: Literal["rans", "cabac", "predictive"],
+) -> tuple[FeatureCodec, list[Float32Array], list[str]]:
+    """The codec of the tensors in SEVERAL, two images of features, and in hexadecimal a frame per operating point. What
+    each decodes to is encoded again, to the same frame."""
+    shapes, levels = SEVERAL[coder]
+    if coder == "predictive":
+        codec = FeatureCodec(predicted_profile(shapes, levels, seed=6))
+    else:
+        codec = FeatureCodec(make_profile(shapes, levels, coder=coder))
+    xs = [relu_features((2, *s), 11 + i) for i, s in enumerate(shapes)]
+    frames = []
+    for point in codec.profile.operating_points:
+        frame = codec.encode(xs, op=point.name, frame_id=7)
+        assert codec.encode(codec.decode(frame).tensors, op=point.name, frame_id=7) == frame
+        frames.append(frame.hex())
+    return codec, xs, frames
+
+
 def profile_of(shape: tuple[int, ...], point: TensorPoint, taps: Taps | None) -> CodecProfile:
     """One tensor at one operating point."""
     return CodecProfile(

