@@ -21,13 +21,13 @@ os.environ.setdefault("SPLITWIRE_CACHE_DIR", str(kernels.FOLDER))  # also for th
 settings.register_profile("splitwire", deadline=None, print_blob=True)
 settings.load_profile("splitwire")
 
-FIRST = ("test_readme", "test_startup", "test_demo", "test_precision", "test_packaging")
-"""Files that take minutes. Files are handed to the processes in order: none is left alone with one of these."""
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The slow files first."""
-    items.sort(key=lambda item: FIRST.index(item.path.stem) if item.path.stem in FIRST else len(FIRST))
+    """What takes a minute comes first, so that no process is left alone with it at the end; the demo is slow."""
+    for item in items:
+        if "demo_pair" in getattr(item, "fixturenames", ()):
+            item.add_marker("slow")
+    items.sort(key=lambda item: "system" not in item.path.parts)
 
 
 @pytest.fixture(scope="session")

@@ -50,6 +50,7 @@ def histograms(draw: st.DrawFn) -> Histogram:
     return measured((x * 10 ** draw(st.floats(-3, 3))).astype(np.float32))
 
 
+@pytest.mark.slow
 @settings(max_examples=400)
 @given(
     histogram=histograms(),
@@ -128,6 +129,7 @@ def test_fixed_point_is_the_one_of_the_formulas(weight: float, cost: Cost) -> No
             assert costs[i] <= min(costs) + 4 * histogram.width * (y[-1] - y[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("levels", [2, 3, 4, 8, 16])
 @pytest.mark.parametrize("location", [-0.6, 2.0])
@@ -217,6 +219,7 @@ def test_goes_through_the_codec_like_any_quantizer(coder: str) -> None:
     np.testing.assert_array_equal(codec.decode(codec.encode([x])).tensors[0], expected(codec, "e", 0, x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("coder", ["rans", "cabac"])
 @pytest.mark.parametrize("levels", [2, 4])
 def test_a_point_of_the_same_rate_has_less_error(levels: int, coder: Coder) -> None:

@@ -203,6 +203,7 @@ def test_hostile_frames_are_refused_or_harmless() -> None:
     assert report["forged"]["decoded to other features"] > 3 and report["most_bytes"] > 4 * LIMITS.elements
 
 
+@pytest.mark.slow
 def test_hostile_frames_of_the_predictive_coder_touch_nothing_outside() -> None:
     """With its kernels interpreted, an index out of range is an exception."""
     command = [sys.executable, "-W", "error", "-W", "ignore:overflow:RuntimeWarning", __file__]

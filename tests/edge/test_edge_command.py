@@ -248,6 +248,7 @@ def edge_process(pair: Pair, url: str, pictures: Path, *options: str) -> subproc
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_a_server_that_is_killed_costs_no_result(pair: Pair, many: Path):
     """200 pictures, a server that is not there at first, is killed in the middle and started again."""
     with Serving(pair.front.parent) as server:
@@ -288,6 +289,7 @@ def test_a_link_that_stays_down_keeps_what_was_done(pair: Pair, many: Path, caps
     assert len(said.err.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_was_done(served: Served, pair: Pair, many: Path):
     process = edge_process(pair, served.url, many, "--json", "--repeat", "20")
     assert process.stdout is not None

@@ -118,6 +118,7 @@ def test_figures_are_those_of_the_shipped_weights(results):
     assert sum(results.correct_per_class) == results.correct
 
 
+@pytest.mark.slow
 def test_accuracy_on_the_shipped_images_is_what_the_card_says(results):
     images, labels = demo.test_set()
     right = int((classifier_training.predict(demo.load_network(), images) == labels).sum())
@@ -208,6 +209,7 @@ def test_unknown_weights_say_what_there_is():
         catalogue.load("mobilenet_v2", "IMAGENET1K_V9")
 
 
+@pytest.mark.slow
 @PACKAGE
 def test_mobilenet_from_the_package(offline):
     default, first, full = (
@@ -340,6 +342,7 @@ def tiny(**changes: Any) -> classifier_training.Settings:
     return classifier_training.Settings(**{"epochs": 2, "batch": 32, "seed": 7} | changes)
 
 
+@pytest.mark.slow
 def test_resumed_training_ends_with_the_same_bits(tmp_path: Path, few: Few):
     straight, _ = classifier_training.train(*few, tiny(), tmp_path / "a.pt")
     classifier_training.train(*few, tiny(), tmp_path / "b.pt", stop_after=1)

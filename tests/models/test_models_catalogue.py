@@ -36,6 +36,7 @@ def default_weights(name):
 # Every network
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", networks.names())
 def test_every_torchvision_network_has_all_we_take(name):
     task = networks.task_of(name)
@@ -208,6 +209,7 @@ def same(loaded, network):
     return all(torch.equal(v, state[k]) for k, v in loaded.module.state_dict().items())
 
 
+@pytest.mark.slow
 def test_a_detector_from_a_file(tmp_path):
     network = random_network(SMALL_DETECTOR, num_classes=91)
     loaded = catalogue.load(SMALL_DETECTOR, save(tmp_path, network))
@@ -225,6 +227,7 @@ def test_a_detector_from_a_file(tmp_path):
             torch.testing.assert_close(loaded.module([image])[0][key], value, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("classes", "labels"), [(21, 21), (5, None)])
 def test_a_segmenter_from_a_file_with_an_auxiliary_head(tmp_path, classes, labels):
     network = random_network("deeplabv3_mobilenet_v3_large", num_classes=classes, aux_loss=True)
@@ -236,6 +239,7 @@ def test_a_segmenter_from_a_file_with_an_auxiliary_head(tmp_path, classes, label
         torch.testing.assert_close(loaded.module(image)["out"], network(image)["out"], rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_files_that_do_not_fit_are_one_clear_line(tmp_path):
     detector = random_network(SMALL_DETECTOR).state_dict()
     cases = {
@@ -269,6 +273,7 @@ def test_weights_of_a_backbone_are_refused():
         catalogue.load("vgg16", "IMAGENET1K_FEATURES")
 
 
+@pytest.mark.slow
 def test_a_file_of_torchvision_is_known_by_its_name(tmp_path):
     """IMAGENET1K_V1 of resnet18's big sister is evaluated with another margin than its DEFAULT."""
     weights = torchvision.models.MobileNet_V3_Small_Weights, torchvision.models.ShuffleNet_V2_X0_5_Weights
@@ -280,6 +285,7 @@ def test_a_file_of_torchvision_is_known_by_its_name(tmp_path):
     assert catalogue.load("regnet_y_400mf", save(tmp_path, network, "mine.pth")).preprocessing.resize == 232
 
 
+@pytest.mark.slow
 def test_batch_norms_of_old_detectors_have_no_epsilon(tmp_path, monkeypatch):
     """As torchvision's builder sets it for its own file; a file of the user's keeps the usual one."""
     name = "fasterrcnn_resnet50_fpn"
@@ -302,6 +308,7 @@ def test_batch_norms_of_old_detectors_have_no_epsilon(tmp_path, monkeypatch):
 # Sizes
 
 
+@pytest.mark.slow
 def test_sizes_of_vision_transformers(tmp_path):
     loaded = catalogue.load("vit_b_32", size=64)
     assert loaded.input_shape == (1, 3, 64, 64)
@@ -366,6 +373,7 @@ def test_the_edge_makes_what_the_preset_makes(name):
 # Recipes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES.keys())
 def test_recipes_are_what_the_catalogue_builds(recipe):
     if recipe.name == demo.NAME:

@@ -24,6 +24,8 @@ from splitwire.evaluation.measuring.pair import Pair
 from splitwire.exporter.export import export_pair
 from splitwire.models import demo as catalogue
 
+pytestmark = pytest.mark.slow
+
 Summary = dict[str, Any]
 """summary.json, and the folder that it lies in."""
 

@@ -88,15 +88,11 @@ WRONG = [
 """(room, what a module in it says, the import that must be refused)"""
 
 
-def test_the_tree_keeps_the_import_rules(tree: Path):
-    status, said = lint("imports", tree)
-    assert status == 0, said
-
-
 CIRCLES = ("codec/kernels", "exporter/network/adapting", "models/making", "runtime_cloud")
 """Folders in which two modules that import each other must be refused."""
 
 
+@pytest.mark.slow
 def test_wrong_imports_are_refused(tree: Path):
     """All at once, each in a module of its own; every one must be named. So must modules without a layer, and circles
     of two modules."""

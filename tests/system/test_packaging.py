@@ -20,6 +20,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from sources import ROOT, copy_sources
 
+pytestmark = pytest.mark.slow
+
 ROOMS = ("codec", "exporter", "models", "runtime_cloud", "runtime_edge")
 MAX_WHEEL_BYTES = 7_000_000
 """Weights of two networks, up to 3 MB each, test images up to 0.7 MB, and the code."""

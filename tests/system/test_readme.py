@@ -25,6 +25,8 @@ from pathlib import Path
 import pytest
 from sources import ROOT, copy_sources
 
+pytestmark = pytest.mark.slow
+
 SECONDS = 600
 SHOWN = {"bibtex", "json", "mermaid", "text"}
 

@@ -23,6 +23,8 @@ import pytest
 from splitwire.codec import kernels
 from splitwire.codec.kernels.cache import KernelStore, user_folder
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 ROOMS = ("codec", "exporter", "models", "runtime_cloud", "runtime_edge")
 NOBODY = 65534

@@ -12,6 +12,8 @@ import pytest
 from benchmarks import sweep
 from benchmarks.sweep import CUTS, NETWORKS, Result, page
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -71,6 +71,7 @@ def export(model, out, **options):
     return export_pair(model, out=out, **{"cut": "layer1", "calibration": inputs(12), "levels": (2, 4)} | options)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("often")
 @pytest.mark.parametrize(("kind", "at"), [("folder", 24), ("array", 8)])
 def test_an_interrupted_export_goes_on_to_the_same_bytes(model, tmp_path, kind, at):
@@ -88,6 +89,7 @@ def test_an_interrupted_export_goes_on_to_the_same_bytes(model, tmp_path, kind, 
     assert [Path(s.path).name for s in result.skipped] == (["003.png", "033.png"] if kind == "folder" else [])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("often")
 @pytest.mark.parametrize(
     ("change", "first"),

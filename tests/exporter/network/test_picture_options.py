@@ -320,6 +320,7 @@ def test_plan_takes_the_same_options(nhwc: Path, images: Path, data: bool) -> No
     assert {c["label"] for c in document["cuts"]} >= {"features"}
 
 
+@pytest.mark.slow
 def test_a_module_that_takes_pixels_channels_last(images: Path, tmp_path: Path) -> None:
     class Net(torch.nn.Module):
         def __init__(self) -> None:

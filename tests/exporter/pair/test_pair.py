@@ -102,6 +102,7 @@ def test_a_module_gives_what_its_file_gives(model, tmp_path):
         np.testing.assert_array_equal(*outputs)
 
 
+@pytest.mark.slow
 def test_resnet18(tmp_path):
     import torchvision
 
@@ -312,6 +313,7 @@ def test_nan_in_the_features_names_the_input(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_constant_features(tmp_path):
     net = network()
     last = net.get_submodule("layer1.1.bn2")
@@ -332,6 +334,7 @@ class InPairs(Net):
         return super().forward(x.reshape(2, *SHAPE))
 
 
+@pytest.mark.slow
 def test_modules_that_fix_their_batch(tmp_path):
     result = export(network(OneAtATime), tmp_path)
     assert "the batch is fixed at 1" in result.notes[0]
@@ -435,6 +438,7 @@ def test_the_default_is_the_cheapest_good_one_else_the_best(agreements, chosen):
     assert measure.choose_default(points(0.3, 0.5, 0.7), measures) == chosen
 
 
+@pytest.mark.slow
 def test_outputs_that_are_no_logits_are_measured_by_their_error(tmp_path):
     class Dense(Net):
         def forward(self, x):

@@ -294,6 +294,7 @@ def test_levels_are_checked(source, pictures):
             plan_cuts(source, names, pictures, levels=levels)
 
 
+@pytest.mark.slow
 def test_two_tensors_at_a_cut():
     source = from_module(network(), (1, *SHAPE))
     pictures = list(dead_leaves(8, SHAPE))
@@ -364,6 +365,7 @@ def test_dead_leaves():
     assert np.corrcoef(a[..., :-1].ravel(), a[..., 1:].ravel())[0, 1] > 0.8
 
 
+@pytest.mark.slow
 def test_the_cut_of_auto(source, pictures):
     names = Names(source.graph, source.modules)
     slow = Link(bits_per_second=1e5, rtt_ms=10.0)
@@ -374,6 +376,7 @@ def test_the_cut_of_auto(source, pictures):
     assert "; but splitting does not pay here; whole network on the device" in note
 
 
+@pytest.mark.slow
 def test_auto_without_any_cut():
     class Flat(nn.Sequential):
         def __init__(self) -> None:
