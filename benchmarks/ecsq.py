@@ -94,13 +94,14 @@ def rows_for(tensor: Tensor) -> list[Row]:
 
 def coded(tensor: Tensor) -> Coded:
     """The two quantizers through FeatureCodec, the second designed for the rate of the first."""
-    uniform, bits = design_operating_point(levels=CODED_LEVELS, statistics=tensor.statistics)
-    constrained, less = design_entropy_constrained(bits=bits, statistics=tensor.statistics)
+    statistics, taps = tensor.statistics, tensor.taps
+    uniform, bits = design_operating_point(levels=CODED_LEVELS, statistics=statistics, taps=taps)
+    constrained, less = design_entropy_constrained(bits=bits, statistics=statistics, taps=taps)
     points = [
         OperatingPoint(name="uniform", tensors=(uniform,), bits_per_element=bits),
         OperatingPoint(name="ecsq", tensors=(constrained,), bits_per_element=less),
     ]
-    codec = FeatureCodec(profile(tensor.name, tensor.features.shape[1:], points, "ecsq", tensor.statistics))
+    codec = FeatureCodec(profile(tensor.name, tensor.features.shape[1:], points, "ecsq", statistics, taps))
 
     def error(quantizer: Quantizer) -> float:
         x: Floats = tensor.features

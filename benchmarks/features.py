@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from splitwire.codec.design import FeatureStatistics, design_operating_point, worthwhile_taps
 from splitwire.codec.profile import CodecProfile, OperatingPoint, Preprocessing, TensorSpec
+from splitwire.codec.tables import Taps
 from splitwire.demo import photos
 from splitwire.demo.fashion import to_inputs
 from splitwire.models import demo
@@ -32,13 +33,15 @@ CUTS = {
 
 class Tensor(NamedTuple):
     """name; its profiles (operating points n2, n3, n4, n8): as an export makes them, and of the context coder;
-    (B, C, H, W) float32 features to code; the statistics of other features that the profiles were designed on."""
+    (B, C, H, W) float32 features to code; the statistics of other features that the profiles were designed on, and
+    the taps of the predictive coder."""
 
     name: str
     profile: CodecProfile
     context: CodecProfile
     features: Floats
     statistics: FeatureStatistics
+    taps: Taps | None
 
 
 def tensors() -> Iterator[Tensor]:
@@ -83,26 +86,31 @@ def tensor(name: str, cut: str, calibration: Floats, features: Floats) -> Tensor
     statistics.add(calibration)
     shape = calibration.shape[1:]
     context = design(cut, shape, statistics)
-    statistics.taps = worthwhile_taps(statistics)
-    return Tensor(name, design(cut, shape, statistics), context, features, statistics)
+    taps = worthwhile_taps(statistics)
+    return Tensor(name, design(cut, shape, statistics, taps), context, features, statistics, taps)
 
 
-def design(cut: str, shape: tuple[int, ...], statistics: FeatureStatistics) -> CodecProfile:
+def design(cut: str, shape: tuple[int, ...], statistics: FeatureStatistics, taps: Taps | None = None) -> CodecProfile:
     """A profile for one tensor, with an operating point for each of LEVELS."""
     points = []
     for n in LEVELS:
-        point, bits = design_operating_point(levels=n, statistics=statistics)
+        point, bits = design_operating_point(levels=n, statistics=statistics, taps=taps)
         points.append(OperatingPoint(name=f"n{n}", tensors=(point,), bits_per_element=bits))
-    return profile(cut, shape, points, "n4", statistics)
+    return profile(cut, shape, points, "n4", statistics, taps)
 
 
 def profile(
-    cut: str, shape: tuple[int, ...], points: Sequence[OperatingPoint], default_op: str, statistics: FeatureStatistics
+    cut: str,
+    shape: tuple[int, ...],
+    points: Sequence[OperatingPoint],
+    default_op: str,
+    statistics: FeatureStatistics,
+    taps: Taps | None = None,
 ) -> CodecProfile:
     """Of one tensor of this shape, without the batch."""
-    taps = msgspec.UNSET if statistics.taps is None else statistics.taps
+    spec = TensorSpec(name=cut, shape=shape, mean=statistics.mean, taps=taps or msgspec.UNSET)
     return CodecProfile(
-        model="benchmark", cut=cut, tensors=(TensorSpec(name=cut, shape=shape, mean=statistics.mean, taps=taps),),
+        model="benchmark", cut=cut, tensors=(spec,),
         operating_points=tuple(points), default_op=default_op, front_sha256="", back_sha256="",
     )  # fmt: skip
 

@@ -265,8 +265,8 @@ def export_pair(
             model=label,
             cut=cut,
             tensors=tuple(
-                msgspec.structs.replace(spec, mean=s.mean, taps=msgspec.UNSET if s.taps is None else s.taps)
-                for spec, s in zip(specs, calibrated.statistics, strict=True)
+                msgspec.structs.replace(t.spec, mean=t.statistics.mean, taps=t.taps or msgspec.UNSET)
+                for t in chosen.tensors
             ),
             sizes=sizes or msgspec.UNSET,
             outputs=_order_of_outputs(source, chosen.back.graph),

@@ -40,6 +40,7 @@ def design_operating_point(
     slope: float | None = None,
     rate_weight: float | None = None,
     coder: Coder = "rans",
+    taps: Taps | None = None,
 ) -> tuple[TensorPoint, float]:
     """Design the quantizer and the tables for N = `levels`.
 
@@ -47,8 +48,8 @@ def design_operating_point(
     and no negative value; otherwise it is unknown and the histogram decides.
     rate_weight: λ_R of the entropy-constrained quantizer (ecsq.py), squared feature units per bit; levels may be
         removed. None leaves the quantizer uniform.
-    coder: rANS with tables made here, predictive if `statistics` has taps; or the paper's adaptive binary coder, which
-    needs no tables.
+    coder: rANS with tables made here; or the paper's adaptive binary coder, which needs no tables.
+    taps: of the predictive coder, from `worthwhile_taps`; None selects the context coder.
     Returns the point and its rate on the sample, bits per element.
     Raises ExportError if the features are constant.
     """
@@ -57,7 +58,7 @@ def design_operating_point(
     quantizer = float32_quantizer(c_min, c_max, levels)
     if rate_weight is not None:
         quantizer = design_ecsq(histogram, quantizer, rate_weight=rate_weight).quantizer
-    return make_point(quantizer, clipping, statistics, coder)
+    return make_point(quantizer, clipping, statistics, coder, taps)
 
 
 def varying(statistics: FeatureStatistics) -> Histogram:
@@ -72,14 +73,18 @@ def varying(statistics: FeatureStatistics) -> Histogram:
 
 
 def make_point(
-    quantizer: Quantizer, clipping: Clipping, statistics: FeatureStatistics, coder: Coder = "rans"
+    quantizer: Quantizer,
+    clipping: Clipping,
+    statistics: FeatureStatistics,
+    coder: Coder = "rans",
+    taps: Taps | None = None,
 ) -> tuple[TensorPoint, float]:
     """The point of this quantizer with the tables of its coder, and its rate on the sample, bits per element."""
     plain = TensorPoint(quantizer=quantizer, clipping=clipping, tables=None)
     sample = statistics.sample
     if coder == "cabac":
         return plain, adaptive_rate(sample, quantizer)
-    predicted = None if statistics.taps is None else estimate_prediction(sample, quantizer, statistics.taps)
+    predicted = None if taps is None else estimate_prediction(sample, quantizer, taps)
     if predicted is not None:
         prediction, bits = predicted
         return msgspec.structs.replace(plain, prediction=prediction), bits

@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 
 from splitwire.codec.profile import Quantizer, TensorPoint
+from splitwire.codec.tables import Taps
 
 from .clipping import float32_quantizer
 from .ecsq import ecsq_at_rate
@@ -53,12 +54,14 @@ def design_entropy_constrained(
     slope: float | None = None,
     coder: Coder = "rans",
     max_levels: int = MAX_ECSQ_LEVELS,
+    taps: Taps | None = None,
 ) -> tuple[TensorPoint, float]:
     """Design the entropy-constrained quantizer with the least squared error at `bits` per element of the real coder.
 
     Whether the outputs are better as well has to be measured (docs/codec.md). The design takes some seconds.
     bits: a rate as `design_operating_point` reports it. With a uniform quantizer's rate, the result has the same rate
-    and less error. slope, coder: as there. max_levels: the most levels; λ_R decides how many remain, at least 2.
+    and less error. slope, coder, taps: as there. max_levels: the most levels; λ_R decides how many
+    remain, at least 2.
     Returns the point and its rate on the sample. The rate is at most `bits` if such a point exists, and seldom more
     than a few per cent below, unless `max_levels` levels cannot have that rate.
     Raises ExportError if the features are constant, or ValueError unless bits > 0 and max_levels ≥ 2.
@@ -78,7 +81,7 @@ def design_entropy_constrained(
         # Starting from `max_levels` levels always keeps within them.
         within = [(r, clipping) for r, clipping in results if len(r.quantizer.levels) <= max_levels]
         found, clipping = min(within, key=lambda r: r[0].distortion)
-        return make_point(found.quantizer, clipping, statistics, coder)
+        return make_point(found.quantizer, clipping, statistics, coder, taps)
 
     return _meet(bits, point, most=float(np.log2(max_levels)))
 
@@ -87,16 +90,23 @@ class Widening:
     """Uniform quantizers with N = `levels` over multiples of the range with the least squared error.
 
     The range grows away from zero, or from its end nearest to zero, so that zero stays exact.
-    slope: as `design_operating_point` takes it. preserves_mean: whether the quantizers preserve the mean; at the same
-    width their rate is then higher.
+    slope, taps: as `design_operating_point` takes them. preserves_mean: whether the quantizers preserve the mean; at
+    the same width their rate is then higher.
     Raises ExportError if the features are constant.
     """
 
     def __init__(
-        self, levels: int, statistics: FeatureStatistics, slope: float | None = None, *, preserves_mean: bool = False
+        self,
+        levels: int,
+        statistics: FeatureStatistics,
+        slope: float | None = None,
+        *,
+        taps: Taps | None = None,
+        preserves_mean: bool = False,
     ) -> None:
         self.levels, self.preserves_mean = levels, preserves_mean
         self._statistics = statistics
+        self._taps = taps
         self._histogram = varying(statistics)
         slope = known_slope(self._histogram, slope)
         self._range, self._clipping = choose_range(levels, statistics, slope)
@@ -133,7 +143,7 @@ class Widening:
     def point(self, scale: float) -> tuple[TensorPoint, float]:
         """The operating point whose range is `scale` times as wide, and its rate on the sample, bits per element."""
         clipping = msgspec.structs.replace(self._clipping, scale=scale)
-        return make_point(self.quantizer(scale), clipping, self._statistics)
+        return make_point(self.quantizer(scale), clipping, self._statistics, taps=self._taps)
 
     def at(self, entropy: float) -> tuple[TensorPoint, float]:
         """The operating point nearest to this entropy, and its rate on the sample, bits per element."""

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from splitwire.codec.errors import NonFiniteFeatures
 from splitwire.codec.kernels import statistics as kernels
-from splitwire.codec.tables import Taps
 
 BINS = 8192
 SAMPLE_BYTES = 256 << 20
@@ -148,14 +147,12 @@ class FeatureStatistics(Distribution):
     """Statistics of one tensor at the cut, in bounded memory: the distribution of all elements, and a sample of maps.
 
     channels: C. sample_bytes: how many bytes of feature maps are kept. They are a uniform sample of the images
-    (reservoir algorithm R, Vitter 1985, seeded). taps: of the predictive coder, once point.worthwhile_taps has chosen
-    them; None selects the context coder.
+    (reservoir algorithm R, Vitter 1985, seeded).
     """
 
     def __init__(self, channels: int, *, sample_bytes: int = SAMPLE_BYTES, seed: int = 0) -> None:
         super().__init__()
         self.channels = channels
-        self.taps: Taps | None = None
         self.count = 0
         self._sample: list[NDArray[np.float32]] = []
         self._sample_bytes = sample_bytes

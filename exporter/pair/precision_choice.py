@@ -31,8 +31,9 @@ from splitwire.exporter.network.inference import (
     weight_bytes,
 )
 from splitwire.exporter.points.damage import Task
-from splitwire.exporter.points.design import Kind, QuantizedTensor, design_points, set_taps
+from splitwire.exporter.points.design import Kind, QuantizedTensor, design_points
 from splitwire.exporter.points.measure import PointMeasure, Reference, choose_default, is_large, measure_points
+from splitwire.exporter.points.tensors import CalibratedTensor, with_taps
 
 from . import bake
 from .precision import float16_back, float16_by_hand, int8_front
@@ -76,13 +77,14 @@ class Half:
 class Candidate:
     """A pair with the codec that was made for it.
 
-    calibrated: on this front's features. points, options, measures: as in export.ExportResult. default: name of the
-    default operating point.
+    calibrated, tensors: on this front's features. points, options, measures: as in export.ExportResult. default: name
+    of the default operating point.
     """
 
     front: Half
     back: Half
     calibrated: Calibrated
+    tensors: list[CalibratedTensor]
     points: list[OperatingPoint]
     options: list[list[QuantizedTensor]]
     measures: list[PointMeasure]
@@ -122,18 +124,21 @@ class CodecMaker:
             progress=self.progress,
             checkpoint=checkpoint,
         )
+        tensors = [
+            CalibratedTensor(spec=spec, statistics=statistics, slope=slope)
+            for spec, statistics, slope in zip(self.specs, calibrated.statistics, self.slopes, strict=True)
+        ]
         if self.coder == "predictive":
-            set_taps(self.specs, calibrated.statistics, self.slopes, self.progress)
+            tensors = with_taps(tensors, self.progress)
         kept, graphs = calibrated.kept, (front.graph, back.graph)
-        points, options = design_points(
-            *graphs, self.specs, calibrated.statistics, self.slopes, kept, self.kinds, self.progress
-        )
+        points, options = design_points(*graphs, tensors, kept, self.kinds, self.progress)
         large = is_large(self.specs)
         measures = measure_points(*graphs, points, kept, self.progress, reference, large=large)
         return Candidate(
             front=front,
             back=back,
             calibrated=calibrated,
+            tensors=tensors,
             points=points,
             options=options,
             measures=measures,

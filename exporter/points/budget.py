@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from splitwire.codec.design import FeatureStatistics, Widening
+from splitwire.codec.design import Widening
 from splitwire.codec.design.rate import RateOf
 from splitwire.codec.errors import ExportError
 from splitwire.codec.profile import TensorPoint, TensorSpec
@@ -21,6 +21,7 @@ from splitwire.codec.progress import ProgressFn
 
 from .measure import DamageOf, alone
 from .sharing import Cost, share_budget
+from .tensors import CalibratedTensor, specs_of
 
 LEVELS_TRIED = (2, 3, 4, 5, 6, 8, 12, 16, 32)
 """Numbers of levels tried."""
@@ -51,9 +52,7 @@ Pilot = tuple[Widening, RateOf]
 
 
 def buy(
-    specs: Sequence[TensorSpec],
-    statistics: Sequence[FeatureStatistics],
-    slopes: Sequence[float | None],
+    tensors: Sequence[CalibratedTensor],
     budgets: Sequence[float],
     damage_of: DamageOf,
     report: ProgressFn,
@@ -64,11 +63,12 @@ def buy(
     own. Every number is tried at the same rates, and only the best one gets tables: those take the time.
     Raises ExportError for a tensor that never changes.
     """
+    specs = specs_of(tensors)
     several = len(specs) > 1
     reach = REACH if several else 1.0
     between = (min(budgets) / reach, max(budgets) * reach)
     ways = [False, True] if any(_has_planes(spec) for spec in specs) else [False]
-    made = [[_widenings(*each, means) for each in zip(specs, statistics, slopes, strict=True)] for means in ways]
+    made = [[_widenings(tensor, means) for tensor in tensors] for means in ways]
     report("Look at rates", 0, len(ways) * len(specs))
     pilots: list[list[Pilot]] = []
     for i, every in enumerate(made):
@@ -103,11 +103,13 @@ def _has_planes(spec: TensorSpec) -> bool:
     return len(spec.shape) == 3 and spec.planes[1] * spec.planes[2] > 1
 
 
-def _widenings(spec: TensorSpec, statistics: FeatureStatistics, slope: float | None, means: bool) -> list[Widening]:
+def _widenings(tensor: CalibratedTensor, means: bool) -> list[Widening]:
     try:
-        return [Widening(n, statistics, slope, preserves_mean=means and _has_planes(spec)) for n in LEVELS_TRIED]
+        statistics, slope, taps = tensor.statistics, tensor.slope, tensor.taps
+        preserves = means and _has_planes(tensor.spec)
+        return [Widening(n, statistics, slope, taps=taps, preserves_mean=preserves) for n in LEVELS_TRIED]
     except ExportError as e:
-        raise ExportError(f"tensor {spec.name!r}: {e}") from e
+        raise ExportError(f"tensor {tensor.spec.name!r}: {e}") from e
 
 
 def _shared(

@@ -12,10 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from splitwire.codec.design import (
-    FeatureStatistics,
     design_entropy_constrained,
     design_operating_point,
-    worthwhile_taps,
 )
 from splitwire.codec.design.rate import MAX_ECSQ_LEVELS
 from splitwire.codec.errors import ExportError
@@ -27,6 +25,7 @@ from .budget import Bought, buy
 from .measure import DamageOf, Quantizers, alone, is_large, measure_damage, some
 from .ranges import search_ranges
 from .sharing import Cost, share_bits
+from .tensors import CalibratedTensor, specs_of
 
 FINER = (12, 16)
 """Numbers of levels tried beyond those asked for, so that a sensitive tensor can have more than the others."""
@@ -71,31 +70,10 @@ class QuantizedTensor:
     damage: float | None = None
 
 
-def set_taps(
-    specs: Sequence[TensorSpec],
-    statistics: Sequence[FeatureStatistics],
-    slopes: Sequence[float | None],
-    report: ProgressFn,
-) -> None:
-    """Give the statistics of each tensor the taps of the predictive coder, where that is worth it.
-
-    Raises ExportError for a tensor that never changes.
-    """
-    for done, (spec, values, slope) in enumerate(zip(specs, statistics, slopes, strict=True)):
-        report("Choose what predicts what", done, len(specs))
-        try:
-            values.taps = worthwhile_taps(values, slope)
-        except ExportError as e:
-            raise ExportError(f"tensor {spec.name!r}: {e}") from e
-    report("Choose what predicts what", len(specs), len(specs))
-
-
 def design_points(
     front: Graph,
     back: Graph,
-    specs: Sequence[TensorSpec],
-    statistics: Sequence[FeatureStatistics],
-    slopes: Sequence[float | None],
+    tensors: Sequence[CalibratedTensor],
     kept: Sequence[Float32Array],
     kinds: Sequence[Kind],
     report: ProgressFn,
@@ -107,6 +85,7 @@ def design_points(
     and "a<N>" has its levels. "r<bits>" spends at most so many per element (budget.py).
     Raises ExportError for a tensor that no quantizer can be made for.
     """
+    specs = specs_of(tensors)
 
     def damage_of(choices: Sequence[Quantizers], stage: str, inputs: int) -> list[float]:
         used = some(kept, max(FEWEST_LARGE, inputs // SHARE_LARGE) if is_large(specs) else inputs)
@@ -123,10 +102,10 @@ def design_points(
     options: list[list[QuantizedTensor]] = []
     if levels:
         report("Design quantizers", 0, len(specs) * len(levels))
-    for i, (spec, values, slope) in enumerate(zip(specs, statistics, slopes, strict=True)):
+    for i, tensor in enumerate(tensors):
         options.append([])
         for k, n in enumerate(levels):
-            options[i].append(_design(spec, values, slope, n))
+            options[i].append(_design(tensor, n))
             report("Design quantizers", i * len(levels) + k + 1, len(specs) * len(levels))
     if shared and wanted:
         options = _with_damage(damage_of, options)
@@ -136,14 +115,14 @@ def design_points(
             uniform = [levels.index(int(kind.value))] * len(specs)
             chosen = share_bits(_costs(options), uniform) if shared else uniform
             taken[kind] = [own[k] for own, k in zip(options, chosen, strict=True)]
-    refined = _refined({k: row for k, row in taken.items() if k.family == "e"}, specs, statistics, slopes, report)
+    refined = _refined({k: row for k, row in taken.items() if k.family == "e"}, tensors, report)
     taken |= refined
     searched = [kind for kind in taken if kind.family == "a"]
     if searched:
         numbers = [[int(option.kind.value) for option in taken[kind]] for kind in searched]
-        taken |= _as_options(searched, search_ranges(numbers, statistics, slopes, damage_of), specs)
+        taken |= _as_options(searched, search_ranges(numbers, tensors, damage_of), specs)
     if budgets:
-        bought = buy(specs, statistics, slopes, [kind.value for kind in budgets], damage_of, report)
+        bought = buy(tensors, [kind.value for kind in budgets], damage_of, report)
         taken |= _as_options(budgets, bought, specs)
     designed = [
         OperatingPoint(
@@ -179,17 +158,18 @@ def _distinct(options: Iterable[QuantizedTensor]) -> Iterable[QuantizedTensor]:
     return {option.kind: option for option in options}.values()
 
 
-def _design(
-    spec: TensorSpec, values: FeatureStatistics, slope: float | None, levels: int, like: QuantizedTensor | None = None
-) -> QuantizedTensor:
+def _design(tensor: CalibratedTensor, levels: int, like: QuantizedTensor | None = None) -> QuantizedTensor:
     """Uniform; or entropy-constrained, at the rate of `like`, the uniform one with so many levels."""
+    spec, slope, taps = tensor.spec, tensor.slope, tensor.taps
     kind = Kind(value=levels, family="n" if like is None else "e")
     try:
         if like is None:
-            point, bits = design_operating_point(levels=levels, statistics=values, slope=slope)
+            point, bits = design_operating_point(levels=levels, statistics=tensor.statistics, slope=slope, taps=taps)
         else:
             rate, most = like.bits / spec.elements, max(MAX_ECSQ_LEVELS, levels)
-            point, bits = design_entropy_constrained(bits=rate, statistics=values, slope=slope, max_levels=most)
+            point, bits = design_entropy_constrained(
+                bits=rate, statistics=tensor.statistics, slope=slope, max_levels=most, taps=taps
+            )
     except ExportError as e:
         raise ExportError(f"tensor {spec.name!r}: {e}") from e
     except ValueError as e:
@@ -199,16 +179,14 @@ def _design(
 
 def _refined(
     rows: Mapping[Kind, Sequence[QuantizedTensor]],
-    specs: Sequence[TensorSpec],
-    statistics: Sequence[FeatureStatistics],
-    slopes: Sequence[float | None],
+    tensors: Sequence[CalibratedTensor],
     report: ProgressFn,
 ) -> dict[Kind, list[QuantizedTensor]]:
     """The entropy-constrained quantizers for the uniform ones of `rows`, each made once."""
     needed = {(i, option.kind.value): option for row in rows.values() for i, option in enumerate(row)}
     made: dict[tuple[int, float], QuantizedTensor] = {}
     for done, ((i, levels), like) in enumerate(sorted(needed.items(), key=lambda item: item[0])):
-        made[i, levels] = _design(specs[i], statistics[i], slopes[i], int(levels), like)
+        made[i, levels] = _design(tensors[i], int(levels), like)
         report("Design entropy-constrained", done + 1, len(needed))
     return {kind: [made[i, option.kind.value] for i, option in enumerate(row)] for kind, row in rows.items()}
 

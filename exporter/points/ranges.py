@@ -10,10 +10,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from splitwire.codec.design import FeatureStatistics, Widening
+from splitwire.codec.design import Widening
 
 from .budget import INPUTS, INPUTS_SHARED, Bought
 from .measure import DamageOf
+from .tensors import CalibratedTensor
 
 SCALES = tuple(np.geomspace(0.75, 2.0, 12).tolist())
 """Multiples of the range with the least squared error that are tried, 9 % from one to the next."""
@@ -21,8 +22,7 @@ SCALES = tuple(np.geomspace(0.75, 2.0, 12).tolist())
 
 def search_ranges(
     rows: Sequence[Sequence[int]],
-    statistics: Sequence[FeatureStatistics],
-    slopes: Sequence[float | None],
+    tensors: Sequence[CalibratedTensor],
     damage_of: DamageOf,
 ) -> list[list[Bought]]:
     """Per point, per tensor: the quantizer over the multiple of its range that does the least damage to the answers.
@@ -30,9 +30,9 @@ def search_ranges(
     rows: per point, the number of levels of each tensor. All tensors of a point have the same multiple.
     """
     tried = [
-        [Widening(n, values, slope) for n, values, slope in zip(row, statistics, slopes, strict=True)] for row in rows
+        [Widening(n, t.statistics, t.slope, taps=t.taps) for n, t in zip(row, tensors, strict=True)] for row in rows
     ]
     choices = [[widening.quantizer(scale) for widening in row] for row in tried for scale in SCALES]
-    damages = damage_of(choices, "Search ranges", INPUTS if len(statistics) == 1 else INPUTS_SHARED)
+    damages = damage_of(choices, "Search ranges", INPUTS if len(tensors) == 1 else INPUTS_SHARED)
     best = np.reshape(damages, (len(rows), len(SCALES))).argmin(axis=1)
     return [[widening.point(SCALES[k]) for widening in row] for row, k in zip(tried, best.tolist(), strict=True)]

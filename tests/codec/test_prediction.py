@@ -48,15 +48,15 @@ def test_what_channels_share_is_sent_once() -> None:
     """On images that were not calibrated on: far fewer bytes than the context coder, and as many as were foretold."""
     statistics = statistics_of(mixed(48))
     plain, _ = design_operating_point(levels=4, statistics=statistics)
-    statistics.taps = worthwhile_taps(statistics)
-    assert statistics.taps is not None
-    point, bits = design_operating_point(levels=4, statistics=statistics)
+    taps = worthwhile_taps(statistics)
+    assert taps is not None
+    point, bits = design_operating_point(levels=4, statistics=statistics, taps=taps)
     assert isinstance(point.prediction, PredictionTables) and point.tables is None
     assert point.quantizer == plain.quantizer
     x = mixed(32, seed=1)
     ours, others = (
-        len(FeatureCodec(profile_of(x.shape[1:], p, taps)).encode([x])) - SHORT_SIZE
-        for p, taps in ((point, statistics.taps), (plain, None))
+        len(FeatureCodec(profile_of(x.shape[1:], p, used)).encode([x])) - SHORT_SIZE
+        for p, used in ((point, taps), (plain, None))
     )
     assert ours < 0.75 * others
     assert 8 * ours / x.size == pytest.approx(bits, rel=0.06)
@@ -129,11 +129,11 @@ def test_channels_that_never_change_have_no_taps() -> None:
 def test_coded_size_is_near_the_ideal_of_its_tables() -> None:
     """Within 1 % of the code length that the tables promise for these very elements, and the states of the lanes."""
     statistics = statistics_of(mixed(24))
-    statistics.taps = worthwhile_taps(statistics)
-    assert statistics.taps is not None
-    point, _ = design_operating_point(levels=4, statistics=statistics)
+    taps = worthwhile_taps(statistics)
+    assert taps is not None
+    point, _ = design_operating_point(levels=4, statistics=statistics, taps=taps)
     x = mixed(8, seed=3)
-    profile = profile_of(x.shape[1:], point, statistics.taps)
+    profile = profile_of(x.shape[1:], point, taps)
     frame = FeatureCodec(profile).encode([x])
     lanes = parse_frame(frame).chunks[0].lanes
     q = np.searchsorted(np.array(point.quantizer.thresholds, np.float32), x, side="right").reshape(-1, *x.shape[2:])

@@ -15,6 +15,7 @@ from splitwire.codec.design import FeatureStatistics
 from splitwire.codec.profile import Quantizer, TensorSpec
 from splitwire.exporter.points import budget, measure
 from splitwire.exporter.points import design as sensitivity
+from splitwire.exporter.points.tensors import CalibratedTensor
 
 INPUTS = [np.full((1, 2, 2), i + 1, np.float32) for i in range(5)]
 
@@ -103,9 +104,9 @@ def test_large_pyramids_are_measured_on_fewer_inputs(large, used, monkeypatch):
     """What is asked for, and what reaches the back half, with two tensors of random features."""
     rng = np.random.default_rng(0)
     specs = [TensorSpec(name=n, shape=(4, 8, 8)) for n in "ab"]
-    statistics = [FeatureStatistics(channels=4) for _ in specs]
-    for own in statistics:
-        own.add(np.maximum(rng.laplace(size=(20, 4, 8, 8)), 0).astype(np.float32))
+    tensors = [CalibratedTensor(spec=s, statistics=FeatureStatistics(channels=4), slope=0.0) for s in specs]
+    for tensor in tensors:
+        tensor.statistics.add(np.maximum(rng.laplace(size=(20, 4, 8, 8)), 0).astype(np.float32))
     kept = list(np.maximum(rng.laplace(size=(20, 4, 8, 8)), 0).astype(np.float32))
     front, back = halves(1)
     seen: dict[str, int] = {}
@@ -123,7 +124,7 @@ def test_large_pyramids_are_measured_on_fewer_inputs(large, used, monkeypatch):
     monkeypatch.setattr(sensitivity, "measure_damage", measured)
     monkeypatch.setattr(sensitivity, "is_large", lambda specs: large)
     kinds = [sensitivity.Kind(value=4), sensitivity.Kind(value=0.5, family="r")]
-    points, _ = sensitivity.design_points(front, back, specs, statistics, [0.0, 0.0], kept, kinds, report)
+    points, _ = sensitivity.design_points(front, back, tensors, kept, kinds, report)
     assert [p.name for p in points] == ["n4", "r0.5"]
     assert set(seen.values()) == used
     for stage, sizes in totals.items():  # one total each, and it is reached
