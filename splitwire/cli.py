@@ -27,7 +27,7 @@ MODULES = {
     "cloud": ("starlette", "uvicorn", "anyio"),
     "export": ("torch", "torchvision", "onnx", "onnx_ir", "onnxscript", "scipy", "safetensors"),
     "demo": ("matplotlib", "zstandard", "skimage"),
-    "report": ("bjontegaard", "jinja2", "pycocotools", "av"),
+    "report": ("bjontegaard", "jinja2", "pycocotools", "sklearn", "av"),
 }
 """Extra of the distribution → the modules that it brings and a command may miss."""
 

@@ -34,10 +34,12 @@ def evaluate(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with front.onnx and back.onnx.")],
     data: Annotated[
         Path,
-        typer.Option(help="Folder with one folder per class, or of pictures; COCO .json; .npz; .txt list of pictures."),
+        typer.Option(
+            help="Folder with one folder per class, with images and masks, or of pictures; COCO .json; .npz; .txt list."
+        ),
     ],
     annotations: Annotated[
-        Path | None, typer.Option(help="COCO .json, where --data is the folder of its pictures.")
+        Path | None, typer.Option(help="COCO .json, or folder of masks, where --data is the pictures.")
     ] = None,
     to: Annotated[
         Path | None, typer.Option("--out", help="Folder for the report.", show_default="DIR/evaluation")
@@ -47,7 +49,7 @@ def evaluate(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Most images to use, evenly spread.")] = None,
     metric: Annotated[
-        str | None, typer.Option(help="module:function of yours in place of Top-1 or mAP; higher is better.")
+        str | None, typer.Option(help="module:function of yours in place of Top-1, mAP or mIoU; higher is better.")
     ] = None,
     contenders: Annotated[
         str | None,

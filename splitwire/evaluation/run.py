@@ -80,8 +80,9 @@ def evaluate(
     """Measure accuracy against bytes for the pair in `folder`, and for what a user would send instead.
 
     data: an ImageFolder, pictures without labels, a COCO JSON, an .npz, a dict of arrays as in
-        an .npz ("images" (n, H, W[, 3]) uint8 or "inputs" (n, C, H, W) float32, and "labels" (n,)); or a Dataset.
-    annotations: the COCO JSON where `data` is the folder of its pictures.
+        an .npz ("images" (n, H, W[, 3]) uint8 or "inputs" (n, C, H, W) float32, and "labels" (n,) or, of a
+        segmentation, "masks" (n, H, W)); or a Dataset.
+    annotations: the COCO JSON, or the folder of masks, where `data` is the folder of their pictures.
     out: folder of results.json, results.csv, report.html and plots/; FOLDER/evaluation if None.
     max_loss: of the main figure, in its own unit (0.01: one per cent point of Top-1). The cheapest operating point
         whose upper 95 % bound of the loss is within it becomes the default of both graphs; their fingerprint stays. If
@@ -102,7 +103,7 @@ def evaluate(
     detections = is_detector(pair.outputs)
     dataset = _opened(data, pair, annotations=annotations, limit=limit, detections=detections, metric=metric)
     first = first_answer(pair, dataset)
-    task = make_task(first, dataset, batch=1, labels=pair.profile.labels, metric=metric)
+    task = make_task(first, dataset, batch=1, labels=pair.profile.labels, metric=metric, segments=pair.segments)
     if max_loss is not None:
         check_budget(max_loss, task.main)
     what = Measurement(
@@ -214,6 +215,7 @@ def _opened(
         annotations=None if annotations is None else Path(annotations),
         limit=limit,
         detections=detections,
+        segments=pair.segments,
         custom=metric is not None,
         classes=None if detections else pair.classes,
     )

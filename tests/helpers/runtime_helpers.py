@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import uvicorn
+from msgspec import UNSET
 from mutations import long_form, seal
 from onnx import TensorProto, helper, numpy_helper
 
@@ -86,11 +87,12 @@ def make_pair(
     pictures: bool = True,
     batch: int | str = "batch",
     labels: bool = True,
+    segments: bool = False,
 ) -> Pair:
     """Conv + ReLU | flatten + gemm (→ logits) and argmax (→ best), with the profile in both files.
 
     two_tensors: a second tensor, (6,), crosses the cut too. seed: other weights, hence another fingerprint. batch: a
-    number for a network that takes this batch only.
+    number for a network that takes this batch only. segments: the back is a 1×1 convolution to (CLASSES, 8, 8) instead.
     """
     rng = np.random.default_rng(seed)
     specs = [TensorSpec(name="feature", shape=(4, 8, 8))]
@@ -112,9 +114,14 @@ def make_pair(
         helper.make_node("MatMul", [joined, "g"], ["logits"]),
         helper.make_node("ArgMax", ["logits"], ["best"], axis=1, keepdims=0),
     ]
+    answers: tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]] = {"logits": (CLASSES,)}, {"best": ()}
+    if segments:
+        back_weights = {"g": rng.normal(0, 0.3, (CLASSES, 4, 1, 1))}
+        back_nodes = [helper.make_node("Conv", ["feature", "g"], ["out"])]
+        answers = {"out": (CLASSES, 8, 8)}, {}
     cut = {s.name: s.shape for s in specs}
     front = _model(nodes, weights, batch, {"x": INPUT}, cut)
-    back = _model(back_nodes, back_weights, batch, cut, {"logits": (CLASSES,)}, {"best": ()})
+    back = _model(back_nodes, back_weights, batch, cut, *answers)
     profile = CodecProfile(
         model=f"tiny-{seed}",
         cut="relu",
@@ -125,6 +132,7 @@ def make_pair(
         back_sha256=f"{zlib.crc32(back.SerializeToString()):064x}",
         preprocessing=Preprocessing(crop=INPUT[1:], resize=8) if pictures else None,
         labels=tuple(f"label {i}" for i in range(CLASSES)) if labels else None,
+        task="segmentation" if segments else UNSET,
     )
     folder.mkdir(parents=True, exist_ok=True)
     for model, name in ((front, "front.onnx"), (back, "back.onnx")):

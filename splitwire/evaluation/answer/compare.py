@@ -25,7 +25,7 @@ USUAL_LOSS = 0.01
 SLACK = 1e-9
 """Ten images of a thousand are a loss of 0.01, whatever binary fractions make of 0.93 − 0.92."""
 
-SHARES = frozenset({"top1", "top5", "agreement", "map50", "map"})
+SHARES = frozenset({"top1", "top5", "agreement", "map50", "map", "miou", "pixels"})
 """Figures in [0, 1], which are written as per cent."""
 
 TITLES = {
@@ -35,6 +35,8 @@ TITLES = {
     "kl": "KL divergence from the whole network",
     "map50": "mAP@0.5",
     "map": "mAP@[.5:.95]",
+    "miou": "mIoU",
+    "pixels": "pixel accuracy",
 }
 HEADINGS = {**TITLES, "top1": "Top-1", "top5": "Top-5", "agreement": "agreement", "kl": "KL, nats"}
 

@@ -14,7 +14,7 @@ from splitwire.codec.profile import Clipping, Quantizer
 FORMAT = 1
 FILE = "results.json"
 
-Task = Literal["classes", "detections", "custom"]
+Task = Literal["classes", "detections", "segments", "custom"]
 Sends = Literal["features", "image"]
 
 
@@ -32,9 +32,9 @@ class Point(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     family: the curve it belongs to ("splitwire", "JPEG"). setting: where on it ("n4", "q 75"). sends: what crosses.
     bytes: mean per image, side information included. bits_per_element: 8·bytes over the elements at the cut, for images
     too, so that all share an axis. encode_ms: median per image on one core; of an image it is the image codec alone.
-    figures: by name: "top1", "top5", "agreement" (shares in [0, 1]), "kl" (nats), "map50", "map" (in [0, 1]), or the
-    user's metric. loss: of the main figure against the whole network on the same images, in its own unit (0.01 is one
-    per cent point); paired, positive is worse.
+    figures: by name: "top1", "top5", "agreement" (shares in [0, 1]), "kl" (nats), "map50", "map", "miou", "pixels" (in
+    [0, 1]), or the user's metric. loss: of the main figure against the whole network on the same images, in its own
+    unit (0.01 is one per cent point); paired, positive is worse.
     """
 
     family: str

@@ -23,7 +23,7 @@ from splitwire.codec.profile import CodecProfile, Preprocessing
 from splitwire.codec.text import printable
 from splitwire.exporter.calibration.inputs import SUFFIXES, image_files, spread
 
-from . import coco, folders
+from . import coco, folders, masks
 
 Float32Array = NDArray[np.float32]
 Array = NDArray[Any]
@@ -35,8 +35,9 @@ class Item:
 
     name: as in the data. x: (C, H, W) float32, the network's input. picture: what an image codec is given: the
     network's view, resized and cropped but not normalised, "RGB" or "L"; the original where that has fewer pixels; None
-    for arrays of inputs. target: class number; of detection a DetectionTruth (boxes in pixels of the input); what
-    `labels` of an .npz holds for a user's metric; None without labels.
+    for arrays of inputs. target: class number; of detection a DetectionTruth (boxes in pixels of the input); of
+    segmentation (H, W) uint8, the class of each pixel of the input, masks.IGNORED where none counts; what `labels` of
+    an .npz holds for a user's metric; None without labels.
     """
 
     name: str
@@ -99,6 +100,8 @@ class _Pictures(Dataset):
             target = None if self.targets is None else self.targets[i]
             if isinstance(target, coco.Annotated):
                 target = _boxes(target, image.size, self._how)
+            elif isinstance(target, masks.Mask):
+                target = masks.seen(target, image.size, self._how)
         return Item(name=self.names[i], x=x, picture=picture, target=target)
 
     def input_of(self, picture: Image.Image) -> Float32Array:
@@ -131,7 +134,14 @@ class _Files(_Pictures):
 class _ImageArray(_Pictures):
     """images: (n, H, W) or (n, H, W, 3) uint8."""
 
-    def __init__(self, path: Path, chosen: Sequence[int], images: Array, labels: Array | None, how: Preprocessing):
+    def __init__(
+        self,
+        path: Path,
+        chosen: Sequence[int],
+        images: Array,
+        labels: Array | Sequence[masks.Mask] | None,
+        how: Preprocessing,
+    ) -> None:
         super().__init__(str(path), _numbered(path, chosen), _rows(labels), _digest(images, labels), how)
         self._images = images
 
@@ -145,12 +155,20 @@ class _InputArray(Dataset):
 
     pictures = False
 
-    def __init__(self, path: Path, chosen: Sequence[int], inputs: Float32Array, labels: Array | None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        chosen: Sequence[int],
+        inputs: Float32Array,
+        labels: Array | Sequence[masks.Mask] | None,
+    ) -> None:
         super().__init__(str(path), _numbered(path, chosen), _rows(labels), _digest(inputs, labels))
         self._inputs = inputs
 
     def item(self, i: int) -> Item:
         target = None if self.targets is None else self.targets[i]
+        if isinstance(target, masks.Mask):
+            target = target.pixels()
         return Item(name=self.names[i], x=np.ascontiguousarray(self._inputs[i]), picture=None, target=target)
 
     def input_of(self, picture: Image.Image) -> Float32Array:
@@ -166,6 +184,7 @@ def open_data(
     annotations: Path | None = None,
     limit: int | None = None,
     detections: bool,
+    segments: bool = False,
     custom: bool = False,
     classes: int | None = None,
 ) -> Dataset:
@@ -175,15 +194,18 @@ def open_data(
     many as classes); a folder of pictures without labels (a detector's may have folders inside); a picture, a list of
     them, or a .txt file with one per line; a COCO .json with its pictures beside it, or a folder of pictures with
     `annotations` (or with one .json in it); an .npz with `images` (n, H, W) or (n, H, W, 3) uint8 or `inputs`
-    (n, C, H, W) float32, and maybe `labels` (n,) integers; or a dict of such arrays.
-    input_shape, dtype: of the front graph, with the batch axis; None where an axis is free. limit: at most so many
-    images, evenly spread. detections: whether the network is a detector (tasks.is_detector). custom: a user's metric
-    judges, so that labels may be anything. classes: K of the network's (B, K) answer, where its graph says so.
+    (n, C, H, W) float32, and maybe `labels` (n,) integers; or a dict of such arrays. For a segmentation: a folder with
+    the folders images and masks (or VOC's) in it, pictures with `annotations`, the folder of their masks, or arrays
+    with `masks` (n, H, W).
+    input_shape, dtype: of the front graph, with the batch axis; None where an axis is free. limit: most images,
+    evenly spread. detections: whether the network is a detector (tasks.is_detector). segments: whether it is a
+    segmentation. custom: a user's metric judges, so that labels may be anything. classes: K of the network's (B, K)
+    answer, where its graph says so.
     Raises UsageError in one line: nothing there, half-labelled, classes that do not fit, a malformed file.
     """
     if limit is not None and limit < 1:
         raise UsageError(f"the number of images must be at least 1, is {limit}")
-    fit = folders.Labels(names=profile.labels, classes=classes, detections=detections, custom=custom)
+    fit = folders.Labels(names=profile.labels, classes=classes, detections=detections, custom=custom, segments=segments)
     if isinstance(path, Path) and path.suffix.lower() == ".npz":
         _without(annotations, path)
         return _from_arrays(path, _read_npz(path), profile.preprocessing, (input_shape, dtype), fit, limit)
@@ -192,6 +214,11 @@ def open_data(
         arrays = {name: np.asarray(array) for name, array in path.items()}
         return _from_arrays(Path("arrays"), arrays, profile.preprocessing, (input_shape, dtype), fit, limit)
     how = _usable(profile.preprocessing, input_shape)
+    if segments and annotations is not None and _are_pictures(path):
+        if not isinstance(path, Path):
+            return _from_list(f"{len(path)} pictures", path, how, limit, annotations)
+        files = _listed(path) if path.suffix.lower() == ".txt" else [path]
+        return _from_list(str(path), files, how, limit, annotations)
     if not isinstance(path, Path):
         _without(annotations, "a list of pictures")
         return _from_list(f"{len(path)} pictures", path, how, limit)
@@ -200,6 +227,8 @@ def open_data(
     if path.suffix.lower() == ".json" and path.is_file():
         _without(annotations, path)
         return _from_coco(path, path.parent, how, fit, limit)
+    if path.is_dir() and segments:
+        return _from_masked_folder(path, annotations, how, limit)
     if path.is_dir():
         annotations = annotations or (_only_json(path) if detections else None)
         if annotations is not None:
@@ -221,21 +250,49 @@ def _from_folder(path: Path, how: Preprocessing, fit: folders.Labels, limit: int
     return _Files(str(path), named, None if numbers is None else [numbers[n.split("/")[0]] for n, _ in named], how)
 
 
-def _from_list(source: str, files: Sequence[Path], how: Preprocessing, limit: int | None) -> Dataset:
+def _from_masked_folder(path: Path, annotations: Path | None, how: Preprocessing, limit: int | None) -> Dataset:
+    pictures, folder = masks.folders(path, annotations)
+    files = [(f.relative_to(pictures).as_posix(), f) for f in image_files(pictures)]
+    return _with_masks(str(path), files, folder, how, limit)
+
+
+def _with_masks(
+    source: str, files: Sequence[tuple[str, Path]], folder: Path | None, how: Preprocessing, limit: int | None
+) -> Dataset:
+    """Pictures with the masks in `folder`, by name. Every picture has one, also those beyond the limit."""
+    chosen = _chosen(len(files), limit)
+    named = [files[i] for i in chosen]
+    if folder is None:
+        return _Files(source, named, None, how)
+    found = masks.files_of([name for name, _ in files], folder)
+    targets = [masks.checked(found[i].relative_to(folder).as_posix(), found[i]) for i in chosen]
+    return _Files(source, named, targets, how)
+
+
+def _are_pictures(path: Path | Sequence[Path]) -> bool:
+    """Whether it is a list of pictures, or a picture."""
+    return not isinstance(path, Path) or (path.is_file() and path.suffix.lower() in (".txt", *SUFFIXES))
+
+
+def _from_list(
+    source: str, files: Sequence[Path], how: Preprocessing, limit: int | None, folder: Path | None = None
+) -> Dataset:
+    """folder: of their masks."""
     if not files:
         raise UsageError(f"{source}: the list of pictures is empty")
     chosen = [files[i] for i in _chosen(len(files), limit)]
     missing = next((f for f in chosen if not f.is_file()), None)
     if missing is not None:
         raise UsageError(f"{missing}: no such picture (named in {source})")
+    if folder is not None:
+        return _with_masks(source, [(f.name, f) for f in files], masks.folders(folder, folder)[1], how, limit)
     return _Files(source, [(f.as_posix(), f) for f in chosen], None, how)
 
 
 def _from_coco(path: Path, folder: Path, how: Preprocessing, fit: folders.Labels, limit: int | None) -> Dataset:
     if not (fit.detections or fit.custom):
-        raise UsageError(
-            f"{path} holds boxes, and this network is no detector; its labels come as one folder of pictures per class"
-        )
+        come = "masks come as PNGs in a folder" if fit.segments else "labels come as one folder of pictures per class"
+        raise UsageError(f"{path} holds boxes, and this network is no detector; its {come}")
     everything = coco.read(path, folder, fit.names)
     chosen = [everything[i] for i in _chosen(len(everything), limit)]
     missing = [a for a in chosen if not a.file.is_file()]
@@ -263,11 +320,15 @@ def _from_arrays(
             f"{path} holds {', '.join(sorted(arrays)) or 'nothing'}; expected `images` (n, H, W[, 3]) uint8"
             " or `inputs` (n, C, H, W) float32, and maybe `labels`"
         )
+    if "masks" in arrays and not fit.segments:
+        raise UsageError(f"{path} holds `masks`, and this network is no segmentation (splitwire export --task)")
     images, labels = arrays[kind[0]], arrays.get("labels")
     if not images.ndim or not len(images):
         raise UsageError(f"{path}: `{kind[0]}` holds no images")
     if labels is not None:
         _check_labels(path, labels, len(images), fit)
+    if "masks" in arrays:
+        masks.of_array(str(path), arrays["masks"], images)
     if kind == ["images"]:
         if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] != 3):
             raise UsageError(
@@ -278,12 +339,16 @@ def _from_arrays(
             f"{path}: `inputs` is {images.shape} {images.dtype}; the network takes {_shown(input_shape)} {dtype}"
         )
     chosen = _chosen(len(images), limit)
-    images, labels = images[chosen], None if labels is None else labels[chosen]
+    targets: Array | list[masks.Mask] | None = None if labels is None else labels[chosen]
+    if "masks" in arrays:
+        kept = arrays["masks"][chosen].astype(np.uint8)
+        targets = [masks.checked(name, m) for name, m in zip(_numbered(path, chosen), kept, strict=True)]
+    images = images[chosen]
     if kind == ["images"]:
-        return _ImageArray(path, chosen, images, labels, _usable(how, input_shape))
+        return _ImageArray(path, chosen, images, targets, _usable(how, input_shape))
     if not np.isfinite(images).all():
         raise UsageError(f"{path}: `inputs` holds NaN or infinity")
-    return _InputArray(path, chosen, images, labels)
+    return _InputArray(path, chosen, images, targets)
 
 
 def _read_npz(path: Path) -> dict[str, Array]:
@@ -291,7 +356,7 @@ def _read_npz(path: Path) -> dict[str, Array]:
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             names = [str(n) for n in file.files]
-            return {n: file[n] if n in ("images", "inputs", "labels") else np.empty(0) for n in names}
+            return {n: file[n] if n in ("images", "inputs", "labels", "masks") else np.empty(0) for n in names}
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file") from None
     except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error, MemoryError) as e:
@@ -303,6 +368,10 @@ def _check_labels(path: Path, labels: Array, n: int, fit: folders.Labels) -> Non
         if not labels.ndim or len(labels) != n:
             raise UsageError(f"{path}: `labels` is {labels.shape} for {n} images; expected one row each")
         return
+    if fit.segments:
+        raise UsageError(
+            f"{path}: `labels` are class numbers, and this network is a segmentation; give `masks` (n, H, W) instead"
+        )
     if fit.detections:
         raise UsageError(f"{path}: `labels` of an .npz are class numbers, and this network is a detector; boxes come as"
                          " a COCO file")  # fmt: skip
@@ -368,15 +437,19 @@ def _numbered(path: Path, chosen: Sequence[int]) -> list[str]:
     return [f"{path.name}[{i}]" for i in chosen]
 
 
-def _rows(labels: Array | None) -> list[Any] | None:
+def _rows(labels: Array | Sequence[masks.Mask] | None) -> list[Any] | None:
     """A class is a plain number; of anything else, each image's row."""
-    return None if labels is None else labels.tolist() if labels.ndim == 1 else list(labels)
+    if isinstance(labels, np.ndarray) and labels.ndim == 1:
+        return list(labels.tolist())
+    return None if labels is None else list(labels)
 
 
-def _digest(images: Array, labels: Array | None) -> str:
+def _digest(images: Array, labels: Array | Sequence[masks.Mask] | None) -> str:
     digest = hashlib.sha256(repr((images.shape, images.dtype.str)).encode())
     digest.update(np.ascontiguousarray(images).data)
-    if labels is not None:
+    if labels is not None and not isinstance(labels, np.ndarray):
+        digest.update(repr([mask.checksum for mask in labels]).encode())
+    elif labels is not None:
         digest.update(repr((labels.shape, labels.dtype.str)).encode() + np.ascontiguousarray(labels).tobytes())
     return digest.hexdigest()
 
@@ -386,4 +459,4 @@ def _plain(target: Any) -> Any:
     if isinstance(target, coco.Annotated):
         truth = target.truth
         return target.size, truth.boxes.tolist(), truth.labels.tolist(), truth.ignored.tolist()
-    return target
+    return (target.name, target.checksum) if isinstance(target, masks.Mask) else target

@@ -17,13 +17,14 @@ _SPLITS = {"train", "val", "valid", "validation", "test"}
 class Labels:
     """What labels must fit. names: the network's own. classes: how many it tells apart, where known.
 
-    detections, custom: as in data.open_data.
+    detections, custom, segments: as in data.open_data.
     """
 
     names: Sequence[str] | None
     classes: int | None
     detections: bool
     custom: bool
+    segments: bool = False
 
     @property
     def count(self) -> int | None:

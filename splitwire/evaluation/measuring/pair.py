@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from msgspec import UnsetType
 
 from splitwire.codec.errors import FingerprintMismatch, UsageError
 from splitwire.codec.reply import Outputs
@@ -77,6 +78,16 @@ class Pair:
         made = dict.fromkeys((*self._front.early, *self._back.outputs))
         order = self.profile.outputs if isinstance(self.profile.outputs, tuple) else ()
         return (*(n for n in order if n in made), *(n for n in made if n not in order))
+
+    @property
+    def segments(self) -> bool:
+        """Whether the network is a segmentation: as the profile says; of an older export that says no task, whether
+        the first output is (B, classes, H, W) with as many classes as labels."""
+        if not isinstance(self.profile.task, UnsetType):
+            return self.profile.task == "segmentation"
+        shapes = {o.name: o.shape for o in (*self._front.session.get_outputs(), *self._back.session.get_outputs())}
+        first = shapes.get(self.outputs[0], ())
+        return len(first) == 4 and self.profile.labels is not None and first[1] == len(self.profile.labels)
 
     @property
     def elements(self) -> int:

@@ -20,7 +20,10 @@ IMAGES = 32
 SECONDS = 20.0
 """On so many images; but no further one begins after so many seconds."""
 
-PACKAGES = ("splitwire", "numpy", "numba", "onnxruntime", "pillow", "av", "zstandard", "pycocotools", "constriction")
+PACKAGES = (
+    "splitwire", "numpy", "numba", "onnxruntime", "pillow", "av", "zstandard", "pycocotools", "scikit-learn",
+    "constriction",
+)  # fmt: skip
 """Figures depend on them, those of the benchmarks too."""
 
 

@@ -54,13 +54,33 @@ class DetectionOutcome(Struct, frozen=True, kw_only=True, tag="detection"):
         return _corners(self.true_boxes), _numbers(self.true_labels), np.frombuffer(self.ignored, np.bool_)
 
 
+class SegmentOutcome(Struct, frozen=True, kw_only=True, tag="segments"):
+    """Of a segmentation: the pixels that count, by true class and class of the answer, without the zeros.
+
+    classes: K. cells: (m,) int32, little-endian: true class · K + class of the answer. pixels: (m,) int32 of each.
+    agreement: share of all pixels that have the whole network's class.
+    """
+
+    classes: int
+    cells: bytes
+    pixels: bytes
+    agreement: float
+
+    @property
+    def counts(self) -> Int64Array:
+        """(K, K) pixels: rows are true classes, columns classes of the answer."""
+        counts = np.zeros(self.classes**2, np.int64)
+        counts[np.frombuffer(self.cells, "<i4")] = np.frombuffer(self.pixels, "<i4")
+        return counts.reshape(self.classes, self.classes)
+
+
 class ValueOutcome(Struct, frozen=True, kw_only=True, tag="value"):
     """Of a user's metric: what it said."""
 
     value: float
 
 
-Outcome = ClassOutcome | DetectionOutcome | ValueOutcome
+Outcome = ClassOutcome | DetectionOutcome | SegmentOutcome | ValueOutcome
 """msgspec encodes it; decode with `type=list[Outcome]`."""
 
 T = TypeVar("T", bound=Struct)

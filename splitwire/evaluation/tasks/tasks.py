@@ -21,6 +21,7 @@ from splitwire.exporter.points.damage import divergence
 
 from .detection import DetectionTask
 from .outcomes import ClassOutcome, Int64Array, Outcome, Scored, ValueOutcome, only
+from .segmentation import segmentation_task
 
 __all__ = ["Outcome", "Scored", "Task", "make_task"]
 
@@ -55,24 +56,34 @@ class Task(Protocol):
 
 
 def make_task(
-    outputs: Outputs, data: Dataset, *, batch: int, labels: Sequence[str] | None = None, metric: str | None = None
+    outputs: Outputs,
+    data: Dataset,
+    *,
+    batch: int,
+    labels: Sequence[str] | None = None,
+    metric: str | None = None,
+    segments: bool = False,
 ) -> Task:
     """The task that the whole network's outputs of a first batch show, or that a user's metric makes.
 
     batch: images in it. labels: of the profile. metric: "module:function", called as
     function(outputs_of_one_image, target) → number, higher is better; its mean over the images is the figure.
+    segments: the network is a segmentation.
     Raises UsageError: outputs that are no task without a metric; classes that the data has and the network has not; a
-    metric that cannot be imported.
+    metric that cannot be imported. Raises ModuleNotFoundError without what judges a segmentation.
     """
     if metric is not None:
         return MetricTask(_imported(metric), metric)
     if is_detector(outputs):
         return DetectionTask(labels)
+    if segments:
+        return segmentation_task(outputs, data, labels=labels)
     name, first = next(iter(outputs.items()))
     if not are_class_scores(first) or len(first) != batch:
         raise UsageError(
             f"the output {name!r} is {first.shape} {first.dtype}, neither classes nor detections;"
-            " say with --metric module:function how good an answer is"
+            " export a segmentation with --task segmentation, or say with --metric module:function how good an answer"
+            " is"
         )
     classes = first.shape[1]
     if data.labelled:
