@@ -58,7 +58,7 @@ def checked(name: str, source: Path | UInt8Array) -> Mask:
     pixels = read(source) if isinstance(source, Path) else source
     counted = pixels[pixels != IGNORED]
     highest = int(counted.max()) if counted.size else -1
-    return Mask(name=name, source=source, highest=highest, checksum=zlib.crc32(np.ascontiguousarray(pixels)))
+    return Mask(name=name, source=source, highest=highest, checksum=zlib.crc32(pixels.tobytes()))
 
 
 def folders(path: Path, annotations: Path | None) -> tuple[Path, Path | None]:
