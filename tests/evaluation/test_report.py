@@ -151,6 +151,7 @@ def test_each_plot_is_a_file_with_axes_units_and_a_legend(made):
         assert set(words) <= texts, (name, set(words) - texts)
 
 
+@pytest.mark.slow
 def test_settings_are_named_in_any_order_where_there_is_room(tmp_path):
     """n8 is the dearest and comes first; n6 lies on it; the default n4 is named before r0.4, which lies on it."""
     sent = {"n8": 2000, "n6": 1990, "r0.4": 690, "n4": 700, "r0.2": 300}
@@ -349,6 +350,7 @@ def test_in_a_browser_nothing_complains_and_the_table_sorts(made, tmp_path):
     assert tapped
 
 
+@pytest.mark.slow
 def test_a_mean_preserving_quantizer_is_drawn_without_thresholds(tmp_path: Path) -> None:
     plain = design("n4", 4)
     found = msgspec.structs.replace(plain, quantizer=msgspec.structs.replace(plain.quantizer, mean_preserving=True))
@@ -357,6 +359,7 @@ def test_a_mean_preserving_quantizer_is_drawn_without_thresholds(tmp_path: Path)
     assert "levels of n4" in drawn and "thresholds" not in drawn
 
 
+@pytest.mark.slow
 def test_where_every_setting_answers_alike_it_is_said_and_the_divergence_shown(tmp_path):
     zero, all_right = Estimate(value=0.0, low=0.0, high=0.03), Estimate(value=1.0, low=1.0, high=1.0)
     level = evaluation(

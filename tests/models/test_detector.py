@@ -20,6 +20,8 @@ from splitwire.exporter.points.damage import Damage
 from splitwire.models import detector, fashion
 from splitwire.models.making import backgrounds, card, detector_card, detector_training, scenes, train_detector
 
+pytestmark = pytest.mark.slow
+
 FASHION = pytest.mark.skipif(
     not (fashion.DEFAULT_FOLDER / "train-labels-idx1-ubyte.gz").is_file(),
     reason="Debian package dataset-fashion-mnist is not installed",

@@ -130,6 +130,7 @@ WRONG_TYPES = {
 """A tree in little: files, some of them wrong. Tests need not say their types; what they do is checked all the same."""
 
 
+@pytest.mark.slow
 def test_wrong_types_are_found_in_tests_too(tmp_path: Path):
     """At the paths of the tree; a test finds a helper by its plain name, as pytest does."""
     own = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("pyproject.toml", ".ci/lint.py")}

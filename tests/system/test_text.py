@@ -28,6 +28,8 @@ from splitwire.codec.warmup import WarmUp
 from splitwire.demo import fashion
 from splitwire.exporter.calibration.checkpoint import NAME, Checkpoint
 
+pytestmark = pytest.mark.slow
+
 ENCODINGS = ("ascii", "latin-1", "cp1252", "cp437", "cp932")
 WIDTHS = (60, 40)
 ODD = os.fsdecode(b"caf\xe9.png")

@@ -17,6 +17,8 @@ from splitwire.exporter.cutting.names import Names
 from splitwire.exporter.network.inference import serialise
 from splitwire.exporter.network.source import Source, from_file, from_module
 
+pytestmark = pytest.mark.slow
+
 
 class Residual(nn.Module):
     """Makes nodes of its own beside those of its children; its ReLU runs twice."""

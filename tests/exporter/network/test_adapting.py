@@ -28,6 +28,8 @@ from splitwire.exporter.network.adapting import constants
 from splitwire.exporter.network.inference import Graph
 from splitwire.exporter.network.source import Source, from_file
 
+pytestmark = pytest.mark.slow
+
 node = h.make_node
 CONV = [node("Conv", ["x", "a"], ["c"], strides=[2, 2]), node("Relu", ["c"], ["r"])]
 

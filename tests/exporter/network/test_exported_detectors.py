@@ -25,6 +25,8 @@ from splitwire.exporter.network.adapting import detectors
 from splitwire.exporter.network.inference import Graph
 from splitwire.exporter.network.source import from_module
 
+pytestmark = pytest.mark.slow
+
 SIZE = 64
 CLASSES = 4
 

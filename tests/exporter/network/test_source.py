@@ -56,6 +56,7 @@ class Answer:
     aux: torch.Tensor | None = None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("head", "names"),
     [
@@ -75,6 +76,7 @@ def test_outputs_of_any_kind(head, names):
     assert type(module) is Small
 
 
+@pytest.mark.slow
 def test_an_example_in_place_of_a_shape():
     a, b = (from_module(small(), e) for e in (torch.ones(5, *SHAPE), (1, *SHAPE)))
     assert a.input_shape == b.input_shape == (1, *SHAPE)
@@ -109,6 +111,7 @@ def test_a_module_that_is_refused(make, example, error, message):
 # The batch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "head",
     [
@@ -208,6 +211,7 @@ def test_an_older_graph_keeps_its_opset_and_ir_version(tmp_path):
     assert (source.opset, source.model.ir_version, source.notes) == (13, 8, ())
 
 
+@pytest.mark.slow
 def test_what_torch_makes_runs_on_the_oldest_runtime():
     source = from_module(network(Net), (1, *SHAPE))
     assert source.opset <= compatibility.MAX_OPSET

@@ -88,6 +88,7 @@ def test_the_same_twice(model, tmp_path):
     assert files(tmp_path / "a") == files(tmp_path / "b")
 
 
+@pytest.mark.slow
 def test_a_module_gives_what_its_file_gives(model, tmp_path):
     a, b = export(network(), tmp_path / "a"), export(model, tmp_path / "b")
     assert a.torch_difference is not None

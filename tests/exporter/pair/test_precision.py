@@ -221,6 +221,7 @@ def test_float16_by_hand_rounds_every_value(source):
     assert 0 < np.abs(rounded - exact).max() < 5e-3 * np.abs(exact).max()
 
 
+@pytest.mark.slow
 def test_normalisations_stay_float32():
     """In float16 ONNX Runtime 1.32 crashes on them, or gives garbage from the second run on."""
     torch.manual_seed(0)
@@ -317,6 +318,7 @@ def test_the_demo_in_int8_and_float16(demo_pair, tmp_path):
     assert point.agreement == back.option.agreement  # the profile speaks of the pair as it is written
 
 
+@pytest.mark.slow
 def test_the_codec_is_made_for_the_int8_features(file, tmp_path):
     """Means and tables are those of the features that the int8 front makes."""
     exact, coarse = export(file, tmp_path / "a"), export(file, tmp_path / "b", front="int8")

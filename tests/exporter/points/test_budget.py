@@ -26,6 +26,8 @@ from splitwire.exporter.points import design as sensitivity
 from splitwire.exporter.points.measure import measure_damage
 from splitwire.exporter.points.ranges import SCALES
 
+pytestmark = pytest.mark.slow
+
 
 class Pooled(nn.Module):
     """Its answer depends on the means of planes, in which errors of neighbours cancel out. power: of the features

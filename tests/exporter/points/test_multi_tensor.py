@@ -27,6 +27,8 @@ from splitwire.runtime_cloud.session import CloudSession
 from splitwire.runtime_edge.session import EdgeSession
 from splitwire.runtime_edge.transport import LoopbackTransport
 
+pytestmark = pytest.mark.slow
+
 
 class Skip(nn.Module):
     """Encoder and decoder with a skip connection: `early` (8×16×16) crosses beside `deep` (16×8×8)."""

@@ -21,6 +21,8 @@ from splitwire.exporter.export import ExportResult, export_pair
 from splitwire.exporter.points.measure import PointMeasure, choose_default
 from splitwire.exporter.points.overspent import budget_of, is_overspent, overspent_note
 
+pytestmark = pytest.mark.slow
+
 
 class Coins(nn.Module):
     """Features of −1 and 1, the signs of noise: no quantizer has them for less than a bit."""

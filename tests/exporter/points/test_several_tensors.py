@@ -20,6 +20,8 @@ from splitwire.exporter.network.dataflow import Flow
 from splitwire.exporter.network.inference import Graph
 from splitwire.exporter.network.source import Source, _source, from_module
 
+pytestmark = pytest.mark.slow
+
 
 class Stage(nn.Sequential):
     def __init__(self, before: int, after: int) -> None:
