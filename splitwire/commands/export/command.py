@@ -10,6 +10,7 @@ import typer
 
 from splitwire.codec.errors import UsageError
 from splitwire.commands.export.report import document, show, show_comparison
+from splitwire.commands.options import Constants, ImageSize, OutputNames, Weights
 from splitwire.console import Bar, err, interruptible, print_json, progress_bar
 from splitwire.exporter.pair.labels import read_labels
 from splitwire.network import parse_constants, parse_outputs, parse_size
@@ -36,7 +37,7 @@ def export(
     to: Annotated[
         Path | None, typer.Option("--out", help="Folder for front.onnx and back.onnx.", show_default="MODEL-LAYER")
     ] = None,
-    weights: Annotated[str | None, typer.Option(help="Weights of the named network: a file, or torchvision's.")] = None,
+    weights: Weights = None,
     levels: Annotated[
         str,
         typer.Option(
@@ -46,16 +47,9 @@ def export(
         ),
     ] = "2,3,4,6,8,r0.1,r0.2,r0.3,r0.4,r0.6,r0.8",
     images: Annotated[int | None, typer.Option(min=1, help="Most images to use.", show_default="512")] = None,
-    image_size: Annotated[
-        str | None, typer.Option(help="Of the input, pixels: 224, or HEIGHTxWIDTH.", show_default="the network's")
-    ] = None,
-    constant: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="Of an ONNX file: the value of an input beside the image; repeatable."),
-    ] = None,
-    outputs: Annotated[
-        str | None, typer.Option(help="Keep these outputs only: a name, or several as a,b.", show_default="all")
-    ] = None,
+    image_size: ImageSize = None,
+    constant: Constants = None,
+    outputs: OutputNames = None,
     front: Annotated[str, typer.Option(help="Front half in float32 or int8, on the same images.")] = "float32",
     back: Annotated[str, typer.Option(help="Back half in float32, or in float16 for a GPU.")] = "float32",
     coder: Annotated[

@@ -11,6 +11,7 @@ import typer
 
 from splitwire.codec.errors import UsageError
 from splitwire.commands.export.pictures import with_pictures
+from splitwire.commands.options import Constants, ImageSize, OutputNames, Weights
 from splitwire.console import err, out, print_json, print_wide, progress_bar
 from splitwire.network import parse_constants, parse_outputs, parse_size
 
@@ -36,14 +37,9 @@ def plan(
     data: Annotated[
         Path | None, typer.Option(help="Folder of images to measure bytes on.", show_default="synthetic pictures")
     ] = None,
-    weights: Annotated[str | None, typer.Option(help="Weights of the named network: a file, or torchvision's.")] = None,
-    image_size: Annotated[
-        str | None, typer.Option(help="Of the input, pixels: 224, or HEIGHTxWIDTH.", show_default="the network's")
-    ] = None,
-    constant: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="Of an ONNX file: the value of an input beside the image; repeatable."),
-    ] = None,
+    weights: Weights = None,
+    image_size: ImageSize = None,
+    constant: Constants = None,
     link: Annotated[
         str | None, typer.Option(help="Bandwidth each way: 250kbit, 5mbit, 1gbit.", show_default="none")
     ] = None,
@@ -57,9 +53,7 @@ def plan(
     cloud: Annotated[str | None, typer.Option(help="The same for the far end.", show_default="server-cpu")] = None,
     max_tensors: Annotated[int, typer.Option(min=1, help="Most tensors that a cut may send.")] = 1,
     images: Annotated[int, typer.Option(min=1, help="Images to measure bytes on.")] = 32,
-    outputs: Annotated[
-        str | None, typer.Option(help="Keep these outputs only: a name, or several as a,b.", show_default="all")
-    ] = None,
+    outputs: OutputNames = None,
     plot: Annotated[Path | None, typer.Option(help="The plot, .png or .svg.", show_default="MODEL-plan.png")] = None,
     no_plot: Annotated[bool, typer.Option("--no-plot", help="Draw no plot.")] = False,
     as_json: Annotated[

@@ -1,0 +1,19 @@
+"""Options that more than one command has, in the same words."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Weights = Annotated[str | None, typer.Option(help="Weights of the named network: a file, or torchvision's.")]
+ImageSize = Annotated[
+    str | None, typer.Option(help="Of the input, pixels: 224, or HEIGHTxWIDTH.", show_default="the network's")
+]
+Constants = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=VALUE", help="Of an ONNX file: the value of an input beside the image; repeatable."),
+]
+OutputNames = Annotated[
+    str | None, typer.Option(help="Keep these outputs only: a name, or several as a,b.", show_default="all")
+]
