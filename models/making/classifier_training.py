@@ -25,6 +25,7 @@ from splitwire.codec.errors import UsageError
 from splitwire.codec.files import write_atomically
 from splitwire.models.demo import CLASSES, PREPROCESSING, build_network
 from splitwire.models.fashion import UInt8Array
+from splitwire.models.making.settings import check_settings
 from splitwire.models.weights import torch_load
 
 EpochFn = Callable[[int, float, float], None]
@@ -42,6 +43,9 @@ class Settings:
     shift: largest shift in pixels of the 56×56 image, in each direction. precision: of the convolutions while training
     ("bfloat16" or "float32"); weights, optimiser and every measurement are float32. threads: of torch; more is faster
     on an idle machine, and changes the order of additions, so other bits come out.
+
+    detector_training.py has some of the same fields, with other defaults: a base class would spread the list
+    over two files.
     """
 
     epochs: int = 20
@@ -58,11 +62,7 @@ class Settings:
     threads: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch", "threads"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 1; got {getattr(self, name)}")
-        if self.precision not in ("bfloat16", "float32"):
-            raise UsageError(f"precision must be bfloat16 or float32; got {self.precision!r}")
+        check_settings(self.precision, epochs=self.epochs, batch=self.batch, threads=self.threads)
 
 
 def resize(images: UInt8Array) -> Tensor:

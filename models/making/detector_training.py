@@ -27,6 +27,7 @@ from splitwire.models.detector import CELLS, CLASSES, PREPROCESSING, STRIDE, Det
 from splitwire.models.fashion import UInt8Array
 from splitwire.models.making.classifier_training import rate_at
 from splitwire.models.making.scenes import MAX_GARMENTS, Composer
+from splitwire.models.making.settings import check_settings
 from splitwire.models.weights import torch_load
 
 Batch = tuple[Tensor, Tensor, Tensor]
@@ -43,6 +44,9 @@ class Settings:
     learning_rate: peak, of AdamW; linear warm-up over `warmup` steps, then a half cosine to zero. average: decay of
     the running average of the weights, which is what is kept. precision: of the convolutions while training; weights,
     losses and every measurement are float32. threads: of torch; changes the order of additions, so other bits come out.
+
+    classifier_training.py has some of the same fields, with other defaults: a base class would spread the list
+    over two files.
     """
 
     steps: int = 5_500
@@ -59,11 +63,7 @@ class Settings:
     threads: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "threads"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 1; got {getattr(self, name)}")
-        if self.precision not in ("bfloat16", "float32"):
-            raise UsageError(f"precision must be bfloat16 or float32; got {self.precision!r}")
+        check_settings(self.precision, steps=self.steps, batch=self.batch, threads=self.threads)
 
 
 class Batches(Dataset[Batch]):
