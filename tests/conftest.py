@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import kernels
 import pytest
@@ -13,6 +14,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from splitwire.codec import telemetry
+
+if TYPE_CHECKING:
+    from runtime_helpers import Pair
 
 telemetry.set_variable()  # before a test file imports onnxruntime
 os.environ.setdefault("SPLITWIRE_CACHE_DIR", str(kernels.FOLDER))  # also for the processes that tests start
@@ -60,6 +64,14 @@ def demo_images(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, int]:
     for path, image in zip(found, images, strict=False):
         Image.fromarray(image).save(path)
     return found
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """The runtimes' small pair, made without the exporter. Tests read it; one that changes a pair makes its own."""
+    from runtime_helpers import make_pair
+
+    return make_pair(tmp_path_factory.mktemp("pair"))
 
 
 @pytest.fixture(scope="session")

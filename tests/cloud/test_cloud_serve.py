@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from runtime_helpers import Pair, images, make_pair
+from runtime_helpers import Pair, images
 
 from splitwire.codec.errors import DeviceError, SplitwireError, UsageError
 from splitwire.runtime_cloud.loading import Models
@@ -25,11 +25,6 @@ from splitwire.runtime_cloud.serve import bind, serve, url_of
 from splitwire.runtime_cloud.session import CloudSession
 from splitwire.runtime_edge.session import EdgeSession
 from splitwire.runtime_edge.transport import HttpTransport
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    return make_pair(tmp_path_factory.mktemp("pair"))
 
 
 @contextlib.contextmanager

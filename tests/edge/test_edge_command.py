@@ -41,11 +41,6 @@ COMMAND = [sys.executable, "-m", "splitwire"]
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    return make_pair(tmp_path_factory.mktemp("pair"))
-
-
-@pytest.fixture(scope="module")
 def served(pair: Pair) -> Iterator[Served]:
     with serving(pair) as running:
         yield running

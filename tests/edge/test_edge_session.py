@@ -31,11 +31,6 @@ from splitwire.runtime_edge.session import EdgeSession, State
 from splitwire.runtime_edge.transport import LoopbackTransport, Reply
 
 
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    return make_pair(tmp_path_factory.mktemp("pair"))
-
-
 def looped(pair: Pair, **options) -> EdgeSession:
     return EdgeSession(pair.front, transport=LoopbackTransport(CloudSession(pair.back).handle), **options)
 
