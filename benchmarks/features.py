@@ -20,7 +20,7 @@ from splitwire.models.catalogue import load
 
 Floats = NDArray[np.float32]
 
-LEVELS = (2, 3, 4, 8)
+PROFILE_LEVELS = (2, 3, 4, 8)
 CROPS = 12
 """Random crops per photograph; every other one calibrates, the rest is coded."""
 CUTS = {
@@ -91,9 +91,9 @@ def tensor(name: str, cut: str, calibration: Floats, features: Floats) -> Tensor
 
 
 def design(cut: str, shape: tuple[int, ...], statistics: FeatureStatistics, taps: Taps | None = None) -> CodecProfile:
-    """A profile for one tensor, with an operating point for each of LEVELS."""
+    """A profile for one tensor, with an operating point for each of PROFILE_LEVELS."""
     points = []
-    for n in LEVELS:
+    for n in PROFILE_LEVELS:
         point, bits = design_operating_point(levels=n, statistics=statistics, taps=taps)
         points.append(OperatingPoint(name=f"n{n}", tensors=(point,), bits_per_element=bits))
     return profile(cut, shape, points, "n4", statistics, taps)

@@ -40,7 +40,7 @@ OUT = Path("build/field/out")
 PAGE = Path("docs/results/field.md")
 CALIBRATION, RUN = 12, 12
 """Pictures to calibrate on and to run; different seeds make them."""
-LEVELS = "4,8"
+PAIR_LEVELS = "4,8"
 FINE = "8,16"
 """Of detectors whose outputs the export cannot read as boxes: it has nothing to choose a coarse point by."""
 
@@ -67,7 +67,7 @@ class Network(Struct, frozen=True, kw_only=True):
     own: Own
     answer: Answer
     agree: Callable[[Any, Any], float | None]
-    levels: str = LEVELS
+    levels: str = PAIR_LEVELS
 
 
 class Result(Struct, frozen=True, kw_only=True):

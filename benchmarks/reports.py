@@ -34,7 +34,7 @@ OUT = Path("build/reports")
 PAGES = Path("docs/results")
 
 NUMBERS = (2, 3, 4, 5, 6, 8)
-LEVELS: tuple[int | str, ...] = (*NUMBERS, *(f"a{n}" for n in NUMBERS), *(f"e{n}" for n in NUMBERS))
+REPORT_LEVELS: tuple[int | str, ...] = (*NUMBERS, *(f"a{n}" for n in NUMBERS), *(f"e{n}" for n in NUMBERS))
 BUDGETS = ("r0.1", "r0.15", "r0.2", "r0.25", "r0.3", "r0.35", "r0.4", "r0.5", "r0.6", "r0.7", "r0.8")
 MAX_LOSS = 0.01
 
@@ -121,7 +121,7 @@ def main(arguments: Sequence[str]) -> int:
             export_pair(
                 task.module, cut=task.cut, calibration=task.calibration, out=pair, preprocessing=task.preprocessing,
                 input_shape=task.input_shape, name=task.name, labels=task.labels,
-                levels=(*LEVELS, *BUDGETS), replace=True, progress=progress,
+                levels=(*REPORT_LEVELS, *BUDGETS), replace=True, progress=progress,
             )  # fmt: skip
             evaluation = evaluate(pair, task.data, out=folder / "evaluation", max_loss=MAX_LOSS, progress=progress)
         shutil.rmtree(PAGES / name, ignore_errors=True)

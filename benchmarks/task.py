@@ -34,7 +34,7 @@ CUTS = {
     photos.MODEL: {"features.14.conv.0": "ReLU6", "features.13": "linear", photos.CUT: "linear"},
 }
 """Network → layer → what makes its features."""
-LEVELS = (2, 4, 8)
+TASK_LEVELS = (2, 4, 8)
 
 
 class Subject(NamedTuple):
@@ -78,7 +78,7 @@ def subject(name: str) -> Subject:
 
 
 def rows_for(name: str, subject: Subject, cut: str) -> list[Row]:
-    """Both quantizers at each of LEVELS."""
+    """Both quantizers at each of TASK_LEVELS."""
     network, inputs, labels = subject.network, subject.inputs, subject.labels
     calibration = activations(network, subject.calibration, [cut])[0]
     features = activations(network, inputs, [cut])[0]
@@ -86,7 +86,7 @@ def rows_for(name: str, subject: Subject, cut: str) -> list[Row]:
     statistics.add(calibration)
     whole = log_softmax(back(network, cut, inputs, features))
     rows = []
-    for like in LEVELS:
+    for like in TASK_LEVELS:
         uniform, bits = design_operating_point(levels=like, statistics=statistics)
         constrained, _ = design_entropy_constrained(bits=bits, statistics=statistics)
         for quantizer, point in (("uniform", uniform), ("entropy-constrained", constrained)):

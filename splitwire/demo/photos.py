@@ -55,7 +55,10 @@ SHARE = (0.35, 1.0)
 
 
 class Photo(Struct, frozen=True, kw_only=True):
-    """One photograph. whole, split: the three likeliest labels with their probabilities. Bytes include HTTP heads."""
+    """One photograph. whole, split: the three likeliest labels with their probabilities. Bytes include HTTP heads.
+
+    The fields look like those of fashion.Point, but are of one picture, not means over a test set.
+    """
 
     name: str
     whole: list[tuple[str, float]]

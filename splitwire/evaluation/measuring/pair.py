@@ -35,6 +35,7 @@ class Pair:
 
     threads: of one inference; None lets ONNX Runtime choose. smallest: images in the smallest batch that it takes: 1,
     unless the graphs are made for another number. batch: images at once, for speed; 1 where sizes of one batch cross.
+    Its properties are named as those of EdgeSession, whose front it has too, without a link.
     Raises UsageError (no such folder, no pair in it, or several), FingerprintMismatch, ProfileError, DeviceError.
     """
 
