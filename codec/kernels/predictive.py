@@ -7,8 +7,8 @@ row, and what the element to the left adds, element by element.
 
 Those two choose between eight lanes and some by themselves: a function around that choice counts references to its
 dozen arrays for every group. Groups of eight lanes have kernels of their own, written out as those of rans.py
-are, and here for one more reason: with the branch for escapes in a helper, numba counts references to the arrays at
-every symbol, which costs 20 to 30 ns.
+are, and for the same reason (what was tried stands there): with the branch for escapes in a helper, numba counts
+references to the arrays at every symbol, which costs 20 to 30 ns.
 """
 
 from __future__ import annotations

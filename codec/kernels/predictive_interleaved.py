@@ -7,6 +7,9 @@ positions at rest, a column behind its rows and a row above and below, so that w
 Each element that is not at rest is added to the sums that it is part of, once it is known: most features of the small
 planes deep in a network are at rest. Where the taps of a channel are a good part of all there are, its weights are a
 dense matrix, by source and place, over all targets, and adding them is plain SIMD; otherwise they are a list.
+
+The loops over images and groups look like those of predictive_planes.py and stay apart: what a group needs are other
+arrays, and a kernel around both would count references to all of them for every group.
 """
 
 from __future__ import annotations

@@ -7,6 +7,10 @@ Full groups of eight lanes, nearly all of a large tensor, have separate kernels 
 stay in registers, and a step does one stage for all lanes before the next stage. Symbol by symbol, each instruction
 waits for the one before it, and the processor's instruction queue limits the speed instead of its width. In stages the
 kernels are 1.4 (encode) and 1.7 times (decode) as fast.
+
+The lanes of a step look alike and stay written out. Tried for the decoder, measured in CPU time on 4-level features:
+a helper for one lane's symbol decodes 130 instead of 850 million elements per second, because numba then counts
+references to its arrays at every symbol; the helper inlined by numba (`inline="always"`) reaches 190.
 """
 
 from __future__ import annotations
