@@ -37,12 +37,12 @@ that is `UNSET` was not given, and is not written to the profile.
 GROUPS = {
     "Exporting": (
         "A trained network → front.onnx and back.onnx. Needs `splitwire[export]`.",
-        "export ExportResult PointMeasure PrecisionComparison SkippedInput Preprocessing PictureOptions load_network"
-        " LoadedNetwork",
+        "export ExportResult PointMeasure QuantizedTensor PrecisionComparison PrecisionFigures SkippedInput"
+        " Preprocessing PictureOptions load_network LoadedNetwork",
     ),
     "Planning": (
         "Where to cut, before anything is exported. Needs `splitwire[export]`; `measure_device`: `splitwire[edge]`.",
-        "plan PlanResult Plan PlannedCut Latency Link measure_device DeviceProfile",
+        "plan PlanResult Plan PlannedCut Cut Placement Latency Link measure_device DeviceProfile",
     ),
     "Evaluating": (
         "Accuracy against bytes, beside what else could be sent. Needs `splitwire[report]`.",
@@ -254,7 +254,7 @@ class Page:
 
     def type_table(self) -> str:
         """What the types that signatures name without a public name stand for."""
-        rows: dict[str, str] = {}
+        rows: dict[str, list[str]] = {}
         waiting = dict(self.types)
         while waiting:
             path, name = waiting.popitem()
@@ -264,8 +264,9 @@ class Page:
                 meaning = f"`{self.text(thing.value)}`"
             else:
                 meaning = ", ".join(f"`.{m.name}`" for m in thing.attributes.values() if m.is_public)
-            row = [f"`{name}`", meaning, _linked(_first(thing))]
-            rows[" ".join(row)] = f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |"
+            package = path.split(".")[1]
+            row = [f"`{name}`", meaning, _linked(_first(thing)), package]
+            rows[" ".join(row[:3])] = [cell.replace("|", "\\|") for cell in row]
             waiting |= {p: n for p, n in self.types.items() if p not in before}
         head = [
             "## Types in signatures\n",
@@ -273,7 +274,12 @@ class Page:
             "| Type | is | |",
             "|---|---|---|",
         ]
-        return "\n".join([*head, *(rows[key] for key in sorted(rows, key=str.lower)), ""])
+        names = Counter(name for name, *_ in rows.values())
+        lines = []
+        for key in sorted(rows, key=str.lower):
+            name, meaning, said, package = rows[key]
+            lines.append(f"| {name}{f' ({package})' if names[name] > 1 else ''} | {meaning} | {said} |")
+        return "\n".join([*head, *lines, ""])
 
 
 def _as(kind: type[Kind], thing: object) -> Kind:
@@ -342,9 +348,9 @@ def _paragraphs(docstring: str) -> Iterator[tuple[str, str]]:
 
 
 def _linked(text: str) -> str:
-    """Pages of docs/ as links, and what Markdown would take for emphasis as it is."""
+    """Pages of docs/ as links, and what Markdown would take for emphasis or HTML as it is."""
     text = re.sub(r"docs/([\w/]+\.md)", r"[\1](\1)", text)
-    return re.sub(r"(?<![\w`*\\])\*(?=\w)", r"\\*", text)
+    return re.sub(r"(?<![\w`*\\])\*(?=\w)|<(?=[A-Za-z])", r"\\\g<0>", text)
 
 
 def _plain(annotation: str) -> str:

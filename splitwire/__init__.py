@@ -65,11 +65,14 @@ if TYPE_CHECKING:
     from splitwire.evaluation.data.dataset import Item as DatasetItem
     from splitwire.evaluation.run import evaluate
     from splitwire.exporter.calibration.inputs import Skipped as SkippedInput
+    from splitwire.exporter.cutting.cuts import Cut
     from splitwire.exporter.export import ExportResult
     from splitwire.exporter.network.pictures import PictureOptions
     from splitwire.exporter.pair.precision_choice import Comparison as PrecisionComparison
+    from splitwire.exporter.pair.precision_choice import Figures as PrecisionFigures
     from splitwire.exporter.planning.links import Link
-    from splitwire.exporter.planning.plan import Latency, Plan, PlannedCut
+    from splitwire.exporter.planning.plan import Latency, Placement, Plan, PlannedCut
+    from splitwire.exporter.points.design import QuantizedTensor
     from splitwire.exporter.points.measure import PointMeasure
     from splitwire.exporting import export
     from splitwire.models.catalogue import LoadedModel as LoadedNetwork
@@ -115,6 +118,7 @@ _HOME = {
     "Comparison": "splitwire.evaluation.answer.compare",
     "ConnectTimeout": "splitwire.codec.errors",
     "Corrupt": "splitwire.codec.errors",
+    "Cut": "splitwire.exporter.cutting.cuts",
     "CutNotBounded": "splitwire.codec.errors",
     "Dataset": "splitwire.evaluation.data.dataset",
     "DatasetItem": "splitwire.evaluation.data.dataset:Item",
@@ -146,13 +150,16 @@ _HOME = {
     "NonFiniteFeatures": "splitwire.codec.errors",
     "OperatingPoint": "splitwire.codec.profile",
     "PictureOptions": "splitwire.exporter.network.pictures",
+    "Placement": "splitwire.exporter.planning.plan",
     "Plan": "splitwire.exporter.planning.plan",
     "PlanResult": "splitwire.planning",
     "PlannedCut": "splitwire.exporter.planning.plan",
     "PointMeasure": "splitwire.exporter.points.measure",
     "PrecisionComparison": "splitwire.exporter.pair.precision_choice:Comparison",
+    "PrecisionFigures": "splitwire.exporter.pair.precision_choice:Figures",
     "Preprocessing": "splitwire.codec.profile",
     "ProfileError": "splitwire.codec.errors",
+    "QuantizedTensor": "splitwire.exporter.points.design",
     "Quantizer": "splitwire.codec.profile",
     "Reply": "splitwire.runtime_edge.transport",
     "RequestTimeout": "splitwire.codec.errors",
@@ -206,6 +213,7 @@ __all__ = [
     "Comparison",
     "ConnectTimeout",
     "Corrupt",
+    "Cut",
     "CutNotBounded",
     "Dataset",
     "DatasetItem",
@@ -237,13 +245,16 @@ __all__ = [
     "NonFiniteFeatures",
     "OperatingPoint",
     "PictureOptions",
+    "Placement",
     "Plan",
     "PlanResult",
     "PlannedCut",
     "PointMeasure",
     "PrecisionComparison",
+    "PrecisionFigures",
     "Preprocessing",
     "ProfileError",
+    "QuantizedTensor",
     "Quantizer",
     "Reply",
     "RequestTimeout",

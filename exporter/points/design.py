@@ -58,9 +58,9 @@ class Kind:
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizedTensor:
-    """One tensor with a quantizer of this kind.
+    """One tensor with one quantizer that the operating points were chosen from.
 
-    bits: per image, expected. damage: of the answers, if only this tensor is quantized (damage.py); None where the bits
+    bits: per image, expected. damage: of the answers, if only this tensor is quantized; None where the bits
     are not shared by it: for a single tensor, and for what is not a uniform quantizer with N levels.
     """
 
