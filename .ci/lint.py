@@ -1,6 +1,6 @@
-"""`make lint`: ruff, mypy and the import rules between the rooms. `lint.py imports` runs the named ones alone.
+"""`make lint`: ruff, mypy and the import rules between the packages. `lint.py NAME…` runs only the named checks.
 
-In the wheel the rooms live inside the package (`codec/` is `splitwire.codec`; pyproject.toml, [tool.setuptools]).
+In the wheel all packages are inside `splitwire` (`codec/` is `splitwire.codec`; pyproject.toml, [tool.setuptools]).
 mypy and import-linter do not know that mapping, so they read a copy of the sources laid out as the wheel is, made anew
 in build/lint, with the tests and benchmarks beside it. Paths in their messages are turned back to where the file is
 edited.
@@ -23,7 +23,7 @@ BESIDE = ("tests", "benchmarks", ".ci")
 """Folders outside the wheel whose types are checked too."""
 
 
-def rooms() -> dict[str, str]:
+def packages() -> dict[str, str]:
     """Package name → folder, as setuptools maps them."""
     mapping: dict[str, str] = PROJECT["tool"]["setuptools"]["package-dir"]
     return mapping
@@ -38,7 +38,7 @@ def bases() -> list[str]:
 def lay_out(copy: Path = COPY) -> None:
     """Copy the sources to `copy` as the wheel has them; times are kept, so that mypy's cache stays valid."""
     shutil.rmtree(copy, ignore_errors=True)
-    places = [(package.replace(".", "/"), folder) for package, folder in rooms().items()]
+    places = [(package.replace(".", "/"), folder) for package, folder in packages().items()]
     for place, folder in [*places, *((folder, folder) for folder in BESIDE)]:
         for source in (ROOT / folder).rglob("*"):
             if source.suffix == ".py" or source.name == "py.typed":
@@ -60,7 +60,7 @@ def python(*arguments: str, cwd: Path = ROOT) -> bool:
         text=True,
         check=False,
     )
-    inside = "|".join(folder for package, folder in rooms().items() if "." in package)
+    inside = "|".join(folder for package, folder in packages().items() if "." in package)
     print(re.sub(rf"^splitwire/({inside})/", r"\1/", run.stdout, flags=re.MULTILINE), end="", flush=True)
     return run.returncode == 0
 

@@ -127,9 +127,9 @@ def log_to_stderr(level: int = logging.INFO) -> None:
 def _stop_on_signals(server: uvicorn.Server) -> Iterator[None]:
     """Make SIGTERM and SIGINT stop `server`, and nothing else, for as long as the block runs.
 
-    uvicorn takes these signals while it serves, and when it is done it raises them once more for whoever had them
-    before. That would end the process by the signal (status 143), not with 0; with its own handler installed as the
-    previous one, the second time is without effect. It also covers the moments before uvicorn takes over.
+    uvicorn handles these signals while it serves, and raises them once more for the previous handler when it is done.
+    That would end the process by the signal (status 143) and not with 0. With uvicorn's handler installed as the
+    previous one as well, the second signal has no effect. It also covers the time before uvicorn takes over.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -40,8 +40,8 @@ def may_pass(e: TransportError) -> bool:
 def patiently(call: Callable[[], T], *, wait_s: float, on_wait: Callable[[TransportError], None]) -> T:
     """The result of `call`, which is repeated for up to `wait_s` seconds after its first failure that may pass.
 
-    It may run more than once, so it must be of the kind that does no harm to repeat: an inference is. on_wait: called
-    before each pause, with the failure. Raises what `call` raises; the last failure when the time is over.
+    It may run more than once, so it must be safe to repeat, as an inference is. on_wait: called with the failure before
+    each pause. Raises what `call` raises; after `wait_s` seconds, the last failure.
     """
     deadline: float | None = None
     pause = FIRST_PAUSE_S

@@ -41,12 +41,12 @@ from .predictive import (
 PLACES = 5
 """As in codec/tables.py, which says where they are; `_inside` knows it too."""
 LARGEST = 32
-"""Positions of a plane, the column behind its rows included, up to which this is the faster way: on 3×3 planes 4 times
-in encoding, on 7×7 half as fast."""
+"""Most positions of a plane, with the column after its rows, for which this layout is used. It encodes 3×3 planes 4
+times as fast as the planar layout, and 7×7 planes half as fast."""
 BUDGET = 1 << 20
-"""Bytes of a dense matrix, at most: it should stay in the caches."""
+"""Most bytes of a dense matrix, so that it stays in the caches."""
 DENSER = 6
-"""A list is as fast as a matrix up to about one tap for so many channels (3×3 planes of 128 and of 384 channels)."""
+"""Channels per tap from which on a list is as fast as a matrix (3×3 planes of 128 and of 384 channels)."""
 
 
 class Layout(NamedTuple):
@@ -64,7 +64,7 @@ def fits(height: int, width: int) -> bool:
 
 
 def lay_out(channels: int, height: int, width: int, taps: int, **profile: int) -> Layout:
-    """For `channels` planes with so many taps in all; profile: the numbers of a Grid from shift on."""
+    """The layout for `channels` planes with `taps` taps in total. profile: the numbers of a Grid from shift on."""
     span = -(-channels // BLOCK) * BLOCK
     pitch = width + 1
     grid = Grid(height, width, span, pitch * span, 1, 1, 1, GROUP, BLOCK, **profile)

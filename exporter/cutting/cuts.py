@@ -23,7 +23,7 @@ MAX_DIMS = 3
 """A tensor at the cut has 1 to 3 axes beside the batch (codec.profile.TensorSpec)."""
 
 MAX_CLOSED = 8
-"""An error message shows the tensors that cross, and proposes to cut at all of them, up to so many."""
+"""Most crossing tensors that an error message lists and proposes to cut at."""
 
 SUGGESTED_EACH_SIDE = 2
 
@@ -53,8 +53,9 @@ class Cut:
 def find_cuts(graph: ir.Graph, names: Names, *, max_tensors: int = 1) -> list[Cut]:
     """The cuts that the codec can carry, in execution order.
 
-    Complete for single tensors. With max_tensors > 1 also the sets of up to so many tensors that are alive together
-    between two nodes: the pyramids of detectors, skip connections, branches. names: of the same graph.
+    The list is complete for single tensors. With max_tensors > 1 it also has the sets of at most max_tensors tensors
+    that are alive together between two nodes: the pyramids of detectors, skip connections, branches. names: of the same
+    graph.
     """
     flow = names.flow if names.flow.graph is graph else Flow(graph)
     cuts: dict[frozenset[ir.Value], Cut] = {}

@@ -115,7 +115,7 @@ def write_default(folder: Path, op: str) -> None:
 
     Only the profile in the files' metadata changes: the graphs, and with them the hashes and the fingerprint, stay, so
     that running edges and clouds keep understanding each other. Large weights beside the graphs are not touched. Where
-    a crash of the machine between two renames leaves two defaults, the pair still works; calling it again mends that.
+    a crash of the machine between two renames leaves two defaults, the pair still works; calling it again repairs that.
     Raises UsageError if `folder` holds no pair or cannot be written to, ProfileError if a file carries no profile or
     the profile has no such operating point, FingerprintMismatch if the files are of two pairs.
     """

@@ -1,7 +1,7 @@
-"""Halves in other arithmetic: an int8 front, a float16 back. ONNX Runtime's tools convert; this prepares and checks.
+"""Halves at reduced precision: an int8 front, a float16 back. ONNX Runtime's tools convert; this prepares and checks.
 
-Inputs, outputs and what crosses keep their names and stay float32 (sizes int64): neither the codec nor the runtimes
-know the difference. Both functions leave what they are given as it is.
+Inputs, outputs and the tensors at the cut keep their names and stay float32 (sizes int64), so neither the codec nor the
+runtimes depend on the precision. Both functions leave their arguments unchanged.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Halves in other arithmetic, as the user may have them: each is measured against float32 before it is accepted.
+"""The choice of halves at reduced precision: each is measured against float32 before it is accepted.
 
-Whatever is compared answers the same inputs, those kept of the calibration, and is held against the float32 network
-without the codec. An int8 front has features of its own, so the codec is calibrated again, on them.
+All candidates run on the same inputs, those kept from the calibration, and are compared with the float32 network
+without the codec. An int8 front has different features, so the codec is calibrated again on them.
 """
 
 from __future__ import annotations

@@ -162,7 +162,7 @@ def plan_cuts(
 
     inputs: some network inputs, (C, H, W) float32 each; 32 are plenty. preprocessing: how they were made of pictures;
     None where they were not, then there is no JPEG. device, cloud: profiles, names of estimates, or files. link: None
-    if there is none. levels: to calibrate; ranked_by: the one that decides. calibrated_cuts: at most so many get bytes.
+    if there is none. levels: to calibrate; ranked_by: the one that decides. calibrated_cuts: how many cuts get bytes.
 
     Raises UsageError (levels, device), UnsupportedModel (ONNX Runtime does not run it).
     """

@@ -1,9 +1,9 @@
-"""Operating points for a budget of bits: the number of levels and the clipping range that the answers like best.
+"""Operating points for a bit budget: the number of levels and the clipping range with the least output distortion.
 
-The range with the least squared error is seldom the best one for the task. At one rate there are many uniform
-quantizers, few levels over a narrow range or more of them over a wider one; those of about the budget's rate are tried
-in the back half, and the one that does the least damage to the answers (damage.py) is taken. docs/codec.md says what
-that saved on three networks.
+The range with the least squared error seldom has the least output distortion. At one rate there are many uniform
+quantizers: few levels over a narrow range, or more levels over a wider one. Those of about the budget's rate are tried
+in the back half, and the one with the least damage to the outputs (damage.py) is taken. docs/codec.md shows the savings
+on three networks.
 """
 
 from __future__ import annotations
@@ -27,40 +27,42 @@ LEVELS_TRIED = (2, 3, 4, 5, 6, 8, 12, 16, 32)
 """Numbers of levels tried."""
 
 PILOT = 5
-"""The number of them that shows what the coder spends at an entropy; odd, so that features around zero can rest."""
+"""Number of levels of the pilot, which relates the coder's rate to the entropy; odd, so that zero is a level."""
 
 INPUTS, INPUTS_SHARED = 64, 16
-"""Inputs that the damage is measured on, with one tensor and with several: those are mostly of detectors, which take
-long for an image and find several things in it."""
+"""Number of inputs that the damage is measured on, with one tensor and with several. Several tensors mostly mean a
+detector, which is slow and finds several objects in an image."""
 
 INPUTS_FIRST = 4
 PROMISING = 4
-"""With several tensors, whose back halves take long, so few inputs show which candidates of a budget are tried on all.
-Candidates differ by factors: the best of all is among the first four of a look at four inputs."""
+"""With several tensors the back half is slow: INPUTS_FIRST inputs select the PROMISING candidates of a budget that are
+tried on all inputs. Candidates differ by factors: the best one is among the first four on four inputs."""
 
 WORTHWHILE = 0.9
-"""What preserving the means, which takes longer to encode, may leave of the damage at most."""
+"""Preserving the means, which encodes more slowly, must reduce the damage to at most this share."""
 
 GRID = 6
 REACH = 4.0
-"""Rates per tensor that a division is found with, from 1/REACH of the smallest budget to REACH times the largest."""
+"""Number of rates per tensor among which a budget is shared, from 1/REACH of the smallest budget to REACH times the
+largest."""
 
-Bought = tuple[TensorPoint, float]
-"""What one tensor gets, and the bits per element that are expected of it."""
+DesignedPoint = tuple[TensorPoint, float]
+"""One tensor's operating point, and its expected bits per element."""
 
 Pilot = tuple[Widening, RateOf]
 
 
-def buy(
+def design_for_budget(
     tensors: Sequence[CalibratedTensor],
     budgets: Sequence[float],
     damage_of: DamageOf,
     report: ProgressFn,
-) -> list[list[Bought]]:
-    """Per budget, in bits per element over all tensors, per tensor: the quantizer of its share.
+) -> list[list[DesignedPoint]]:
+    """Design operating points for bit budgets: a list of budgets, and within it the designed point of each tensor.
 
-    All tensors of a point have the same number of levels, where they can have it at their rate, and ranges of their
-    own. Every number is tried at the same rates, and only the best one gets tables: those take the time.
+    budgets: in bits per element over all tensors. All tensors of a point have the same number of levels, if they can
+    have it at their rate, and each has a separate range. Every number of levels is tried at the same rates. Only the
+    best one gets tables, which take most of the time.
     Raises ExportError for a tensor that never changes.
     """
     specs = specs_of(tensors)
@@ -87,15 +89,15 @@ def buy(
     if several:
         tried = _promising(_ranked(tried, damage_of, "Look at ranges", INPUTS_FIRST))
     ranked = _ranked(tried, damage_of, "Try ranges", INPUTS_SHARED if several else INPUTS)
-    bought: list[list[Bought]] = []
+    designed: list[list[DesignedPoint]] = []
     for b, row in enumerate(rates):
         wanted, chosen = next((each.entropies, best) for each, best in ranked if each.budget == b)
-        bought.append([])
+        designed.append([])
         for i, (w, h, rate) in enumerate(zip(chosen, wanted, row, strict=True)):
             report("Design for a budget", b * len(specs) + i, len(rates) * len(specs))
-            bought[b].append(w.design(rate, entropy=h))
+            designed[b].append(w.design(rate, entropy=h))
     report("Design for a budget", len(rates) * len(specs), len(rates) * len(specs))
-    return bought
+    return designed
 
 
 def _has_planes(spec: TensorSpec) -> bool:
@@ -141,8 +143,11 @@ class _Candidates(NamedTuple):
     entropies: Sequence[float]
 
     def rows(self) -> list[list[Widening]]:
-        """One widening per tensor, for each number of levels that some tensor can have at its entropy. Where there is
-        none, the finest, with means left alone: the features have not so many bits, and it would find more."""
+        """One widening per tensor, for each number of levels that some tensor can have at its entropy.
+
+        If no number of levels reaches the entropy, because the features have fewer bits, the finest one is used,
+        without preserving means.
+        """
         pairs = list(zip(self.made, self.entropies, strict=True))
         able = [k for k in range(len(LEVELS_TRIED)) if any(own[k].has(h) for own, h in pairs)]
         if not able and not any(own[0].preserves_mean for own in self.made):

@@ -21,7 +21,7 @@ from splitwire.codec.profile import OperatingPoint, TensorPoint, TensorSpec
 from splitwire.codec.progress import ProgressFn
 from splitwire.exporter.network.inference import Float32Array, Graph
 
-from .budget import Bought, buy
+from .budget import DesignedPoint, design_for_budget
 from .measure import DamageOf, Quantizers, alone, is_large, measure_damage, some
 from .ranges import search_ranges
 from .sharing import Cost, share_bits
@@ -34,8 +34,8 @@ INPUTS = 16
 """Inputs that the sensitivity is measured on: tensors differ by factors, not by percents."""
 
 SHARE_LARGE, FEWEST_LARGE = 4, 2
-"""Where so much crosses that the back half takes a second for an input (measure.LARGE), whatever is chosen by damage is
-measured on one in so many of the inputs that it has elsewhere, at least on so many."""
+"""Where the tensors at the cut are so large that the back half takes a second per input (measure.LARGE), damage is
+measured on one in SHARE_LARGE of the usual inputs, and on at least FEWEST_LARGE."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +82,7 @@ def design_points(
 
     kinds: of the points. With several tensors, point "n<N>" spends no more bits than N levels in every tensor would, on
     the levels per tensor that do the least damage together; "e<N>" spends those of "n<N>", in every tensor as many,
-    and "a<N>" has its levels. "r<bits>" spends at most so many per element (budget.py).
+    and "a<N>" has its levels. "r<bits>" spends at most that many bits per element (budget.py).
     Raises ExportError for a tensor that no quantizer can be made for.
     """
     specs = specs_of(tensors)
@@ -122,8 +122,8 @@ def design_points(
         numbers = [[int(option.kind.value) for option in taken[kind]] for kind in searched]
         taken |= _as_options(searched, search_ranges(numbers, tensors, damage_of), specs)
     if budgets:
-        bought = buy(tensors, [kind.value for kind in budgets], damage_of, report)
-        taken |= _as_options(budgets, bought, specs)
+        designed_rows = design_for_budget(tensors, [kind.value for kind in budgets], damage_of, report)
+        taken |= _as_options(budgets, designed_rows, specs)
     designed = [
         OperatingPoint(
             name=kind.name,
@@ -137,7 +137,7 @@ def design_points(
 
 
 def _as_options(
-    kinds: Sequence[Kind], rows: Sequence[Sequence[Bought]], specs: Sequence[TensorSpec]
+    kinds: Sequence[Kind], rows: Sequence[Sequence[DesignedPoint]], specs: Sequence[TensorSpec]
 ) -> dict[Kind, list[QuantizedTensor]]:
     """Per kind the options of a row, one per tensor."""
     return {
@@ -159,7 +159,7 @@ def _distinct(options: Iterable[QuantizedTensor]) -> Iterable[QuantizedTensor]:
 
 
 def _design(tensor: CalibratedTensor, levels: int, like: QuantizedTensor | None = None) -> QuantizedTensor:
-    """Uniform; or entropy-constrained, at the rate of `like`, the uniform one with so many levels."""
+    """A uniform quantizer with N = `levels`; or, with `like`, an entropy-constrained one at the rate of `like`."""
     spec, slope, taps = tensor.spec, tensor.slope, tensor.taps
     kind = Kind(value=levels, family="n" if like is None else "e")
     try:

@@ -48,8 +48,8 @@ Quantizers = Sequence[Quantizer | None]
 """One per tensor at the cut; None leaves the tensor as it is."""
 
 DamageOf = Callable[[Sequence[Quantizers], str, int], list[float]]
-"""damage_of(choices, stage, inputs): what each choice does to the answers to at most so many inputs (Damage.total); the
-stage is what progress is told."""
+"""damage_of(choices, stage, inputs): the damage of each choice (Damage.total) on at most `inputs` inputs. stage: the
+name for progress reports."""
 
 Reference = Callable[[Float32Array], list[Array]]
 """What the network should answer to a batch of inputs: the outputs of the back half."""
@@ -95,7 +95,7 @@ def measure_points(
     """Measure every point on the kept inputs. large: whether the back takes long (is_large). reference: None means the
     back half on the features as they are.
 
-    (That this equals the whole network was verified before; verify.py. Halves in other arithmetic have another.)
+    (That this equals the whole network was verified before; verify.py. Halves at reduced precision have another one.)
     """
     if front.batch is not None:
         kept = some(kept, (INPUTS_LARGE if large else ONE_BY_ONE) * front.batch)

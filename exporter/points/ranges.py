@@ -12,7 +12,7 @@ import numpy as np
 
 from splitwire.codec.design import Widening
 
-from .budget import INPUTS, INPUTS_SHARED, Bought
+from .budget import INPUTS, INPUTS_SHARED, DesignedPoint
 from .measure import DamageOf
 from .tensors import CalibratedTensor
 
@@ -24,7 +24,7 @@ def search_ranges(
     rows: Sequence[Sequence[int]],
     tensors: Sequence[CalibratedTensor],
     damage_of: DamageOf,
-) -> list[list[Bought]]:
+) -> list[list[DesignedPoint]]:
     """Per point, per tensor: the quantizer over the multiple of its range that does the least damage to the answers.
 
     rows: per point, the number of levels of each tensor. All tensors of a point have the same multiple.

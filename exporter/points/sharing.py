@@ -1,7 +1,7 @@
-"""Bits shared among tensors so that the answers suffer least.
+"""Sharing a bit budget among tensors for the least output distortion.
 
-Damages of small independent changes nearly add up, so the best division of a number of bits is where every tensor
-would buy the same with its next bit: steps along the lower convex hulls of (bits, damage), the steepest first.
+Damages of small independent changes nearly add up. So a division is optimal if the next bit reduces the damage equally
+in every tensor: take steps along the lower convex hulls of (bits, damage), steepest first.
 Source: Shoham and Gersho 1988, bit allocation for an arbitrary set of quantizers.
 """
 

@@ -1,1 +1,1 @@
-"""`splitwire demo`: the main job on real input, measured. The loopback demo is where the rooms are wired together."""
+"""`splitwire demo`: export, serve and run the demo network on real images, with measurements."""

@@ -73,7 +73,7 @@ class Draft:
     checksum: int = 0
     behind: bytes = b""
     keep: int | None = None
-    """Cut to so many bytes; negative: counted from the end."""
+    """Cut to N bytes; negative: counted from the end."""
     limits: DecoderLimits = field(default_factory=DecoderLimits)
     conceal: bool = False
 

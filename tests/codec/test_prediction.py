@@ -45,7 +45,7 @@ def statistics_of(x: Float32Array) -> FeatureStatistics:
 
 
 def test_what_channels_share_is_sent_once() -> None:
-    """On images that were not calibrated on: far fewer bytes than the context coder, and as many as were foretold."""
+    """On images outside the calibration set: far fewer bytes than the context coder, and as many as predicted."""
     statistics = statistics_of(mixed(48))
     plain, _ = design_operating_point(levels=4, statistics=statistics)
     taps = worthwhile_taps(statistics)
@@ -70,7 +70,7 @@ def test_nothing_in_common_keeps_the_context_coder() -> None:
 
 @pytest.mark.parametrize("images", [6, 7, 12])
 def test_few_images_are_not_believed(images: int) -> None:
-    """Noise seems predictable to whoever fits a hundred weights to it; what is said of the rate must not."""
+    """A hundred weights fitted to noise seem to predict it; the reported rate must not follow them."""
     x = apart(images, channels=120)
     taps = choose_taps(x, UNIFORM)
     if images * 42 < FEWEST_POSITIONS:

@@ -153,7 +153,7 @@ def test_each_plot_is_a_file_with_axes_units_and_a_legend(made):
 
 @pytest.mark.slow
 def test_settings_are_named_in_any_order_where_there_is_room(tmp_path):
-    """n8 is the dearest and comes first; n6 lies on it; the default n4 is named before r0.4, which lies on it."""
+    """n8 has the highest rate and comes first; n6 lies on it; the default n4 is named before r0.4, which lies on it."""
     sent = {"n8": 2000, "n6": 1990, "r0.4": 690, "n4": 700, "r0.2": 300}
     mine = tuple(point(OURS, name, size, 0.001 if size > 500 else 0.008) for name, size in sent.items())
     write_report(evaluation(points=mine, disagreements=()), tmp_path)

@@ -48,13 +48,13 @@ def interval_point(setting: str, size: float, low: float, high: float, family: s
 
 
 def sweep(
-    family: str, settings: str, cheapest: float, dearest: float, half: float, ms: float, sends: Sends
+    family: str, settings: str, smallest: float, largest: float, half: float, ms: float, sends: Sends
 ) -> list[Point]:
     """Settings evenly spread over log bytes; the loss falls to zero above `half` bytes, and is noisy as real ones."""
     names = settings.split(",")
     points = []
     for k, name in enumerate(names):
-        sent = cheapest * (dearest / cheapest) ** (k / max(len(names) - 1, 1))
+        sent = smallest * (largest / smallest) ** (k / max(len(names) - 1, 1))
         loss = round(0.9 / (1 + (sent / half) ** 3) + 0.001 * math.sin(5 * k + half), 4)
         points.append(
             point(family, name, round(sent, 1), loss, ms * (1 + 0.1 * k), sends, kl=2 / (1 + (sent / half) ** 2.5))

@@ -44,8 +44,8 @@ Float32Array = NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class Predicted:
-    """What coder 4 looks up. taps: at most so many of a channel. reach: how far predictions may go, at most 2^15 − 1.
-    missing: of so many levels, the most frequent but one, no table has room.
+    """Parameters of the tables of coder 4. taps: most taps of a channel. reach: largest prediction, at most 2^15 − 1.
+    missing: how many levels, the most frequent but one, are in no table.
     """
 
     taps: int = 6
@@ -228,7 +228,7 @@ def block_symbols(x: Float32Array, quantizer: Quantizer, block: tuple[int, int],
 
 
 def count_escapes(x: Float32Array, point: TensorPoint) -> int:
-    """Symbols that no table has room for: at least so many are escaped."""
+    """The number of symbols that are in no table: at least this number is escaped."""
     tables = point.tables
     if isinstance(point.prediction, PredictionTables):
         rows = point.prediction.frequency_rows(len(point.quantizer.levels))

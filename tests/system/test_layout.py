@@ -15,8 +15,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
-ROOMS = ("codec", "exporter", "models", "runtime_cloud", "runtime_edge", "splitwire")
-FOLDERS = (*ROOMS, "tests", "benchmarks", "docs", ".ci")
+PACKAGES = ("codec", "exporter", "models", "runtime_cloud", "runtime_edge", "splitwire")
+FOLDERS = (*PACKAGES, "tests", "benchmarks", "docs", ".ci")
 PYTHON = sorted(p for folder in FOLDERS for p in (ROOT / folder).rglob("*.py"))
 TEXTS = sorted(
     p
@@ -45,7 +45,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of what `.ci/lint.py imports` reads."""
     copy = tmp_path_factory.mktemp("tree")
     shutil.copy(ROOT / "pyproject.toml", copy)
-    for folder in (".ci", *ROOMS):
+    for folder in (".ci", *PACKAGES):
         shutil.copytree(
             ROOT / folder,
             copy / folder,
@@ -85,7 +85,7 @@ WRONG = [
     ("runtime_edge", "from splitwire import export", "splitwire"),
     ("runtime_edge", "from splitwire import console", "splitwire.console"),
 ]
-"""(room, what a module in it says, the import that must be refused)"""
+"""(package, what a module in it says, the import that must be refused)"""
 
 
 CIRCLES = ("codec/kernels", "exporter/network/adapting", "models/making", "runtime_cloud")
@@ -96,11 +96,11 @@ CIRCLES = ("codec/kernels", "exporter/network/adapting", "models/making", "runti
 def test_wrong_imports_are_refused(tree: Path):
     """All at once, each in a module of its own; every one must be named. So must modules without a layer, and circles
     of two modules."""
-    added = {tree / room / f"wrong_{i}.py": line for i, (room, line, _) in enumerate(WRONG)}
+    added = {tree / package / f"wrong_{i}.py": line for i, (package, line, _) in enumerate(WRONG)}
     added[tree / "splitwire/without_layer.py"] = "import sys"
     added[tree / "exporter/without_layer.py"] = "import sys"
-    for room in CIRCLES:
-        added |= {tree / room / f"{one}.py": f"from . import {other}" for one, other in (("a", "b"), ("b", "a"))}
+    for package in CIRCLES:
+        added |= {tree / package / f"{one}.py": f"from . import {other}" for one, other in (("a", "b"), ("b", "a"))}
     for path, text in added.items():
         path.write_text(text + "\n", encoding="utf-8")
     try:
@@ -109,12 +109,12 @@ def test_wrong_imports_are_refused(tree: Path):
         for path in added:
             path.unlink()
     assert status == 1
-    modules = [f"splitwire.{room.replace('/', '.')}.wrong_{i}" for i, (room, _, _) in enumerate(WRONG)]
+    modules = [f"splitwire.{package.replace('/', '.')}.wrong_{i}" for i, (package, _, _) in enumerate(WRONG)]
     arrows = [f"{module} -> {target} (l." for module, (_, _, target) in zip(modules, WRONG, strict=True)]
     assert [arrow for arrow in arrows if arrow not in said] == [], said
     assert "- splitwire.without_layer" in said, said
     assert "- splitwire.exporter.without_layer" in said, said
-    packages = [f"splitwire.{room.replace('/', '.')}" for room in CIRCLES]
+    packages = [f"splitwire.{package.replace('/', '.')}" for package in CIRCLES]
     assert [p for p in packages if f"No cycles are allowed in {p}.\n" not in said] == [], said
 
 
@@ -146,10 +146,10 @@ def test_wrong_types_are_found_in_tests_too(tmp_path: Path):
     ], said
 
 
-def test_rooms_have_one_name():
+def test_packages_have_one_name():
     """`import codec` would find a user's folder of that name, or load ours a second time."""
-    rooms = set(ROOMS) - {"splitwire"}
-    wrong = {name(p): found for p in PYTHON if (found := {m for m in imported(p) if m.split(".")[0] in rooms})}
+    packages = set(PACKAGES) - {"splitwire"}
+    wrong = {name(p): found for p in PYTHON if (found := {m for m in imported(p) if m.split(".")[0] in packages})}
     assert not wrong
 
 
@@ -157,7 +157,7 @@ def test_every_package_is_in_the_wheel():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     setuptools = project["tool"]["setuptools"]
     folders: dict[str, str] = setuptools["package-dir"]
-    assert sorted(folders.values()) == sorted(ROOMS)
+    assert sorted(folders.values()) == sorted(PACKAGES)
     found = {
         ".".join([package, *init.parent.relative_to(ROOT / folder).parts])
         for package, folder in folders.items()
@@ -184,7 +184,7 @@ def test_every_dependency_has_its_tested_version():
 def test_kernels_live_in_codec_kernels():
     """`numba` is met in codec/kernels alone, and compiled in its policy module alone."""
     users = {name(p) for p in PYTHON if any(m.split(".")[0] == "numba" for m in imported(p))}
-    product = {path for path in users if path.split("/")[0] in ROOMS}
+    product = {path for path in users if path.split("/")[0] in PACKAGES}
     assert product == {"codec/kernels/policy.py"}
     decorated = {
         name(p)
@@ -251,7 +251,7 @@ def test_the_tree_drawn_in_the_architecture_is_there():
     drawing = text.split("```text\n")[1].split("```")[0]
     paths = drawn(drawing.splitlines())
     assert {"codec/frame.py", "codec/entropy/", "splitwire/commands/", "tests/", "docs/"} <= paths
-    assert {path.split("/")[0] for path in paths} >= {*ROOMS}
+    assert {path.split("/")[0] for path in paths} >= {*PACKAGES}
     # and what the page names in a sentence; build/ is made
     paths |= {p for p in re.findall(r"`([\w.]+/[\w./]*)`", text) if not p.startswith("build/")}
     missing = [p for p in paths if not ((ROOT / p).is_dir() if p.endswith("/") else (ROOT / p).is_file())]

@@ -22,7 +22,7 @@ from sources import ROOT, copy_sources
 
 pytestmark = pytest.mark.slow
 
-ROOMS = ("codec", "exporter", "models", "runtime_cloud", "runtime_edge")
+PACKAGES = ("codec", "exporter", "models", "runtime_cloud", "runtime_edge")
 MAX_WHEEL_BYTES = 7_000_000
 """Weights of two networks, up to 3 MB each, test images up to 0.7 MB, and the code."""
 
@@ -57,8 +57,8 @@ def test_wheel_holds_the_package_and_its_data(wheel: Path):
         files = {n for n in archive.namelist() if ".dist-info/" not in n}
     tree = wheel.parent / "tree"
     sources = {path.relative_to(tree).as_posix() for path in tree.glob("splitwire/**/*.py")}
-    for room in ROOMS:
-        paths = [*tree.glob(f"{room}/**/*.py"), *tree.glob(f"{room}/data/*")]
+    for package in PACKAGES:
+        paths = [*tree.glob(f"{package}/**/*.py"), *tree.glob(f"{package}/data/*")]
         sources |= {f"splitwire/{path.relative_to(tree).as_posix()}" for path in paths}
     assert sources <= files
     others = {"py.typed", "models/CARD.md", "models/DETECTOR.md", "evaluation/report/report.html"}

@@ -26,7 +26,7 @@ from splitwire.codec.kernels.cache import KernelStore, user_folder
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-ROOMS = ("codec", "exporter", "models", "runtime_cloud", "runtime_edge")
+PACKAGES = ("codec", "exporter", "models", "runtime_cloud", "runtime_edge")
 NOBODY = 65534
 CHOSEN = ("SPLITWIRE_CACHE_DIR", "NUMBA_CACHE_DIR", "XDG_CACHE_HOME", "HOME")
 LAST_KERNEL = "statistics.count_contexts"
@@ -275,8 +275,8 @@ def readable_tree() -> Iterator[Path]:
         tree = Path(name)
         unwanted = shutil.ignore_patterns("__pycache__", "data")
         shutil.copytree(ROOT / "splitwire", tree / "splitwire", ignore=unwanted)
-        for room in ROOMS:
-            shutil.copytree(ROOT / room, tree / "splitwire" / room, ignore=unwanted)
+        for package in PACKAGES:
+            shutil.copytree(ROOT / package, tree / "splitwire" / package, ignore=unwanted)
         for path in (tree, *tree.rglob("*")):
             path.chmod(0o555 if path.is_dir() else 0o444)
         yield tree

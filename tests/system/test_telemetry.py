@@ -1,4 +1,4 @@
-"""ONNX Runtime's telemetry is off: no id of the machine below an empty home folder, whichever room opens sessions."""
+"""ONNX Runtime's telemetry is off: no machine id below an empty home folder, whichever package opens sessions."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from splitwire.codec import telemetry
 
 PROBE = Path(__file__).parents[2] / "runtime_edge" / "data" / "add.onnx"
 OPEN = "onnxruntime.InferenceSession(sys.argv[1], providers=['CPUExecutionProvider'])"
-ROOMS = {
+PACKAGES = {
     "edge": "import sys, splitwire.runtime_edge.session, onnxruntime",
     "cloud": "import sys, splitwire.runtime_cloud.session, onnxruntime",
     "exporter": "import sys, splitwire.exporter.network.inference, onnxruntime",
 }
-"""What a room imports. Its own way into ONNX Runtime is the import: that is where the files are written."""
+"""What a package imports. Its own way into ONNX Runtime is the import: that is where the files are written."""
 
 
 def written(code: str, home: Path) -> list[str]:
@@ -34,9 +34,9 @@ def written(code: str, home: Path) -> list[str]:
     )
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_no_file_below_an_empty_home(room: str, tmp_path: Path) -> None:
-    assert written(ROOMS[room], tmp_path) == []
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_file_below_an_empty_home(package: str, tmp_path: Path) -> None:
+    assert written(PACKAGES[package], tmp_path) == []
 
 
 @pytest.mark.skipif(

@@ -47,8 +47,10 @@ def _one_class(node: ir.Node) -> bool:
 
 
 def _kept(rows: ir.Value) -> int | None:
-    """How many of the first rows of (boxes, 3) are used, if all that reads them is: the column of box indices, made a
-    vector, and its first so many. None otherwise."""
+    """The number k of first rows of (boxes, 3) that are used; None if the pattern does not match.
+
+    The pattern: the only reader takes the column of box indices, makes it a vector, and takes its first k elements.
+    """
     column = _only_reader(rows)
     if column is None or not _takes_boxes(column):
         return None

@@ -1,4 +1,4 @@
-"""`splitwire export` and `splitwire.export`: the face of the exporter."""
+"""`splitwire export` and `splitwire.export`: the public API of the exporter."""
 
 from __future__ import annotations
 

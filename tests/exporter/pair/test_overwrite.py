@@ -75,7 +75,7 @@ def test_another_pair_stays(held: Path, tmp_path: Path, name: str, seed: int, cu
 
 
 def test_the_same_network_replaces_its_own(held: Path) -> None:
-    """With other levels, images and labels, in other arithmetic and back."""
+    """With other levels, images and labels, at reduced precision and back."""
     for options in ({"levels": (4,), "calibration": INPUTS[:5], "labels": list("abcd")}, {"back": "float16"}, {}):
         made = export(held / "net.onnx", held / "pair", **options)
         assert made.profile.default_op == ("n4" if "levels" in options else "n2")

@@ -1,4 +1,4 @@
-"""Uniform quantizers over ranges that the answers ask for: operating points for a budget, or with so many levels."""
+"""Uniform quantizers over ranges with the least output distortion: points for a bit budget, or with N levels."""
 
 from __future__ import annotations
 

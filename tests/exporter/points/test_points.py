@@ -159,7 +159,7 @@ def test_a_fault_leaves_the_old_default(model, tmp_path, monkeypatch, fault):
     assert profile_of(tmp_path / "front.onnx").default_op == profile_of(tmp_path / "back.onnx").default_op == "n4"
 
 
-def test_two_defaults_of_one_pair_are_mended(model, tmp_path):
+def test_two_defaults_of_one_pair_are_repaired(model, tmp_path):
     """What a crash between the two renames leaves."""
     export(model, tmp_path, default_op="n2")
     front = (tmp_path / "front.onnx").read_bytes()
