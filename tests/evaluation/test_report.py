@@ -83,6 +83,7 @@ def plain(e: Evaluation) -> str:
     return render(e, compare(e), [])
 
 
+@pytest.mark.slow
 def test_every_section_and_plot_is_there_once(page):
     assert len(page.ids) == len(set(page.ids))
     for name in (*SECTIONS, *PLOTS):
@@ -377,6 +378,7 @@ def test_where_every_setting_answers_alike_it_is_said_and_the_divergence_shown(t
     assert not compare(evaluation()).verdict[0].startswith("Every setting")
 
 
+@pytest.mark.slow
 def test_intervals_of_the_chosen_are_drawn_and_the_rest_on_demand():
     e = evaluation()
     comparison = compare(e)

@@ -36,6 +36,7 @@ def find(source, names, layer):
     return ir.convenience.create_value_mapping(source.graph)[tensor], note
 
 
+@pytest.mark.slow
 def test_export_is_as_asked(source):
     assert (source.origin, source.opset, source.input_shape, source.batch) == ("dynamo", OPSET, (1, *SHAPE), None)
     assert [v.name for v in source.graph.inputs] == ["input"]

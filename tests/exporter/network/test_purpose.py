@@ -90,6 +90,7 @@ def test_a_task_that_is_given_wins():
     assert task_of(graph(("y", I, ["B", 8, 8])), None, "segmentation") == "segmentation"
 
 
+@pytest.mark.slow
 def test_export_bakes_the_task(tmp_path):
     options = {"cut": "layer1", "calibration": inputs(4), "levels": (2,), "out": tmp_path / "pair"}
     labels = tuple("abcdefghij")

@@ -333,6 +333,7 @@ def test_the_codec_is_made_for_the_int8_features(file, tmp_path):
     assert CodecProfile.from_json(coarse.profile.to_json()) == coarse.profile
 
 
+@pytest.mark.slow
 def test_a_refused_half_is_float32(file, tmp_path):
     plain = export(file, tmp_path / "plain")
     asked = []
