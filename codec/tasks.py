@@ -49,7 +49,8 @@ def log_probabilities(scores: NDArray[Any]) -> Float64Array:
     wide = scores.astype(np.float64)
     if are_probabilities(wide):
         return np.asarray(np.log(np.maximum(wide, np.finfo(np.float32).tiny)))
-    return np.asarray(wide - np.logaddexp.reduce(wide, axis=-1, keepdims=True))
+    with np.errstate(invalid="ignore"):  # NaN and infinite scores: their row becomes NaN
+        return np.asarray(wide - np.logaddexp.reduce(wide, axis=-1, keepdims=True))
 
 
 def box_iou(a: NDArray[Any], b: NDArray[Any]) -> Float64Array:

@@ -69,11 +69,13 @@ def describe(session: CloudSession) -> dict[str, Any]:
 
 
 def load_models(directory: str | Path, *, threads: int | None = None, providers: Sequence[str] | None = None) -> Models:
-    """Load the back halves that a server serves: DIR/back.onnx and DIR/*/back.onnx.
+    """Load the back halves that a server serves: DIR/back.onnx and DIR/*/back.onnx; of a file, that one.
 
     Raises UsageError (no such directory, no back.onnx in it, one pair twice) and what CloudSession raises.
     """
     root = Path(directory)
+    if root.is_file():
+        return Models([CloudSession(root, threads=threads, providers=providers)])
     if not root.is_dir():
         raise UsageError(f"{root}: no such directory; give the one that `splitwire export --out` wrote")
     paths = [p for p in (root / BACK, *sorted(root.glob(f"*/{BACK}"))) if p.is_file()]

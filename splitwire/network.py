@@ -100,7 +100,7 @@ def parse_constants(texts: Sequence[str] | None) -> dict[str, Any]:
     """Input → value of ["threshold=0.5", "im_shape=640,640", "scale=[[1, 1]]"]. Raises UsageError."""
     found: dict[str, Any] = {}
     for text in texts or ():
-        name, _, value = text.partition("=")
+        name, equals, value = text.partition("=")
         numbers = value.strip().lower() if value.strip().lower() in ("true", "false") else value
         try:
             given = json.loads(numbers)
@@ -109,7 +109,7 @@ def parse_constants(texts: Sequence[str] | None) -> dict[str, Any]:
                 given = json.loads(f"[{numbers}]")
             except ValueError:
                 given = None
-        if not name or name in found or not isinstance(given, int | float | list):
+        if not (name and equals and value.strip()) or name in found or not isinstance(given, int | float | list):
             again = f"; {name!r} is given twice" if name in found else ""
             raise UsageError(
                 f"--constant takes NAME=VALUE, with a number, numbers with commas, or a JSON list, as in threshold=0.5,"

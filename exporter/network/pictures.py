@@ -205,6 +205,7 @@ def wanted_shape(given: Given, image_size: tuple[int, int] | None) -> Callable[[
         if given is None:
             size = image_size
         else:
+            _check_axes(given, sizes)
             layout = layout if isinstance(given.layout, UnsetType) else given.layout
             if not isinstance(given.color, UnsetType):
                 channels = 1 if given.color == "gray" else 3
@@ -218,6 +219,23 @@ def wanted_shape(given: Given, image_size: tuple[int, int] | None) -> Callable[[
     return told
 
 
+def _check_axes(said: PictureOptions, sizes: Sizes) -> None:
+    """Raises UsageError for a layout, or a number of channels, that the network's input contradicts."""
+    own, channels = form(sizes)
+    layout = own if isinstance(said.layout, UnsetType) else said.layout
+    axis = sizes[2 if layout == "nhwc" else 0]
+    if channels is None or axis is None:
+        return
+    if axis not in CHANNELS:
+        last = "last" if own == "nhwc" else "first"
+        raise UsageError(f"layout {layout}: the network takes inputs of {_text(sizes)}, channels {last}: {own}")
+    if not isinstance(said.color, UnsetType) and axis != (1 if said.color == "gray" else 3):
+        raise UsageError(
+            f"color {said.color}: the network takes inputs of {_text(sizes)}, "
+            + ("one channel: gray" if axis == 1 else "three channels: rgb or bgr")
+        )
+
+
 def completed(
     given: Given, shape: tuple[int, ...], dtype: Literal["float32", "uint8"]
 ) -> tuple[Preprocessing, list[str]]:
@@ -228,13 +246,15 @@ def completed(
         return given, []
     options = _looked_at(given or PictureOptions())
     layout, channels = form(shape) if len(shape) == 3 else ("nchw", None)
+    if len(shape) == 3:
+        _check_axes(options, shape)
     if not isinstance(options.layout, UnsetType):
         layout = options.layout
         channels = shape[2 if layout == "nhwc" else 0] if len(shape) == 3 else None
     if channels not in CHANNELS:
         raise UsageError(
-            f"images make inputs of shape (3, H, W), (H, W, 3), or with one channel; the network takes {shape};"
-            " pass arrays of that shape as calibration"
+            "images make inputs of shape (batch, 3, H, W), (batch, H, W, 3), or with one channel; the network takes"
+            f" ({', '.join(map(str, ('batch', *shape)))}); pass arrays of that shape as calibration"
         )
     found: dict[str, str] = {}
     if layout == "nhwc" and isinstance(options.layout, UnsetType):

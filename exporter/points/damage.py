@@ -101,10 +101,14 @@ def _task(names: Sequence[str], outputs: Sequence[Array]) -> Task:
 
 
 def divergence(a: Float64Array, b: Float64Array) -> Float64Array:
-    """(B,) KL(softmax a ‖ softmax b), nats."""
-    log_p, log_q = (z - np.logaddexp.reduce(z, axis=1, keepdims=True) for z in (a, b))
-    divergence: Float64Array = (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
-    return divergence
+    """(B,) KL(softmax a ‖ softmax b), nats. A class with a score of -inf in a adds nothing; infinite where only b has
+    NaN or such a score; 0 where a has NaN: there is no answer to keep."""
+    with np.errstate(invalid="ignore"):
+        log_p, log_q = (z - np.logaddexp.reduce(z, axis=1, keepdims=True) for z in (a, b))
+        p = np.exp(log_p)
+        terms = np.where(p == 0, 0.0, p * (log_p - log_q))
+    divergence: Float64Array = terms.sum(axis=1)
+    return np.where(np.isnan(log_p).any(axis=1), 0.0, np.where(np.isnan(divergence), np.inf, divergence))
 
 
 def _images(found: dict[str, Array], count: int) -> list[dict[str, Array]]:

@@ -13,7 +13,7 @@ from splitwire.console import err, out
 
 
 def serve(
-    directory: Annotated[Path, typer.Argument(help="Folder with back.onnx, or with folders that each hold one.")],
+    directory: Annotated[Path, typer.Argument(help="Folder with back.onnx, or with folders of pairs; or a back.onnx.")],
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for every network.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 lets the system choose.")] = 8500,
     max_body: Annotated[float, typer.Option(help="Largest frame that is accepted, MiB.")] = 16.0,

@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 from runtime_helpers import Pair, Served, canned, good_answer, http_answer, make_pair, serving
 
-from splitwire import console
+from splitwire import console, heartbeat
 from splitwire.codec.errors import (
     AuthRefused,
     BadResponse,
@@ -326,6 +326,17 @@ def test_a_server_that_warms_up_is_waited_for(pair: Pair, pictures: Path, capsys
         said.err,
     )
     assert "1 of 1 picture done" in said.out
+
+
+def test_progress_says_that_the_server_is_waited_for(
+    pair: Pair, pictures: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(heartbeat, "INTERVAL_S", 0.02)
+    with canned(None) as server, pytest.raises(TransportError):
+        run([pictures / "a.png"], front=pair.front, url=server.url, wait="400ms")
+    first, *rest = capsys.readouterr().err.splitlines()
+    assert first.startswith("waiting up to 0.4 s: 127.0.0.1:")
+    assert rest[0] == "Waiting for the server: 0 s"
 
 
 def caused(error: TransportError, cause: Exception) -> TransportError:

@@ -110,7 +110,7 @@ def _array(value: ir.Value, given: ArrayLike) -> NDArray[Any]:
         whole = raw.dtype.kind != "f" or bool((np.isfinite(raw) & (raw == np.trunc(raw))).all())
         if not whole or (raw.size and not info[0] <= raw.min() <= raw.max() <= info[1]):
             raise UsageError(f"{what} takes whole numbers from {info[0]} to {info[1]}; got {_shown(given)}")
-    elif raw.dtype.kind == "f" and raw.size and np.abs(raw[np.isfinite(raw)]).max(initial=0) > _largest(wanted):
+    elif raw.dtype.kind in "fiu" and raw.size and np.abs(raw[np.isfinite(raw)]).max(initial=0) > _largest(wanted):
         raise UsageError(f"{what} takes {wanted.name} numbers up to {_largest(wanted):g}; got {_shown(given)}")
     array = raw.astype(wanted)
     if value.shape is None:

@@ -26,7 +26,7 @@ def keep_outputs(model: ir.Model, kept: Sequence[str] | None, foreign: Mapping[s
     names = [str(v.name) for v in outputs]
     if kept is not None:
         if not kept:
-            raise UsageError(f"outputs names none; the network has {_listed(names)}")
+            raise UsageError(f"--outputs (outputs=) is empty; the network has {_listed(names)}")
         for name in kept:
             if name not in names:
                 raise UsageError(f"the network has no output {name!r}; it has {_listed(names)}")
@@ -88,7 +88,7 @@ def _way_out(good: Sequence[str]) -> str:
     if not good:
         return "export the network without the operators that make it"
     if len(good) > _SHOWN:
-        return f"keep some of the others: --outputs {','.join(good[:2])},…"
+        return f"keep some: --outputs {','.join(good[:2])},…"
     names = ",".join(good)
     return f"keep the others: --outputs {names if names.isascii() and ' ' not in names else repr(names)}"
 

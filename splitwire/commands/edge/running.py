@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import functools
 import io
 import os
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from splitwire.codec.errors import DeviceError, NonFiniteFeatures, SplitwireErro
 from splitwire.codec.files import write_atomically
 from splitwire.codec.preprocessing import opened, upright
 from splitwire.codec.profile import Preprocessing
-from splitwire.console import err, progress_bar
+from splitwire.console import ProgressFn, err, progress_bar
 from splitwire.runtime_edge.drawing import draw
 from splitwire.runtime_edge.findings import Findings, Size
 from splitwire.runtime_edge.graph import Input
@@ -54,7 +55,7 @@ class Job:
             with progress_bar(self.progress) as progress:
                 for done, path in enumerate(paths):
                     progress("Pictures", done, len(paths))
-                    self._picture(path)
+                    self._picture(path, functools.partial(_waiting, progress, done, len(paths)))
         except KeyboardInterrupt as e:
             self._sum_up(len(paths), "interrupted")
             e.add_note(f"{len(self.rows)} of {len(paths)} pictures are done, and printed")
@@ -81,14 +82,14 @@ class Job:
             )
         )
 
-    def _picture(self, path: Path) -> None:
+    def _picture(self, path: Path, waiting: Callable[[bool], None]) -> None:
         try:
             x, size = self._read(path)
         except UsageError as e:
             self._skip(path, str(e))
             return
         try:
-            results = [self._answer(x) for _ in range(self.repeat)]
+            results = [self._answer(x, waiting) for _ in range(self.repeat)]
         except NonFiniteFeatures as e:  # of this picture alone
             self._skip(path, f"{path}: {e}")
             return
@@ -108,18 +109,23 @@ class Job:
             size: Size = upright(image, self.how).size
             return self.session.preprocess(image), size
 
-    def _answer(self, x: Input) -> SplitResult:
-        """Of the server, which is waited for if it is away; with a line when that begins and when it is over."""
+    def _answer(self, x: Input, waiting: Callable[[bool], None]) -> SplitResult:
+        """Of the server, which is waited for if it is away; with a line when that begins and when it is over.
+
+        waiting: called with True when the wait begins, with False when it is over.
+        """
         waited = False
 
         def say(e: TransportError) -> None:
             nonlocal waited
             if not waited:
                 err.print(f"waiting up to {self.wait_s:g} s: {on_one_line(str(e))}", markup=False, soft_wrap=True)
+                waiting(True)
             waited = True
 
         result = patiently(lambda: self.session.infer(x), wait_s=self.wait_s, on_wait=say)
         if waited:
+            waiting(False)
             err.print("the server answers again; going on", markup=False)
         return result
 
@@ -183,6 +189,13 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
         names = on_one_line(", ".join(map(str, paths)))
         raise UsageError(f"no pictures in {names}; expected {', '.join(sorted(IMAGE_SUFFIXES))}")
     return found
+
+
+def _waiting(progress: ProgressFn, done: int, total: int, begins: bool) -> None:
+    """Progress while a server is away; afterwards that of the pictures again."""
+    progress("Waiting for the server", int(not begins), None if begins else 1)
+    if not begins:
+        progress("Pictures", done, total)
 
 
 def _row(path: Path, found: Findings, results: Sequence[SplitResult], saved: Path | None) -> Row:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
@@ -27,6 +28,7 @@ from splitwire.exporter.network import mixing
 from splitwire.exporter.network.adapting import constants
 from splitwire.exporter.network.inference import Graph
 from splitwire.exporter.network.source import Source, from_file
+from splitwire.network import parse_constants
 
 pytestmark = pytest.mark.slow
 
@@ -123,6 +125,20 @@ def test_constants_that_do_not_fit(scaled, given, message):
     with pytest.raises(SplitwireError, match=message) as e:
         from_file(scaled, constants=given)
     assert "\n" not in str(e.value) and len(str(e.value)) < 400
+
+
+def test_a_whole_number_that_float16_cannot_hold():
+    x, s = (h.make_tensor_value_info(name, T.FLOAT16, []) for name in "xs")
+    model = ir.from_proto(h.make_model(h.make_graph([], "g", [x, s], [s])))
+    with pytest.raises(UsageError, match="'s' scalar takes float16 numbers up to 65504; got 70000"):
+        constants.bake_constants(model, {"s": 70000})
+
+
+@pytest.mark.parametrize("text", ["s", "s=", "s= ", "=1", "s=abc", "s=[1", 's={"a":1}'])
+def test_a_constant_that_the_command_cannot_read(text):
+    with pytest.raises(UsageError, match=r"--constant takes NAME=VALUE, with a number, .*; got ") as e:
+        parse_constants([text])
+    assert str(e.value).endswith(f"; got {text!r}")
 
 
 def test_a_constant_for_a_module():

@@ -164,6 +164,8 @@ def test_sizes_that_contradict_each_other() -> None:
         wanted_shape(said(crop=24), (24, 32))((3, None, None))
     with pytest.raises(UsageError, match=r"\(any, any, 3\), channels last; give the preprocessing layout='nhwc'"):
         wanted_shape(Preprocessing(crop=(8, 8)), None)((None, None, 3))
+    with pytest.raises(UsageError, match=r"color rgb: the network takes inputs of \(1, any, any\), one channel: gray"):
+        wanted_shape(said(color="rgb", crop=8), None)((1, None, None))
 
 
 @pytest.mark.parametrize(
@@ -185,8 +187,13 @@ def test_how_the_picture_is_resized(given: Any, shape: Any, resize: Any) -> None
 @pytest.mark.parametrize(
     ("given", "shape", "dtype", "message"),
     [
-        (None, (4, 8, 8), "float32", r"images make inputs of shape \(3, H, W\), \(H, W, 3\), or with one channel"),
-        (None, (10,), "float32", r"the network takes \(10,\)"),
+        (
+            None,
+            (4, 8, 8),
+            "float32",
+            r"images make inputs of .*\(batch, 3, H, W\), \(batch, H, W, 3\), or with one",
+        ),
+        (None, (10,), "float32", r"one channel; the network takes \(batch, 10\); pass arrays of that shape"),
         (said(mean=0, std=0), (3, 8, 8), "float32", r"preprocessing: std must not be 0, is 0\.0"),
         (said(mean=(0, 0), std=(1, 1)), (3, 8, 8), "float32", "mean must have 3 entries for rgb, has 2"),
         (said(mean="nan", std=1), (3, 8, 8), "float32", "mean must be finite, is nan"),
@@ -197,8 +204,15 @@ def test_how_the_picture_is_resized(given: Any, shape: Any, resize: Any) -> None
         (said(pad=0, resize=9), (3, 8, 8), "float32", "a resize to 9 contradicts that: leave it out"),
         (said(dtype="uint8"), (3, 8, 8), "float32", "preprocessing makes uint8 inputs, the network takes float32"),
         (said(scale=1), (3, 8, 8), "uint8", "a uint8 input is the pixels as they are"),
-        (said(layout="nhwc"), (3, 8, 8), "float32", "images make inputs of shape"),
-        (said(color="gray"), (3, 8, 8), "float32", r"makes inputs of shape \(1, 8, 8\) from images"),
+        (said(layout="nhwc"), (3, 8, 8), "float32", r"layout nhwc: .* inputs of \(3, 8, 8\), channels first: nchw$"),
+        (said(layout="nchw"), (8, 8, 1), "float32", r"layout nchw: .* inputs of \(8, 8, 1\), channels last: nhwc$"),
+        (
+            said(color="gray"),
+            (3, 8, 8),
+            "float32",
+            r"color gray: .* inputs of \(3, 8, 8\), three channels: rgb or bgr",
+        ),
+        (said(color="bgr"), (8, 8, 1), "float32", r"color bgr: .* inputs of \(8, 8, 1\), one channel: gray$"),
         (Preprocessing(crop=(8, 8)), (3, 8, 8), "uint8", "preprocessing makes float32 inputs, the network takes uint8"),
     ],
 )

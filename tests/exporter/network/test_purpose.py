@@ -16,7 +16,7 @@ from splitwire.codec.errors import ProfileError, UsageError
 from splitwire.codec.profile import CodecProfile
 from splitwire.codec.tasks import are_probabilities, log_probabilities
 from splitwire.exporter.network.purpose import task_of
-from splitwire.exporter.points.damage import Damage
+from splitwire.exporter.points.damage import Damage, divergence
 from splitwire.exporting import export
 
 F, I = TensorProto.FLOAT, TensorProto.INT64  # noqa: E741 (as ONNX calls them)
@@ -124,6 +124,23 @@ def test_logits_and_probabilities_are_told_apart_by_their_sums():
     assert np.exp(log_probabilities(np.array([[1.0, 0.0]]))).tolist()[0] == pytest.approx([1, 0])
     assert not are_probabilities(np.array([[0.9, 0.8, 0.1]]))  # of independent tags
     assert not are_probabilities(np.zeros((0, 3)))
+
+
+def test_scores_that_are_not_finite_leave_figures_to_choose_by():
+    """Of a class that is masked with -inf, the divergence is that of the others; no answer kept is the largest."""
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 4, 5)).astype(np.float64)
+    masked = [np.insert(z, 2, -np.inf, axis=1) for z in (a, b)]
+    assert divergence(*masked).tolist() == pytest.approx(divergence(a, b).tolist())
+    broken = a.copy()
+    broken[1, 3] = np.nan
+    assert divergence(a, broken).tolist() == [0.0, np.inf, 0.0, 0.0]
+    assert divergence(broken, b)[1] == 0.0
+    damage = Damage(["y"])
+    damage.add([masked[0]], [masked[1]], 4)
+    assert 0.1 < damage.total < 10
+    damage.add([a], [broken], 4)
+    assert damage.total == np.inf
 
 
 def test_damage_to_probabilities_is_that_to_their_logits():
