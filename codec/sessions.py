@@ -28,8 +28,10 @@ def open_graph(
 ) -> Any:
     """The InferenceSession of a file that `splitwire export` wrote; arguments as for `open_session`.
 
-    Raises UsageError (no such file), ProfileError (not a graph), DeviceError (a provider that is not here).
+    Raises UsageError (a folder, no such file), ProfileError (not a graph), DeviceError (a provider that is not here).
     """
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder; name the file in it, front.onnx for the edge or back.onnx for the cloud")
     if not path.is_file():
         raise UsageError(f"{path}: no such file; make it with `splitwire export`")
     return open_session(

@@ -9,7 +9,11 @@ from typing import Annotated
 
 import typer
 
+from splitwire.codec.errors import UsageError
 from splitwire.console import err, out
+
+MAX_BODY = 4096
+"""MiB."""
 
 
 def serve(
@@ -17,10 +21,10 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for every network.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 lets the system choose.")] = 8500,
     max_body: Annotated[float, typer.Option(help="Largest frame that is accepted, MiB.")] = 16.0,
-    concurrency: Annotated[int, typer.Option(help="Inferences at once.")] = 2,
-    queue: Annotated[int, typer.Option(help="Frames that may wait; who comes later is told to come back.")] = 32,
+    concurrency: Annotated[int, typer.Option(min=1, help="Inferences at once.")] = 2,
+    queue: Annotated[int, typer.Option(min=0, help="Frames that may wait; who comes later is told to come back.")] = 32,
     threads: Annotated[int | None, typer.Option(help="Threads of one inference.")] = None,
-    grace: Annotated[int, typer.Option(help="Seconds that running requests get to finish at shutdown.")] = 30,
+    grace: Annotated[int, typer.Option(min=0, help="Seconds that running requests get to finish at shutdown.")] = 30,
     as_json: Annotated[
         bool, typer.Option("--json", help='Print one line {"url": ..., "pid": ...} when ready, and nothing else.')
     ] = False,
@@ -33,7 +37,9 @@ def serve(
     from splitwire.runtime_cloud.serve import log_to_stderr
     from splitwire.runtime_cloud.serve import serve as run_server
 
-    body = int(max_body * (1 << 20))
+    if not 0 < max_body <= MAX_BODY:  # NaN as well
+        raise UsageError(f"--max-body must be more than 0 and up to {MAX_BODY:,} MiB, is {max_body:g}")
+    body = max(1, int(max_body * (1 << 20)))
     buffered = max(ServerLimits.max_buffered, body)
     limits = ServerLimits(max_body=body, max_buffered=buffered, concurrency=concurrency, queue=queue)
     models = load_models(directory, threads=threads)

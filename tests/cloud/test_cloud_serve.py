@@ -20,6 +20,7 @@ import pytest
 from runtime_helpers import Pair, images
 
 from splitwire.codec.errors import DeviceError, SplitwireError, UsageError
+from splitwire.commands import cloud as command
 from splitwire.runtime_cloud.loading import Models
 from splitwire.runtime_cloud.serve import bind, serve, url_of
 from splitwire.runtime_cloud.session import CloudSession
@@ -182,3 +183,9 @@ def test_a_folder_without_models_ends_at_once(tmp_path: Path):
 
     with pytest.raises(UsageError, match=r"holds no back\.onnx"):
         command(tmp_path)
+
+
+@pytest.mark.parametrize("size", [0, -1, float("nan"), float("inf"), 5000])
+def test_a_largest_frame_that_is_none(pair: Pair, size: float):
+    with pytest.raises(UsageError, match=r"^--max-body must be more than 0 and up to 4,096 MiB, is "):
+        command.serve(pair.back.parent, max_body=size)

@@ -461,6 +461,21 @@ def test_all_unreadable(served: Served, pair: Pair, pictures: Path, capsys: pyte
     assert capsys.readouterr().err.count("skipped: ") == 2
 
 
+def test_what_is_wrong_is_said_before_the_server_is_asked(pair: Pair, pictures: Path, tmp_path: Path):
+    (tmp_path / "empty").write_text(" \n")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    for options, message in (
+        ({"task": "poetry"}, r"a task is classification, detection, segmentation; got 'poetry'"),
+        ({"token_file": tmp_path / "empty"}, r"--token-file .*empty: the file is empty"),
+        ({"token_file": tmp_path / "binary"}, r"--token-file .*binary: a token is printable ASCII"),
+        ({"front": pair.front.parent}, r"is a folder; name the file in it, front\.onnx"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            run([pictures], **{"front": pair.front, "url": "http://127.0.0.1:1", **options})
+    with pytest.raises(UsageError, match=r"^the file cannot be read as a picture"):
+        run([pictures / "notes.txt"], front=pair.front, url="http://127.0.0.1:1")
+
+
 def test_nothing_to_run(pair: Pair, tmp_path: Path):
     with pytest.raises(UsageError, match="no pictures in"):
         run([tmp_path], front=pair.front, url="http://127.0.0.1:1")
@@ -489,5 +504,5 @@ def test_names_that_are_no_utf8(served: Served, pair: Pair, pictures: Path, caps
 
 
 def test_a_path_that_no_file_system_takes(pair: Pair):
-    with pytest.raises(UsageError, match=r"(none of the 1 files|cannot be read: file name too long)"):
+    with pytest.raises(UsageError, match=r"(the file cannot be read|cannot be read: file name too long)"):
         run([Path("x" * 5000)], front=pair.front, url="http://127.0.0.1:1")

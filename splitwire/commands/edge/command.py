@@ -55,12 +55,15 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON Lines: one per picture, then a summary.")] = False,
 ) -> None:
     """Run pictures through a network split between this machine and a server."""
+    from splitwire.codec.tasks import TASKS
     from splitwire.commands.edge.link import find_token, full_names, open_transport, seconds
     from splitwire.runtime_edge.session import EdgeSession
 
     from .output import JsonLines, Lines
     from .running import Job, Saver, find_images
 
+    if task is not None and task not in TASKS:
+        raise UsageError(f"a task is {', '.join(TASKS)}; got {task!r}")
     wait_s = seconds("--wait", wait)
     paths = find_images(images)
     transport = open_transport(

@@ -51,10 +51,14 @@ def find_token(given: str | None, file: Path | None, variable: str) -> str | Non
     if file is not None:
         try:
             with file.open("rb") as f:
-                text = f.read(MAX_TOKEN_FILE).decode("ascii")
+                text = f.read(MAX_TOKEN_FILE).decode("ascii").strip()
+        except UnicodeDecodeError:
+            raise UsageError(f"--token-file {on_one_line(str(file))}: a token is printable ASCII") from None
         except (OSError, ValueError) as e:
             raise UsageError(f"--token-file {on_one_line(str(file))}: no token can be read: {reason(e)}") from e
-        return text.strip()
+        if not text:
+            raise UsageError(f"--token-file {on_one_line(str(file))}: the file is empty")
+        return text
     return os.environ.get(variable) or None if given is None else given
 
 

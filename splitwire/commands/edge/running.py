@@ -15,7 +15,8 @@ from splitwire.codec.errors import DeviceError, NonFiniteFeatures, SplitwireErro
 from splitwire.codec.files import write_atomically
 from splitwire.codec.preprocessing import opened, upright
 from splitwire.codec.profile import Preprocessing
-from splitwire.console import ProgressFn, err, progress_bar
+from splitwire.codec.progress import ProgressFn
+from splitwire.console import err, progress_bar
 from splitwire.runtime_edge.drawing import draw
 from splitwire.runtime_edge.findings import Findings, Size
 from splitwire.runtime_edge.graph import Input
@@ -64,7 +65,8 @@ class Job:
             self._sum_up(len(paths), on_one_line(str(e)))
             raise
         if not self.rows:
-            raise UsageError(f"none of the {len(paths)} files can be read as a picture")
+            which = "the file cannot" if len(paths) == 1 else f"none of the {len(paths)} files can"
+            raise UsageError(f"{which} be read as a picture")
         self._sum_up(len(paths), None)
 
     def _sum_up(self, total: int, stopped: str | None) -> None:
