@@ -464,12 +464,13 @@ def test_all_unreadable(served: Served, pair: Pair, pictures: Path, capsys: pyte
 def test_what_is_wrong_is_said_before_the_server_is_asked(pair: Pair, pictures: Path, tmp_path: Path):
     (tmp_path / "empty").write_text(" \n")
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
-    for options, message in (
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"task": "poetry"}, r"a task is classification, detection, segmentation; got 'poetry'"),
         ({"token_file": tmp_path / "empty"}, r"--token-file .*empty: the file is empty"),
         ({"token_file": tmp_path / "binary"}, r"--token-file .*binary: a token is printable ASCII"),
         ({"front": pair.front.parent}, r"is a folder; name the file in it, front\.onnx"),
-    ):
+    ]
+    for options, message in cases:
         with pytest.raises(UsageError, match=message):
             run([pictures], **{"front": pair.front, "url": "http://127.0.0.1:1", **options})
     with pytest.raises(UsageError, match=r"^the file cannot be read as a picture"):
