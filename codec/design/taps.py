@@ -1,7 +1,7 @@
-"""Which elements of other channels the predictive coder looks at: the taps of each channel.
+"""Choice of taps: the elements of other channels from which the predictive coder predicts a channel.
 
-Candidates are the elements whose correlation with what a channel's own neighbours leave is largest. Those with small
-weights in a common ridge regression leave, step by step. The number of taps is halved as long as that costs few bits.
+The candidates are the elements with the largest correlation with the residual of the neighbours' prediction. A common
+ridge regression drops those with small weights, step by step. The number of taps is halved while that costs few bits.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from .prediction import ACTIVITIES, CLASSES, PARTS, RIDGE, TABLES, Float32Array,
 
 MOST_TAPS = 128
 POINT_BYTES = 64 << 10
-"""Of one tensor at one operating point, at most: weights, and what else there is."""
+"""Most bytes of one tensor's tables and weights at one operating point."""
 CANDIDATES = 3
-"""Times the number of taps: elements whose correlation with what the own neighbours leave is largest."""
+"""Number of candidates per tap."""
 SELECTED_AT = 4096
-"""Positions that taps are selected at."""
+"""Number of positions of the sample that the selection uses."""
 KEPT = 0.7
-"""Share of the candidates that stays at each step of the selection."""
+"""Share of the candidates that remains after each step of the selection."""
 MAX_CHANNELS = 1 << 13
-"""What a profile can number."""
+"""Most channels that the source numbers of a profile can address."""
 FEWEST_TAPS = 8
 HALVING = 0.01
-"""Share of the bits that half the taps may cost."""
+"""Halving the taps may increase the bits by this share."""
 CHANNELS_AT_ONCE = 64
 SMALLEST = 1e-4
 """Variance, in levels, below which a channel is not worth a tap."""
 FEWEST_POSITIONS = 256
-"""Below, a sample teaches nothing about predictions."""
+"""A sample with fewer positions is too small to fit predictions."""
 
 
 def choose_taps(sample: Float32Array, quantizer: Quantizer) -> Taps | None:
