@@ -262,3 +262,23 @@ def test_importing_splitwire_loads_nothing_heavy():
     code = "import sys, splitwire; print(*sorted({m.split('.')[0] for m in sys.modules}))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"numpy", "numba", "onnx", "onnxruntime", "rich", "scipy", "torch"} & set(loaded)
+
+
+NAMED_FILE = re.compile(r"`([\w./]+(?:\.py|\.md|/))`")
+
+
+def test_the_map_for_developers_names_files_that_exist():
+    """A name without its folder stands for a file beside the one named before it."""
+    text = (ROOT / "docs" / "developing.md").read_text(encoding="utf-8")
+    folder, missing = ROOT, []
+    for found in NAMED_FILE.findall(text):
+        if "NAME" in found:  # a file that the reader is to add
+            continue
+        whole = ROOT / found
+        path = whole if whole.exists() else folder / found
+        if path.exists():
+            folder = path if path.is_dir() else path.parent
+        else:
+            missing.append(found)
+    assert len(NAMED_FILE.findall(text)) > 30
+    assert missing == []
