@@ -13,7 +13,7 @@ PINS := pyproject.toml constraints.txt
 .DELETE_ON_ERROR:
 # Two installs into one environment at a time would damage it, so -j is ignored.
 .NOTPARALLEL:
-.PHONY: help demo photos check test lint format bench bench-codec bench-export reports sweep-models field cuts readme hostile fuzz arm clean
+.PHONY: help demo photos check test lint format bench bench-codec bench-export bench-history versions api reports sweep-models field cuts readme hostile fuzz arm clean
 
 help: ## list the targets
 	@awk -F ': .*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -48,6 +48,12 @@ bench-codec: $(VENV)/.dev $(VENV)/.weights ## the codec alone, beside bit-pack +
 
 bench-export: $(VENV)/.dev $(VENV)/.weights build/photographs/.installed ## what an export takes, stage by stage (ARGS=ssdlite for one)
 	$(RUN) -m benchmarks.export_times $(ARGS)
+
+bench-history: $(VENV)/.dev ## the codec's ratios beside those of the last release in benchmarks/history/, and what moved
+	$(RUN) -m benchmarks.history $(ARGS)
+
+versions: $(VENV)/.dev ## codec and runtimes on the lowest and the newest versions that pyproject.toml allows
+	$(RUN) .ci/versions.py
 
 sweep-models: $(VENV)/.dev ## export, cut and verify 23 networks of torchvision; writes docs/results/models.md
 	$(RUN) -m benchmarks.sweep $(ARGS)

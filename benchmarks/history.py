@@ -1,0 +1,105 @@
+"""`make bench-history`: this tree's ratios beside those of the last release in benchmarks/history/, and what moved.
+
+Reads build/bench/codec.json, which `make bench-codec` writes. Each figure is a ratio to a peer that was measured in the
+same run, so that two files may come from two machines: bytes over those of zstd 3, and speed over that of zstd 3.
+`python -m benchmarks.history record 0.2.0` writes the file of a release.
+Exit status 1 where a frame grew: bytes do not depend on the machine. Speeds are reported and never fail.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.codec import CONTEXT, OURS, Row
+from splitwire.codec.files import write_json
+
+HISTORY = Path(__file__).parent / "history"
+MEASURED = Path("build/bench/codec.json")
+PEER = "bit-pack + zstd 3"
+BYTES_MOVED, SPEED_MOVED = 0.005, 0.25
+"""Relative changes from which on a ratio counts as moved: bytes are exact, speeds vary from run to run."""
+
+
+class Release(msgspec.Struct, frozen=True, kw_only=True):
+    """One file of the history. bytes, encode, decode: "tensor, N = 4, coder" → ratio to PEER."""
+
+    release: str
+    machine: dict[str, str | int]
+    bytes: dict[str, float]
+    encode: dict[str, float]
+    decode: dict[str, float]
+
+
+class _Measured(msgspec.Struct):
+    machine: dict[str, str | int]
+    rows: list[Row]
+
+
+def summarise(release: str, path: Path = MEASURED) -> Release:
+    """The ratios in a codec.json. Exits with one line if there is none."""
+    if not path.is_file():
+        sys.exit(f"{path} is missing; run `make bench-codec` first")
+    measured = msgspec.json.decode(path.read_bytes(), type=_Measured)
+    peers = {(r.tensor, r.levels): r for r in measured.rows if r.coder == PEER}
+    ours = {f"{r.tensor}, N = {r.levels}, {r.coder}": r for r in measured.rows if r.coder in (OURS, CONTEXT)}
+    of = {name: peers[r.tensor, r.levels] for name, r in ours.items()}
+    return Release(
+        release=release,
+        machine=measured.machine,
+        bytes={name: round(r.bytes / of[name].bytes, 4) for name, r in ours.items()},
+        encode={name: round(r.encode_melem_s / of[name].encode_melem_s, 3) for name, r in ours.items()},
+        decode={name: round(r.decode_melem_s / of[name].decode_melem_s, 3) for name, r in ours.items()},
+    )
+
+
+def last_release(folder: Path = HISTORY) -> Release:
+    """The newest release in the history, by version number."""
+    files = sorted(folder.glob("*.json"), key=lambda p: [int(n) for n in p.stem.split(".")])
+    if not files:
+        sys.exit(f"{folder} holds no release; write one with `python -m benchmarks.history record VERSION`")
+    return msgspec.json.decode(files[-1].read_bytes(), type=Release)
+
+
+def moved(before: Release, now: Release) -> list[tuple[str, str, float, float]]:
+    """(what, name, ratio before, ratio now) of every ratio that moved; what is in one of the two alone has NaN there."""
+    found = []
+    for what, limit in (("bytes", BYTES_MOVED), ("encode", SPEED_MOVED), ("decode", SPEED_MOVED)):
+        old, new = getattr(before, what), getattr(now, what)
+        for name in {**old, **new}:
+            a, b = old.get(name, float("nan")), new.get(name, float("nan"))
+            if not abs(b - a) <= limit * a:
+                found.append((what, name, a, b))
+    return found
+
+
+def grew(changes: list[tuple[str, str, float, float]]) -> bool:
+    """Whether a frame needs more bytes than before, or is not measured any more."""
+    return any(what == "bytes" and not now <= before for what, _, before, now in changes if before == before)
+
+
+def main(arguments: list[str]) -> int:
+    """`record VERSION`, or nothing: compare. Returns the exit status."""
+    if arguments[:1] == ["record"] and len(arguments) == 2:
+        HISTORY.mkdir(exist_ok=True)
+        write_json(HISTORY / f"{arguments[1]}.json", summarise(arguments[1]))
+        return 0
+    before, now = last_release(), summarise("this tree")
+    changes = moved(before, now)
+    table = Table(title=f"This tree against {before.release}, ratios to {PEER}", title_justify="left")
+    for heading in ("figure", "tensor, levels, coder"):
+        table.add_column(heading)
+    for heading in (before.release, "now", "change"):
+        table.add_column(heading, justify="right")
+    for what, name, a, b in changes:
+        table.add_row(what, name, f"{a:.3f}", f"{b:.3f}", f"{b / a - 1:+.1%}")
+    Console().print(table if changes else f"nothing moved since {before.release}")
+    return 1 if grew(changes) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
