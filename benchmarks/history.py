@@ -8,6 +8,7 @@ Exit status 1 where a frame grew: bytes do not depend on the machine. Speeds are
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 
@@ -66,7 +67,7 @@ def last_release(folder: Path = HISTORY) -> Release:
 
 
 def moved(before: Release, now: Release) -> list[tuple[str, str, float, float]]:
-    """(what, name, ratio before, ratio now) of every ratio that moved; what is in one of the two alone has NaN there."""
+    """(what, name, ratio before, ratio now) of each ratio that moved; NaN where one of the two does not have it."""
     found = []
     for what, limit in (("bytes", BYTES_MOVED), ("encode", SPEED_MOVED), ("decode", SPEED_MOVED)):
         old, new = getattr(before, what), getattr(now, what)
@@ -79,7 +80,7 @@ def moved(before: Release, now: Release) -> list[tuple[str, str, float, float]]:
 
 def grew(changes: list[tuple[str, str, float, float]]) -> bool:
     """Whether a frame needs more bytes than before, or is not measured any more."""
-    return any(what == "bytes" and not now <= before for what, _, before, now in changes if before == before)
+    return any(what == "bytes" and not now <= before for what, _, before, now in changes if not math.isnan(before))
 
 
 def main(arguments: list[str]) -> int:
