@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
+import splitwire
 from splitwire.demo import photos
 from splitwire.demo.fashion import to_inputs
 from splitwire.exporter.cutting.cuts import find_cut
 from splitwire.exporter.cutting.names import Names
-from splitwire.exporter.export import export_pair
 from splitwire.exporter.network.source import from_module
 from splitwire.exporter.planning.costs import measure_costs
 from splitwire.models import demo, figures
@@ -47,11 +47,11 @@ def measured(recipe: Recipe) -> tuple[figures.CutFigures, ...]:
     costs = measure_costs(source)
     found = []
     for layer in recipe.layers:
-        cut, _ = find_cut(source, names, layer)
+        cut, _ = find_cut(names, layer)
         bits = None
         if inputs is not None:
             with tempfile.TemporaryDirectory() as out:
-                profile = export_pair(loaded.module, cut=layer, calibration=inputs, out=out).profile
+                profile = splitwire.export(loaded.module, cut=layer, calibration=inputs, out=out).profile
             bits = profile.operating_points[profile.point_index()].bits_per_element
         found.append(
             figures.CutFigures(

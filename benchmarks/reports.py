@@ -25,7 +25,8 @@ from splitwire.demo.fashion import to_inputs
 from splitwire.evaluation.answer.compare import compare
 from splitwire.evaluation.run import evaluate
 from splitwire.exporter.calibration.inputs import Calibration
-from splitwire.exporter.export import Network, export_pair
+from splitwire.exporter.export import export_pair
+from splitwire.exporter.options import CodecOptions, Network, NetworkOptions
 from splitwire.models import demo, detector
 from splitwire.models.catalogue import load
 from splitwire.models.making import scenes
@@ -119,9 +120,11 @@ def main(arguments: Sequence[str]) -> int:
         pair = folder / "pair"
         with progress_bar() as progress:
             export_pair(
-                task.module, cut=task.cut, calibration=task.calibration, out=pair, preprocessing=task.preprocessing,
-                input_shape=task.input_shape, name=task.name, labels=task.labels,
-                levels=(*REPORT_LEVELS, *BUDGETS), replace=True, progress=progress,
+                task.module, cut=task.cut, calibration=task.calibration, out=pair,
+                network=NetworkOptions(
+                    preprocessing=task.preprocessing, input_shape=task.input_shape, name=task.name, labels=task.labels,
+                ),
+                codec=CodecOptions(levels=(*REPORT_LEVELS, *BUDGETS)), replace=True, progress=progress,
             )  # fmt: skip
             evaluation = evaluate(pair, task.data, out=folder / "evaluation", max_loss=MAX_LOSS, progress=progress)
         shutil.rmtree(PAGES / name, ignore_errors=True)

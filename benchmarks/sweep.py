@@ -209,7 +209,7 @@ def _cut(name: str, path: Path, to: Path) -> int:
         tiny = from_file(_tiny_network(Path(scratch) / "tiny.onnx"))
         names = Names(tiny.graph, {})
         measure_costs(tiny)
-        split(tiny.model, find_cut(tiny, names, find_cuts(tiny.graph, names, max_tensors=2)[0].label)[0].tensors)
+        split(tiny.model, find_cut(names, find_cuts(tiny.graph, names, max_tensors=2)[0].label)[0].tensors)
     before = _memory(peak=False)
     source = from_file(path)
     start = time.perf_counter()
@@ -226,7 +226,7 @@ def _cut(name: str, path: Path, to: Path) -> int:
     for label in labels:  # all of them before ONNX Runtime takes memory for the checks
         _forget_peak()
         start = time.perf_counter()
-        split(source.model, find_cut(source, names, label)[0].tensors)
+        split(source.model, find_cut(names, label)[0].tensors)
         seconds[label] = time.perf_counter() - start
         memory[label] = _memory(peak=True) - before
     inputs = verify.fill_up([], source.input_shape[1:])
@@ -235,7 +235,7 @@ def _cut(name: str, path: Path, to: Path) -> int:
     whole = Graph.of(source.model, what="whole network", exact=True)
     results = []
     for label in labels:
-        cut, _ = find_cut(source, names, label)
+        cut, _ = find_cut(names, label)
         results.append(
             CutResult(
                 label=label,
@@ -267,13 +267,13 @@ def _cut(name: str, path: Path, to: Path) -> int:
 
 def _frame(model: Path, label: str, inputs: NDArray[np.float32]) -> Frame:
     """Export a pair at `label`, calibrated on `inputs`, and send one of them through both sessions."""
-    from splitwire.exporter.export import export_pair
+    import splitwire
     from splitwire.runtime_cloud.session import CloudSession
     from splitwire.runtime_edge.session import EdgeSession
     from splitwire.runtime_edge.transport import LoopbackTransport
 
     with tempfile.TemporaryDirectory() as folder:
-        pair = export_pair(model, cut=label, calibration=inputs, out=folder, levels=(4,))
+        pair = splitwire.export(model, cut=label, calibration=inputs, out=folder, levels=(4,))
         cloud = CloudSession(pair.back)
         with EdgeSession(pair.front, transport=LoopbackTransport(cloud.handle)) as edge:
             made = edge.run_front(inputs[:1])

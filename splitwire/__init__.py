@@ -66,10 +66,10 @@ if TYPE_CHECKING:
     from splitwire.evaluation.run import evaluate
     from splitwire.exporter.calibration.inputs import Skipped as SkippedInput
     from splitwire.exporter.cutting.cuts import Cut
-    from splitwire.exporter.export import ExportResult
     from splitwire.exporter.network.pictures import PictureOptions
     from splitwire.exporter.pair.precision_choice import Comparison as PrecisionComparison
     from splitwire.exporter.pair.precision_choice import Figures as PrecisionFigures
+    from splitwire.exporter.pair.result import ExportResult
     from splitwire.exporter.planning.links import Link
     from splitwire.exporter.planning.plan import Latency, Placement, Plan, PlannedCut
     from splitwire.exporter.points.design import QuantizedTensor

@@ -17,10 +17,12 @@ if TYPE_CHECKING:
     from splitwire.codec.progress import ProgressFn
     from splitwire.codec.tasks import Task
     from splitwire.exporter.calibration.inputs import Calibration
-    from splitwire.exporter.export import ExportResult, Levels, Network
     from splitwire.exporter.network.adapting.constants import Constants
     from splitwire.exporter.network.pictures import PictureOptions
+    from splitwire.exporter.options import Network
     from splitwire.exporter.pair.precision_choice import Accept, BackPrecision, Coder, FrontPrecision
+    from splitwire.exporter.pair.result import ExportResult
+    from splitwire.exporter.points.levels import Levels
 
 __all__ = ["export"]
 
@@ -98,8 +100,10 @@ def export(
     and a pair that was in `out` before stays.
     """
     from splitwire.exporter.calibration.inputs import LIMIT
-    from splitwire.exporter.export import LEVELS, export_pair
+    from splitwire.exporter.export import export_pair
+    from splitwire.exporter.options import CodecOptions, NetworkOptions, PlanTarget
     from splitwire.exporter.planning.links import parse_link
+    from splitwire.exporter.points.levels import LEVELS
 
     wire = parse_link(link, rtt)
     given = find_network(
@@ -110,24 +114,27 @@ def export(
         cut=cut,
         calibration=calibration,
         out=_default_folder(given.name, cut) if out is None else out,
-        preprocessing=given.preprocessing,
-        input_shape=given.input_shape,
-        image_size=image_size,
-        name=given.name,
-        labels=given.labels,
-        task=task or given.task,
-        levels=LEVELS if levels is None else levels,
-        default_op=default_op,
-        images=LIMIT if images is None else images,
-        outputs=outputs,
-        front=front,
-        back=back,
-        coder=coder,
-        accept=accept,
-        link=wire,
-        device=device,
+        network=NetworkOptions(
+            preprocessing=given.preprocessing,
+            input_shape=given.input_shape,
+            image_size=image_size,
+            images=LIMIT if images is None else images,
+            name=given.name,
+            labels=given.labels,
+            task=task or given.task,
+            outputs=outputs,
+            constants=constants,
+        ),
+        codec=CodecOptions(
+            levels=LEVELS if levels is None else levels,
+            default_op=default_op,
+            coder=coder,
+            front=front,
+            back=back,
+            accept=accept,
+        ),
+        target=PlanTarget(link=wire, device=device),
         replace=overwrite,
-        constants=constants,
         progress=progress,
     )
     return dataclasses.replace(result, notes=(given.warning, *result.notes)) if given.warning else result

@@ -15,8 +15,8 @@ from splitwire.codec.text import printable
 if TYPE_CHECKING:
     from splitwire.codec.profile import Preprocessing
     from splitwire.codec.tasks import Task
-    from splitwire.exporter.export import Network
     from splitwire.exporter.network.pictures import PictureOptions
+    from splitwire.exporter.options import Network
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from splitwire.codec.profile import Preprocessing
     from splitwire.codec.progress import ProgressFn
     from splitwire.exporter.calibration.inputs import Calibration
-    from splitwire.exporter.export import Network
     from splitwire.exporter.network.adapting.constants import Constants
     from splitwire.exporter.network.inference import Float32Array, InputType
     from splitwire.exporter.network.pictures import PictureOptions
+    from splitwire.exporter.options import Network
     from splitwire.exporter.planning.plan import Plan
 
 __all__ = ["PlanResult", "plan"]

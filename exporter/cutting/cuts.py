@@ -14,7 +14,6 @@ import onnx_ir as ir
 
 from splitwire.codec.errors import CutNotBounded, UnsupportedModel, UsageError
 from splitwire.exporter.network.dataflow import Flow
-from splitwire.exporter.network.source import Source
 
 from .names import Names, Resolved
 from .separation import alive_sets, closed, separation, single_cuts
@@ -120,7 +119,7 @@ def _is_batch(dim: object, value: ir.Value) -> bool:
     return not known or entry is None or not entry.shape or dim == entry.shape[0]
 
 
-def find_cut(source: Source, names: Names, layer: str) -> tuple[Cut, str | None]:
+def find_cut(names: Names, layer: str) -> tuple[Cut, str | None]:
     """The cut that `layer` names, made sure to be one, and a note about the name.
 
     layer: module path, call of a module, ONNX tensor or node name; or several of these with commas between them. A

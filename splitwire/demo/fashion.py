@@ -18,6 +18,7 @@ from splitwire.codec.progress import ProgressFn
 from splitwire.demo.baselines import jpeg, packed_zstd_bytes
 from splitwire.demo.server import cloud_process
 from splitwire.exporter.export import export_pair
+from splitwire.exporter.options import NetworkOptions
 from splitwire.models import demo as catalogue
 from splitwire.models.inference import scores
 from splitwire.runtime_edge.session import EdgeSession
@@ -101,9 +102,7 @@ def run(out: Path, progress: ProgressFn) -> Summary:
         cut=catalogue.CUT,
         calibration=calibration,
         out=out,
-        preprocessing=catalogue.PREPROCESSING,
-        labels=catalogue.CLASSES,
-        name=catalogue.NAME,
+        network=NetworkOptions(preprocessing=catalogue.PREPROCESSING, labels=catalogue.CLASSES, name=catalogue.NAME),
         progress=progress,
     )
     write_pictures(out / "images", images, labels)

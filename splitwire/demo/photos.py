@@ -18,6 +18,7 @@ from splitwire.demo.baselines import jpeg, packed_zstd_bytes
 from splitwire.demo.fashion import STAGES, Inputs
 from splitwire.demo.server import cloud_process
 from splitwire.exporter.export import export_pair
+from splitwire.exporter.options import NetworkOptions
 from splitwire.models.catalogue import load
 from splitwire.models.inference import scores
 from splitwire.runtime_edge.findings import classes
@@ -90,10 +91,9 @@ def run(out: Path, weights: str | None, progress: ProgressFn) -> PhotosSummary:
         cut=CUT,
         calibration=calibration_inputs(how),
         out=out,
-        preprocessing=how,
-        input_shape=loaded.input_shape,
-        name=loaded.name,
-        labels=loaded.labels,
+        network=NetworkOptions(
+            preprocessing=how, input_shape=loaded.input_shape, name=loaded.name, labels=loaded.labels
+        ),
         progress=progress,
     )
     photos = []

@@ -12,8 +12,8 @@ from PIL import Image
 from runtime_helpers import Pair, serving
 from torchvision.transforms import functional as F
 
+import splitwire
 from splitwire.commands.edge.command import run
-from splitwire.exporter.export import export_pair
 from splitwire.models import detector
 from splitwire.models.making import detector_training, scenes
 from splitwire.runtime_edge.drawing import color_of
@@ -25,7 +25,7 @@ SIZES = {"scene-0.png": (160, 160), "scene-1.png": (320, 240), "scene-2.png": (4
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     compose = scenes.composer("samples", 11)
     x = detector_training.inputs_of(np.stack([compose(i).picture for i in range(100, 108)])).numpy()
-    result = export_pair(
+    result = splitwire.export(
         detector.load_detector(),
         cut=detector.CUT,
         calibration=x,

@@ -16,6 +16,7 @@ from PIL import Image
 from splitwire.codec import preprocessing
 from splitwire.codec.errors import UsageError
 from splitwire.exporter.export import export_pair
+from splitwire.exporter.options import CodecOptions, NetworkOptions
 from splitwire.exporter.points.damage import Damage
 from splitwire.models import detector, fashion
 from splitwire.models.making import backgrounds, card, detector_card, detector_training, scenes, train_detector
@@ -234,8 +235,10 @@ def test_training_sees_what_the_edge_will_see(compose, x):
 def test_the_pair(network, x, tmp_path):
     """Cut, calibrated and run by ONNX Runtime, at batches of 1 and 5; the leaky-ReLU model fits its features."""
     made = export_pair(
-        network, cut=detector.CUT, calibration=x, out=tmp_path, preprocessing=detector.PREPROCESSING,
-        labels=detector.LABELS, name=detector.NAME, levels=(2, 4),
+        network, cut=detector.CUT, calibration=x, out=tmp_path, codec=CodecOptions(levels=(2, 4)),
+        network=NetworkOptions(
+            preprocessing=detector.PREPROCESSING, labels=detector.LABELS, name=detector.NAME
+        ),
     )  # fmt: skip
     assert made.torch_difference is not None and made.torch_difference < 1e-3
     (spec,) = made.profile.tensors

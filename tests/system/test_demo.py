@@ -22,6 +22,7 @@ from splitwire.demo.fashion import STAGES
 from splitwire.evaluation.contenders.ours import Splitwire
 from splitwire.evaluation.measuring.pair import Pair
 from splitwire.exporter.export import export_pair
+from splitwire.exporter.options import CodecOptions
 from splitwire.models import demo as catalogue
 
 pytestmark = pytest.mark.slow
@@ -120,7 +121,7 @@ def test_calibration_and_test_images_are_disjoint() -> None:
 def test_photos_are_recognised_whole_and_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a quarter of the calibration pictures, and one of the operating points, that `make photos` takes."""
     monkeypatch.setattr(photos, "CROPS", 4)
-    monkeypatch.setattr(photos, "export_pair", partial(export_pair, levels=(4,)))
+    monkeypatch.setattr(photos, "export_pair", partial(export_pair, codec=CodecOptions(levels=(4,))))
     result = CliRunner().invoke(app, ["demo", "--photos", "--json", "--out", str(tmp_path)], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     shown = {p["name"]: p for p in json.loads(result.stdout)["photos"]}

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from splitwire.codec.profile import CodecProfile, OperatingPoint, TensorPoint
     from splitwire.console import Console
-    from splitwire.exporter.export import ExportResult
     from splitwire.exporter.pair.precision_choice import Comparison
+    from splitwire.exporter.pair.result import ExportResult
 
 METHODS = {"leaky_relu_model": "leaky ReLU", "relu_model": "ReLU", "histogram": "histogram"}
 """How the clipping range was chosen: by a density of Cohen et al., or on the measured histogram."""

@@ -15,6 +15,7 @@ from exporter_helpers import SHAPE, Items, inputs, write_images
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
+import splitwire
 from splitwire.codec.design import FeatureStatistics
 from splitwire.codec.errors import UsageError
 from splitwire.codec.preprocessing import load
@@ -22,7 +23,6 @@ from splitwire.codec.profile import Preprocessing, TensorSpec
 from splitwire.exporter.calibration.calibrate import calibrate
 from splitwire.exporter.calibration.convergence import Settling
 from splitwire.exporter.calibration.inputs import open_inputs
-from splitwire.exporter.export import export_pair
 from splitwire.exporter.network.inference import Graph
 from splitwire.exporter.network.source import from_file
 from splitwire.exporter.pair import bake
@@ -31,7 +31,7 @@ PREPROCESSING = Preprocessing(crop=SHAPE[1:], resize=18)
 
 
 def export(model, out, **options):
-    return export_pair(model, out=out, **{"cut": "layer1", "calibration": inputs(12), "levels": (2, 4)} | options)
+    return splitwire.export(model, out=out, **{"cut": "layer1", "calibration": inputs(12), "levels": (2, 4)} | options)
 
 
 def read(calibration, limit=512, preprocessing=PREPROCESSING):
@@ -260,7 +260,7 @@ def _layer(source, layer: str) -> str:
     from splitwire.exporter.cutting.cuts import find_cut
     from splitwire.exporter.cutting.names import Names
 
-    return find_cut(source, Names.of(source), layer)[0].tensors[0]
+    return find_cut(Names.of(source), layer)[0].tensors[0]
 
 
 def feed(chunks) -> Settling:

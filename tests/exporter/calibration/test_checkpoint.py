@@ -12,6 +12,7 @@ import pytest
 import torch
 from exporter_helpers import SHAPE, Items, Net, inputs, network, write_images
 
+import splitwire
 from splitwire.codec.errors import NonFiniteFeatures
 from splitwire.codec.profile import Preprocessing, TensorSpec
 from splitwire.exporter.calibration import checkpoint
@@ -22,7 +23,6 @@ from splitwire.exporter.calibration.inputs import CalibrationInputs, open_inputs
 from splitwire.exporter.cutting.cuts import find_cut
 from splitwire.exporter.cutting.names import Names
 from splitwire.exporter.cutting.split import split
-from splitwire.exporter.export import export_pair
 from splitwire.exporter.network.inference import Graph
 from splitwire.exporter.network.source import from_file
 
@@ -68,7 +68,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def export(model, out, **options):
-    return export_pair(model, out=out, **{"cut": "layer1", "calibration": inputs(12), "levels": (2, 4)} | options)
+    return splitwire.export(model, out=out, **{"cut": "layer1", "calibration": inputs(12), "levels": (2, 4)} | options)
 
 
 @pytest.mark.slow
@@ -145,7 +145,7 @@ def test_an_error_of_ours_leaves_no_checkpoint(tmp_path):
 @pytest.fixture
 def front(model: Path) -> Graph:
     whole = from_file(model)
-    found, _ = find_cut(whole, Names.of(whole), "layer1")
+    found, _ = find_cut(Names.of(whole), "layer1")
     return Graph.of(split(whole.model, found.tensors).front, what="front")
 
 

@@ -26,12 +26,12 @@ def source() -> Source:
 
 @pytest.fixture(scope="module")
 def names(source):
-    return Names(source.graph, source.modules)
+    return Names.of(source)
 
 
 def find(source, names, layer):
     """The one value of the cut, and the note."""
-    cut, note = cuts.find_cut(source, names, layer)
+    cut, note = cuts.find_cut(names, layer)
     (tensor,) = cut.tensors
     return ir.convenience.create_value_mapping(source.graph)[tensor], note
 

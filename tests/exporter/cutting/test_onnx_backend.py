@@ -138,7 +138,7 @@ def _refusal(source: Source, names: Names) -> str:
     reasons = []
     for value in (v for node in source.graph for v in node.outputs if v.name):
         with pytest.raises(SplitwireError) as caught:
-            find_cut(source, names, str(value.name))
+            find_cut(names, str(value.name))
         assert "\n" not in str(caught.value)
         reasons.append(f"{type(caught.value).__name__}: {caught.value}")
     return max(reasons, key=lambda reason: "constant or a size" not in reason)

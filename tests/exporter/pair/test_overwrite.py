@@ -10,8 +10,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+import splitwire
 from splitwire.codec.errors import UsageError
-from splitwire.exporter.export import ExportResult, export_pair
+from splitwire.exporter.pair.result import ExportResult
 
 INPUTS = np.random.default_rng(1).standard_normal((6, 3, 8, 8)).astype(np.float32)
 
@@ -34,7 +35,7 @@ def network(path: Path, *, seed: int = 0) -> Path:
 
 def export(model: Path, out: Path, **options: Any) -> ExportResult:
     defaults: dict[str, Any] = {"cut": "b", "calibration": INPUTS, "out": out, "levels": (2,)}
-    return export_pair(model, **defaults | options)
+    return splitwire.export(model, **defaults | options)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +85,7 @@ def test_the_same_network_replaces_its_own(held: Path) -> None:
 def test_asked_for_it_is_replaced(held: Path, tmp_path: Path) -> None:
     out = tmp_path / "pair"
     export(held / "net.onnx", out)
-    assert export(network(tmp_path / "other.onnx"), out, replace=True).profile.model == "other"
+    assert export(network(tmp_path / "other.onnx"), out, overwrite=True).profile.model == "other"
 
 
 @pytest.mark.parametrize("name", ["front.onnx", "back.onnx"])

@@ -1,4 +1,4 @@
-"""export_pair from end to end on a small network: what it makes, what it refuses, what it leaves on the disk."""
+"""An export from end to end on a small network: what it makes, what it refuses, what it leaves on the disk."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import torch
 from exporter_helpers import DISK_FAULTS, SHAPE, Net, disk_full, inputs, network, write_images
 from torch import nn
 
+import splitwire
 from splitwire.codec.errors import CutNotBounded, ExportError, NonFiniteFeatures, UnsupportedModel, UsageError
 from splitwire.codec.profile import METADATA_KEY, CodecProfile, OperatingPoint, Preprocessing
 from splitwire.exporter.calibration.inputs import open_inputs
 from splitwire.exporter.cutting import verify
-from splitwire.exporter.export import export_pair
 from splitwire.exporter.network import source as graph
 from splitwire.exporter.network.inference import Graph, largest_difference, serialise
 from splitwire.exporter.pair import bake
@@ -29,7 +29,7 @@ PREPROCESSING = Preprocessing(crop=SHAPE[1:], resize=18)
 
 def export(model, out, **options):
     options = {"cut": "layer1", "calibration": inputs(12), "levels": (2, 4)} | options
-    return export_pair(model, out=out, **options)
+    return splitwire.export(model, out=out, **options)
 
 
 def session(path):
@@ -109,7 +109,7 @@ def test_resnet18(tmp_path):
 
     torch.manual_seed(0)
     net = torchvision.models.resnet18()
-    result = export_pair(net, cut="layer2", calibration=inputs(6, (3, 64, 64)), out=tmp_path, levels=(4,))
+    result = splitwire.export(net, cut="layer2", calibration=inputs(6, (3, 64, 64)), out=tmp_path, levels=(4,))
     assert result.profile.tensors[0].shape == (128, 8, 8)
     assert result.profile.max_difference is not None and result.profile.max_difference < 1e-5
     agreement = result.measures[0].agreement
@@ -485,7 +485,7 @@ def test_a_fault_leaves_the_old_pair_or_nothing(model, tmp_path, other, monkeypa
 
 
 def test_a_new_pair_replaces_the_old(model, tmp_path):
-    first, second = export(model, tmp_path), export(model, tmp_path, cut="layer2", replace=True)
+    first, second = export(model, tmp_path), export(model, tmp_path, cut="layer2", overwrite=True)
     assert first.front == second.front
     assert sorted(p.name for p in tmp_path.iterdir()) == ["back.onnx", "front.onnx"]
     metadata = session(second.front).get_modelmeta().custom_metadata_map

@@ -27,10 +27,10 @@ from splitwire.demo.fashion import to_inputs
 from splitwire.exporter.cutting.cuts import find_cut
 from splitwire.exporter.cutting.names import Names
 from splitwire.exporter.cutting.split import Halves, split
-from splitwire.exporter.export import ExportResult, export_pair
 from splitwire.exporter.network.inference import Graph, serialise, weight_bytes
 from splitwire.exporter.network.source import Source, from_file, from_module
 from splitwire.exporter.pair.precision import float16_back, float16_by_hand, int8_front
+from splitwire.exporter.pair.result import ExportResult
 from splitwire.models import demo
 from splitwire.runtime_cloud.session import CloudSession
 from splitwire.runtime_edge.graph import open_front
@@ -79,7 +79,7 @@ def source(tmp_path_factory) -> Source:
 
 
 def cut(source: Source, layer: str) -> Halves:
-    found, _ = find_cut(source, Names.of(source), layer)
+    found, _ = find_cut(Names.of(source), layer)
     return split(source.model, found.tensors)
 
 
@@ -276,7 +276,7 @@ def file(source, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def export(file: Path, out: Path, **options) -> ExportResult:
     options = {"cut": "residual", "calibration": inputs(32), "levels": (2, 4)} | options
-    return export_pair(file, out=out, **options)
+    return splitwire.export(file, out=out, **options)
 
 
 def test_the_demo_in_int8_and_float16(demo_pair, tmp_path):

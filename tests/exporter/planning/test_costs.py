@@ -132,7 +132,7 @@ def test_a_fixed_batch_is_divided_out(whole):
 
 def test_prefixes(whole):
     costs = measure_costs(whole)
-    cuts = find_cuts(whole.graph, Names(whole.graph, whole.modules))
+    cuts = find_cuts(whole.graph, Names.of(whole))
     device = find_device("raspberry-pi-4")
     for measure in (lambda p: costs.macs_before(p), lambda p: costs.seconds_before(p, device)):
         assert (np.diff([measure(c.position) for c in cuts]) >= 0).all()

@@ -65,7 +65,7 @@ def pictures() -> list[np.ndarray]:
 @pytest.fixture(scope="module")
 def plan(source, pictures):
     """A function of the link: the calibration is done once, the comparison for every link."""
-    names = Names(source.graph, source.modules)
+    names = Names.of(source)
     known: dict[tuple[str, ...], dict[str, tuple[float, ...] | str]] = {}
 
     def run(link: Link | None = None, device: DeviceProfile = SLOW, **options: Any) -> Plan:
@@ -288,7 +288,7 @@ def test_jpeg_bytes_are_those_of_the_picture(pictures):
 
 
 def test_levels_are_checked(source, pictures):
-    names = Names(source.graph, source.modules)
+    names = Names.of(source)
     for levels in ((2, 8), (4, 1), (4, 10_000)):
         with pytest.raises(UsageError, match="levels must be from 2 to 256, and hold 4"):
             plan_cuts(source, names, pictures, levels=levels)
@@ -299,7 +299,7 @@ def test_two_tensors_at_a_cut():
     source = from_module(network(), (1, *SHAPE))
     pictures = list(dead_leaves(8, SHAPE))
     p = plan_cuts(
-        source, Names(source.graph, source.modules), pictures, max_tensors=2, levels=(4,), calibrated_cuts=40,
+        source, Names.of(source), pictures, max_tensors=2, levels=(4,), calibrated_cuts=40,
         link=Link(bits_per_second=1e6, rtt_ms=1.0),
     )  # fmt: skip
     both = [c for c in p.cuts if len(c.cut.tensors) == 2]
@@ -326,7 +326,7 @@ def test_constant_features_have_no_bytes_and_a_reason():
             nn.init.constant_(convolution.bias, -1e6)
 
     source = from_module(Dead(), (1, *SHAPE))
-    names = Names(source.graph, source.modules)
+    names = Names.of(source)
     p = plan_cuts(source, names, list(dead_leaves(4, SHAPE)), link=Link(bits_per_second=1e6, rtt_ms=1.0))
     assert p.recommended.kind == "device"
     reason = next(c for c in p.cuts if c.cut.label == "dead").reason
@@ -345,7 +345,7 @@ def test_infinite_features_have_no_bytes_and_a_reason():
             return y.mean((2, 3))
 
     source = from_module(Huge(), (1, *SHAPE))
-    names = Names(source.graph, source.modules)
+    names = Names.of(source)
     p = plan_cuts(source, names, list(dead_leaves(4, SHAPE)), link=Link(bits_per_second=1e6, rtt_ms=1.0))
     assert p.recommended.kind == "device"
     assert {c.reason for c in p.cuts} - {None} == {"its features are NaN or infinite on some image"}
@@ -367,7 +367,7 @@ def test_dead_leaves():
 
 @pytest.mark.slow
 def test_the_cut_of_auto(source, pictures):
-    names = Names(source.graph, source.modules)
+    names = Names.of(source)
     slow = Link(bits_per_second=1e5, rtt_ms=10.0)
     found, note = planner.recommend_cut(source, names, pictures, link=slow, device=SLOW, preprocessing=UNCHANGED)
     assert found.label == "squeeze"
@@ -388,4 +388,4 @@ def test_auto_without_any_cut():
 
     source = from_module(Flat(), (1, *SHAPE))
     with pytest.raises(UsageError, match="no cut can be chosen automatically"):
-        planner.recommend_cut(source, Names(source.graph, source.modules), list(dead_leaves(4, SHAPE)))
+        planner.recommend_cut(source, Names.of(source), list(dead_leaves(4, SHAPE)))

@@ -127,7 +127,7 @@ def test_auto_says_why_there_is_none(tmp_path: Path) -> None:
     source = from_file(integers(tmp_path), None)
     inputs = [np.zeros((3, SIDE, SIDE), np.float32)]
     with pytest.raises(UsageError, match=r"no cut can be chosen automatically: .*\(xi, a, b\): holds int32") as raised:
-        recommend_cut(source, Names(source.graph, source.modules, source.seen), inputs)
+        recommend_cut(source, Names.of(source), inputs)
     assert "what is left" not in str(raised.value)
 
 
@@ -161,7 +161,7 @@ def test_where_the_reply_is_larger_than_the_frame_the_advice_says_so(tmp_path: P
     slow = msgspec.structs.replace(ESTIMATES["raspberry-pi-4"], conv_macs=1e4)
     inputs = list(np.random.default_rng(0).normal(size=(4, 3, SIDE, SIDE)).astype(np.float32))
     p = plan_cuts(
-        source, Names(source.graph, source.modules, source.seen), inputs,
+        source, Names.of(source), inputs,
         link=Link(bits_per_second=1e9, rtt_ms=1.0), device=slow,
     )  # fmt: skip
     assert p.recommended.kind == "cut"

@@ -14,14 +14,15 @@ from codec_helpers import relu_features
 from exporter_helpers import SHAPE, inputs, network
 from torch import nn
 
+import splitwire
 from splitwire.codec.design import FeatureStatistics, Widening, design_operating_point
 from splitwire.codec.design.clipping import float32_quantizer
 from splitwire.codec.design.rate import NARROWEST, WIDEST, RateOf
 from splitwire.codec.errors import ExportError, UsageError
 from splitwire.codec.profile import CodecProfile
 from splitwire.exporter.calibration.inputs import spread
-from splitwire.exporter.export import ExportResult, export_pair
 from splitwire.exporter.network.inference import Graph
+from splitwire.exporter.pair.result import ExportResult
 from splitwire.exporter.points import design as sensitivity
 from splitwire.exporter.points.measure import measure_damage
 from splitwire.exporter.points.ranges import SCALES
@@ -62,7 +63,7 @@ def statistics() -> FeatureStatistics:
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> ExportResult:
     stages: list[str] = []
-    result = export_pair(
+    result = splitwire.export(
         peaks(), cut="act", calibration=inputs(48), out=tmp_path_factory.mktemp("peaks"),
         input_shape=(1, 3, 16, 16), levels=("r1.3", 2, "r0.65", "e2", 4),
         progress=lambda stage, done, total: stages.append(stage),
@@ -135,7 +136,7 @@ def test_means_are_preserved_where_the_answers_ask_for_it(tmp_path: Path) -> Non
     torch.manual_seed(0)
     net = Pooled(1).eval()
     net.head.weight.data *= 20
-    result = export_pair(
+    result = splitwire.export(
         net, cut="act", calibration=inputs(48), out=tmp_path, input_shape=(1, 3, 16, 16), levels=("r0.5", 2)
     )
     points = {p.name: p.tensors[0] for p in result.profile.operating_points}
@@ -192,7 +193,7 @@ def test_the_answers_gain_at_fewer_bits(exported: ExportResult) -> None:
 
 
 def test_the_same_twice(exported: ExportResult, tmp_path: Path) -> None:
-    again = export_pair(
+    again = splitwire.export(
         peaks(), cut="act", calibration=inputs(48), out=tmp_path, input_shape=(1, 3, 16, 16),
         levels=(2, "e2", 4, "r0.65", "r1.3"),
     )  # fmt: skip
@@ -215,7 +216,7 @@ class Gate(nn.Module):
 
 def test_more_bits_than_the_features_have(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    result = export_pair(
+    result = splitwire.export(
         Gate().eval(),
         cut="gate",
         calibration=inputs(8),
@@ -232,7 +233,7 @@ def test_more_bits_than_the_features_have(tmp_path: Path) -> None:
 @pytest.mark.parametrize("level", ["r0", "r0.000", "r-1", "r4.1", "r0.1234", "r", "r.5", "r1e0", "R1"])
 def test_budgets_that_are_none(level: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"or r0\.001 to r4 for so many bits per element; are"):
-        export_pair(
+        splitwire.export(
             Pooled(3), cut="act", calibration=inputs(4), out=tmp_path, input_shape=(1, 3, 16, 16), levels=(level,)
         )
 
@@ -243,7 +244,7 @@ def test_budgets_that_are_none(level: str, tmp_path: Path) -> None:
 def test_the_searched_range_does_the_least_damage_of_those_tried(tmp_path: Path) -> None:
     """On the inputs that it was chosen by; and on others less than the range with the least squared error."""
     calibration = inputs(48)
-    result = export_pair(
+    result = splitwire.export(
         peaks(), cut="act", calibration=calibration, out=tmp_path, input_shape=(1, 3, 16, 16), levels=(4, "a4", "a2")
     )
     assert [p.name for p in result.profile.operating_points] == ["a2", "n4", "a4"]
@@ -264,7 +265,7 @@ def test_the_searched_range_does_the_least_damage_of_those_tried(tmp_path: Path)
 
 
 def test_several_tensors_have_one_multiple(tmp_path: Path) -> None:
-    result = export_pair(
+    result = splitwire.export(
         network(), cut="layer1.1.bn2,layer1.0", calibration=inputs(12, SHAPE), out=tmp_path, input_shape=(1, *SHAPE),
         levels=(4, "a4"),
     )  # fmt: skip
@@ -284,7 +285,7 @@ def test_damage_is_measured_on_inputs_of_the_whole_calibration(tmp_path: Path, m
         return measure_damage(front, back, choices, kept, progress)
 
     monkeypatch.setattr(sensitivity, "measure_damage", watched)
-    export_pair(
+    splitwire.export(
         peaks(), cut="act", calibration=calibration, out=tmp_path, input_shape=(1, 3, 16, 16), levels=("a2", "r0.5")
     )
     assert len(used) == 2

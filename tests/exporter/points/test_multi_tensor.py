@@ -14,14 +14,15 @@ from exporter_helpers import SHAPE, inputs, network
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+import splitwire
 from splitwire.codec.codec import FeatureCodec
 from splitwire.codec.errors import Corrupt, ShapeMismatch
 from splitwire.codec.frame import parse_frame, side_information
 from splitwire.codec.profile import CodecProfile
 from splitwire.codec.quantizer import dequantize, quantize
-from splitwire.exporter.export import ExportResult, export_pair
 from splitwire.exporter.network.inference import serialise
 from splitwire.exporter.network.source import from_module
+from splitwire.exporter.pair.result import ExportResult
 from splitwire.exporter.points.sharing import Cost, share_bits, share_budget
 from splitwire.runtime_cloud.session import CloudSession
 from splitwire.runtime_edge.session import EdgeSession
@@ -67,7 +68,7 @@ class Pyramid(nn.Module):
 
 
 def export(module: nn.Module | Path, out: Path, cut: str, **options) -> ExportResult:
-    return export_pair(module, cut=cut, calibration=inputs(24), out=out, **options)
+    return splitwire.export(module, cut=cut, calibration=inputs(24), out=out, **options)
 
 
 def looped(result: ExportResult) -> EdgeSession:

@@ -13,11 +13,12 @@ from evaluations import interval_point
 from exporter_helpers import inputs
 from torch import nn
 
+import splitwire
 from splitwire import cli
 from splitwire.codec.profile import CodecProfile, OperatingPoint
 from splitwire.commands.export import report as export_report
 from splitwire.evaluation.answer.choose import choose
-from splitwire.exporter.export import ExportResult, export_pair
+from splitwire.exporter.pair.result import ExportResult
 from splitwire.exporter.points.measure import PointMeasure, choose_default
 from splitwire.exporter.points.overspent import budget_of, is_overspent, overspent_note
 
@@ -40,7 +41,7 @@ class Coins(nn.Module):
 def coins(tmp_path_factory: pytest.TempPathFactory) -> ExportResult:
     torch.manual_seed(0)
     levels = ("r0.4", "r0.8", 2)
-    return export_pair(
+    return splitwire.export(
         Coins().eval(), out=tmp_path_factory.mktemp("coins"), cut="sign", calibration=inputs(12), levels=levels,
         input_shape=(1, *inputs(1)[0].shape),
     )  # fmt: skip

@@ -12,17 +12,17 @@ import pytest
 import torch
 from exporter_helpers import DISK_FAULTS, disk_full, inputs
 
+import splitwire
 from splitwire.codec.codec import FeatureCodec
 from splitwire.codec.errors import FingerprintMismatch, ProfileError, UsageError
 from splitwire.codec.profile import CodecProfile
 from splitwire.codec.tables import Taps
-from splitwire.exporter.export import export_pair
 from splitwire.exporter.pair import bake
 
 
 def export(model, out, **options):
     options = {"cut": "layer1", "calibration": inputs(4), "levels": (2, 4)} | options
-    return export_pair(model, out=out, **options)
+    return splitwire.export(model, out=out, **options)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -72,7 +72,9 @@ def test_the_predictive_coder_where_channels_share_something(tmp_path):
     torch.manual_seed(0)
     network, x = Mixing(), inputs(48)
     pairs = {
-        coder: export_pair(network, cut="mix", calibration=x, out=tmp_path / coder, levels=(4, "r0.5"), coder=coder)
+        coder: splitwire.export(
+            network, cut="mix", calibration=x, out=tmp_path / coder, levels=(4, "r0.5"), coder=coder
+        )
         for coder in ("predictive", "context")
     }
     frames, decoded = {}, {}

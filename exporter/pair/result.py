@@ -1,0 +1,76 @@
+"""What an export gives: the two files, what was measured, and what the user should know."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from splitwire.codec.profile import CodecProfile
+from splitwire.exporter.calibration.inputs import Skipped
+from splitwire.exporter.points.design import QuantizedTensor
+from splitwire.exporter.points.measure import PointMeasure
+
+from .precision_choice import Comparison
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportResult:
+    """What `splitwire.export` wrote and measured.
+
+    front, back: the two files. profile: what was baked into both.
+    measures: one per operating point, in the profile's order. options: per tensor, the quantizers that the
+    operating points were chosen from. settled: after how many calibration images the clipping ranges stayed within 2 %
+    and the code lengths within 1 % of where they ended; None if they still moved. torch_difference: largest relative
+    difference between the ONNX graph and the torch module, None for ONNX files (the difference of the halves from the
+    whole is `profile.max_difference`). origin, opset: how the graph was made. skipped: images that could not be read.
+    notes: what the user should know, one sentence each. comparisons: of an int8 front or a float16 back with float32,
+    one for each that was asked for.
+    """
+
+    front: Path
+    back: Path
+    profile: CodecProfile
+    measures: tuple[PointMeasure, ...]
+    options: tuple[tuple[QuantizedTensor, ...], ...]
+    settled: int | None
+    torch_difference: float | None
+    origin: str
+    opset: int
+    skipped: tuple[Skipped, ...]
+    notes: tuple[str, ...]
+    comparisons: tuple[Comparison, ...] = ()
+
+    def __str__(self) -> str:
+        """A summary: what was cut where, a line per operating point, the notes, the folder."""
+        p = self.profile
+        elements = sum(t.elements for t in p.tensors)
+        lines = [f"{p.model} cut after {p.cut}: {elements:,} elements, calibrated on {p.calibration_images} images"]
+        for point, m in zip(p.operating_points, self.measures, strict=True):
+            kept = f"error {m.relative_error:.3f}" if m.agreement is None else f"{m.agreement:.1%} of the answers kept"
+            size = f"{point.bits_per_element:.3f} bits per element, {point.bits_per_element * elements / 8:,.0f} bytes"
+            lines.append(f"  {point.name:<5} {size}, {kept}{' (default)' if point.name == p.default_op else ''}")
+        lines += [f"note: {note}" for note in self.notes]
+        return "\n".join([*lines, f"{self.front.name}, {self.back.name} in {self.front.parent}"])
+
+    def __repr__(self) -> str:
+        """One line."""
+        p = self.profile
+        points = ", ".join(point.name for point in p.operating_points)
+        return f"<ExportResult {p.model} after {p.cut}: {points}; default {p.default_op}; in {self.front.parent}>"
+
+
+def remarks(skipped: Sequence[Skipped], measures: Sequence[PointMeasure], profile: CodecProfile) -> list[str]:
+    """Sentences on skipped images, and on a default that is not good enough."""
+    found = []
+    if skipped:
+        used = profile.calibration_images
+        found.append(f"{len(skipped)} calibration image(s) could not be read and were skipped; {used} were used")
+    chosen = next(m for m in measures if m.op == profile.default_op)
+    if not chosen.good:
+        figure = f"{chosen.agreement:.1%} agreement" if chosen.agreement is not None else f"error {chosen.loss:.3f}"
+        found.append(
+            f"the default {chosen.op} has only {figure} with the whole network on {chosen.inputs} calibration inputs;"
+            " try more levels, or cut elsewhere"
+        )
+    return found
