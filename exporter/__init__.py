@@ -1,6 +1,6 @@
-"""model → cut → calibrate → bake: from a trained network to front.onnx and back.onnx.
+"""From a trained network to front.onnx and back.onnx: prepare → cut → calibrate → write.
 
-torch, onnx and onnx_ir live in this room and nowhere else. `export.export_pair` is the whole way; each other module is
-one step of it: graph (get the ONNX graph), names (what the user calls a layer), cuts (does it separate?), split,
-verify, calibrate, measure, bake. Imports codec and codec.design; never a runtime or models.
+torch, onnx and onnx_ir are used here and in models, and nowhere else. `export.export_pair` is the whole pipeline; the
+packages are its parts: network, cutting, calibration, points, pair, and planning for an automatic cut. Imports codec
+and codec.design; never a runtime or models.
 """
