@@ -133,7 +133,7 @@ _HOME = {
     "Estimate": "splitwire.evaluation.answer.results",
     "Evaluation": "splitwire.evaluation.answer.results",
     "ExportError": "splitwire.codec.errors",
-    "ExportResult": "splitwire.exporter.export",
+    "ExportResult": "splitwire.exporter.pair.result",
     "FeatureCodec": "splitwire.codec.codec",
     "FeatureError": "splitwire.codec.errors",
     "Findings": "splitwire.runtime_edge.findings",
