@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 telemetry.set_variable()  # before a test file imports onnxruntime
 os.environ.setdefault("SPLITWIRE_CACHE_DIR", str(kernels.FOLDER))  # also for the processes that tests start
 
+# xdist tells its workers a width; the tables of the tests are those of a pipe.
+os.environ.pop("COLUMNS", None)
+
 # Times vary on a busy machine, and the first example may compile a kernel. What failed is printed, to be tried again.
 settings.register_profile("splitwire", deadline=None, print_blob=True)
 settings.load_profile("splitwire")

@@ -82,6 +82,13 @@ def test_other_names(source, names):
     assert "folded into 'bn'" in note
 
 
+def test_a_module_without_nodes(source, names):
+    """Dropout returns what it is given: how the modules ran says where; without that it cannot be found."""
+    assert find(source, names, "drop")[0].name == "view"  # what the dropout is given
+    with pytest.raises(UsageError, match=r"'drop' \(Dropout\) leaves no trace"):
+        Names(source.graph, source.modules).resolve("drop")
+
+
 @pytest.mark.parametrize(
     ("layer", "message"),
     [
@@ -91,7 +98,6 @@ def test_other_names(source, names):
         ("zzzz", "it has: bn, act, layer1, layer2, pool, fc"),
         ("layer1.0.relu", r"runs 2 times; say which call: layer1.0.relu\[0\]"),
         ("layer1.0.relu[5]", "there is no call 5"),
-        ("drop", r"'drop' \(Dropout\) leaves no trace"),
         ("fc", "nothing comes after 'fc'.*nearest cuts:.*pool"),
         ("input", "'input' is the input: nothing would run on the edge.*nearest cuts: bn"),
     ],

@@ -95,7 +95,7 @@ def test_without_matplotlib(model, tmp_path, monkeypatch):
     """The table comes all the same; who asked for a plot by name hears of it before the work."""
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    monkeypatch.delitem(sys.modules, "splitwire.commands.plan.command.plot", raising=False)
+    monkeypatch.delitem(sys.modules, "splitwire.commands.plan.plot", raising=False)
     result = invoke(model, "--images", 2)
     assert result.exit_code == 0, result.output
     assert "pip install 'splitwire[demo]'" in result.stderr
