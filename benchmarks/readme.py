@@ -21,7 +21,7 @@ from splitwire.demo.fashion import Summary
 from splitwire.evaluation.answer.compare import USUAL_LOSS, Standing, compare, milliseconds
 from splitwire.evaluation.answer.results import read_results
 from splitwire.evaluation.contenders import PAPER, SPLITWIRE, ZSTD
-from splitwire.evaluation.measuring.ladders import HEVC, HEVC_SCREEN
+from splitwire.evaluation.contenders.ladders import HEVC, HEVC_SCREEN
 
 README = Path("README.md")
 PLOT = Path("docs/results/demo.png")

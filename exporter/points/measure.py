@@ -14,6 +14,7 @@ from functools import partial
 
 import numpy as np
 
+from splitwire.codec.overspent import is_overspent
 from splitwire.codec.profile import OperatingPoint, Quantizer, TensorSpec
 from splitwire.codec.progress import ProgressFn
 from splitwire.codec.quantizer import dequantize, quantize
@@ -22,7 +23,6 @@ from splitwire.exporter.calibration.inputs import spread
 from splitwire.exporter.network.inference import Array, Float32Array, Graph
 
 from .damage import Damage, Task
-from .overspent import is_overspent
 
 MIN_AGREEMENT = 0.985
 """The default operating point is the cheapest that keeps this share of the answers (damage.py): Top-1 classes, or

@@ -21,16 +21,17 @@ from numpy.typing import ArrayLike
 
 from splitwire.codec.errors import SplitwireError, UsageError
 from splitwire.codec.files import write_atomically
+from splitwire.codec.overspent import is_overspent, overspent_note
 from splitwire.codec.progress import ProgressFn
 from splitwire.codec.tasks import is_detector
 from splitwire.codec.text import printable_json
 from splitwire.evaluation.answer.choose import choose
 from splitwire.evaluation.answer.compare import FOLDER, OURS, SLACK, USUAL_LOSS, check_budget
 from splitwire.evaluation.answer.results import FILE, Data, Disagreement, Estimate, Evaluation, Point, Sends
+from splitwire.evaluation.contenders.ladders import LADDERS, following
 from splitwire.evaluation.contenders.protocol import FeatureContender, ImageContender
 from splitwire.evaluation.data.dataset import Dataset, open_data
 from splitwire.evaluation.measuring.features import describe, designs
-from splitwire.evaluation.measuring.ladders import LADDERS, following
 from splitwire.evaluation.measuring.measure import (
     WHOLE,
     Measurement,
@@ -49,7 +50,6 @@ from splitwire.evaluation.report.page import write_report
 from splitwire.evaluation.tasks.bootstrap import intervals
 from splitwire.evaluation.tasks.tasks import Outcome, Scored, make_task
 from splitwire.exporter.pair.bake import write_default
-from splitwire.exporter.points.overspent import is_overspent, overspent_note
 
 from .contenders import FAMILIES, KEYS, feature_contenders, image_contenders, on_ladders, select
 

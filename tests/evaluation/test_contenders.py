@@ -20,8 +20,8 @@ from splitwire.codec.quantizer import quantize
 from splitwire.demo import baselines
 from splitwire.evaluation import contenders as room
 from splitwire.evaluation.contenders import mosaic, x265
+from splitwire.evaluation.contenders.ladders import AVIF, HEVC, HEVC_IMAGE, HEVC_SCREEN, JPEG, LADDERS, WEBP
 from splitwire.evaluation.contenders.protocol import FeatureContender, Features, ImageContender
-from splitwire.evaluation.measuring.ladders import AVIF, HEVC, HEVC_IMAGE, HEVC_SCREEN, JPEG, LADDERS, WEBP
 
 SHAPES = {
     "tiny": ((384, 3, 3),),

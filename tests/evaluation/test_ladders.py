@@ -13,7 +13,16 @@ import splitwire
 from splitwire.evaluation import run
 from splitwire.evaluation.answer.compare import OURS, compare
 from splitwire.evaluation.answer.results import Evaluation, Point
-from splitwire.evaluation.measuring.ladders import AVIF, HEVC, HEVC_IMAGE, JPEG, LADDERS, WEBP, following, untried_below
+from splitwire.evaluation.contenders.ladders import (
+    AVIF,
+    HEVC,
+    HEVC_IMAGE,
+    JPEG,
+    LADDERS,
+    WEBP,
+    following,
+    untried_below,
+)
 from splitwire.evaluation.measuring.store import FOLDER, Store
 from splitwire.evaluation.report.page import headline
 

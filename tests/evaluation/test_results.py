@@ -10,7 +10,7 @@ from sources import ROOT
 from benchmarks.readme import answers
 from splitwire.evaluation.answer.results import Evaluation, Point, read_results
 from splitwire.evaluation.contenders import PAPER, PAPER_UNIFORM, SPLITWIRE, ZSTD
-from splitwire.evaluation.measuring.ladders import HEVC, HEVC_SCREEN
+from splitwire.evaluation.contenders.ladders import HEVC, HEVC_SCREEN
 
 NAMES = ("demo", "detector", "mobilenet_v2")
 BUDGET = 0.01

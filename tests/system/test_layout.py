@@ -77,6 +77,9 @@ WRONG = [
     ("exporter/planning", "from splitwire.exporter.points import damage", "splitwire.exporter.points.damage"),
     ("models", "from splitwire.codec import design", "splitwire.codec.design"),
     ("models", "import splitwire.runtime_cloud", "splitwire.runtime_cloud"),
+    ("splitwire/evaluation/answer", "from splitwire.evaluation.tasks import tasks", "splitwire.evaluation.tasks.tasks"),
+    ("splitwire/evaluation/contenders", "from splitwire.evaluation.data import coco", "splitwire.evaluation.data.coco"),
+    ("splitwire/evaluation/report", "from splitwire.evaluation import run", "splitwire.evaluation.run"),
     ("runtime_cloud", "import onnx", "onnx"),
     ("runtime_cloud", "import splitwire.exporter", "splitwire.exporter"),
     ("runtime_edge", "def late():\n    import torch.nn", "torch"),
@@ -109,7 +112,10 @@ def test_wrong_imports_are_refused(tree: Path):
         for path in added:
             path.unlink()
     assert status == 1
-    modules = [f"splitwire.{package.replace('/', '.')}.wrong_{i}" for i, (package, _, _) in enumerate(WRONG)]
+    modules = [
+        f"splitwire.{package.removeprefix('splitwire/').replace('/', '.')}.wrong_{i}"
+        for i, (package, _, _) in enumerate(WRONG)
+    ]
     arrows = [f"{module} -> {target} (l." for module, (_, _, target) in zip(modules, WRONG, strict=True)]
     assert [arrow for arrow in arrows if arrow not in said] == [], said
     assert "- splitwire.without_layer" in said, said

@@ -39,7 +39,7 @@ WIDTH = 100
 
 def document(result: ExportResult) -> dict[str, Any]:
     """What `--json` prints."""
-    from splitwire.exporter.points.overspent import is_overspent
+    from splitwire.codec.overspent import is_overspent
 
     profile = result.profile
     return {
@@ -118,7 +118,7 @@ def _bytes_per_image(point: OperatingPoint, profile: CodecProfile) -> float:
 
 def show(result: ExportResult, compared: bool) -> None:
     """The report. compared: whether the comparisons were shown before, with the question."""
-    from splitwire.exporter.points.overspent import overspent_note
+    from splitwire.codec.overspent import overspent_note
 
     profile = result.profile
     several = len(profile.tensors) > 1
@@ -165,7 +165,7 @@ def show(result: ExportResult, compared: bool) -> None:
 
 def _points(result: ExportResult) -> Table:
     """One row per operating point; the clipping range only where there is one."""
-    from splitwire.exporter.points.overspent import is_overspent
+    from splitwire.codec.overspent import is_overspent
 
     profile = result.profile
     several = len(profile.tensors) > 1

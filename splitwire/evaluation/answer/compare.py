@@ -9,7 +9,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from splitwire.codec.errors import UsageError
-from splitwire.evaluation.measuring.ladders import untried_below
+from splitwire.evaluation.contenders.ladders import untried_below
 
 from .results import FILE, Estimate, Evaluation, Point, Sends
 

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping
 from splitwire.codec.codec import FeatureCodec
 from splitwire.codec.errors import UsageError
 from splitwire.codec.profile import CodecProfile
-from splitwire.evaluation.measuring.ladders import AVIF, HEVC, HEVC_IMAGE, HEVC_SCREEN, JPEG, LADDERS, WEBP
+from splitwire.evaluation.contenders.ladders import AVIF, HEVC, HEVC_IMAGE, HEVC_SCREEN, JPEG, LADDERS, WEBP
 
 from .protocol import FeatureContender, ImageContender
 

@@ -15,12 +15,12 @@ from torch import nn
 
 import splitwire
 from splitwire import cli
+from splitwire.codec.overspent import budget_of, is_overspent, overspent_note
 from splitwire.codec.profile import CodecProfile, OperatingPoint
 from splitwire.commands.export import report as export_report
 from splitwire.evaluation.answer.choose import choose
 from splitwire.exporter.pair.result import ExportResult
 from splitwire.exporter.points.measure import PointMeasure, choose_default
-from splitwire.exporter.points.overspent import budget_of, is_overspent, overspent_note
 
 pytestmark = pytest.mark.slow
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from splitwire.codec.profile import OperatingPoint
+from .profile import OperatingPoint
 
 TOLERANCE = 0.05
 """Of the budget: what a point may spend more. The search aims just below; tables for whole images differ a little."""
