@@ -30,7 +30,7 @@ class NetworkOptions:
         the rest follows from the network's input (pictures.py) and is as for ImageNet, with a note.
     input_shape: (1, C, H, W); for a module, and for an ONNX file that leaves the image size open. None reads it off
         an array of inputs, `image_size` (height, width), or the crop of the preprocessing.
-    images: at most so many inputs of the calibration are used.
+    images: the largest number of calibration inputs that are used.
     labels: class names, baked into the pair. task: what the outputs are; None: what they say (purpose.py).
     outputs: names of the outputs that the pair gives; None: all of them.
     constants: values of the other inputs of an ONNX file, by name; they are baked in (constants.py).
@@ -52,9 +52,9 @@ class CodecOptions:
     """What is sent, and what the halves compute in.
 
     levels: one operating point each: a number of quantizer levels N makes "n<N>", with uniform quantizers; "a<N>" the
-        one over the range that does the least damage (ranges.py); "e<N>" the one with entropy-constrained quantizers
-        that has the rate of "n<N>"; "r<bits>" the one with uniform quantizers that does the least damage at so many
-        bits per element (budget.py).
+        one over the range with the least output distortion (ranges.py); "e<N>" the one with entropy-constrained
+        quantizers at the rate of "n<N>"; "r<bits>" the one with uniform quantizers that has the least output distortion
+        at that number of bits per element (budget.py).
     default_op: name of the default operating point; None chooses by measurement (measure.py).
     coder: "predictive" makes the fewest bytes; each tensor that it does not serve well enough gets "context", which is
         several times as fast (docs/codec.md).

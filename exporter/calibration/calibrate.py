@@ -84,7 +84,7 @@ def calibrate(
                 checkpoint.save_when_due(state, inputs, position, done)
             progress("Calibrate", done, inputs.total)
     settling.finish(statistics)
-    progress("Calibrate", done, done)  # fewer than foretold, if images were skipped
+    progress("Calibrate", done, done)  # fewer than announced, if images were skipped
     return Calibrated(statistics=statistics, kept=sample.kept, settled=settling.settled, resumed=resumed)
 
 

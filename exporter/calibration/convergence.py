@@ -1,4 +1,4 @@
-"""After how many calibration images did the clipping ranges and the rates stay as they are? So many would have done."""
+"""After how many calibration images the clipping ranges and the rates stay as they are: that number would have done."""
 
 from __future__ import annotations
 

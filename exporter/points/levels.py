@@ -15,8 +15,8 @@ LEVELS = (2, 3, 4, 6, 8, "r0.1", "r0.2", "r0.3", "r0.4", "r0.6", "r0.8")
 
 Levels = Sequence[int | str]
 """What `levels` takes: N for a uniform quantizer, "a<N>" for the one over the range that serves the task best, "e<N>"
-for the entropy-constrained one of the rate of N, "r<bits>" for the uniform one that serves the task best at so many
-bits per element."""
+for the entropy-constrained one of the rate of N, "r<bits>" for the uniform one that serves the task best at that
+many bits per element."""
 
 MAX_RATE = 4
 """Most bits per element of "r<bits>"."""
@@ -28,8 +28,8 @@ def check_levels(levels: Levels, default_op: str | None) -> list[Kind]:
     if not kinds or len(set(kinds)) != len(levels):
         raise UsageError(
             f"levels must be different numbers from 2 to {MAX_LEVELS}, a2 to a{MAX_LEVELS} for ranges chosen by the"
-            f" answers, e2 to e{MAX_LEVELS} for entropy-constrained quantizers, or r0.001 to r{MAX_RATE} for so many"
-            f" bits per element; are {list(levels)}"
+            f" answers, e2 to e{MAX_LEVELS} for entropy-constrained quantizers, or r0.001 to r{MAX_RATE} for bits per"
+            f" element; are {list(levels)}"
         )
     names = [kind.name for kind in kinds]
     if default_op is not None and default_op not in names:

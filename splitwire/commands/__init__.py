@@ -1,1 +1,1 @@
-"""The commands: thin, typed functions over the rooms; `splitwire/cli.py` registers them."""
+"""The commands: thin, typed functions over the packages; `splitwire/cli.py` registers them."""

@@ -381,7 +381,7 @@ def _write(evaluation: Evaluation, out: Path) -> None:
         write_atomically(out / FILE, document)
     except OSError as e:
         raise UsageError(
-            f"cannot write the report to {out}: {e.strerror or e}; mend it, and the same command goes on from here"
+            f"cannot write the report to {out}: {e.strerror or e}; fix it and rerun: the same command goes on from here"
         ) from e
 
 

@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import socket
-import ssl
 import subprocess
 import sys
 import time
@@ -15,7 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpcore
 import numpy as np
 import pytest
 from PIL import Image
@@ -24,18 +22,15 @@ from runtime_helpers import Pair, Served, canned, good_answer, http_answer, make
 from splitwire import console, heartbeat
 from splitwire.codec.errors import (
     AuthRefused,
-    BadResponse,
     ConnectTimeout,
     DeviceError,
     RequestTimeout,
-    ServerBusy,
     TransportError,
     UsageError,
 )
 from splitwire.commands.edge import running as edge_run
 from splitwire.commands.edge.command import run
 from splitwire.commands.edge.link import find_token, full_names, seconds
-from splitwire.runtime_edge.waiting import may_pass
 
 COMMAND = [sys.executable, "-m", "splitwire"]
 
@@ -337,32 +332,6 @@ def test_progress_says_that_the_server_is_waited_for(
     said = capsys.readouterr().err.splitlines()
     begins = next(i for i, line in enumerate(said) if line.startswith("waiting up to 0.4 s: 127.0.0.1:"))
     assert set(said[begins + 2 :]) == {"Waiting for the server: 0 s"}  # the line before may have been on its way
-
-
-def caused(error: TransportError, cause: Exception) -> TransportError:
-    error.__cause__ = cause
-    return error
-
-
-@pytest.mark.parametrize(
-    ("error", "passes"),
-    [
-        (ServerBusy("busy"), True),
-        (caused(ConnectTimeout("x"), httpcore.ConnectError(ConnectionRefusedError())), True),
-        (caused(ConnectTimeout("x"), httpcore.ConnectTimeout()), True),
-        (caused(ConnectTimeout("x"), httpcore.ConnectError(socket.gaierror(-2, "unknown name"))), False),
-        (caused(ConnectTimeout("x"), httpcore.ConnectError(ssl.SSLError("certificate"))), False),
-        (caused(RequestTimeout("x"), httpcore.ReadTimeout()), True),
-        (caused(RequestTimeout("x"), httpcore.PoolTimeout()), False),
-        (caused(TransportError("x"), httpcore.ReadError()), True),
-        (TransportError("a code that this build does not know"), False),
-        (AuthRefused("x"), False),
-        (BadResponse("x"), False),
-        (caused(BadResponse("x"), httpcore.RemoteProtocolError("illegal status line")), False),
-    ],
-)
-def test_what_is_waited_for(error: TransportError, passes: bool):
-    assert may_pass(error) is passes
 
 
 def test_an_answer_cut_short_is_waited_for(pair: Pair, pictures: Path, capsys: pytest.CaptureFixture[str]):

@@ -425,7 +425,9 @@ def test_a_report_that_cannot_be_written_loses_no_measurement(pair, data, monkey
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "write_report", full)
-        with pytest.raises(UsageError, match=r"cannot write the report to .*: No space left on device; mend it"):
+        with pytest.raises(
+            UsageError, match=r"cannot write the report to .*: No space left on device; fix it and rerun"
+        ):
             splitwire.evaluate(pair, data, contenders=[])
     assert not (pair / "evaluation" / FILE).exists()
     monkeypatch.setattr(Measurement, "batch", None)  # nothing is measured again

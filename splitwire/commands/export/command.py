@@ -41,9 +41,9 @@ def export(
     levels: Annotated[
         str,
         typer.Option(
-            help="Operating points: 4 for so many uniform levels; a4: over the range that harms the answers least; "
+            help="Operating points: 4 for 4 uniform levels; a4: over the range with the least output distortion; "
             "e4: entropy-constrained, at the rate of 4; "
-            "r0.4: the levels and range that harm the answers least at 0.4 bits per element."
+            "r0.4: the levels and range with the least output distortion at 0.4 bits per element."
         ),
     ] = "2,3,4,6,8,r0.1,r0.2,r0.3,r0.4,r0.6,r0.8",
     images: Annotated[int | None, typer.Option(min=1, help="Most images to use.", show_default="512")] = None,
@@ -129,7 +129,7 @@ def asks() -> bool:
 
 
 def _asker(progress: Bar) -> Accept:
-    """Shows what a half in other arithmetic gains and costs, and asks."""
+    """Shows what a half at reduced precision gains and costs, and asks."""
 
     def ask(comparison: Comparison) -> bool:
         with progress.paused():

@@ -139,7 +139,7 @@ def show(result: ExportResult, compared: bool) -> None:
     if said is not None:
         _say(f"! {said}")
     if any(t.clipping.widening != 1 for p in profile.operating_points for t in p.tensors):
-        _say("×: so many times the range with the least squared error, for the sake of the answers")
+        _say("×: a multiple of the range with the least squared error, for less output distortion")
     if any(t.quantizer.preserves_mean for p in profile.operating_points for t in p.tensors):
         _say("~: preserves the mean of each plane")
     coders = [t.coder for t in profile.operating_points[profile.point_index()].tensors]

@@ -17,7 +17,7 @@ TAIL = 0.001
 
 SAMPLE = 64
 SAMPLE_BYTES = 256 << 20
-"""The sample is of at most so many images, and so many bytes of float32: detectors have up to 60 MB an image."""
+"""Most images in the sample, and most bytes of float32: detectors have up to 60 MB an image."""
 
 
 def sample_size(elements: int) -> int:

@@ -18,7 +18,7 @@ from .pair import Pair
 
 IMAGES = 32
 SECONDS = 20.0
-"""On so many images; but no further one begins after so many seconds."""
+"""The number of images; no further one begins after this number of seconds."""
 
 PACKAGES = (
     "splitwire", "numpy", "numba", "onnxruntime", "pillow", "av", "zstandard", "pycocotools", "scikit-learn",

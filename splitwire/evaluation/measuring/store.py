@@ -87,7 +87,7 @@ class Store:
             self.folder.parent.rmdir()
 
     def abandon(self) -> None:
-        """After an error that starting again does not mend: as `remove`, and the folders made for it, if empty."""
+        """After an error that starting again does not fix: as `remove`, and the folders made for it, if empty."""
         self.remove()
         for folder in self._created:
             with suppress(OSError):

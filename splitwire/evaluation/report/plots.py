@@ -51,7 +51,7 @@ NAME_SIZE = (0.6, 0.2)
 """Inches that the name of a setting needs, in a figure of which the axes are a good part."""
 
 ROOM_RIGHT = 4.0
-"""The close-up ends at so many times the bytes of splitwire's dearest setting."""
+"""The close-up ends at this multiple of the bytes of splitwire's highest-rate setting."""
 
 
 BARS = (
@@ -159,7 +159,7 @@ def _curve_caption(e: Evaluation, comparison: Comparison) -> str:
         f"Up and left is better. {BARS} of the difference from the whole network on the same images "
         "(paired bootstrap). Dashed with open marks: the picture is sent, and the whole network runs in the cloud. "
         "Operating points n (uniform), a (the same over a range searched for), e (entropy-constrained) and r (made for "
-        "so many bits) are a line each."
+        "their bits) are a line each."
     )
     left_out = len(hidden(e, comparison))
     if left_out:

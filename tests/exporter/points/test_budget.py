@@ -232,7 +232,7 @@ def test_more_bits_than_the_features_have(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("level", ["r0", "r0.000", "r-1", "r4.1", "r0.1234", "r", "r.5", "r1e0", "R1"])
 def test_budgets_that_are_none(level: str, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"or r0\.001 to r4 for so many bits per element; are"):
+    with pytest.raises(UsageError, match=r"or r0\.001 to r4 for bits per element; are"):
         splitwire.export(
             Pooled(3), cut="act", calibration=inputs(4), out=tmp_path, input_shape=(1, 3, 16, 16), levels=(level,)
         )
