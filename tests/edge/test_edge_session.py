@@ -264,7 +264,7 @@ def test_files_that_are_no_front(pair: Pair, tmp_path: Path):
     other = pair.profile.to_json().replace('"name":"feature"', '"name":"elsewhere"')
     cases: list[tuple[Path, type[SplitwireError], str]] = [
         (tmp_path / "none.onnx", UsageError, "no such file; make it with `splitwire export`"),
-        (tmp_path, UsageError, "no such file"),
+        (tmp_path, UsageError, "is a folder; name the file in it, front.onnx for the edge"),
         (text, ProfileError, "is not a graph that ONNX Runtime can open"),
         (cut_short, ProfileError, "is not a graph that ONNX Runtime can open"),
         (pair.back, UsageError, "is the back half, for `splitwire cloud serve`; the edge runs its front.onnx"),
