@@ -23,7 +23,7 @@ from splitwire.exporter.calibration.inputs import Calibration, CalibrationInputs
 from splitwire.exporter.cutting import verify
 from splitwire.exporter.cutting.crossing import relu_slopes, what_crosses
 from splitwire.exporter.cutting.cuts import find_cut
-from splitwire.exporter.cutting.names import Names
+from splitwire.exporter.cutting.names import EMPTY_NAME, Names
 from splitwire.exporter.cutting.split import Halves, split
 from splitwire.exporter.cutting.torch_check import check_torch
 from splitwire.exporter.network.adapting.constants import check_none
@@ -313,6 +313,8 @@ def write(
 def _check(network: NetworkOptions, codec: CodecOptions, target: PlanTarget, cut: str) -> list[Kind]:
     """The operating points to make, in their order. Raises UsageError for what contradicts itself, or is not known."""
     kinds = check_levels(codec.levels, codec.default_op)
+    if not cut.strip(", "):
+        raise UsageError(EMPTY_NAME)
     check_precisions(codec.front, codec.back)
     check_coder(codec.coder)
     if network.task is not None:

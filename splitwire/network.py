@@ -117,8 +117,3 @@ def parse_constants(texts: Sequence[str] | None) -> dict[str, Any]:
             )
         found[name] = given
     return found
-
-
-def parse_outputs(text: str | None) -> tuple[str, ...] | None:
-    """The names in "a,b"; None of None."""
-    return None if text is None else tuple(filter(None, (part.strip() for part in text.split(","))))

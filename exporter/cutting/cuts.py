@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from splitwire.codec.errors import CutNotBounded, UnsupportedModel, UsageError
+from splitwire.exporter.network.adapting.outputs import split_names
 from splitwire.exporter.network.dataflow import Flow
 
 from .names import Names, Resolved
@@ -165,10 +166,7 @@ def find_cut(names: Names, layer: str) -> tuple[Cut, str | None]:
 
 def _resolve(names: Names, layer: str) -> list[tuple[str, Resolved]]:
     """Each name in `layer`, and what it means. A tensor's own name may hold commas."""
-    parts = [part.strip() for part in layer.split(",")]
-    if len(parts) == 1 or names.has_tensor(layer):
-        return [(layer, names.resolve(layer))]
-    return [(part, names.resolve(part)) for part in parts if part]
+    return [(part, names.resolve(part)) for part in split_names(layer, names.has_tensor)]
 
 
 def _listed(names: Names, values: Sequence[ir.Value]) -> str:
@@ -196,7 +194,12 @@ def _nearest(flow: Flow, names: Names, position: int) -> str:
     before = [c for c in cuts if c.position <= position][-SUGGESTED_EACH_SIDE:]
     after = [c for c in cuts if c.position > position][:SUGGESTED_EACH_SIDE]
     if not before + after:
-        return "no single tensor separates this network"
+        single = [value for value, _ in single_cuts(flow)]
+        if not single:
+            return "no single tensor separates this network"
+        if all(value.dtype != ir.DataType.FLOAT for value in single):
+            return "there is no float32 tensor to cut at"
+        return "the codec can carry none of the tensors that separate this network"
     listed = ", ".join(f"{c.label} ({'×'.join(map(str, c.shapes[0]))})" for c in (*before, *after))
     return f"nearest cuts: {listed}"
 

@@ -21,6 +21,10 @@ from splitwire.exporter.network.dataflow import Flow, Kind
 from splitwire.exporter.network.passthrough import Call, Place, Seen
 from splitwire.exporter.network.source import Source
 
+EMPTY_NAME = (
+    "the cut (--cut, cut=) holds an empty name; it takes a layer, a tensor, or several with commas between them"
+)
+
 NEAREST = 5
 """How many nearby names an error message shows."""
 
@@ -70,9 +74,11 @@ class Names:
     def resolve(self, layer: str) -> Resolved:
         """The values that leave `layer`.
 
-        Raises UsageError: unknown (the nearest names are shown), runs several times and no call is named, or leaves no
-        node in the graph.
+        Raises UsageError: empty, unknown (the nearest names are shown), runs several times and no call is named, or
+        leaves no node in the graph.
         """
+        if not layer.strip():
+            raise UsageError(EMPTY_NAME)
         if layer in self._calls:
             return self._call_of(layer, None)
         if layer in self._values:
@@ -121,8 +127,8 @@ class Names:
         return frozenset([value]) in self._labels
 
     def has_tensor(self, name: str) -> bool:
-        """Whether a tensor of the graph has this name."""
-        return name in self._values
+        """Whether a tensor of the graph, or the node that makes it, has this name."""
+        return name in self._values or any(node.name == name for node in self._nodes)
 
     def spec(self, values: Sequence[ir.Value]) -> str:
         """What `--cut` takes to cut at `values`: the module path that gives exactly these, else their names with commas

@@ -9,6 +9,7 @@ ends up in front.onnx: no other file of the machine may.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
@@ -23,6 +24,9 @@ from splitwire.codec.errors import UnsupportedModel, UsageError
 
 from .inference import MAX_MODEL_BYTES, MIN_APART, load_external, weight_bytes
 from .quiet import quiet
+
+_SHOWN = 40
+"""Characters of a file's text that a message shows."""
 
 _Message = Any
 """Of protobuf, whose own class has no types."""
@@ -191,8 +195,14 @@ def _locate(path: Path, tensor: onnx.TensorProto) -> _Place:
         )
     if not file.is_file():
         raise UnsupportedModel(f"{unfit} lies in {location!r}, which is not a file")
+    numbers = {k: given[k] for k in ("offset", "length") if given.get(k)}
+    for key, text in numbers.items():
+        if not re.fullmatch(r"\s*[+-]?[0-9]{1,19}\s*", text):
+            raise UnsupportedModel(
+                f"{unfit}: its {key} in {location!r} must be a whole number of bytes; the model says {_short(text)!r}"
+            )
+    offset, length = (int(numbers[k]) if k in numbers else None for k in ("offset", "length"))
     try:
-        offset, length = (int(given[k]) if given.get(k) else None for k in ("offset", "length"))
         needed = _size(tensor)
     except ValueError as e:
         raise UnsupportedModel(f"{unfit}: {e}") from e
@@ -204,6 +214,10 @@ def _locate(path: Path, tensor: onnx.TensorProto) -> _Place:
             f" {size:,} bytes"
         )
     return _Place(file=file, offset=start, size=needed)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
 
 
 def _size(tensor: onnx.TensorProto) -> int:

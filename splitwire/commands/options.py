@@ -15,5 +15,8 @@ Constants = Annotated[
     typer.Option(metavar="NAME=VALUE", help="Of an ONNX file: the value of an input beside the image; repeatable."),
 ]
 OutputNames = Annotated[
-    str | None, typer.Option(help="Keep these outputs only: a name, or several as a,b.", show_default="all")
+    list[str] | None,
+    typer.Option(
+        metavar="NAME", help="Keep these outputs only: a name, or several as a,b; repeatable.", show_default="all"
+    ),
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
@@ -15,22 +15,39 @@ _SHOWN = 8
 """Names that a message lists."""
 
 
-def keep_outputs(model: ir.Model, kept: Sequence[str] | None, foreign: Mapping[str, str] | None = None) -> None:
+def split_names(text: str, known: Callable[[str], bool]) -> list[str]:
+    """The names in `text`, with commas between them. A known name may hold commas itself: the longest one is taken."""
+    parts = text.split(",")
+    names: list[str] = []
+    start = 0
+    while start < len(parts):
+        ends = range(len(parts), start, -1)
+        end = next((e for e in ends if known(",".join(parts[start:e]).strip())), start + 1)
+        names.append(",".join(parts[start:end]).strip())
+        start = end
+    return names
+
+
+def keep_outputs(model: ir.Model, kept: str | Sequence[str] | None, foreign: Mapping[str, str] | None = None) -> None:
     """Leave the named outputs, in the network's order and each once; then every one must fit into a reply.
 
-    kept: None keeps all. foreign: outputs whose type onnx_ir does not hold, and what they are, in words.
+    kept: names, or several in one with commas between them; None keeps all. foreign: outputs whose type onnx_ir does
+    not hold, and what they are, in words.
     Raises UsageError for a name that is no output, UnsupportedModel for an output that no reply can carry.
     """
     graph = model.graph
     outputs = list(dict.fromkeys(graph.outputs))
     names = [str(v.name) for v in outputs]
     if kept is not None:
-        if not kept:
-            raise UsageError(f"--outputs (outputs=) is empty; the network has {_listed(names)}")
-        for name in kept:
+        given = [kept] if isinstance(kept, str) else list(kept)
+        wanted = [name for text in given for name in split_names(text, names.__contains__)]
+        if not all(wanted) or not wanted:
+            wrong = "holds an empty name" if wanted else "is empty"
+            raise UsageError(f"--outputs (outputs=) {wrong}; the network has {_listed(names)}")
+        for name in wanted:
             if name not in names:
                 raise UsageError(f"the network has no output {name!r}; it has {_listed(names)}")
-        outputs = [v for v in outputs if v.name in kept]
+        outputs = [v for v in outputs if v.name in wanted]
     if len(outputs) < len(graph.outputs):
         graph.outputs.clear()
         graph.outputs.extend(outputs)

@@ -13,7 +13,7 @@ from splitwire.commands.export.report import document, show, show_comparison
 from splitwire.commands.options import Constants, ImageSize, OutputNames, Weights
 from splitwire.console import Bar, err, interruptible, print_json, progress_bar
 from splitwire.exporter.pair.labels import read_labels
-from splitwire.network import parse_constants, parse_outputs, parse_size
+from splitwire.network import parse_constants, parse_size
 
 from .pictures import with_pictures
 
@@ -31,8 +31,11 @@ def export(
     model: Annotated[str, typer.Argument(help="A torchvision name (resnet18, ...) or an ONNX file.")],
     data: Annotated[Path, typer.Option(help="Folder of images to calibrate on, searched recursively; or a video.")],
     cut: Annotated[
-        str | None,
-        typer.Option(help="Layer to cut after: module path (layer2) or ONNX tensor name; several as a,b,c; auto."),
+        list[str] | None,
+        typer.Option(
+            metavar="LAYER",
+            help="Layer to cut after: module path (layer2) or ONNX tensor name; several as a,b,c, or repeated; auto.",
+        ),
     ] = None,
     to: Annotated[
         Path | None, typer.Option("--out", help="Folder for front.onnx and back.onnx.", show_default="MODEL-LAYER")
@@ -80,7 +83,7 @@ def export(
     pictures: Any = None,
 ) -> None:
     """Cut a network in two after a layer, and calibrate the feature codec there."""
-    if cut is None:  # required, but click's own line would not say what there is to choose from
+    if not cut:  # required, but click's own line would not say what there is to choose from
         raise UsageError(
             "--cut is missing: it takes the layer to cut after, or auto for the fastest on a link; "
             f"`splitwire plan {model}` shows them"
@@ -95,7 +98,7 @@ def export(
     with interruptible(KEPT), progress_bar(not as_json) as progress:
         result = export_network(
             model,
-            cut=cut,
+            cut=",".join(cut),
             calibration=data,
             out=to,
             weights=weights,
@@ -114,7 +117,7 @@ def export(
             rtt=rtt,
             device=device,
             overwrite=force,
-            outputs=parse_outputs(outputs),
+            outputs=outputs,
             progress=progress,
         )
     if as_json:

@@ -13,7 +13,7 @@ from splitwire.codec.errors import UsageError
 from splitwire.commands.export.pictures import with_pictures
 from splitwire.commands.options import Constants, ImageSize, OutputNames, Weights
 from splitwire.console import err, out, print_json, print_wide, progress_bar
-from splitwire.network import parse_constants, parse_outputs, parse_size
+from splitwire.network import parse_constants, parse_size
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -86,7 +86,7 @@ def plan(
             rtt=rtt,
             max_tensors=max_tensors,
             images=images,
-            outputs=parse_outputs(outputs),
+            outputs=outputs,
             progress=progress,
         )
     if as_json:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+
 import onnx
+import onnx_helpers
 import onnx_ir as ir
 import pytest
 import torch
-from exporter_helpers import SHAPE, Net, inputs, network
+from exporter_helpers import SHAPE, Net, inputs, network, write_images
+from onnx_helpers import N, export, save, value
 from torch import nn
+from typer.testing import CliRunner
 
+from splitwire.cli import app
 from splitwire.codec.errors import CutNotBounded, UnsupportedModel, UsageError
 from splitwire.exporter.cutting import cuts, verify
 from splitwire.exporter.cutting.names import Names
@@ -106,6 +112,43 @@ def test_wrong_layers(source, names, layer, message):
     with pytest.raises(UsageError, match=message) as caught:
         find(source, names, layer)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("cut", ["", " ", ",", "r,,d", "r,", ",r", "r, ,d"])
+def test_a_cut_with_an_empty_name(cut, tmp_path):
+    """None of the file's nodes has a name, and they are nobody's cut for that."""
+    path = save(onnx_helpers.network(), tmp_path / "net.onnx")
+    names = Names.of(from_file(path))
+    assert not any(node.name for node in names.flow.nodes)
+    for wrong in (lambda: cuts.find_cut(names, cut), lambda: export(path, cut)):
+        with pytest.raises(
+            UsageError, match=r"^the cut \(--cut, cut=\) holds an empty name; it takes a layer, a tensor"
+        ):
+            wrong()
+    write_images(tmp_path / "images", 4)
+    refused = CliRunner().invoke(app, ["export", str(path), "--data", str(tmp_path / "images"), "--cut", cut])
+    assert str(refused.exception).startswith("the cut (--cut, cut=) holds an empty name")
+
+
+def test_tensors_whose_names_hold_commas(tmp_path):
+    """The longest name that the graph has is taken; what `--cut` is told to take leads back to the same tensors."""
+    nodes = [N("Neg", ["r"], ["a,b"]), N("Abs", ["r"], ["e"]), N("Exp", ["r"], ["c,,d"])]
+    nodes += [N("Add", ["a,b", "e"], ["s"]), N("Mul", ["s", "c,,d"], ["z"])]
+    path = save(onnx_helpers.network(nodes, [value("z", ["n", 6, 30, 30])]), tmp_path / "net.onnx")
+    names = Names.of(from_file(path))
+    for given in ("a,b,e,c,,d", "c,,d, e ,a,b"):
+        cut, _ = cuts.find_cut(names, given)
+        assert set(cut.tensors) == {"a,b", "e", "c,,d"}
+        assert cuts.find_cut(names, cut.label)[0] == cut
+    with pytest.raises(UsageError, match="layer 'zz' is not in the network"):
+        cuts.find_cut(names, "zz,c,,d")
+    folder = tmp_path / "images"
+    write_images(folder, 4)
+    options = ["--data", str(folder), "--levels", "2", "--out", str(tmp_path / "pair"), "--json"]
+    cut_at = [word for name in ("c,,d", "e", "a,b") for word in ("--cut", name)]
+    done = CliRunner().invoke(app, ["export", str(path), *cut_at, *options])
+    assert (done.exit_code, done.exception) == (0, None)
+    assert [t["name"] for t in json.loads(done.stdout)["tensors"]] == ["a,b", "e", "c,,d"]
 
 
 @pytest.mark.parametrize("layer", ["layer1.1.conv1", "layer1.1.bn2", "layer1.1.relu[0]"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -20,7 +21,7 @@ from typer.testing import CliRunner
 from splitwire import plan
 from splitwire.cli import app
 from splitwire.codec.errors import UnsupportedModel, UsageError
-from splitwire.exporter.cutting.cuts import find_cuts
+from splitwire.exporter.cutting.cuts import find_cut, find_cuts
 from splitwire.exporter.cutting.names import Names
 from splitwire.exporter.network import onnx_files
 from splitwire.exporter.network.source import from_file
@@ -119,7 +120,13 @@ WRONG = {
     "negative": (external("k.bin", -4), "bytes -4 to 20"),
     "too short": (external("k.bin", 0, 20), "needs 24 bytes, and is said to be bytes 0 to 20"),
     "negative length": (external("k.bin", 24, -24), "needs 24 bytes"),
-    "no number": (external("k.bin", "first"), "invalid literal"),
+    "no number": (
+        external("k.bin", "first"),
+        "'k': its offset in 'k.bin' must be a whole number of bytes; the model says 'first'",
+    ),
+    "no whole number": (external("k.bin", "1e3"), "its offset in 'k.bin' must be a whole .* says '1e3'"),
+    "a length in words": (external("k.bin", 0, "all " * 99), "its length in 'k.bin' must be .* says 'all all [al ]*…'"),
+    "more digits than Python reads": (external("k.bin", "9" * 5000), "its offset .* says '9{39}…'"),
 }
 
 
@@ -309,6 +316,24 @@ def test_integers_of_operators_that_onnx_does_not_know_are_no_cuts(tmp_path):
     assert [c.cut.label for c in plan(path, link="1mbit", images=2).plan.cuts] == ["f", "p"]
 
 
+def test_a_network_of_integers_has_nothing_to_cut_at(tmp_path):
+    """Everything between input and output is int8: the message says that, not that nothing separates the network."""
+    scale, zero = weight("s", 1), numpy_helper.from_array(np.zeros(1, np.int8), "z")
+    nodes = [
+        N("QuantizeLinear", ["x", "s", "z"], ["q"], axis=1),
+        N("MaxPool", ["q"], ["m"], kernel_shape=[2, 2]),
+        N("DequantizeLinear", ["m", "s", "z"], ["y"], axis=1),
+    ]
+    sides = [h.make_tensor_value_info(k, T.FLOAT, s) for k, s in (("x", ["n", 1, 8, 8]), ("y", ["n", 1, 7, 7]))]
+    graph = h.make_graph(nodes, "g", [sides[0]], [sides[1]], [scale, zero])
+    model = h.make_model(graph, opset_imports=[h.make_opsetid("", 17)], ir_version=8)
+    names = Names.of(from_file(save(model, tmp_path / "net.onnx")))
+    with pytest.raises(UnsupportedModel, match=r"'m' holds int8; .*; there is no float32 tensor to cut at$"):
+        find_cut(names, "m")
+    with pytest.raises(UsageError, match=r"'x' is the input: .*; there is no float32 tensor to cut at$"):
+        find_cut(names, "x")
+
+
 def test_a_sequence_inside_the_back_half(tmp_path):
     one = numpy_helper.from_array(np.array(1), "one")
     nodes = [
@@ -455,6 +480,29 @@ def test_the_commands_keep_outputs(tmp_path, command):
     assert "no output 'w'; it has y, probabilities" in str(unknown.exception)
 
 
+@pytest.mark.parametrize("command", ["plan", "export"])
+def test_outputs_whose_names_hold_commas(tmp_path, command):
+    """Each is first tried as one whole name, and the option may be repeated."""
+    kinds = {"u,v": "Neg", "v": "Abs", "w": "Exp", "boxes,,all": "Sqrt"}
+    nodes = [N(kind, ["y"], [name]) for name, kind in kinds.items()]
+    path = save(network(nodes, [value(k, ["n", 6]) for k in ("y", *kinds)]), tmp_path / "net.onnx")
+    for given, kept in {
+        ("u,v",): ["u,v"], ("v,u,v",): ["u,v", "v"], ("boxes,,all,w",): ["w", "boxes,,all"], ("w", "u,v"): ["u,v", "w"],
+    }.items():  # fmt: skip
+        assert [v.name for v in from_file(path, outputs=given).graph.outputs] == kept
+    with pytest.raises(UsageError, match="has no output 'u'; it has y, u,v, v"):
+        from_file(path, outputs="u")
+    write_images(tmp_path / "images", 4)
+    options = {
+        "plan": ["--link", "1mbit", "--no-plot", "--images", "2"],
+        "export": ["--cut", "r", "--data", str(tmp_path / "images"), "--levels", "2", "--out", str(tmp_path / "pair")],
+    }[command]
+    done = CliRunner().invoke(app, [command, str(path), *options, "--outputs", "u,v", "--outputs", "w", "--json"])
+    assert (done.exit_code, done.exception) == (0, None)
+    if command == "plan":
+        assert [o["name"] for o in json.loads(done.stdout)["outputs"]] == ["u,v", "w"]
+
+
 def test_outputs_are_kept_by_name(tmp_path):
     nodes = [N("Neg", ["y"], ["u"]), N("Abs", ["y"], ["v"])]
     outs = [value(k, ["n", 6]) for k in ("y", "u", "v")]
@@ -465,5 +513,8 @@ def test_outputs_are_kept_by_name(tmp_path):
         from_file(path, outputs=["w"])
     with pytest.raises(UsageError, match=r"^--outputs \(outputs=\) is empty; the network has y, u, v"):
         plan(path, outputs=[])
+    for empty in ("", " ", "y,,u", ["y", ""], ","):
+        with pytest.raises(UsageError, match=r"^--outputs \(outputs=\) holds an empty name; the network has y, u, v"):
+            from_file(path, outputs=empty)
     twice = save(network(nodes, [*outs, outs[1]]), tmp_path / "twice.onnx")
     assert list(check_pair(twice)) == ["y", "u", "v"]
