@@ -192,7 +192,7 @@ def plan_cuts(
     jpeg = machines.jpeg(jpeg_bytes, pixels, link) if jpeg_bytes is not None and link is not None else None
     on_device = machines.whole()
     recommended, best, advice = recommend(planned, on_device, jpeg)
-    if best is None and link is not None:
+    if best is None and (link is not None or not any(c.rates for c in planned)):
         left = advice if jpeg is not None else "the whole network on the device"
         advice = f"{_nothing_to_compare(planned, dropped, max_tensors)}; what is left: {left}"
     elif recommended.down > recommended.sent:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,21 @@ def test_where_every_cut_was_dropped_it_says_so_and_why(tmp_path: Path) -> None:
     head, jpeg = rows[0], rows[1]
     assert head[5:8] == ["up", "down", "link"]
     assert jpeg[7] == "3.1"  # down: 4 · 3 · 16 · 16 bytes, after the JPEG's own
+
+
+@pytest.mark.parametrize(("make", "why"), [
+    (integers, "every tensor that separates the network was dropped: 3 cuts not looked at (xi, a, b): holds int32"),
+    (nothing, "no single tensor separates this network"),
+])  # fmt: skip
+def test_without_a_link_it_says_so_too(tmp_path: Path, make: Callable[[Path], Path], why: str) -> None:
+    path = make(tmp_path)
+    (advice,) = (line for line in invoke(path).splitlines() if line.startswith("advice: "))
+    assert advice.startswith(f"advice: splitting could not be judged, since {why}")
+    assert advice.endswith("; what is left: the whole network on the device")
+    said = json.loads(invoke(path, "--json"))
+    assert f"advice: {said['advice']}" == advice
+    assert [c["label"] for g in said["dropped"] for c in g["cuts"]] == (["xi", "a", "b"] if make is integers else [])
+    assert "no link, so nothing can be sent" in json.loads(invoke(some(tmp_path), "--json"))["advice"]
 
 
 def test_json_has_the_reason_of_each(tmp_path: Path) -> None:
