@@ -78,7 +78,6 @@ def run(
         if session.profile.preprocessing is None:
             raise UsageError(f"{front} was exported without preprocessing, so it takes arrays only, not pictures")
         saver = None if save is None else Saver(save, paths, session.profile.preprocessing)
-        session.warm_up()
         output = JsonLines() if as_json else Lines()
         job = Job(
             session=session,
@@ -90,6 +89,7 @@ def run(
             top=top,
             min_score=min_score,
             saver=saver,
+            op=session.profile.operating_points[session.profile.point_index(op)].name,
             progress=not (as_json or out.is_terminal),  # where results are on the screen, they are the progress
         )
         with interruptible("no picture was done"):

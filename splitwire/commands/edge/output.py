@@ -63,7 +63,7 @@ class Output(Protocol):
 
 
 class JsonLines:
-    """One JSON object per line: {"image": …}, {"skipped": …}, and {"summary": …} as the last (docs/runtime.md)."""
+    """One JSON object per line: {"image": …}, {"skipped": …}, and last {"summary": …}, always (docs/runtime.md)."""
 
     def row(self, row: Row) -> None:
         """As Output."""

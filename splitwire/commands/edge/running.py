@@ -46,13 +46,15 @@ class Job:
     min_score: float
     saver: Saver | None
     progress: bool
+    op: str
     rows: list[Row] = field(default_factory=list)
     skipped: int = 0
 
     def run(self, paths: Sequence[Path]) -> None:
-        """All of them. What was done is kept and summed up whatever ends it: the error, or KeyboardInterrupt, goes on
-        after the summary."""
+        """All of them. What was done, if only nothing, is summed up whatever ends it: the error, or KeyboardInterrupt,
+        goes on after the summary."""
         try:
+            self.session.warm_up()
             with progress_bar(self.progress) as progress:
                 for done, path in enumerate(paths):
                     progress("Pictures", done, len(paths))
@@ -64,14 +66,12 @@ class Job:
         except SplitwireError as e:
             self._sum_up(len(paths), on_one_line(str(e)))
             raise
+        self._sum_up(len(paths), None)
         if not self.rows:
             which = "the file cannot" if len(paths) == 1 else f"none of the {len(paths)} files can"
             raise UsageError(f"{which} be read as a picture")
-        self._sum_up(len(paths), None)
 
     def _sum_up(self, total: int, stopped: str | None) -> None:
-        if not self.rows:
-            return
         remaining = total - len(self.rows) - self.skipped
         self.output.summary(
             Summary(
@@ -79,7 +79,7 @@ class Job:
                 skipped=self.skipped,
                 remaining=remaining,
                 stopped=stopped,
-                op=self.rows[0].op,
+                op=self.op,
                 task=self.task or self.session.profile.task or None,
             )
         )
