@@ -24,6 +24,7 @@ def demo(
         "build/demo"
     ),
     weights: Annotated[str | None, typer.Option(help="Weights of MobileNetV2: a file or a torchvision name.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a pair of another network in --out.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON instead of the table.")] = False,
 ) -> None:
     """Export a network, serve its back half on this machine, stream images through the split network and measure."""
@@ -31,17 +32,17 @@ def demo(
         raise UsageError("--weights goes with --photos; the other demo ships its own")
     with interruptible(KEPT), progress_bar(not as_json) as progress:
         if photos:
-            _photos(output / "photos", weights, as_json, progress)
+            _photos(output / "photos", weights, as_json, progress, force)
         else:
-            _fashion(output, as_json, progress)
+            _fashion(output, as_json, progress, force)
 
 
-def _fashion(folder: Path, as_json: bool, progress: ProgressFn) -> None:
+def _fashion(folder: Path, as_json: bool, progress: ProgressFn, force: bool) -> None:
     from splitwire.codec.files import write_json
     from splitwire.demo import report
     from splitwire.demo.fashion import run
 
-    summary = run(folder, progress)
+    summary = run(folder, progress, force=force)
     write_json(folder / "summary.json", summary)
     report.write_plot(summary, folder / "accuracy_vs_rate.png")
     if as_json:
@@ -53,11 +54,11 @@ def _fashion(folder: Path, as_json: bool, progress: ProgressFn) -> None:
     err.print(f"Wrote {files} to {folder} ({seconds}).", markup=False)
 
 
-def _photos(folder: Path, weights: str | None, as_json: bool, progress: ProgressFn) -> None:
+def _photos(folder: Path, weights: str | None, as_json: bool, progress: ProgressFn, force: bool) -> None:
     from splitwire.codec.files import write_json
     from splitwire.demo.photos import run
 
-    summary = run(folder, weights, progress)
+    summary = run(folder, weights, progress, force=force)
     write_json(folder / "summary.json", summary)
     if as_json:
         print_json(summary)

@@ -19,6 +19,7 @@ from splitwire.demo.baselines import jpeg, packed_zstd_bytes
 from splitwire.demo.server import cloud_process
 from splitwire.exporter.export import export_pair
 from splitwire.exporter.options import NetworkOptions
+from splitwire.exporter.pair import bake, overwrite
 from splitwire.models import demo as catalogue
 from splitwire.models.inference import scores
 from splitwire.runtime_edge.session import EdgeSession
@@ -91,8 +92,15 @@ class Summary(Struct, frozen=True, kw_only=True):
     seconds: dict[str, float]
 
 
-def run(out: Path, progress: ProgressFn) -> Summary:
-    """Export, serve, stream, measure. Leaves front.onnx, back.onnx and a few of the images in `out`."""
+def run(out: Path, progress: ProgressFn, *, force: bool = False) -> Summary:
+    """Export, serve, stream, measure. Leaves front.onnx, back.onnx and a few of the images in `out`.
+
+    An earlier demo in `out`, of whatever version, is replaced. Raises UsageError where `out` holds another pair,
+    without `force`.
+    """
+    bake.check_folder(out)
+    if not force:
+        overwrite.check_names(out, catalogue.NAME, catalogue.CUT)
     started = time.perf_counter()
     network = catalogue.load_network()
     images, labels = catalogue.test_set()
@@ -103,6 +111,7 @@ def run(out: Path, progress: ProgressFn) -> Summary:
         calibration=calibration,
         out=out,
         network=NetworkOptions(preprocessing=catalogue.PREPROCESSING, labels=catalogue.CLASSES, name=catalogue.NAME),
+        replace=True,
         progress=progress,
     )
     write_pictures(out / "images", images, labels)

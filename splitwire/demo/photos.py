@@ -19,6 +19,7 @@ from splitwire.demo.fashion import STAGES, Inputs
 from splitwire.demo.server import cloud_process
 from splitwire.exporter.export import export_pair
 from splitwire.exporter.options import NetworkOptions
+from splitwire.exporter.pair import bake, overwrite
 from splitwire.models.catalogue import load
 from splitwire.models.inference import scores
 from splitwire.runtime_edge.findings import classes
@@ -82,8 +83,15 @@ class PhotosSummary(Struct, frozen=True, kw_only=True):
     photos: list[Photo]
 
 
-def run(out: Path, weights: str | None, progress: ProgressFn) -> PhotosSummary:
-    """Export, serve, send each photograph once the kernels are warm."""
+def run(out: Path, weights: str | None, progress: ProgressFn, *, force: bool = False) -> PhotosSummary:
+    """Export, serve, send each photograph once the kernels are warm.
+
+    An earlier demo in `out`, of whatever version, is replaced. Raises UsageError where `out` holds another pair,
+    without `force`.
+    """
+    bake.check_folder(out)
+    if not force:
+        overwrite.check_names(out, MODEL, CUT)
     loaded = load(MODEL, weights or "DEFAULT")
     how = loaded.preprocessing
     result = export_pair(
@@ -94,6 +102,7 @@ def run(out: Path, weights: str | None, progress: ProgressFn) -> PhotosSummary:
         network=NetworkOptions(
             preprocessing=how, input_shape=loaded.input_shape, name=loaded.name, labels=loaded.labels
         ),
+        replace=True,
         progress=progress,
     )
     photos = []

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,10 +15,12 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+import splitwire
 from splitwire.cli import app
 from splitwire.codec import preprocessing
 from splitwire.codec.codec import FeatureCodec
-from splitwire.demo import photos
+from splitwire.codec.errors import UsageError
+from splitwire.demo import fashion, photos
 from splitwire.demo.baselines import packed_zstd_bytes
 from splitwire.demo.fashion import STAGES
 from splitwire.evaluation.contenders.ours import Splitwire
@@ -44,6 +48,36 @@ def test_default_point_keeps_the_accuracy_under_a_bit(summary: Summary) -> None:
     assert default["accuracy"] >= summary["whole"]["accuracy"] - 0.010
     assert default["bits_per_element"] <= 0.8
     assert default["ms"] == summary["ms"]
+
+
+@pytest.mark.parametrize("photographs", [False, True])
+def test_another_pair_in_the_folder_stays(model: Path, tmp_path: Path, photographs: bool) -> None:
+    """As with export; but an earlier demo, of whatever weights, is the demo's own and is replaced."""
+    out = tmp_path / "photos"
+    x = np.zeros((4, 3, 32, 32), np.float32)
+    splitwire.export(model, cut="layer1", calibration=x, out=out, levels=(2,))
+    before = (out / "front.onnx").read_bytes()
+    options = ["--photos", "--out", str(tmp_path)] if photographs else ["--out", str(out)]
+    refused = CliRunner().invoke(app, ["demo", *options]).exception
+    assert isinstance(refused, UsageError)
+    assert re.search(r"photos holds .* cut after layer1, not .* or --force", str(refused))
+    assert (out / "front.onnx").read_bytes() == before
+
+
+@pytest.mark.parametrize(("name", "force"), [("fashion_squeezenet1_1", False), ("other", True)])
+def test_an_earlier_demo_is_replaced(monkeypatch, tmp_path: Path, name: str, force: bool) -> None:
+    """Of another release, say, with other halves."""
+    monkeypatch.setattr("splitwire.exporter.pair.overwrite.held", lambda _: SimpleNamespace(model=name, cut=catalogue.CUT))
+    asked: dict[str, Any] = {}
+
+    def stop(_: object, **options: object) -> None:
+        asked.update(options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fashion, "export_pair", stop)
+    ended = CliRunner().invoke(app, ["demo", "--out", str(tmp_path), *(["--force"] if force else [])])
+    assert ended.exit_code == 130
+    assert (asked["replace"], asked["out"]) == (True, tmp_path)
 
 
 def test_codec_off_agrees_on_every_image(summary: Summary) -> None:
