@@ -159,7 +159,7 @@ def find(
         found = _segments(outputs, profile, size)
     if found is None and task is not None:
         shown = ", ".join(f"{name} {a.shape} {a.dtype}" for name, a in outputs.items())
-        raise UsageError(f"the outputs {shown} are no {task}'s; expected {EXPECTED[known or 'classification']}")
+        raise UsageError(f"the outputs {shown} are not those of a {task}; expected {EXPECTED[task]}")
     return found or Values(outputs=tuple(_value(name, a) for name, a in outputs.items()))
 
 

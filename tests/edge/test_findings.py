@@ -97,11 +97,19 @@ def test_what_scores_mean(plain, scores, expected):
     ("task", "outputs", "message"),
     [
         ("pose", {"y": LOGITS}, "a task is classification, detection, segmentation; got 'pose'"),
-        ("detection", {"y": LOGITS}, r"the outputs y \(1, 3\) float32 are no detection's; expected boxes, scores, lab"),
-        ("segmentation", {"y": LOGITS}, "are no segmentation's; expected scores"),
-        ("classification", {"y": np.full((1, 3), np.nan, np.float32)}, "are no classification's; expected finite"),
-        ("classification", detector([[0, 0, 1, 1]], [1]), "are no classification's"),
-        ("detection", detector([[0, 0, 1, 1]] * 2, [1]), "are no detection's"),
+        (
+            "detection",
+            {"y": LOGITS},
+            r"outputs y \(1, 3\) float32 are not those of a detection; expected boxes, scores",
+        ),
+        ("segmentation", {"y": LOGITS}, "are not those of a segmentation; expected scores"),
+        (
+            "classification",
+            {"y": np.full((1, 3), np.nan, np.float32)},
+            "not those of a classification; expected finite",
+        ),
+        ("classification", detector([[0, 0, 1, 1]], [1]), "are not those of a classification"),
+        ("detection", detector([[0, 0, 1, 1]] * 2, [1]), "are not those of a detection"),
     ],
 )
 def test_a_task_that_does_not_fit(plain, task, outputs, message):

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from splitwire.codec.errors import UsageError
 from splitwire.commands.compare import compare as command
 from splitwire.evaluation.answer.compare import OURS, budget_words, compare, loss_words, parse_loss
-from splitwire.evaluation.answer.results import Evaluation, Point
+from splitwire.evaluation.answer.results import Evaluation, Point, read_results
 
 app = typer.Typer(pretty_exceptions_enable=False)
 app.command()(command)
@@ -169,3 +169,19 @@ def test_no_evaluation(tmp_path):
     result = invoke(tmp_path)
     assert isinstance(result.exception, UsageError)
     assert "splitwire evaluate" in str(result.exception)
+
+
+def test_what_is_no_folder(tmp_path):
+    """Said as it is, and not that it holds nothing."""
+    file = tmp_path / "results.json"
+    file.write_text("{}")
+    for path, words in (
+        (tmp_path / "none", "none: there is no such folder"),
+        (file, "json is a file; name"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            raise invoke(path).exception
+        with pytest.raises(UsageError):
+            read_results(path)
+    with pytest.raises(UsageError, match="none: there is no such folder"):
+        read_results(tmp_path / "none")

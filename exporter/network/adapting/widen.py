@@ -6,7 +6,7 @@ The weights keep their values; what is computed gets more exact, and does not ov
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -17,6 +17,9 @@ from splitwire.exporter.network.dataflow import subgraphs
 
 _HALF = {ir.DataType.FLOAT16: "float16", ir.DataType.BFLOAT16: "bfloat16"}
 _TORCH_HALF = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
+
+_SHOWN = 8
+"""Names that a note lists."""
 
 _TYPES = frozenset({"to", "dtype", "stash_type", "output_dtype", "softmax_precision"})
 """Attributes that hold an element type."""
@@ -40,20 +43,32 @@ def in_float32(module: torch.nn.Module) -> tuple[torch.nn.Module, str | None]:
 def widen(model: ir.Model) -> str | None:
     """Change a graph without functions to float32, in place, where it is in half precision; returns a note."""
     found: set[str] = set()
+    given: set[str] = set()  # what the outputs alone are in
+    outputs = set(model.graph.outputs)
+    named = [str(v.name) for v in model.graph.outputs if v.dtype in _HALF]
     for graph in _graphs([model.graph]):
         values = [*graph.inputs, *graph.outputs, *(v for node in graph for v in node.outputs)]
         for value in dict.fromkeys((*values, *graph.initializers.values())):
-            _widen_type(value.type, found)
+            _widen_type(value.type, given if value in outputs else found)
             if value.const_value is not None and value.const_value.dtype in _HALF:
                 found.add(_HALF[value.const_value.dtype])
                 value.const_value = _wide(value.const_value)
                 value.dtype = ir.DataType.FLOAT
         for node in graph:
             for attribute in list(node.attributes.values()):
-                wide = _widened(attribute, found)
+                wide = _widened(attribute, given if outputs.issuperset(node.outputs) else found)
                 if wide is not None:
                     node.attributes[attribute.name] = wide
-    return _note(sorted(found)) if found else None
+    if given and not found:
+        return f"{_listed(named)} in {' and '.join(sorted(given))}: the pair gives float32 there"
+    return _note(sorted(found | given)) if found else None
+
+
+def _listed(outputs: Sequence[str]) -> str:
+    if len(outputs) == 1:
+        return f"the output {outputs[0]!r} is"
+    more = f" and {len(outputs) - _SHOWN} more" if len(outputs) > _SHOWN else ""
+    return f"the outputs {', '.join(map(repr, outputs[:_SHOWN]))}{more} are"
 
 
 def _note(found: Iterable[str]) -> str:

@@ -350,7 +350,11 @@ def check_budget(max_loss: float, figure: str) -> None:
 
 
 def evaluation_folder(path: Path) -> Path:
-    """The folder with the results: `path`, or evaluation/ in it. Raises UsageError if neither has any."""
+    """The folder with the results: `path`, or evaluation/ in it. Raises UsageError if there are none."""
+    if not path.exists():
+        raise UsageError(f"{path}: there is no such folder")
+    if not path.is_dir():
+        raise UsageError(f"{path} is a file; name the folder of a pair, or of an evaluation")
     for folder in (path, path / FOLDER):
         if (folder / FILE).is_file():
             return folder

@@ -160,12 +160,16 @@ class Evaluation(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 def read_results(folder: Path) -> Evaluation:
     """Read the results.json that `evaluate` wrote into `folder`.
 
-    Raises UsageError if there is none, or it is of another version.
+    Raises UsageError if there is no such folder or file, or it is of another version.
     """
     path = folder / FILE
     try:
         return msgspec.json.decode(path.read_bytes(), type=Evaluation)
     except FileNotFoundError:
+        if not folder.exists():
+            raise UsageError(f"{folder}: there is no such folder") from None
         raise UsageError(f"{folder} holds no {FILE}; make one with splitwire evaluate") from None
+    except OSError as e:
+        raise UsageError(f"{path} cannot be read: {e.strerror or e}") from None
     except msgspec.DecodeError as e:
         raise UsageError(f"{path} is not an evaluation of this version of splitwire: {e}") from e

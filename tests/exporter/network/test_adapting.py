@@ -201,6 +201,26 @@ def test_float16_files_become_float32(tmp_path):
     assert (front.get_inputs()[0].type, front.get_outputs()[0].type) == ("tensor(float)", "tensor(float)")
 
 
+@pytest.mark.parametrize("kinds", [(T.FLOAT, T.FLOAT16), (T.FLOAT16,), (T.FLOAT16, T.BFLOAT16, T.FLOAT)])
+def test_outputs_alone_in_half_precision_are_named(tmp_path, kinds):
+    """The network itself is float32, and is not called anything else."""
+    graph = [
+        node("Conv", ["x", "a"], ["c"], strides=[2, 2]), node("GlobalMaxPool", ["c"], ["p"]),
+        node("Flatten", ["p"], ["y"]), *(node("Cast", ["y"], [f"o{i}"], to=kind) for i, kind in enumerate(kinds)),
+    ]  # fmt: skip
+    outs = [h.make_tensor_value_info(f"o{i}", kind, ["n", 6]) for i, kind in enumerate(kinds)]
+    entry = h.make_tensor_value_info("x", T.FLOAT, ["n", 3, 32, 32])
+    made = h.make_graph(graph, "g", [entry], outs, [numpy_helper.from_array(weights()["a"], "a")])
+    path = tmp_path / "net.onnx"
+    onnx.save(h.make_model(made, opset_imports=[h.make_opsetid("", 17)], ir_version=8), path)
+    half = [f"'o{i}'" for i, kind in enumerate(kinds) if kind != T.FLOAT]
+    types = "bfloat16 and float16" if T.BFLOAT16 in kinds else "float16"
+    named = f"the output {half[0]} is" if len(half) == 1 else f"the outputs {', '.join(half)} are"
+    source = from_file(path)
+    assert source.notes == (f"{named} in {types}: the pair gives float32 there",)
+    assert {v.dtype.name for v in source.graph.outputs if v.dtype} == {"FLOAT"}
+
+
 def test_float16_weights_alone_and_bodies(tmp_path):
     """Weights in half precision behind casts, one of them in the body of an If; the input is float32."""
     wide = [(w, h.make_tensor_value_info(f"{w}32", T.FLOAT, None)) for w in ("a", "a2")]
