@@ -54,7 +54,7 @@ def test_default_point_keeps_the_accuracy_under_a_bit(summary: Summary) -> None:
 def test_another_pair_in_the_folder_stays(model: Path, tmp_path: Path, photographs: bool) -> None:
     """As with export; but an earlier demo, of whatever weights, is the demo's own and is replaced."""
     out = tmp_path / "photos"
-    x = np.zeros((4, 3, 32, 32), np.float32)
+    x = np.zeros((4, 3, 16, 16), np.float32)
     splitwire.export(model, cut="layer1", calibration=x, out=out, levels=(2,))
     before = (out / "front.onnx").read_bytes()
     options = ["--photos", "--out", str(tmp_path)] if photographs else ["--out", str(out)]
