@@ -67,7 +67,8 @@ def test_another_pair_in_the_folder_stays(model: Path, tmp_path: Path, photograp
 @pytest.mark.parametrize(("name", "force"), [("fashion_squeezenet1_1", False), ("other", True)])
 def test_an_earlier_demo_is_replaced(monkeypatch, tmp_path: Path, name: str, force: bool) -> None:
     """Of another release, say, with other halves."""
-    monkeypatch.setattr("splitwire.exporter.pair.overwrite.held", lambda _: SimpleNamespace(model=name, cut=catalogue.CUT))
+    there = SimpleNamespace(model=name, cut=catalogue.CUT)
+    monkeypatch.setattr("splitwire.exporter.pair.overwrite.held", lambda _: there)
     asked: dict[str, Any] = {}
 
     def stop(_: object, **options: object) -> None:

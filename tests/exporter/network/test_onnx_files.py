@@ -324,8 +324,8 @@ def test_a_network_of_integers_has_nothing_to_cut_at(tmp_path):
         N("MaxPool", ["q"], ["m"], kernel_shape=[2, 2]),
         N("DequantizeLinear", ["m", "s", "z"], ["y"], axis=1),
     ]
-    sides = [h.make_tensor_value_info(k, T.FLOAT, s) for k, s in (("x", ["n", 1, 8, 8]), ("y", ["n", 1, 7, 7]))]
-    graph = h.make_graph(nodes, "g", [sides[0]], [sides[1]], [scale, zero])
+    entry, end = value("x", ["n", 1, 8, 8]), value("y", ["n", 1, 7, 7])
+    graph = h.make_graph(nodes, "g", [entry], [end], [scale, zero])
     model = h.make_model(graph, opset_imports=[h.make_opsetid("", 17)], ir_version=8)
     names = Names.of(from_file(save(model, tmp_path / "net.onnx")))
     with pytest.raises(UnsupportedModel, match=r"'m' holds int8; .*; there is no float32 tensor to cut at$"):
