@@ -18,8 +18,10 @@ from benchmarks.codec import OURS, Row
 from benchmarks.reports import PAGES
 from splitwire.demo import report
 from splitwire.demo.fashion import Summary
-from splitwire.evaluation.answer.compare import USUAL_LOSS, Standing, compare, milliseconds
+from splitwire.evaluation.answer.compare import compare
 from splitwire.evaluation.answer.results import read_results
+from splitwire.evaluation.answer.standings import USUAL_LOSS, Standing
+from splitwire.evaluation.answer.wording import milliseconds
 from splitwire.evaluation.contenders import PAPER, SPLITWIRE, ZSTD
 from splitwire.evaluation.contenders.ladders import HEVC, HEVC_SCREEN
 

@@ -22,6 +22,9 @@ from .tasks import Task
 METADATA_KEY = "splitwire.profile"
 """Key of the profile in `metadata_props` (ONNX) / `custom_metadata_map` (ONNX Runtime) of both graphs."""
 
+FRONT, BACK = "front.onnx", "back.onnx"
+"""Names of the two files of a pair, in one folder."""
+
 FORMAT = 1
 MAX_PROFILE_BYTES = 8 << 20
 

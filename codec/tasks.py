@@ -5,7 +5,7 @@ The exporter, the evaluation and the edge use these functions, so that they cann
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +20,9 @@ DETECTION = ("boxes", "scores", "labels")
 
 PROBABLE = 1e-3
 """Largest difference of a sum of probabilities from 1."""
+
+MIN_OVERLAP = 0.5
+"""Intersection over union from which a box counts as found again, as in AP50."""
 
 Float64Array = NDArray[np.float64]
 
@@ -53,6 +56,17 @@ def log_probabilities(scores: NDArray[Any]) -> Float64Array:
         return np.asarray(wide - np.logaddexp.reduce(wide, axis=-1, keepdims=True))
 
 
+def divergence(a: Float64Array, b: Float64Array) -> Float64Array:
+    """(B,) KL(softmax a ‖ softmax b), nats. A class with a score of -inf in a adds nothing; infinite where only b has
+    NaN or such a score; 0 where a has NaN: there is no answer to keep."""
+    with np.errstate(invalid="ignore"):
+        log_p, log_q = (z - np.logaddexp.reduce(z, axis=1, keepdims=True) for z in (a, b))
+        p = np.exp(log_p)
+        terms = np.where(p == 0, 0.0, p * (log_p - log_q))
+    divergence: Float64Array = terms.sum(axis=1)
+    return np.where(np.isnan(log_p).any(axis=1), 0.0, np.where(np.isnan(divergence), np.inf, divergence))
+
+
 def box_iou(a: NDArray[Any], b: NDArray[Any]) -> Float64Array:
     """(N, M): intersection over union of boxes a (N, 4) with boxes b (M, 4); left, top, right, bottom. 0 where neither
     has an area. What torch has to trace or differentiate, and COCO's own evaluation, have theirs."""
@@ -62,6 +76,16 @@ def box_iou(a: NDArray[Any], b: NDArray[Any]) -> Float64Array:
     area_a, area_b = ((z[:, 2:] - z[:, :2]).prod(axis=1) for z in (a, b))
     union = area_a[:, None] + area_b[None] - common
     return np.where(union > 0, common / np.where(union > 0, union, 1.0), 0.0)
+
+
+def overlaps(old: Mapping[str, NDArray[Any]], new: Mapping[str, NDArray[Any]]) -> Float64Array:
+    """Per box of `old`, the largest intersection over union with a box of the same label in `new`; 0 without one."""
+    overlap = box_iou(old["boxes"], new["boxes"])
+    if not overlap.size:
+        return np.zeros(len(overlap))
+    overlap[old["labels"][:, None] != new["labels"][None]] = 0.0
+    best: Float64Array = overlap.max(axis=1)
+    return best
 
 
 def _sums(scores: NDArray[Any]) -> Float64Array:

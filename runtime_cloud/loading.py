@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from splitwire.codec.errors import FingerprintMismatch, UsageError
+from splitwire.codec.profile import BACK
 
 from .session import CloudSession
-
-BACK = "back.onnx"
 
 
 class Models:

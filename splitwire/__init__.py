@@ -57,9 +57,10 @@ if TYPE_CHECKING:
         TensorPoint,
         TensorSpec,
     )
-    from splitwire.evaluation.answer.compare import Comparison, Missed, Standing, compare
+    from splitwire.evaluation.answer.compare import Comparison, compare
     from splitwire.evaluation.answer.results import Estimate, Evaluation, read_results
     from splitwire.evaluation.answer.results import Point as MeasuredPoint
+    from splitwire.evaluation.answer.standings import Missed, Standing
     from splitwire.evaluation.data.coco import Truth as DetectionTruth
     from splitwire.evaluation.data.dataset import Dataset
     from splitwire.evaluation.data.dataset import Item as DatasetItem
@@ -146,7 +147,7 @@ _HOME = {
     "LoadedNetwork": "splitwire.models.catalogue:LoadedModel",
     "LoopbackTransport": "splitwire.runtime_edge.transport",
     "MeasuredPoint": "splitwire.evaluation.answer.results:Point",
-    "Missed": "splitwire.evaluation.answer.compare",
+    "Missed": "splitwire.evaluation.answer.standings",
     "NonFiniteFeatures": "splitwire.codec.errors",
     "OperatingPoint": "splitwire.codec.profile",
     "PictureOptions": "splitwire.exporter.network.pictures",
@@ -174,7 +175,7 @@ _HOME = {
     "SkippedInput": "splitwire.exporter.calibration.inputs:Skipped",
     "SplitResult": "splitwire.runtime_edge.session",
     "SplitwireError": "splitwire.codec.errors",
-    "Standing": "splitwire.evaluation.answer.compare",
+    "Standing": "splitwire.evaluation.answer.standings",
     "TensorPoint": "splitwire.codec.profile",
     "TensorSpec": "splitwire.codec.profile",
     "Timeouts": "splitwire.runtime_edge.transport",

@@ -22,14 +22,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from splitwire.codec import preprocessing as images
 from splitwire.codec.errors import UsageError
+from splitwire.codec.pictures import image_files, spread
 from splitwire.codec.profile import Preprocessing
 from splitwire.exporter.network.inference import InputType
 from splitwire.exporter.network.pictures import check_fits
 
 from . import video
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
-"""What counts as an image in a folder; other files (labels, notes) are passed over in silence."""
 
 LIMIT = 512
 """Images used unless the caller says otherwise: ranges and tables have settled well before (docs/exporter.md)."""
@@ -130,16 +128,6 @@ class CalibrationInputs:
             self._head.append((at, item))
             return True
         return False
-
-
-def image_files(folder: Path) -> list[Path]:
-    """Image files below `folder`, sorted by path. Raises UsageError if there are none."""
-    if not folder.is_dir():
-        raise UsageError(f"{folder}: no such folder of calibration images")
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.name[0] != "." and p.is_file())
-    if not files:
-        raise UsageError(f"no images in {folder} or below it; looked for {', '.join(SUFFIXES)}")
-    return files
 
 
 def are_images(calibration: Calibration) -> bool:
@@ -330,10 +318,3 @@ def _usable(preprocessing: Preprocessing | None, shape: tuple[int, ...], dtype: 
         raise UsageError("calibration images need preprocessing=Preprocessing(crop=(H, W), …); or pass arrays instead")
     check_fits(preprocessing, shape, dtype)
     return preprocessing
-
-
-def spread(n: int, limit: int) -> list[int]:
-    """At most `limit` of the indices 0 … n − 1, evenly spread: a folder sorted by class is sampled from every class."""
-    if n <= limit:
-        return list(range(n))
-    return [(2 * i + 1) * n // (2 * limit) for i in range(limit)]

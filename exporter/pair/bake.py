@@ -13,14 +13,11 @@ import onnx_ir as ir
 
 from splitwire.codec.errors import ExportError, FingerprintMismatch, UsageError
 from splitwire.codec.files import missing_folders
-from splitwire.codec.profile import METADATA_KEY, CodecProfile
+from splitwire.codec.profile import BACK, FRONT, METADATA_KEY, CodecProfile
 from splitwire.exporter.network import inference
 from splitwire.exporter.network.inference import MAX_MODEL_BYTES
 
 from . import metadata
-
-FRONT, BACK = "front.onnx", "back.onnx"
-"""Names of the two files in the output folder."""
 
 MAX_SHOWN = 60
 """Characters of a folder's name that an error message about its length shows."""

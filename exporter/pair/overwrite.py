@@ -13,9 +13,8 @@ from pathlib import Path
 import msgspec
 
 from splitwire.codec.errors import ProfileError, UsageError
-from splitwire.codec.profile import CodecProfile
+from splitwire.codec.profile import BACK, FRONT, CodecProfile
 
-from .bake import BACK, FRONT
 from .metadata import find_profile
 
 ADVICE = "name another folder with --out, or --force (overwrite=True) to replace it"

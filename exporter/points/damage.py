@@ -13,13 +13,18 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from splitwire.codec.tasks import DETECTION, are_class_scores, box_iou, is_detector, log_probabilities
+from splitwire.codec.tasks import (
+    DETECTION,
+    MIN_OVERLAP,
+    are_class_scores,
+    divergence,
+    is_detector,
+    log_probabilities,
+    overlaps,
+)
 from splitwire.exporter.network.inference import Array
 
 Task = Literal["classes", "detections", "values"]
-
-MIN_OVERLAP = 0.5
-"""Intersection over union from which a box counts as found again, as in AP50."""
 
 Float64Array = NDArray[np.float64]
 
@@ -100,32 +105,11 @@ def _task(names: Sequence[str], outputs: Sequence[Array]) -> Task:
     return "classes" if are_class_scores(outputs[0]) else "values"
 
 
-def divergence(a: Float64Array, b: Float64Array) -> Float64Array:
-    """(B,) KL(softmax a ‖ softmax b), nats. A class with a score of -inf in a adds nothing; infinite where only b has
-    NaN or such a score; 0 where a has NaN: there is no answer to keep."""
-    with np.errstate(invalid="ignore"):
-        log_p, log_q = (z - np.logaddexp.reduce(z, axis=1, keepdims=True) for z in (a, b))
-        p = np.exp(log_p)
-        terms = np.where(p == 0, 0.0, p * (log_p - log_q))
-    divergence: Float64Array = terms.sum(axis=1)
-    return np.where(np.isnan(log_p).any(axis=1), 0.0, np.where(np.isnan(divergence), np.inf, divergence))
-
-
 def _images(found: dict[str, Array], count: int) -> list[dict[str, Array]]:
     """Boxes (N, 4), scores and labels (N,) of each of the first `count` images, without the rows of score 0 with which
     a detector of batches fills up."""
     images = [found] if found["boxes"].ndim == 2 else [{n: found[n][i] for n in DETECTION} for i in range(count)]
     return [{n: image[n][np.asarray(image["scores"], np.float32) > 0] for n in DETECTION} for image in images]
-
-
-def overlaps(old: dict[str, Array], new: dict[str, Array]) -> Float64Array:
-    """Per box of `old`, the largest intersection over union with a box of the same label in `new`; 0 without one."""
-    overlap = box_iou(old["boxes"], new["boxes"])
-    if not overlap.size:
-        return np.zeros(len(overlap))
-    overlap[old["labels"][:, None] != new["labels"][None]] = 0.0
-    best: Float64Array = overlap.max(axis=1)
-    return best
 
 
 def _to_one_shape(a: Array, b: Array) -> tuple[Array, Array]:

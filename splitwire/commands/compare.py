@@ -31,8 +31,8 @@ def compare(
 ) -> None:
     """Show, from an evaluation, what every contender needs to stay within a loss; say when a picture is better."""
     from splitwire.evaluation.answer.compare import compare as compared
-    from splitwire.evaluation.answer.compare import evaluation_folder, parse_loss
-    from splitwire.evaluation.answer.results import read_results
+    from splitwire.evaluation.answer.results import evaluation_folder, read_results
+    from splitwire.evaluation.answer.wording import parse_loss
 
     budget = None if max_loss is None else parse_loss(max_loss)
     comparison = compared(read_results(evaluation_folder(path)), budget, upper=upper)
@@ -43,13 +43,15 @@ def compare(
 
 
 def _show(c: Comparison) -> None:
-    from splitwire.evaluation.answer.compare import OURS, budget_words, counted, figure_words, loss_words, title
+    from splitwire.evaluation.answer.standings import counted
+    from splitwire.evaluation.answer.wording import budget_words, figure_words, loss_words, title
+    from splitwire.evaluation.contenders import SPLITWIRE
 
     whole = figure_words(c.figure, c.whole.value)
     _say(f"{c.model} cut after {c.cut}: whole network {whole} {title(c.figure)}, {c.images:,} images")
     budget = budget_words(c.figure, c.max_loss)
     if c.standings:
-        print_wide(table(c), WIDTH, ("encode ms", "bits/el", "up to", f"× {OURS}"))
+        print_wide(table(c), WIDTH, ("encode ms", "bits/el", "up to", f"× {SPLITWIRE}"))
     for m in c.missed:
         least = loss_words(c.figure, counted(m.loss, c.upper))
         _say(f"not within {budget}: {m.family}; loses least at {m.setting or 'its one setting'}, {least}")
@@ -63,7 +65,8 @@ def table(c: Comparison) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
-    from splitwire.evaluation.answer.compare import OURS, budget_words, loss_words, milliseconds, times, title
+    from splitwire.evaluation.answer.wording import budget_words, loss_words, milliseconds, times, title
+    from splitwire.evaluation.contenders import SPLITWIRE
 
     grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, caption_justify="left")
     grid.caption = (
@@ -76,7 +79,7 @@ def table(c: Comparison) -> Table:
         grid.caption += " ≤: the lowest setting that was measured; lower ones were not tried."
     for name in ("what is sent", "setting"):
         grid.add_column(name, no_wrap=True)
-    for name in ("bytes", "bits/el", f"× {OURS}", "encode ms", "loss", "up to"):
+    for name in ("bytes", "bits/el", f"× {SPLITWIRE}", "encode ms", "loss", "up to"):
         grid.add_column(name, justify="right", no_wrap=True)
     for s in c.standings:
         grid.add_row(
@@ -88,7 +91,7 @@ def table(c: Comparison) -> Table:
             milliseconds(s.encode_ms),
             loss_words(c.figure, s.loss.value),
             loss_words(c.figure, s.loss.high) + ("" if s.certain else " !"),
-            style="bold" if s.family == OURS else None,
+            style="bold" if s.family == SPLITWIRE else None,
         )
     return grid
 

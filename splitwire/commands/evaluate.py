@@ -62,7 +62,8 @@ def evaluate(
     """Measure accuracy against bytes on your images, for this pair and for what you would send instead.
 
     Ends with status 3 where no operating point is within --max-loss."""
-    from splitwire.evaluation.answer.compare import FOLDER, parse_loss
+    from splitwire.evaluation.answer.results import FOLDER
+    from splitwire.evaluation.answer.wording import parse_loss
 
     budget = None if max_loss is None else parse_loss(max_loss)
     keys = None if contenders is None else [key.strip() for key in contenders.split(",") if key.strip()]
@@ -103,7 +104,7 @@ def _document(evaluation: Evaluation, folder: Path) -> dict[str, Any]:
 
 
 def _show(e: Evaluation, folder: Path) -> None:
-    from splitwire.evaluation.answer.compare import figure_words, milliseconds, title
+    from splitwire.evaluation.answer.wording import figure_words, milliseconds, title
     from splitwire.evaluation.report.page import FILE as REPORT
 
     _say(f"{e.model} cut after {e.cut}: {e.data.images:,} images, {e.elements:,} elements at the cut")
@@ -131,7 +132,7 @@ def _show(e: Evaluation, folder: Path) -> None:
 def _choice(e: Evaluation, max_loss: float) -> str:
     """What became of --max-loss."""
     from splitwire.evaluation.answer.choose import choose
-    from splitwire.evaluation.answer.compare import budget_words, count, loss_words
+    from splitwire.evaluation.answer.wording import budget_words, count, loss_words
 
     choice = choose(e.points, max_loss, e.over_budget)
     budget = budget_words(e.figure, max_loss)
@@ -155,7 +156,8 @@ def _points(e: Evaluation) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
-    from splitwire.evaluation.answer.compare import OURS, SHARES, count, figure_words, heading, loss_words, milliseconds
+    from splitwire.evaluation.answer.wording import SHARES, count, figure_words, heading, loss_words, milliseconds
+    from splitwire.evaluation.contenders import SPLITWIRE
 
     unit = ", %" if e.figure in SHARES else ""
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
@@ -163,10 +165,10 @@ def _points(e: Evaluation) -> Table:
     for head in ("bytes", "bits/el", "encode ms", f"{heading(e.figure)}{unit}", f"loss{unit}"):
         table.add_column(head, justify="right", no_wrap=True)
     for p in e.points:
-        default = p.family == OURS and p.setting == e.default_op
+        default = p.family == SPLITWIRE and p.setting == e.default_op
         table.add_row(
             escape(p.name)
-            + (" !" if p.family == OURS and p.setting in e.over_budget else "")
+            + (" !" if p.family == SPLITWIRE and p.setting in e.over_budget else "")
             + (" *" if default else ""),
             count(p.bytes),
             f"{p.bits_per_element:.3f}",

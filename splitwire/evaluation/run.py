@@ -26,8 +26,10 @@ from splitwire.codec.progress import ProgressFn
 from splitwire.codec.tasks import is_detector
 from splitwire.codec.text import printable_json
 from splitwire.evaluation.answer.choose import choose
-from splitwire.evaluation.answer.compare import FOLDER, OURS, SLACK, USUAL_LOSS, check_budget
-from splitwire.evaluation.answer.results import FILE, Data, Disagreement, Estimate, Evaluation, Point, Sends
+from splitwire.evaluation.answer.results import FILE, FOLDER, Data, Disagreement, Estimate, Evaluation, Point, Sends
+from splitwire.evaluation.answer.standings import SLACK, USUAL_LOSS, check_budget
+from splitwire.evaluation.answer.wording import named
+from splitwire.evaluation.contenders import SPLITWIRE
 from splitwire.evaluation.contenders.ladders import LADDERS, following
 from splitwire.evaluation.contenders.protocol import FeatureContender, ImageContender
 from splitwire.evaluation.data.dataset import Dataset, open_data
@@ -38,7 +40,6 @@ from splitwire.evaluation.measuring.measure import (
     Reader,
     Sample,
     first_answer,
-    label,
     received,
     take_sample,
     thumbnail,
@@ -223,7 +224,7 @@ def _opened(
 
 def _key(what: Measurement, metric: str | None) -> list[str | bytes]:
     """Everything that the figures depend on."""
-    contenders = [f"{label(c)} -> {received(c)}" for c in what.contenders]
+    contenders = [f"{named(c)} -> {received(c)}" for c in what.contenders]
     settings = [FORMAT, what.pair.batch, what.task.kind, what.task.main, contenders, metric, versions()]
     source = b"" if metric is None else _source_of(metric)
     return [what.pair.fingerprint, what.data.digest, msgspec.json.encode(settings), source]
@@ -311,7 +312,7 @@ def _points(
     tell("Confidence intervals", len(keys), len(keys))
 
     def point(contender: FeatureContender | ImageContender, sends: Sends) -> Point:
-        sendings = [b.sendings[label(contender)] for b in batches if b.images]
+        sendings = [b.sendings[named(contender)] for b in batches if b.images]
         size = float(np.mean([n for s in sendings for n in s.sent]))
         figures, loss = estimates[received(contender)]
         return Point(
@@ -330,7 +331,7 @@ def _points(
 
 def _disagreements(what: Measurement, batches: Sequence[Batch], op: str) -> Iterator[Disagreement]:
     """The images that whole and split answer most differently, the worst first."""
-    key = next(received(c) for c in what.features if (c.family, c.setting) == (OURS, op))
+    key = next(received(c) for c in what.features if (c.family, c.setting) == (SPLITWIRE, op))
     task = what.task
     pairs = [
         (i, whole, split)

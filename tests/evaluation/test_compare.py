@@ -13,13 +13,19 @@ from typer.testing import CliRunner
 
 from splitwire.codec.errors import UsageError
 from splitwire.commands.compare import compare as command
-from splitwire.evaluation.answer.compare import OURS, budget_words, compare, loss_words, parse_loss
+from splitwire.evaluation.answer.compare import compare
 from splitwire.evaluation.answer.results import Evaluation, Point, read_results
+from splitwire.evaluation.answer.wording import budget_words, loss_words, parse_loss
+from splitwire.evaluation.contenders import SPLITWIRE
 
 app = typer.Typer(pretty_exceptions_enable=False)
 app.command()(command)
 
-OURS_POINTS = (point(OURS, "n2", 500, 0.02), point(OURS, "n3", 700, 0.009), point(OURS, "n4", 900, 0.002))
+OURS_POINTS = (
+    point(SPLITWIRE, "n2", 500, 0.02),
+    point(SPLITWIRE, "n3", 700, 0.009),
+    point(SPLITWIRE, "n4", 900, 0.002),
+)
 BIG_JPEG = (point("JPEG", "q 70", 1200, 0.03, sends="image"), point("JPEG", "q 90", 2100, 0.004, sends="image"))
 SMALL_JPEG = (point("JPEG", "q 30", 400, 0.03, sends="image"), point("JPEG", "q 50", 600, 0.004, 0.2, "image"))
 ZSTD = (point("zstd 3", "n3", 910, 0.009), point("zstd 3", "n4", 1100, 0.002))
@@ -44,7 +50,7 @@ def test_each_family_by_its_cheapest_setting_within_the_loss():
     c = compare(of(*ZSTD, *BIG_JPEG, *OURS_POINTS, point("HEVC of features", "QP 40", 300, 0.05)))
     assert c.max_loss == 0.01
     assert [(s.family, s.setting, s.bytes) for s in c.standings] == [
-        (OURS, "n3", 700), ("zstd 3", "n3", 910), ("JPEG", "q 90", 2100)
+        (SPLITWIRE, "n3", 700), ("zstd 3", "n3", 910), ("JPEG", "q 90", 2100)
     ]  # fmt: skip
     assert [s.ratio for s in c.standings] == [1.0, 1.3, 3.0]
     assert [s.certain for s in c.standings] == [False, False, True]  # 0.009 ± 0.004, 0.004 ± 0.004
@@ -54,7 +60,7 @@ def test_each_family_by_its_cheapest_setting_within_the_loss():
 def test_the_upper_bound_counts_where_it_is_asked_for(tmp_path: Path):
     e = of(*ZSTD, *BIG_JPEG, *OURS_POINTS, point("HEVC of features", "QP 40", 300, 0.009))
     c = compare(e, upper=True)
-    assert [(s.family, s.setting) for s in c.standings] == [(OURS, "n4"), ("zstd 3", "n4"), ("JPEG", "q 90")]
+    assert [(s.family, s.setting) for s in c.standings] == [(SPLITWIRE, "n4"), ("zstd 3", "n4"), ("JPEG", "q 90")]
     assert all(s.certain for s in c.standings)
     assert [(m.family, m.loss.value) for m in c.missed] == [("HEVC of features", 0.009)]
     assert "may be as high as" not in " ".join(c.verdict)
@@ -73,7 +79,7 @@ def test_the_budget_counts():
 def test_exactly_the_budget_is_within_it():
     loss = 0.93 - 0.92
     assert loss > 0.01
-    assert compare(of(point(OURS, "n2", 100, loss))).of(OURS) is not None
+    assert compare(of(point(SPLITWIRE, "n2", 100, loss))).of(SPLITWIRE) is not None
 
 
 def test_a_smaller_picture_is_said_to_be_the_better_choice():
@@ -107,12 +113,12 @@ def test_smaller_features_of_another_are_said():
 
 
 def test_where_splitwire_does_not_qualify():
-    c = compare(of(point(OURS, "n2", 500, 0.02), *BIG_JPEG))
+    c = compare(of(point(SPLITWIRE, "n2", 500, 0.02), *BIG_JPEG))
     words = " ".join(c.verdict)
     assert "No operating point of splitwire stays within a loss of 1 %: the best, n2, loses 2.00 %" in words
     assert PICTURE_BETTER in words
     assert [s.ratio for s in c.standings] == [None]
-    features = compare(of(point(OURS, "n2", 500, 0.02), *BIG_JPEG, point("int8", "", 900, 0.0)))
+    features = compare(of(point(SPLITWIRE, "n2", 500, 0.02), *BIG_JPEG, point("int8", "", 900, 0.0)))
     assert PICTURE_BETTER not in " ".join(features.verdict)
     assert "int8 needs the fewest bytes within the budget, 900" in features.verdict[1]
 
@@ -127,7 +133,7 @@ def test_text_fits_and_names_everything(tmp_path):
     table = [line for line in lines if "e-" not in line and line.startswith(" ")]
     assert max(len(line.rstrip()) for line in table) <= 100
     shown = [line.split("  ")[0].strip() for line in table if "%" in line]
-    assert shown[0] == OURS
+    assert shown[0] == SPLITWIRE
     assert "JPEG (picture)" in shown
     assert len(shown) == len(compare(evaluation()).standings)
     assert "…" not in result.stdout  # nothing is cut off
@@ -141,7 +147,7 @@ def test_json(tmp_path):
     document = json.loads(result.stdout)
     assert document["max_loss"] == 0.02
     assert [(s["family"], s["setting"], s["ratio"]) for s in document["standings"]] == [
-        (OURS, "n2", 1.0), ("JPEG", "q 90", 4.2)
+        (SPLITWIRE, "n2", 1.0), ("JPEG", "q 90", 4.2)
     ]  # fmt: skip
     assert document["verdict"] == list(compare(of(*OURS_POINTS, *BIG_JPEG), 0.02).verdict)
 

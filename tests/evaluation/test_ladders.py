@@ -11,8 +11,9 @@ from runtime_helpers import make_pair
 
 import splitwire
 from splitwire.evaluation import run
-from splitwire.evaluation.answer.compare import OURS, compare
+from splitwire.evaluation.answer.compare import compare
 from splitwire.evaluation.answer.results import Evaluation, Point
+from splitwire.evaluation.contenders import SPLITWIRE
 from splitwire.evaluation.contenders.ladders import (
     AVIF,
     HEVC,
@@ -71,7 +72,7 @@ def test_what_has_not_been_tried() -> None:
 
 # The ten-class network of the report: 628 bytes of features, pictures that go on getting smaller
 
-OURS_POINT = point(OURS, "n4", 628, 0.004)
+OURS_POINT = point(SPLITWIRE, "n4", 628, 0.004)
 
 
 def pictures(family: str, *sizes: tuple[int, float, float]) -> list[Point]:
@@ -93,7 +94,7 @@ def test_the_lowest_that_was_measured_is_not_called_the_smallest() -> None:
     e = of(OURS_POINT, *AS_IT_WAS)
     c = compare(e)
     assert [(s.family, s.setting, s.most) for s in c.standings] == [
-        (OURS, "n4", "628"), (AVIF, "q 30", "≤ 654"), (WEBP, "q 20", "≤ 700"),
+        (SPLITWIRE, "n4", "628"), (AVIF, "q 30", "≤ 654"), (WEBP, "q 20", "≤ 700"),
     ]  # fmt: skip
     words = " ".join(c.verdict)
     assert "the smallest picture within" not in words
@@ -105,7 +106,7 @@ def test_the_lowest_that_was_measured_is_not_called_the_smallest() -> None:
 def test_where_pictures_win_the_smallest_is_named() -> None:
     c = compare(of(OURS_POINT, *FURTHER))
     assert [(s.family, s.setting, s.most) for s in c.standings] == [
-        (WEBP, "q 10", "532"), (AVIF, "q 20", "549"), (OURS, "n4", "628"),
+        (WEBP, "q 10", "532"), (AVIF, "q 20", "549"), (SPLITWIRE, "n4", "628"),
     ]  # fmt: skip
     words = " ".join(c.verdict)
     assert (
@@ -147,7 +148,7 @@ def test_an_evaluation_goes_on_to_the_end_of_the_scale(pair) -> None:
     assert settings(e, HEVC_IMAGE) == [f"qp {q}" for q in (20, 25, 30, 35, 40, 43, 46, 49, 51)]
     assert not any(s.untried for s in compare(e).standings)
     assert [p.family for p in e.points] == sorted(
-        (p.family for p in e.points), key=[OURS, JPEG, WEBP, HEVC_IMAGE].index
+        (p.family for p in e.points), key=[SPLITWIRE, JPEG, WEBP, HEVC_IMAGE].index
     )
     assert not (pair / "evaluation" / FOLDER).exists()
 

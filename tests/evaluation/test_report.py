@@ -20,8 +20,10 @@ from evaluations import DENSITY, design, evaluation, picture, point, tensor
 
 from splitwire.codec.profile import Clipping
 from splitwire.evaluation.answer.bd_rate import bd_rate, envelope
-from splitwire.evaluation.answer.compare import OURS, compare, families
+from splitwire.evaluation.answer.compare import compare
 from splitwire.evaluation.answer.results import Disagreement, Estimate, Evaluation, Point
+from splitwire.evaluation.answer.standings import families
+from splitwire.evaluation.contenders import SPLITWIRE
 from splitwire.evaluation.report.feature_plots import expected_shares, fitted
 from splitwire.evaluation.report.page import headline, render, table_csv, write_report
 from splitwire.evaluation.report.plots import draw
@@ -107,7 +109,7 @@ def test_the_table_has_the_figures_of_the_evaluation(page):
     rows = [row for row in page.rows if len(row) > 5]
     expected = [p for points in families(e).values() for p in points]
     assert len(rows) == len(expected) == len(e.points)
-    assert rows[0][0][0] == OURS
+    assert rows[0][0][0] == SPLITWIRE
     for row, p in zip(rows, expected, strict=True):
         assert [text.removeprefix(" ") for text, _ in row[:1]] == [p.family]
         assert row[1][1] == p.setting
@@ -156,7 +158,7 @@ def test_each_plot_is_a_file_with_axes_units_and_a_legend(made):
 def test_settings_are_named_in_any_order_where_there_is_room(tmp_path):
     """n8 has the highest rate and comes first; n6 lies on it; the default n4 is named before r0.4, which lies on it."""
     sent = {"n8": 2000, "n6": 1990, "r0.4": 690, "n4": 700, "r0.2": 300}
-    mine = tuple(point(OURS, name, size, 0.001 if size > 500 else 0.008) for name, size in sent.items())
+    mine = tuple(point(SPLITWIRE, name, size, 0.001 if size > 500 else 0.008) for name, size in sent.items())
     write_report(evaluation(points=mine, disagreements=()), tmp_path)
     svg = ElementTree.parse(tmp_path / "plots" / "curve.svg")
     texts = {t.text for t in svg.iter("{http://www.w3.org/2000/svg}text")}
@@ -185,7 +187,7 @@ def test_names_are_escaped():
     bad = "<img src=x onerror=alert(1)>\"'&"
     e = evaluation(
         model=bad, cut=bad, command=bad, notes=(bad,), machine={bad: bad},
-        points=(point(OURS, "n4", 500, 0.001), point(bad, bad, 600, 0.002)),
+        points=(point(SPLITWIRE, "n4", 500, 0.001), point(bad, bad, 600, 0.002)),
         disagreements=(Disagreement(name=bad, whole=bad, split=bad, target=bad, picture=picture(0)),),
     )  # fmt: skip
     text = plain(e)
@@ -198,7 +200,7 @@ def test_odd_evaluation_is_drawn(tmp_path):
     name = "mean $IoU$ <b> 像"
     figure = Estimate(value=2.5, low=2.4, high=2.6)
     mine = Point(
-        family=OURS, setting="n4", sends="features", bytes=100.0, bits_per_element=0.5, encode_ms=0.0,
+        family=SPLITWIRE, setting="n4", sends="features", bytes=100.0, bits_per_element=0.5, encode_ms=0.0,
         figures={name: figure}, loss=Estimate(value=0.0, low=0.0, high=0.0),
     )  # fmt: skip
     e = evaluation(
@@ -217,7 +219,7 @@ def test_several_tensors_are_drawn_apart(monkeypatch):
     from splitwire.evaluation.report import plots
 
     e = evaluation(
-        points=(point(OURS, "n4", 500, 0.001),), tensors=(tensor("a"), tensor("b", 1)),
+        points=(point(SPLITWIRE, "n4", 500, 0.001),), tensors=(tensor("a"), tensor("b", 1)),
         designs=(design("n4", 4, "a"), design("n4", 5, "b")), stages={},
     )  # fmt: skip
     monkeypatch.setattr(plots, "plot", lambda name, heading, *_, **__: (name, heading))
@@ -230,12 +232,12 @@ def test_several_tensors_are_drawn_apart(monkeypatch):
 def test_headline():
     e = evaluation()
     c = compare(e)
-    ours, other = c.of(OURS), next(s for s in c.standings if s.family != OURS)
+    ours, other = c.of(SPLITWIRE), next(s for s in c.standings if s.family != SPLITWIRE)
     assert ours is not None
     text = headline(e, c)
     assert f"splitwire sends {ours.bytes:,.0f} bytes per image" in text
     assert f"({other.family} {other.setting}) needs {other.bytes:,.0f} bytes" in text
-    none = evaluation(points=(point(OURS, "n2", 500, 0.05), point("JPEG", "q 9", 300, 0.0, sends="image")))
+    none = evaluation(points=(point(SPLITWIRE, "n2", 500, 0.05), point("JPEG", "q 9", 300, 0.0, sends="image")))
     assert "no setting of splitwire qualifies; JPEG q 9 does it in 300 bytes" in headline(none, compare(none))
 
 
@@ -246,7 +248,7 @@ def test_a_family_without_curve_says_why():
 
 
 def test_csv_leaves_missing_figures_empty():
-    mine, other = point(OURS, "n4", 500, 0.001), point("JPEG", "q 9", 300, 0.0)
+    mine, other = point(SPLITWIRE, "n4", 500, 0.001), point("JPEG", "q 9", 300, 0.0)
     del other.figures["kl"]
     rows = list(csv.DictReader(table_csv(evaluation(points=(mine, other))).splitlines()))
     assert [bool(row["kl"]) for row in rows] == [False, True, False]
@@ -383,7 +385,7 @@ def test_intervals_of_the_chosen_are_drawn_and_the_rest_on_demand():
     e = evaluation()
     comparison = compare(e)
     curve = next(p for p in draw(e, comparison) if p.name == "curve-all")
-    chosen = {(s.family, s.setting) for s in comparison.standings} | {(OURS, e.default_op)}
+    chosen = {(s.family, s.setting) for s in comparison.standings} | {(SPLITWIRE, e.default_op)}
     rest = re.findall(r'<g id="rest-\d+">\s*<path [^>]*stroke-opacity: ([0-9.]+)', curve.svg)
     assert len(rest) == len(e.points) - len(chosen)
     assert set(rest) == {"0"}  # in files they are not seen

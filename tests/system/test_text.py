@@ -146,7 +146,7 @@ def run(place: Place, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Printed]
     monkeypatch.setattr("splitwire.exporting.export", giving("export"))
     monkeypatch.setattr("splitwire.planning.plan", giving("plan"))
     monkeypatch.setattr("splitwire.evaluation.run.evaluate", giving("evaluate"))
-    monkeypatch.setattr("splitwire.evaluation.answer.compare.evaluation_folder", lambda path: path)
+    monkeypatch.setattr("splitwire.evaluation.answer.results.evaluation_folder", lambda path: path)
     monkeypatch.setattr("splitwire.evaluation.answer.results.read_results", giving("evaluate"))
     monkeypatch.setattr("splitwire.runtime_edge.device.measure_device", giving("profile"))
     monkeypatch.setattr("splitwire.runtime_cloud.serve.serve", serve)

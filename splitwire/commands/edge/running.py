@@ -13,6 +13,7 @@ from pathlib import Path
 
 from splitwire.codec.errors import DeviceError, NonFiniteFeatures, SplitwireError, TransportError, UsageError
 from splitwire.codec.files import write_atomically
+from splitwire.codec.pictures import SUFFIXES
 from splitwire.codec.preprocessing import opened, upright
 from splitwire.codec.profile import Preprocessing
 from splitwire.codec.progress import ProgressFn
@@ -26,7 +27,6 @@ from splitwire.runtime_edge.waiting import patiently
 from .link import reason
 from .output import STAGES, Output, Row, Summary, on_one_line
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 KEPT_SUFFIXES = frozenset({".jpeg", ".jpg", ".png"})
 """Of pictures that --save writes; from any other a .png is made."""
 JPEG_QUALITY = 92
@@ -182,14 +182,14 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     for path in paths:
         try:
             if path.is_dir():
-                found += sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+                found += sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
                 continue
         except OSError as e:
             raise UsageError(f"{on_one_line(str(path))}: cannot be read: {reason(e)}") from e
         found.append(path)  # unreadable or missing: reported with its reason when its turn comes
     if not found:
         names = on_one_line(", ".join(map(str, paths)))
-        raise UsageError(f"no pictures in {names}; expected {', '.join(sorted(IMAGE_SUFFIXES))}")
+        raise UsageError(f"no pictures in {names}; expected {', '.join(sorted(SUFFIXES))}")
     return found
 
 

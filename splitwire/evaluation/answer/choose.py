@@ -6,8 +6,10 @@ from collections.abc import Collection, Sequence
 
 from msgspec import Struct
 
-from .compare import OURS, SLACK
+from splitwire.evaluation.contenders import SPLITWIRE
+
 from .results import Point
+from .standings import SLACK
 
 
 class Choice(Struct, frozen=True, kw_only=True):
@@ -26,7 +28,7 @@ def choose(points: Sequence[Point], max_loss: float, over_budget: Collection[str
     max_loss: of the main figure, in its own unit. What counts is the upper end of the 95 % interval of the loss: fewer
     images make it wider, and the choice more careful. over_budget: operating points that are not chosen beside others.
     """
-    ours = [p for p in points if p.family == OURS]
+    ours = [p for p in points if p.family == SPLITWIRE]
     ours = [p for p in ours if p.setting not in over_budget] or ours
     within = [p for p in ours if p.loss.high <= max_loss + SLACK]
     return Choice(

@@ -11,8 +11,13 @@ from msgspec import Meta, Struct
 from splitwire.codec.errors import UsageError
 from splitwire.codec.profile import Clipping, Quantizer
 
+from .wording import count, figure_words, loss_words, named, title
+
 FORMAT = 1
 FILE = "results.json"
+
+FOLDER = "evaluation"
+"""Where `splitwire evaluate DIR` writes, below DIR."""
 
 Task = Literal["classes", "detections", "segments", "custom"]
 Sends = Literal["features", "image"]
@@ -49,7 +54,7 @@ class Point(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     @property
     def name(self) -> str:
         """Family and setting."""
-        return f"{self.family} {self.setting}".strip()
+        return named(self)
 
 
 class Data(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -142,8 +147,6 @@ class Evaluation(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     def __str__(self) -> str:
         """A summary: the whole network, then a line per contender and setting; losses up to their upper bound."""
-        from .compare import count, figure_words, loss_words, title
-
         whole = figure_words(self.figure, self.whole[self.figure].value)
         head = f"{self.model} cut after {self.cut}, {self.data.images:,} images"
         lines = [f"{head}: whole network {whole} {title(self.figure)}"]
@@ -155,6 +158,18 @@ class Evaluation(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def __repr__(self) -> str:
         """One line."""
         return f"<Evaluation {self.model} after {self.cut}: {self.data.images:,} images, {len(self.points)} points>"
+
+
+def evaluation_folder(path: Path) -> Path:
+    """The folder with the results: `path`, or evaluation/ in it. Raises UsageError if there are none."""
+    if not path.exists():
+        raise UsageError(f"{path}: there is no such folder")
+    if not path.is_dir():
+        raise UsageError(f"{path} is a file; name the folder of a pair, or of an evaluation")
+    for folder in (path, path / FOLDER):
+        if (folder / FILE).is_file():
+            return folder
+    raise UsageError(f"{path} holds no {FILE}, nor does {path / FOLDER}; make one with splitwire evaluate {path}")
 
 
 def read_results(folder: Path) -> Evaluation:

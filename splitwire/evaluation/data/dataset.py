@@ -19,9 +19,9 @@ from PIL import Image
 
 from splitwire.codec import preprocessing
 from splitwire.codec.errors import UsageError
+from splitwire.codec.pictures import SUFFIXES, image_files, spread
 from splitwire.codec.profile import CodecProfile, Preprocessing
 from splitwire.codec.text import printable
-from splitwire.exporter.calibration.inputs import SUFFIXES, image_files, spread
 
 from . import coco, folders, masks
 

@@ -14,12 +14,13 @@ from msgspec import Raw
 from PIL import Image
 
 from splitwire.codec.errors import SplitwireError, UsageError
+from splitwire.codec.pictures import spread
 from splitwire.codec.reply import Outputs
 from splitwire.codec.text import printable
+from splitwire.evaluation.answer.wording import named
 from splitwire.evaluation.contenders.protocol import FeatureContender, Features, ImageContender, Sent
 from splitwire.evaluation.data.dataset import Dataset, Item
 from splitwire.evaluation.tasks.tasks import Task
-from splitwire.exporter.calibration.inputs import spread
 
 from .features import sample_size
 from .pair import Pair
@@ -31,14 +32,9 @@ WHOLE = "whole"
 Tick = Callable[[int], None]
 
 
-def label(contender: FeatureContender | ImageContender) -> str:
-    """Its name, which is one of a kind."""
-    return f"{contender.family} {contender.setting}".strip()
-
-
 def received(contender: FeatureContender | ImageContender) -> str:
     """Key of its outcomes: contenders that give the same features back share them."""
-    return getattr(contender, "received", None) or f"image {label(contender)}"
+    return getattr(contender, "received", None) or f"image {named(contender)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,9 +126,9 @@ class Measurement:
         for done, c in enumerate(self.features):
             c.fit(sample.features)
             decoded = c.decode(c.encode(sample.features[0]))
-            first, same = seen.setdefault(c.received, (label(c), decoded))
+            first, same = seen.setdefault(c.received, (named(c), decoded))
             if not all(np.array_equal(a, b) for a, b in zip(decoded, same, strict=True)):
-                raise RuntimeError(f"{label(c)} and {first} give different features back, and share {c.received!r}")
+                raise RuntimeError(f"{named(c)} and {first} give different features back, and share {c.received!r}")
             tick(done + 1, total)
         for done, image_contender in enumerate(self.images, len(self.features)):
             if sample.picture is not None:
@@ -182,9 +178,9 @@ def _encoded(
             made = contender.encode(what)
             ns.append(time.perf_counter_ns() - start)
         except SplitwireError as e:
-            raise type(e)(f"{item.name}: {label(contender)} cannot encode it: {e}") from e
+            raise type(e)(f"{item.name}: {named(contender)} cannot encode it: {e}") from e
         sent.append(made)
-    sendings[label(contender)] = Sending(sent=tuple(s.bytes for s in sent), ns=tuple(ns))
+    sendings[named(contender)] = Sending(sent=tuple(s.bytes for s in sent), ns=tuple(ns))
     return sent
 
 

@@ -10,8 +10,8 @@ from importlib import metadata
 from pathlib import Path
 
 from splitwire.codec.codec import FeatureCodec
+from splitwire.codec.pictures import spread
 from splitwire.evaluation.data.dataset import Dataset
-from splitwire.exporter.calibration.inputs import spread
 
 from .measure import Reader
 from .pair import Pair

@@ -22,8 +22,10 @@ from matplotlib.figure import Figure  # no pyplot: nothing global, no display
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import ArrayLike
 
-from splitwire.evaluation.answer.compare import SHARES, Comparison, families, title
+from splitwire.evaluation.answer.compare import Comparison
 from splitwire.evaluation.answer.results import Evaluation
+from splitwire.evaluation.answer.standings import families
+from splitwire.evaluation.answer.wording import SHARES, title
 from splitwire.evaluation.contenders import FAMILIES
 
 if TYPE_CHECKING:

@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING, Any
 from splitwire.codec.files import write_atomically
 from splitwire.codec.text import printable
 from splitwire.evaluation.answer.bd_rate import MIN_OVERLAP, MIN_POINTS, BdRate, bd_rate
-from splitwire.evaluation.answer.compare import (
-    OURS,
-    Comparison,
+from splitwire.evaluation.answer.compare import Comparison, compare
+from splitwire.evaluation.answer.results import Estimate, Evaluation, Point
+from splitwire.evaluation.answer.standings import families
+from splitwire.evaluation.answer.wording import (
     budget_words,
-    compare,
     count,
-    families,
     figure_words,
     heading,
     loss_words,
@@ -31,7 +30,7 @@ from splitwire.evaluation.answer.compare import (
     times,
     title,
 )
-from splitwire.evaluation.answer.results import Estimate, Evaluation, Point
+from splitwire.evaluation.contenders import SPLITWIRE
 
 if TYPE_CHECKING:
     from .drawing import Plot
@@ -142,8 +141,8 @@ def render(evaluation: Evaluation, comparison: Comparison, plots: list[Plot]) ->
 def headline(e: Evaluation, c: Comparison) -> str:
     """The answer in one sentence."""
     budget = f"at most {budget_words(e.figure, c.max_loss)} of {title(e.figure)} lost"
-    ours = c.of(OURS)
-    best = next((s for s in c.standings if s.family != OURS), None)
+    ours = c.of(SPLITWIRE)
+    best = next((s for s in c.standings if s.family != SPLITWIRE), None)
     if ours is None:
         other = "" if best is None else f"; {named(best)} does it in {count(best.bytes)} bytes"
         return f"With {budget}, no setting of splitwire qualifies{other}."
@@ -154,7 +153,7 @@ def headline(e: Evaluation, c: Comparison) -> str:
     if best is None:
         return f"{text}; nothing else qualifies."
     kind = ", the picture" if best.sends == "image" else ""
-    measured = " measured" if any(s.untried for s in c.standings if s.family != OURS) else ""
+    measured = " measured" if any(s.untried for s in c.standings if s.family != SPLITWIRE) else ""
     return (
         f"{text}; the best alternative{measured} ({named(best)}{kind}) needs {count(best.bytes)} bytes "
         f"and {milliseconds(best.encode_ms)} ms."
@@ -178,7 +177,7 @@ def _choice(e: Evaluation) -> str:
 
 def _tiles(e: Evaluation, c: Comparison) -> list[tuple[str, str, str]]:
     """(value, unit, what) of the figures at the head of the page."""
-    ours = c.of(OURS)
+    ours = c.of(SPLITWIRE)
     tiles = []
     if ours is not None:
         tiles = [
@@ -210,7 +209,7 @@ def _ranking(e: Evaluation, c: Comparison) -> list[dict[str, Any]]:
             "name": s.family,
             "setting": s.setting,
             "sends": s.sends,
-            "ours": s.family == OURS,
+            "ours": s.family == SPLITWIRE,
             "bytes": s.most,
             "ratio": "" if s.ratio is None else times(s.ratio),
             "ms": milliseconds(s.encode_ms),
@@ -249,8 +248,8 @@ def _rows(e: Evaluation, c: Comparison) -> list[dict[str, Any]]:
                 {
                     "cells": _cells(e, p, names),
                     "first": k == 0,
-                    "ours": family == OURS,
-                    "default": family == OURS and p.setting == e.default_op,
+                    "ours": family == SPLITWIRE,
+                    "default": family == SPLITWIRE and p.setting == e.default_op,
                     "cheapest": (family, p.setting) in cheapest,
                     "colour": _colour(e, family),
                 }
@@ -282,7 +281,7 @@ def _bd_rows(e: Evaluation) -> dict[str, Any]:
     second = second_figure(e)
     figures = [e.figure, *([] if second is None else [second])]
     grouped = families(e)
-    reference = grouped.pop(OURS, [])
+    reference = grouped.pop(SPLITWIRE, [])
     rows = [
         {"family": family, "colour": _colour(e, family),
          "cells": [_bd_cell(bd_rate(reference, points, figure)) for figure in figures]}

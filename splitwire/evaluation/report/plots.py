@@ -9,21 +9,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from splitwire.evaluation.answer.compare import (
-    OURS,
+from splitwire.evaluation.answer.compare import Comparison
+from splitwire.evaluation.answer.results import Estimate, Evaluation, Point, Tensor
+from splitwire.evaluation.answer.standings import families, is_level
+from splitwire.evaluation.answer.wording import (
     SHARES,
-    Comparison,
     budget_words,
     count,
-    families,
     figure_words,
-    is_level,
     loss_words,
     milliseconds,
     named,
     title,
 )
-from splitwire.evaluation.answer.results import Estimate, Evaluation, Point, Tensor
+from splitwire.evaluation.contenders import SPLITWIRE
 
 from .drawing import (
     FAMILY_COLOURS,
@@ -135,7 +134,7 @@ def paired(evaluation: Evaluation, point: Point) -> Estimate:
 
 def floor(evaluation: Evaluation, comparison: Comparison) -> float:
     """The largest loss that the close-up shows: splitwire's own, within reason."""
-    ours = [p.loss.value for p in evaluation.points if p.family == OURS]
+    ours = [p.loss.value for p in evaluation.points if p.family == SPLITWIRE]
     scale = 1.0 if evaluation.figure in SHARES else abs(evaluation.whole[evaluation.figure].value) or 1.0
     shown = max(1.25 * max(ours, default=0.0), 2.5 * comparison.max_loss, LEAST_LOSS_SHOWN * scale)
     return min(shown, max(LARGEST_LOSS_SHOWN * scale, 1.5 * comparison.max_loss))
@@ -143,7 +142,7 @@ def floor(evaluation: Evaluation, comparison: Comparison) -> float:
 
 def _right(evaluation: Evaluation) -> float:
     """Most bytes that the close-up shows."""
-    ours = [p.bytes for p in evaluation.points if p.family == OURS]
+    ours = [p.bytes for p in evaluation.points if p.family == SPLITWIRE]
     every = [p.bytes for p in evaluation.points]
     return min(ROOM_RIGHT * max(ours), max(every)) if ours else max(every)
 
@@ -182,7 +181,7 @@ def _draw_curve(sheet: Sheet) -> None:
     axes.set_xlim(0.86 * min(p.bytes for p in seen), 1.16 * max(p.bytes for p in seen))
     figure_axis(axes, e.figure)
     bytes_axis(sheet, axes)
-    _name_settings(sheet, axes, [p for p in seen if p.family == OURS])
+    _name_settings(sheet, axes, [p for p in seen if p.family == SPLITWIRE])
     sheet.legend(axes)
 
 
@@ -207,7 +206,7 @@ def _draw_second(sheet: Sheet) -> None:
     shown: list[Point] = []
     for family, points in families(e).items():
         usable = [p for p in points if figure in p.figures and (figure != "kl" or p.figures[figure].value > 0)]
-        if usable and (len(usable) > 1 or family == OURS):
+        if usable and (len(usable) > 1 or family == SPLITWIRE):
             shown += usable
             _family_curve(sheet, axes, family, usable, lambda p: p.figures[figure])
     right = _right(e)
@@ -256,11 +255,11 @@ def _line(
 ) -> None:
     e = sheet.evaluation
     colour, marker = family_style(e, family)
-    ours, sends = family == OURS, points[0].sends
+    ours, sends = family == SPLITWIRE, points[0].sends
     layer = 5 if ours else 3
     xs = [p.bytes for p in points]
     ys = [of(p) for p in points]
-    chosen = {(c.family, c.setting) for c in sheet.comparison.standings} | {(OURS, e.default_op)}
+    chosen = {(c.family, c.setting) for c in sheet.comparison.standings} | {(SPLITWIRE, e.default_op)}
     mark: dict[str, Any] = {
         "marker": marker, "color": colour, "markeredgecolor": colour, "markersize": 5.5 if ours else 4,
         "markerfacecolor": PAGE if sends == "image" else colour,
@@ -300,8 +299,8 @@ def _name_settings(sheet: Sheet, axes: Axes, points: Sequence[Point]) -> None:
         taken.append((x, y))
         axes.annotate(
             p.setting, (p.bytes, paired(e, p).value), xytext=(0, -7), textcoords="offset points", ha="center",
-            va="top", color=family_style(e, OURS)[0], fontsize=8, fontweight="bold" if default else "normal", zorder=6,
-            annotation_clip=True, bbox={"facecolor": PAGE, "edgecolor": "none", "alpha": 0.8, "pad": 0.6},
+            va="top", color=family_style(e, SPLITWIRE)[0], fontsize=8, fontweight="bold" if default else "normal",
+            zorder=6, annotation_clip=True, bbox={"facecolor": PAGE, "edgecolor": "none", "alpha": 0.8, "pad": 0.6},
         )  # fmt: skip
 
 
@@ -384,7 +383,7 @@ def stage_bytes(e: Evaluation, comparison: Comparison) -> list[tuple[str, float,
 
 def default_point(e: Evaluation) -> Point | None:
     """Splitwire's point at the default operating point."""
-    return next((p for p in e.points if p.family == OURS and p.setting == e.default_op), None)
+    return next((p for p in e.points if p.family == SPLITWIRE and p.setting == e.default_op), None)
 
 
 def _bar_ends(axes: Axes, names: Sequence[str], values: Sequence[float], words: Callable[[float], str]) -> None:

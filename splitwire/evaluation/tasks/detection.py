@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from splitwire.codec.errors import UsageError
 from splitwire.codec.reply import Outputs
+from splitwire.codec.tasks import MIN_OVERLAP, overlaps
 from splitwire.evaluation.answer import results
 from splitwire.evaluation.data.coco import Truth
 from splitwire.evaluation.data.dataset import Item
-from splitwire.exporter.points.damage import MIN_OVERLAP, overlaps
 
 from .outcomes import DetectionOutcome, Outcome, only
 

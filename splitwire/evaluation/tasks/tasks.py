@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 
 from splitwire.codec.errors import UsageError
 from splitwire.codec.reply import Outputs
-from splitwire.codec.tasks import are_class_scores, is_detector, log_probabilities
+from splitwire.codec.tasks import are_class_scores, divergence, is_detector, log_probabilities
 from splitwire.evaluation.answer import results
 from splitwire.evaluation.data.dataset import Dataset, Item
-from splitwire.exporter.points.damage import divergence
 
 from .detection import DetectionTask
 from .outcomes import ClassOutcome, Int64Array, Outcome, Scored, ValueOutcome, only

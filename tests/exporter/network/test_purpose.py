@@ -14,9 +14,9 @@ from runtime_helpers import make_pair
 
 from splitwire.codec.errors import ProfileError, UsageError
 from splitwire.codec.profile import CodecProfile
-from splitwire.codec.tasks import are_probabilities, log_probabilities
+from splitwire.codec.tasks import are_probabilities, divergence, log_probabilities
 from splitwire.exporter.network.purpose import task_of
-from splitwire.exporter.points.damage import Damage, divergence
+from splitwire.exporter.points.damage import Damage
 from splitwire.exporting import export
 
 F, I = TensorProto.FLOAT, TensorProto.INT64  # noqa: E741 (as ONNX calls them)
