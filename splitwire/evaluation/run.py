@@ -270,8 +270,6 @@ def _command(folder: object, data: object, **options: object) -> str:
     words = ["splitwire", "evaluate", str(folder), "--data", str(data)]
     for name, value in options.items():
         if value is not None:
-            words += [
-                f"--{name.replace('_', '-')}",
-                ",".join(value) if isinstance(value, (list, tuple)) else str(value),
-            ]
+            text = ",".join(value) if isinstance(value, (list, tuple)) else str(value)
+            words += [f"--{name.replace('_', '-')}", text]
     return shlex.join(words)

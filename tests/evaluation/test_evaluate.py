@@ -19,12 +19,13 @@ import splitwire
 from splitwire.codec import preprocessing
 from splitwire.codec.codec import FeatureCodec
 from splitwire.codec.errors import FingerprintMismatch, UsageError
+from splitwire.evaluation import run
 from splitwire.evaluation.answer.choose import choose
 from splitwire.evaluation.answer.results import FILE, Estimate, Evaluation, read_results
 from splitwire.evaluation.answer.standings import check_budget
 from splitwire.evaluation.data.dataset import open_data
-from splitwire.evaluation.measuring import figures
 from splitwire.evaluation.measuring.features import BINS, SAMPLE, describe, designs, sample_size
+from splitwire.evaluation.measuring.figures import SHOWN_DISAGREEMENTS
 from splitwire.evaluation.measuring.measure import Measurement
 from splitwire.evaluation.measuring.pair import Pair
 from splitwire.evaluation.measuring.store import FOLDER, Batch, Sending, Store
@@ -289,7 +290,7 @@ def test_images_where_the_answers_differ(pair, data):
     found = evaluation.disagreements
     share = next(p for p in evaluation.points if p.setting == "n4").figures["agreement"].value
     assert found
-    assert len(found) == min(figures.SHOWN_DISAGREEMENTS, round(60 * (1 - share)))
+    assert len(found) == min(SHOWN_DISAGREEMENTS, round(60 * (1 - share)))
     for one in found:
         assert one.whole.rpartition(" (")[0] != one.split.rpartition(" (")[0]
         assert one.whole.startswith("label ")
