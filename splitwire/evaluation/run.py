@@ -26,7 +26,8 @@ from splitwire.evaluation.answer.choose import choose
 from splitwire.evaluation.answer.results import FILE, FOLDER, Data, Estimate, Evaluation, Point
 from splitwire.evaluation.answer.standings import USUAL_LOSS, check_budget
 from splitwire.evaluation.contenders import KEYS, feature_contenders, image_contenders, select
-from splitwire.evaluation.data.dataset import Dataset, open_data
+from splitwire.evaluation.data.dataset import Dataset
+from splitwire.evaluation.data.opening import open_data
 from splitwire.evaluation.measuring import figures
 from splitwire.evaluation.measuring.features import describe, designs
 from splitwire.evaluation.measuring.measure import Measurement, first_answer

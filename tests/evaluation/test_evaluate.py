@@ -23,7 +23,7 @@ from splitwire.evaluation import run
 from splitwire.evaluation.answer.choose import choose
 from splitwire.evaluation.answer.results import FILE, Estimate, Evaluation, read_results
 from splitwire.evaluation.answer.standings import check_budget
-from splitwire.evaluation.data.dataset import open_data
+from splitwire.evaluation.data.opening import open_data
 from splitwire.evaluation.measuring.features import BINS, SAMPLE, describe, designs, sample_size
 from splitwire.evaluation.measuring.figures import SHOWN_DISAGREEMENTS
 from splitwire.evaluation.measuring.measure import Measurement

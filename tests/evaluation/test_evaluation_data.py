@@ -17,7 +17,8 @@ from splitwire.codec import preprocessing
 from splitwire.codec.errors import UsageError
 from splitwire.codec.profile import CodecProfile, Preprocessing
 from splitwire.evaluation.data.coco import Truth
-from splitwire.evaluation.data.dataset import Dataset, open_data
+from splitwire.evaluation.data.dataset import Dataset
+from splitwire.evaluation.data.opening import open_data
 
 HOW = Preprocessing(crop=(32, 24), resize=40)
 SHAPE = (None, 3, 32, 24)

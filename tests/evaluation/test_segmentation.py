@@ -23,7 +23,8 @@ from splitwire.codec.profile import Preprocessing
 from splitwire.evaluation import run
 from splitwire.evaluation.answer.results import read_results
 from splitwire.evaluation.data import masks
-from splitwire.evaluation.data.dataset import Dataset, Item, open_data
+from splitwire.evaluation.data.dataset import Dataset, Item
+from splitwire.evaluation.data.opening import open_data
 from splitwire.evaluation.measuring.pair import Pair
 from splitwire.evaluation.tasks.bootstrap import intervals
 from splitwire.evaluation.tasks.segmentation import SegmentationTask, mean_iou, resized, segmentation_task

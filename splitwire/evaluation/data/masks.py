@@ -94,7 +94,7 @@ def files_of(names: Sequence[str], folder: Path) -> list[Path]:
     return [masks[stem] for stem in stems]
 
 
-def of_array(source: str, masks: NDArray[Any], images: NDArray[Any]) -> None:
+def check_array(source: str, masks: NDArray[Any], images: NDArray[Any]) -> None:
     """Check the `masks` of an .npz, or of a dict of arrays. images: `images` or `inputs`. Raises UsageError."""
     if masks.ndim != 3 or len(masks) != len(images) or not np.issubdtype(masks.dtype, np.integer):
         raise UsageError(

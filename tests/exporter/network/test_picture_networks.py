@@ -19,7 +19,7 @@ from PIL import Image
 
 import splitwire
 from splitwire.codec.profile import CodecProfile
-from splitwire.evaluation.data.dataset import open_data
+from splitwire.evaluation.data.opening import open_data
 from splitwire.evaluation.measuring.pair import Pair
 from splitwire.exporter.calibration.inputs import open_inputs
 from splitwire.exporter.network.pictures import PictureOptions
