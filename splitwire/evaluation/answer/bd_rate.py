@@ -14,15 +14,17 @@ from msgspec import Struct
 from .results import Point
 
 MIN_POINTS = 3
-"""Of each curve's envelope. The library takes two, but a line through two points is no curve; four is the custom of
-video coding, whose quality does not saturate."""
+"""Least number of points in the envelope of each curve. The library accepts two, but a line through two points is no
+curve. Video coding mostly uses four; its quality does not saturate."""
 
 MIN_OVERLAP = 0.25
-"""Of the reference's range of quality: an average over less says little about the rest."""
+"""Least share of the reference's range of quality that both curves cover. An average over less says little about the
+rest."""
 
 
 class BdRate(Struct, frozen=True, kw_only=True):
-    """rate: mean difference in bytes at equal quality, 0.5 is 50 % more than the reference; None for the `reason`.
+    """rate: mean difference in bytes at equal quality, 0.5 is 50 % more than the reference; None if there is
+    no rate, and `reason` says why.
 
     points: of the curve's envelope. overlap: share of the reference's range of quality that was compared.
     """
@@ -36,7 +38,8 @@ class BdRate(Struct, frozen=True, kw_only=True):
 def envelope(points: Sequence[Point], figure: str) -> list[tuple[float, float]]:
     """(bytes, quality) of the points that no cheaper one equals or beats, both strictly increasing.
 
-    Quality is the figure itself, or −log10 of a divergence ("kl"), of which nothing at or below zero is used.
+    Quality is the figure itself; of a divergence ("kl") it is −log10 of it, and points with a divergence of 0 are left
+    out.
     """
     curve: list[tuple[float, float]] = []
     for p in sorted(points, key=lambda p: p.bytes):

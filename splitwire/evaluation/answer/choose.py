@@ -1,4 +1,4 @@
-"""The operating point for a budget of loss: the cheapest that is within it for sure, as far as the images can tell."""
+"""The operating point for a budget: the cheapest one whose loss is within it by its upper bound."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ class Choice(Struct, frozen=True, kw_only=True):
 
 
 def choose(points: Sequence[Point], max_loss: float, over_budget: Collection[str] = ()) -> Choice:
-    """Among splitwire's own of `points`, of which there must be one.
+    """Choose among the points of splitwire, of which there must be at least one.
 
-    max_loss: of the main figure, in its own unit. What counts is the upper end of the 95 % interval of the loss: fewer
-    images make it wider, and the choice more careful. over_budget: operating points that are not chosen beside others.
+    max_loss: of the main figure, in its own unit. The upper end of the loss's 95 % interval counts: with fewer images
+    it is higher, and the choice more careful. over_budget: operating points that are chosen only if there are no
+    others.
     """
     ours = [p for p in points if p.family == SPLITWIRE]
     ours = [p for p in ours if p.setting not in over_budget] or ours

@@ -1,4 +1,4 @@
-"""What an evaluation found: the contents of results.json, which the report and `splitwire compare` read."""
+"""The results of an evaluation, as in results.json; the report and `splitwire compare` read them."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class Estimate(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Point(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One contender at one setting.
 
-    family: the curve it belongs to ("splitwire", "JPEG"). setting: where on it ("n4", "q 75"). sends: what crosses.
-    bytes: mean per image, side information included. bits_per_element: 8·bytes over the elements at the cut, for images
-    too, so that all share an axis. encode_ms: median per image on one core; of an image it is the image codec alone.
+    family: the curve it belongs to ("splitwire", "JPEG"). setting: where on it ("n4", "q 75"). sends: what crosses the
+    link. bytes: mean per image, side information included. bits_per_element: 8·bytes over the elements at the cut, for
+    pictures too, so that all share an axis. encode_ms: median per image on one core; of a picture the codec's alone.
     figures: by name: "top1", "top5", "agreement" (shares in [0, 1]), "kl" (nats), "map50", "map", "miou", "pixels" (in
     [0, 1]), or the user's metric. loss: of the main figure against the whole network on the same images, in its own
     unit (0.01 is one per cent point); paired, positive is worse.
@@ -113,13 +113,13 @@ class Disagreement(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 class Evaluation(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One evaluation of one pair on one set of images.
 
-    command: what repeats it. machine: processor, cores, versions. elements: at the cut, of
-    one image. figure: name of the main figure, which losses are of. whole: figures of the whole network.
-    points: splitwire's first, in the profile's order. default_op: of the pair, after this evaluation. max_loss: the
-    budget that was given, of the main figure. chosen: the operating point that it chose, None if none qualifies or no
-    budget was given. over_budget: operating points that spend more than the bits that they are named after, which are
-    never chosen beside others. stages: median ms per image of front, encode, decode and back at the default point, on
-    one core.
+    command: the command line that repeats it. machine: processor, cores, versions. elements: number of elements at the
+    cut, of one image. figure: name of the main figure; losses are differences in it. whole: figures of the whole
+    network. points: splitwire's first, in the profile's order. default_op: of the pair, after this evaluation.
+    max_loss: the budget that was given, of the main figure. chosen: the operating point that it chose, None if none
+    qualifies or no budget was given. over_budget: operating points that spend more than the bits that they are named
+    after; they are chosen only if there are no others. stages: median ms per image of front, encode, decode and back
+    at the default point, on one core.
     """
 
     format: Annotated[int, Meta(ge=1)] = FORMAT

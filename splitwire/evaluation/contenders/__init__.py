@@ -1,4 +1,4 @@
-"""What splitwire is compared with, one kind per module.
+"""The contenders that splitwire is compared with, one kind per module.
 
 Everything encodes on one thread. Sizes beside the tensors (profile.sizes), where a pair has them, are counted for every
 contender that sends features.
@@ -64,28 +64,32 @@ def feature_contenders(
     codec = FeatureCodec(profile)
     side = _side(profile)
     ops = [p.name for p in profile.operating_points]
-    found: list[FeatureContender] = [Splitwire(codec, op, family=SPLITWIRE) for op in ops]
+    contenders: list[FeatureContender] = [Splitwire(codec, op, family=SPLITWIRE) for op in ops]
     papers = {op: PAPER_OF.get(op[0], PAPER_UNIFORM) for op in ops}
     for family in KEYS["paper"]:
-        mine = [op for op in ops if papers[op] == family]
-        found += [Paper(profile, op, family=family, side=side, detections=detections) for op in mine]
+        of_family = [op for op in ops if papers[op] == family]
+        contenders += [Paper(profile, op, family=family, side=side, detections=detections) for op in of_family]
     for level, family in ZSTD.items():
         packed = [op for op in ops if papers[op] != PAPER_ECSQ]
-        found += [PackedZstd(profile, op, level, family=family, side=side) for op in packed]
-    found += [Floats(profile, "float32", side=side), Floats(profile, "float16", side=side), Int8(profile, side=side)]
+        contenders += [PackedZstd(profile, op, level, family=family, side=side) for op in packed]
+    contenders += [
+        Floats(profile, "float32", side=side),
+        Floats(profile, "float16", side=side),
+        Int8(profile, side=side),
+    ]
     for family in (HEVC, HEVC_SCREEN):
-        found += [_hevc_features(profile, family, qp, side) for qp in LADDERS[family].usual]
-    return [c for c in found if c.family in families]
+        contenders += [_hevc_features(profile, family, qp, side) for qp in LADDERS[family].usual]
+    return [c for c in contenders if c.family in families]
 
 
 def image_contenders(*, families: Collection[str] = FAMILIES) -> list[ImageContender]:
     """Those that send the picture, in the order of FAMILIES."""
-    every = (JPEG, WEBP, AVIF, HEVC_IMAGE)
-    return [_image(family, value) for family in every if family in families for value in LADDERS[family].usual]
+    codecs = (JPEG, WEBP, AVIF, HEVC_IMAGE)
+    return [_image(family, value) for family in codecs if family in families for value in LADDERS[family].usual]
 
 
 def on_ladders(profile: CodecProfile, values: Mapping[str, int]) -> tuple[list[FeatureContender], list[ImageContender]]:
-    """One more setting per family (ladders.LADDERS), as (those of the features, those of the picture)."""
+    """One more setting of each family in `values`, as (contenders that send features, those that send the picture)."""
     side = _side(profile)
     features: list[FeatureContender] = [
         _hevc_features(profile, family, qp, side) for family, qp in values.items() if family in (HEVC, HEVC_SCREEN)
@@ -95,7 +99,7 @@ def on_ladders(profile: CodecProfile, values: Mapping[str, int]) -> tuple[list[F
 
 
 def _side(profile: CodecProfile) -> int:
-    """Bytes of the profile's sizes."""
+    """Bytes of the sizes beside the tensors, of one image."""
     return sum(8 * s.length for s in profile.size_specs)
 
 

@@ -1,4 +1,4 @@
-"""Sending the picture as HEVC intra: what HEIC files hold, without their container."""
+"""The picture as HEVC intra, as HEIC files hold it, without their container."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class HevcImage:
     """One QP, preset medium. The payload is width and height, two bytes each, and the Annex-B stream.
 
     RGB: full-range YCbCr as JPEG has it, 4:2:0, chroma averaged over 2 × 2 and brought back bilinearly. L: luma alone.
-    Sides are filled up to even ones of at least 16 pixels by repeating the edge, and cropped after decoding.
+    Sides are padded to an even number of at least 16 pixels by repeating the edge; decoding crops them again.
     """
 
     def __init__(self, qp: int, *, family: str) -> None:

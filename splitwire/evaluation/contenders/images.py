@@ -1,4 +1,4 @@
-"""Sending the picture: JPEG, WebP, AVIF by Pillow. The payload is the whole file."""
+"""The picture as JPEG, WebP or AVIF, by Pillow. The payload is the whole file."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def encoded(picture: Image.Image, form: str, **options: Any) -> bytes:
 class PillowImage:
     """One file format at one quality, on one thread. All pictures of one run are RGB, or all are L.
 
-    JPEG: 4:2:0, optimised tables. WebP: lossy, method 4 (its default); it knows no gray, so that an L picture is coded
-    with flat chroma and turned back. AVIF: speed 6 (Pillow's default), 4:2:0, an L picture without chroma.
+    JPEG: 4:2:0, optimised tables. WebP: lossy, method 4 (its default); it has no gray, so an L picture is coded with
+    flat chroma and converted back. AVIF: speed 6 (Pillow's default), 4:2:0, an L picture without chroma.
     """
 
     def __init__(self, form: str, quality: int) -> None:

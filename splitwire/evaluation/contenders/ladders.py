@@ -19,8 +19,8 @@ HEVC, HEVC_SCREEN = "HEVC of features", "HEVC of features, screen"
 class Ladder:
     """One family's settings. unit: "q" (quality) or "qp" (quantization parameter).
 
-    usual: measured always, in the order of tables. lower: next ones, fewer bytes each; the last is the end of the
-    scale. higher: the same upwards.
+    usual: measured always, in the order of tables. lower: the settings after them, fewer bytes each; the last is the
+    end of the scale. higher: settings with more bytes than the usual ones, more bytes each.
     """
 
     unit: str
@@ -40,8 +40,8 @@ class Ladder:
 
     def value(self, setting: str) -> int | None:
         """The number in a setting; None if it is not of this ladder."""
-        found = re.fullmatch(rf"{self.unit} (\d+)", setting, re.IGNORECASE)
-        return None if found is None else int(found[1])
+        match = re.fullmatch(rf"{self.unit} (\d+)", setting, re.IGNORECASE)
+        return None if match is None else int(match[1])
 
     def lowest(self, settings: Iterable[str]) -> int | None:
         """Of these settings the one with the fewest bytes; None if none is of this ladder."""
@@ -49,7 +49,7 @@ class Ladder:
         return (min if self.unit == "q" else max)(values, default=None)
 
     def ends_at(self, value: int) -> bool:
-        """Whether the scale has nothing that is smaller: its last quality, or quantization parameter."""
+        """Whether this is the end of the scale: no setting gives fewer bytes."""
         return value <= self.lower[-1] if self.unit == "q" else value >= self.lower[-1]
 
 
@@ -61,7 +61,7 @@ LADDERS: Mapping[str, Ladder] = {
     HEVC: Ladder(unit="qp", usual=(20, 25, 30, 34, 38, 42), lower=(46, 49, 51), higher=(15, 10, 5, 0)),
     HEVC_SCREEN: Ladder(unit="qp", usual=(20, 25, 30, 34, 38, 42), lower=(46, 49, 51), higher=(15, 10, 5, 0)),
 }
-"""By family. JPEG: Pillow takes 0 too, and makes of it what it makes of 1."""
+"""By family. Pillow accepts JPEG quality 0 too; the file is that of quality 1."""
 
 
 def following(family: str, losses: Mapping[str, float], budget: float) -> int | None:

@@ -34,8 +34,8 @@ deeper transform trees and rd 5 or 6 (at most 1 % for much more time), tune ssim
 class Mosaic:
     """(C, H, W) bytes ↔ a picture of rows × columns tiles, near square, at least 16 pixels a side.
 
-    (T, D) tokens are one tile; a vector (D,) is D tiles of one element. Unused tiles are 0, what lies below 16 pixels
-    repeats the edge.
+    (T, D) tokens are one tile; a vector (D,) is D tiles of one element. Unused tiles are 0; a side below 16
+    pixels is padded by repeating the edge.
     """
 
     def __init__(self, spec: TensorSpec) -> None:
@@ -65,9 +65,9 @@ class Mosaic:
 class HevcFeatures:
     """One QP of one tuning.
 
-    Ranges (the percentiles of the sample) and the parameter sets of the stream are fixed beforehand, as splitwire's
-    profile is, so that neither is counted: about 80 bytes per tensor in HEVC's favour. The payload is the rest of each
-    tensor's Annex-B stream, with its length in front where more than one has to be told apart.
+    Ranges (the percentiles of the sample) and the parameter sets of the stream are fixed in advance, as splitwire's
+    profile is. Neither is counted, which is about 80 bytes per tensor in HEVC's favour. The payload is the rest of each
+    tensor's Annex-B stream; where there are several tensors, the length of each stream is in front of it.
     """
 
     def __init__(self, profile: CodecProfile, qp: int, tuning: Mapping[str, str], *, family: str, side: int) -> None:
@@ -79,7 +79,7 @@ class HevcFeatures:
         self._length = LENGTH_BYTES if len(self._shapes) > 1 else 0
 
     def fit(self, sample: Sequence[Features]) -> None:
-        """The ranges."""
+        """Learn the ranges."""
         self._ranges.fit(sample)
 
     def encode(self, features: Features) -> Sent:
@@ -91,7 +91,7 @@ class HevcFeatures:
         return Sent(payload=b"".join(parts), side=self._side)
 
     def decode(self, sent: Sent) -> Features:
-        found, start = [], 0
+        features, start = [], 0
         for i, (shape, mosaic) in enumerate(zip(self._shapes, self._mosaics, strict=True)):
             size = int.from_bytes(sent.payload[start : start + LENGTH_BYTES], "little") if self._length else None
             start += self._length
@@ -99,5 +99,5 @@ class HevcFeatures:
             start += len(picture)
             before = x265.parameter_sets(mosaic.width, mosaic.height, self._qp, tuple(self._tuning.items()))
             q = mosaic.untile(x265.decode(before + picture)[0])
-            found.append(self._ranges.to_features(q, i).reshape(shape))
-        return tuple(found)
+            features.append(self._ranges.to_features(q, i).reshape(shape))
+        return tuple(features)

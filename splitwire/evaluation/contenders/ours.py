@@ -14,8 +14,8 @@ from .protocol import Features, Sent
 class Splitwire:
     """The real frame of one image at one operating point, header and checksum included.
 
-    Sizes beside the tensors are sent as zeros: they are not coded, so that the bytes are as many, and the evaluation
-    hands the real ones to the back half.
+    Sizes beside the tensors are sent as zeros. They are not coded, so the frame is as long as with the real ones, which
+    the evaluation hands to the back half itself.
     """
 
     def __init__(self, codec: FeatureCodec, op: str, *, family: str) -> None:
@@ -24,7 +24,7 @@ class Splitwire:
         self._sizes = [np.zeros(s.length, np.int64) for s in codec.profile.size_specs]
 
     def fit(self, sample: Sequence[Features]) -> None:
-        """Nothing: all is in the profile."""
+        """Nothing to learn: the profile holds everything."""
 
     def encode(self, features: Features) -> Sent:
         return Sent(payload=self._codec.encode(features, op=self.setting, sizes=self._sizes))

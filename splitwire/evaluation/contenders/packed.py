@@ -1,4 +1,4 @@
-"""Level indices, bit-packed, and what zstd makes of them: what a careful user would put together."""
+"""Level indices, bit-packed, then compressed by zstd: what a careful user would build."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ def packed_zstd_bytes(features: NDArray[np.float32], quantizer: Quantizer, level
 class PackedZstd:
     """The level indices of one operating point, packed tensor by tensor, through zstd on one thread.
 
-    side: bytes of the profile's sizes. What comes back is what splitwire's frame of the same point gives.
+    side: bytes of the profile's sizes. The decoded features are those of splitwire's frame of the
+    same point.
     """
 
     def __init__(self, profile: CodecProfile, op: str, level: int, *, family: str, side: int) -> None:
@@ -57,17 +58,17 @@ class PackedZstd:
         self._decompress = zstandard.ZstdDecompressor().decompress
 
     def fit(self, sample: Sequence[Features]) -> None:
-        """Nothing: the profile holds the quantizers."""
+        """Nothing to learn: the profile holds the quantizers."""
 
     def encode(self, features: Features) -> Sent:
         packed = (pack(quantize(x, q), bits_of(q)) for x, q in zip(features, self._quantizers, strict=True))
         return Sent(payload=self._compress(b"".join(p.tobytes() for p in packed)), side=self._side)
 
     def decode(self, sent: Sent) -> Features:
-        data, found, start = np.frombuffer(self._decompress(sent.payload), np.uint8), [], 0
+        data, features, start = np.frombuffer(self._decompress(sent.payload), np.uint8), [], 0
         for shape, quantizer in zip(self._shapes, self._quantizers, strict=True):
             size, bits = math.prod(shape), bits_of(quantizer)
             end = start + -(-size * bits // 8)
-            found.append(dequantize(unpack(data[start:end], size, bits), quantizer).reshape(shape))
+            features.append(dequantize(unpack(data[start:end], size, bits), quantizer).reshape(shape))
             start = end
-        return tuple(found)
+        return tuple(features)

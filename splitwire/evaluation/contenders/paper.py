@@ -1,9 +1,9 @@
 """The codec of Cohen et al. 2021 as published: clip, quantize, truncated unary, adaptive binary arithmetic coder.
 
-The quantizers are those of the profile. Points n and e are made as the paper makes them: uniform with pinned ends, or
-entropy-constrained, over the range with the least squared error. Those of points r have ranges that are splitwire's
-(exporter/points/budget.py); the paper's coder on them is a family of its own. The elements run channel by channel, and
-the contexts start afresh with each tensor of each image.
+The quantizers are those of the profile. Those of points n and e are the paper's: uniform with pinned ends, or
+entropy-constrained, over the range with the least squared error. The ranges of points r are splitwire's
+(exporter/points/budget.py); the paper's coder with them is a family of its own. Elements are coded channel by channel.
+Each tensor of side_bytes image starts with new contexts.
 """
 
 from __future__ import annotations
@@ -19,27 +19,28 @@ from .protocol import Features, Sent
 
 SIDE_BYTES = 12
 SIDE_BYTES_DETECTION = 24
-"""Side information of one tensor, bytes, as Cohen et al. 2021 count it. Four of them are real here, the length of the
-coded tensor."""
+"""Side information of one tensor, bytes, as Cohen et al. 2021 count it. Four of them are in the payload, the length of
+the coded tensor."""
 
 LENGTH_BYTES = 4
 
 
 class Paper:
-    """One operating point in the paper's coder. What comes back is what splitwire's frame of the same point gives."""
+    """One operating point in the paper's coder. The decoded features are those of splitwire's frame
+    of the same point."""
 
     def __init__(self, profile: CodecProfile, op: str, *, family: str, side: int, detections: bool) -> None:
-        """side: bytes of the profile's sizes, which come on top of the paper's side information."""
+        """side: bytes of the profile's sizes, in addition to the paper's side information."""
         self.family, self.setting, self.received = family, op, f"op {op}"
         self._shapes = [(1, *t.shape) for t in profile.tensors]
         point = profile.operating_points[profile.point_index(op)]
         self._quantizers = [t.quantizer for t in point.tensors]
         self._coders = [AdaptiveBinary(len(q.levels)) for q in self._quantizers]
-        each = (SIDE_BYTES_DETECTION if detections else SIDE_BYTES) - LENGTH_BYTES
-        self._side = side + each * len(self._shapes)
+        side_bytes = (SIDE_BYTES_DETECTION if detections else SIDE_BYTES) - LENGTH_BYTES
+        self._side = side + side_bytes * len(self._shapes)
 
     def fit(self, sample: Sequence[Features]) -> None:
-        """Nothing: the profile holds the quantizers."""
+        """Nothing to learn: the profile holds the quantizers."""
 
     def encode(self, features: Features) -> Sent:
         parts = []
@@ -49,10 +50,10 @@ class Paper:
         return Sent(payload=b"".join(parts), side=self._side)
 
     def decode(self, sent: Sent) -> Features:
-        found, start = [], 0
+        features, start = [], 0
         for shape, quantizer, coder in zip(self._shapes, self._quantizers, self._coders, strict=True):
             end = start + LENGTH_BYTES + int.from_bytes(sent.payload[start : start + LENGTH_BYTES], "little")
             q = coder.decode(sent.payload[start + LENGTH_BYTES : end], 1, 1, math.prod(shape), lanes=1)
-            found.append(dequantize(q, quantizer).reshape(shape))
+            features.append(dequantize(q, quantizer).reshape(shape))
             start = end
-        return tuple(found)
+        return tuple(features)

@@ -1,4 +1,4 @@
-"""What is compared: something that makes bytes of the features, or of the image, and gives them back."""
+"""The interface of a contender: it encodes the features or the picture, and decodes them again."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ Features = tuple[Float32Array, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Sent:
-    """payload: what the cloud gets. side: bytes beside it, counted and not made (ranges, shapes)."""
+    """payload: the bytes that the cloud receives. side: number of further bytes that count, but are not made (ranges,
+    shapes)."""
 
     payload: bytes
     side: int = 0
 
     @property
     def bytes(self) -> int:
-        """Of one image, all told."""
+        """All bytes of one image."""
         return len(self.payload) + self.side
 
 
@@ -40,15 +41,16 @@ class FeatureContender(Protocol):
     received: str
 
     def fit(self, sample: Sequence[Features]) -> None:
-        """Learn what the paper's or a user's calibration would fix beforehand (ranges) from some images' features.
+        """Learn from some images' features what a calibration fixes (ranges).
 
-        Called once, before `encode`. Does not change between runs on the same images."""
+        Called once, before `encode`. The same images must give the same result in every run.
+        """
 
     def encode(self, features: Features) -> Sent:
-        """Timed: on one core, no threads."""
+        """Encode on one thread. The call is timed."""
 
     def decode(self, sent: Sent) -> Features:
-        """What the back half gets."""
+        """The features that the back half receives."""
 
 
 class ImageContender(Protocol):
@@ -58,7 +60,7 @@ class ImageContender(Protocol):
     setting: str
 
     def encode(self, picture: Image.Image) -> Sent:
-        """An RGB or L picture, already of the network's size. Timed: on one core, no threads."""
+        """Encode an RGB or L picture of the network's size, on one thread. The call is timed."""
 
     def decode(self, sent: Sent) -> Image.Image:
-        """The picture in its mode again."""
+        """The decoded picture, in the mode of the original."""

@@ -18,7 +18,7 @@ MAX_FLOAT16 = float(np.finfo(np.float16).max)
 
 
 class Ranges:
-    """Per tensor an interval that is mapped to 0…255. Fixed beforehand: nothing of it is sent."""
+    """For each tensor an interval that is mapped to 0…255. It is fixed in advance and not sent."""
 
     def __init__(self, outside: float = 0.0) -> None:
         """outside: the share of a sample's elements, in [0, 0.5), that is clipped on each side."""
@@ -27,15 +27,15 @@ class Ranges:
         self._step: list[np.float32] = []
 
     def fit(self, sample: Sequence[Features]) -> None:
-        """Each tensor's quantiles over some images; with nothing outside, its smallest and largest value."""
+        """Take each tensor's quantiles over some images; with `outside` 0, its smallest and largest value."""
         self._low, self._step = [], []
         for tensors in zip(*sample, strict=True):
             values = np.concatenate([x.reshape(-1) for x in tensors])
             low, high = np.quantile(values, (self._outside, 1 - self._outside))
-            if low == high:  # nearly all of it one value: what is seldom is all there is to see
+            if low == high:  # nearly all elements are equal: the quantiles leave out all others
                 low, high = values.min(), values.max()
             self._low.append(np.float32(low))
-            # of a constant: so small that whatever a codec makes of it changes nothing
+            # of a constant tensor so small a step that no byte moves the feature noticeably
             self._step.append(np.float32(max((high - low) / 255, 1e-12)))
 
     def to_bytes(self, x: Float32Array, tensor: int) -> NDArray[np.uint8]:
@@ -60,7 +60,7 @@ class Floats:
         self._shapes = [(1, *t.shape) for t in profile.tensors]
 
     def fit(self, sample: Sequence[Features]) -> None:
-        """Nothing."""
+        """Nothing to learn."""
 
     def encode(self, features: Features) -> Sent:
         if self._dtype == np.float16:
@@ -83,7 +83,7 @@ class Int8:
         self._shapes = [(1, *t.shape) for t in profile.tensors]
 
     def fit(self, sample: Sequence[Features]) -> None:
-        """The ranges."""
+        """Learn the ranges."""
         self._ranges.fit(sample)
 
     def encode(self, features: Features) -> Sent:
@@ -96,6 +96,6 @@ class Int8:
 
 
 def split(values: NDArray[T], shapes: Sequence[tuple[int, ...]]) -> tuple[NDArray[T], ...]:
-    """One array after the other, cut out of all their elements."""
+    """The elements of several arrays, one after the other → the arrays."""
     ends = np.cumsum([math.prod(s) for s in shapes])
     return tuple(part.reshape(s) for part, s in zip(np.split(values, ends[:-1]), shapes, strict=True))

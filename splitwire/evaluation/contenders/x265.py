@@ -1,10 +1,10 @@
 """One picture as HEVC intra by libx265, through PyAV.
 
-Set for every use: one intra picture, constant QP (`ipratio=1`, so that an intra picture has the QP that is asked for),
-one thread (`pools=none`, one frame thread, no wavefronts, whose entry points would cost bytes), no SEI with the
-encoder's options in words. The encoder is opened anew for each picture, since that is what it takes to encode one:
-about 1.3 ms of the 4 to 7 that a 60 × 60 picture takes, and of the 70 to 90 of one of 336 × 336 (one core of a cloud
-server). The size of the stream is the same as from an encoder that is kept open.
+The settings are the same in every use: one intra picture; constant QP, with `ipratio=1` so that an intra picture has
+this QP; one thread (`pools=none`, one frame thread, no wavefronts, whose entry points would cost bytes); no SEI with
+the encoder's options in words. A new encoder is opened for each picture, and that is part of the time: about 1.3 of the
+4 to 7 ms of a 60 × 60 picture, and of the 70 to 90 ms of one of 336 × 336 (one core of a cloud server). The stream is
+as long as that of an encoder that is kept open.
 """
 
 from __future__ import annotations
@@ -86,12 +86,12 @@ def parameter_sets(width: int, height: int, qp: int, tuning: tuple[tuple[str, st
 
 def _context(name: Literal["libx265", "hevc"], mode: Literal["r", "w"]) -> VideoCodecContext:
     try:
-        found = av.CodecContext.create(name, mode)
+        context = av.CodecContext.create(name, mode)
     except av.codec.codec.UnknownCodecError:
-        found = None
-    if not isinstance(found, VideoCodecContext):
+        context = None
+    if not isinstance(context, VideoCodecContext):
         raise DeviceError(
             f"this PyAV has no {name}; install the wheel of PyPI (pip install --force-reinstall av) or leave the HEVC"
             " contenders out with --contenders"
         )
-    return found
+    return context

@@ -16,15 +16,15 @@ from splitwire.codec.errors import UsageError
 from splitwire.codec.profile import MAX_DIM, Preprocessing
 
 MIN_VISIBLE = 0.5
-"""A box of which the centre crop leaves less than this share is nobody's to find: it counts neither for nor against."""
+"""A box of which the centre crop leaves less than this share is ignored: it counts neither for nor against."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Truth:
     """The boxes of one image.
 
-    boxes: (n, 4) float32, left, top, right, bottom. labels: (n,) int64, the network's numbers. ignored: (n,) bool:
-    neither to be found nor a mistake to find (crowds, and what is mostly out of view).
+    boxes: (n, 4) float32, left, top, right, bottom. labels: (n,) int64, the network's numbers. ignored: (n,) bool;
+    to miss such a box is no mistake, nor is to find it (crowds, and boxes mostly out of view).
     """
 
     boxes: NDArray[np.float32]
@@ -71,8 +71,8 @@ def read(path: Path, folder: Path, labels: Sequence[str] | None) -> list[Annotat
     """The pictures of a COCO file, in its order.
 
     folder: holds the pictures. labels: of the network; a category's id is the number of its label.
-    Raises UsageError: not such a file, no images or no boxes in it, ids that do not belong together, a category that
-    the network has no label for. Whether the pictures are there is the caller's to see.
+    Raises UsageError: no COCO file, no images or no boxes in it, ids that do not match, a category that the network has
+    no label for. Does not check that the pictures exist.
     """
     try:
         content = msgspec.json.decode(path.read_bytes(), type=_File)
@@ -113,7 +113,7 @@ def read(path: Path, folder: Path, labels: Sequence[str] | None) -> list[Annotat
 def seen(truth: Truth, size: tuple[int, int], how: Preprocessing) -> Truth:
     """The boxes in pixels of the network's input: resized and cropped as the picture is, and cut off at the border.
 
-    size: (width, height) of the picture. What the crop leaves nothing of is left out.
+    size: (width, height) of the picture. Boxes outside the crop are left out.
     """
     scale_x, scale_y, shift_x, shift_y = preprocessing.placement(size, how)
     whole = truth.boxes * np.array([scale_x, scale_y] * 2) + np.array([shift_x, shift_y] * 2)
@@ -129,7 +129,7 @@ def seen(truth: Truth, size: tuple[int, int], how: Preprocessing) -> Truth:
 
 
 def _truth(annotations: Sequence[_Annotation]) -> Truth:
-    """A box without area holds nothing, and is left out."""
+    """The boxes of one image, without those that have no area."""
     real = [a for a in annotations if a.bbox[2] > 0 and a.bbox[3] > 0]
     boxes = np.array([a.bbox for a in real], np.float64).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
@@ -157,7 +157,7 @@ def _check_categories(path: Path, categories: Sequence[_Category], labels: Seque
 
 
 def _inside(path: Path, name: str) -> PurePosixPath:
-    """A file name that stays in the pictures' folder."""
+    """The path of a picture below the pictures' folder. Raises UsageError for one that leads out of it."""
     file = PurePosixPath(name)
     if not name or "\0" in name or file.is_absolute() or ".." in file.parts:
         raise UsageError(f"{path}: the image file {name!r} is not a path below the pictures' folder")

@@ -75,7 +75,7 @@ def folders(path: Path, annotations: Path | None) -> tuple[Path, Path | None]:
     for pictures, masks in FOLDERS:
         if (path / masks).is_dir():
             if not (path / pictures).is_dir():
-                raise UsageError(f"{path} holds {masks} and no {pictures} beside it; put the pictures there")
+                raise UsageError(f"{path} holds {masks} and no {pictures} beside it; put the pictures inside")
             return path / pictures, path / masks
     return path, None
 
@@ -114,8 +114,8 @@ def check_array(source: str, masks: NDArray[Any], images: NDArray[Any]) -> None:
 
 
 def seen(mask: Mask, size: tuple[int, int], how: Preprocessing) -> UInt8Array:
-    """(H, W) of the network's view: each pixel takes the class of the nearest pixel of the mask, IGNORED where there is
-    no picture.
+    """(H, W) of the network's view: each pixel takes the class of the nearest pixel of the mask, IGNORED outside the
+    picture.
 
     size: (width, height) of the picture. Raises UsageError if the mask is of another size.
     """
@@ -128,6 +128,6 @@ def seen(mask: Mask, size: tuple[int, int], how: Preprocessing) -> UInt8Array:
     height, width = how.crop
     rows = np.floor((np.arange(height) + 0.5 - shift_y) / scale_y).astype(np.int64)
     columns = np.floor((np.arange(width) + 0.5 - shift_x) / scale_x).astype(np.int64)
-    there = ((rows >= 0) & (rows < size[1]))[:, None] & ((columns >= 0) & (columns < size[0]))[None]
+    inside = ((rows >= 0) & (rows < size[1]))[:, None] & ((columns >= 0) & (columns < size[0]))[None]
     view = pixels[np.clip(rows, 0, size[1] - 1)[:, None], np.clip(columns, 0, size[0] - 1)[None]]
-    return np.where(there, view, np.uint8(IGNORED))
+    return np.where(inside, view, np.uint8(IGNORED))

@@ -45,7 +45,7 @@ def _reach(profile: CodecProfile, tensor: int) -> tuple[float, float]:
 
 
 def _tensor(spec: TensorSpec, x: Float32Array, reach: tuple[float, float]) -> Tensor:
-    """x: (n, *shape) float32."""
+    """The statistics of one tensor. x: (n, *shape) float32. reach: an interval that the histogram covers."""
     edges = _edges(x, reach)
     counts, _ = np.histogram(np.clip(x, edges[0], edges[-1]), bins=edges)
     # channels are the first axis of (C, H, W), the last of (T, D) and (D,)
@@ -67,6 +67,6 @@ def _tensor(spec: TensorSpec, x: Float32Array, reach: tuple[float, float]) -> Te
 
 
 def _edges(x: Float32Array, reach: tuple[float, float]) -> NDArray[np.float64]:
-    """BINS + 1 of them, evenly apart; the levels of a quantizer increase, so the first is below the last."""
+    """(BINS + 1,) bin edges, evenly spaced. A quantizer's levels increase, so the first edge is below the last."""
     low, high = np.quantile(x, [TAIL, 1 - TAIL])
     return np.linspace(min(float(low), reach[0]), max(float(high), reach[1]), BINS + 1)

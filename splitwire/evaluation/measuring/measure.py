@@ -33,20 +33,20 @@ Tick = Callable[[int], None]
 
 
 def received(contender: FeatureContender | ImageContender) -> str:
-    """Key of its outcomes: contenders that give the same features back share them."""
+    """Key of a contender's outcomes: contenders that give the same features back share it."""
     return getattr(contender, "received", None) or f"image {named(contender)}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """Some of the images. features: of each. picture: one of them; None where the data are arrays of inputs."""
+    """Some of the images. features: of each image. picture: of one; None where the data are arrays of inputs."""
 
     features: list[Features] = field(repr=False)
     picture: Image.Image | None = field(repr=False)
 
 
 class Reader:
-    """Images by position; what cannot be read is noted and passed over."""
+    """Images by position. Those that cannot be read are left out, and listed in `skipped` as (name, reason)."""
 
     def __init__(self, data: Dataset, positions: Sequence[int]) -> None:
         self.skipped: list[tuple[str, str]] = []
@@ -95,7 +95,7 @@ def take_sample(pair: Pair, data: Dataset, tick: Callable[[int, int], None]) -> 
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """What is measured on what."""
+    """What one round measures: the contenders, on a pair and data, judged by a task."""
 
     pair: Pair
     data: Dataset
@@ -105,7 +105,7 @@ class Measurement:
 
     @property
     def contenders(self) -> list[FeatureContender | ImageContender]:
-        """All."""
+        """All contenders: those that send features, then those that send the picture."""
         return [*self.features, *self.images]
 
     @property
@@ -120,7 +120,7 @@ class Measurement:
         return 1 + len({received(c) for c in self.features}) + len(self.images)
 
     def fit(self, sample: Sample, tick: Callable[[int, int], None]) -> None:
-        """Let the contenders learn their ranges, and use each once, so that no timing holds a compiler at work."""
+        """Let the contenders learn their ranges, and call each once, so that no timing includes a compilation."""
         total = len(self.features) + len(self.images)
         seen: dict[str, tuple[str, Features]] = {}
         for done, c in enumerate(self.features):
@@ -168,18 +168,21 @@ class Measurement:
 
 
 def _encoded(
-    contender: FeatureContender | ImageContender, given: Sequence[Any], items: list[Item], sendings: dict[str, Sending]
+    contender: FeatureContender | ImageContender, inputs: Sequence[Any], items: list[Item], sendings: dict[str, Sending]
 ) -> list[Sent]:
-    """What a contender makes of the features, or of the picture, of each image; timed."""
+    """Encode the features, or the picture, of each image; bytes and times go into `sendings`.
+
+    inputs: what the contender encodes, for each of `items`. Raises what the contender raises, with the image's name.
+    """
     sent, ns = [], []
-    for item, what in zip(items, given, strict=True):
+    for item, one in zip(items, inputs, strict=True):
         try:
             start = time.perf_counter_ns()
-            made = contender.encode(what)
+            encoded = contender.encode(one)
             ns.append(time.perf_counter_ns() - start)
         except SplitwireError as e:
             raise type(e)(f"{item.name}: {named(contender)} cannot encode it: {e}") from e
-        sent.append(made)
+        sent.append(encoded)
     sendings[named(contender)] = Sending(sent=tuple(s.bytes for s in sent), ns=tuple(ns))
     return sent
 

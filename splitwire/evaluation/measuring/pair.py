@@ -23,7 +23,7 @@ BATCH = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Fronted:
-    """One image behind the front half: what crosses, and the network's outputs that are known already."""
+    """One image after the front half: the tensors and sizes that cross, and the outputs that the front has computed."""
 
     features: Features
     sizes: tuple[Int64Array, ...]
@@ -35,7 +35,7 @@ class Pair:
 
     threads: of one inference; None lets ONNX Runtime choose. smallest: images in the smallest batch that it takes: 1,
     unless the graphs are made for another number. batch: images at once, for speed; 1 where sizes of one batch cross.
-    Its properties are named as those of EdgeSession, whose front it has too, without a link.
+    Its properties have the names of EdgeSession's.
     Raises UsageError (no such folder, no pair in it, or several), FingerprintMismatch, ProfileError, DeviceError.
     """
 
@@ -67,18 +67,18 @@ class Pair:
     @property
     def classes(self) -> int | None:
         """K of the network's one output of (B, K) floats, as its graph says; None if it does not, or has none."""
-        made = [*self._back.session.get_outputs(), *self._front.session.get_outputs()]
-        named = {o.name: o for o in made if o.name in self.outputs}
-        found = {o.shape[1] for o in named.values() if "float" in o.type and len(o.shape) == 2}
-        (k,) = found if len(found) == 1 else (None,)
+        graph_outputs = [*self._back.session.get_outputs(), *self._front.session.get_outputs()]
+        by_name = {o.name: o for o in graph_outputs if o.name in self.outputs}
+        widths = {o.shape[1] for o in by_name.values() if "float" in o.type and len(o.shape) == 2}
+        (k,) = widths if len(widths) == 1 else (None,)
         return k if isinstance(k, int) else None
 
     @property
     def outputs(self) -> tuple[str, ...]:
         """Names of the whole network's outputs, in its order."""
-        made = dict.fromkeys((*self._front.early, *self._back.outputs))
+        names = dict.fromkeys((*self._front.early, *self._back.outputs))
         order = self.profile.outputs if isinstance(self.profile.outputs, tuple) else ()
-        return (*(n for n in order if n in made), *(n for n in made if n not in order))
+        return (*(n for n in order if n in names), *(n for n in names if n not in order))
 
     @property
     def segments(self) -> bool:
@@ -92,28 +92,30 @@ class Pair:
 
     @property
     def elements(self) -> int:
-        """Of the tensors at the cut, of one image."""
+        """Number of elements at the cut, of one image."""
         return sum(t.elements for t in self.profile.tensors)
 
     def front(self, inputs: Sequence[Float32Array]) -> list[Fronted]:
-        """At most `batch` inputs, (C, H, W) float32 mostly → what the front makes of each.
+        """Run the front half on at most `batch` inputs, each (C, H, W) float32 mostly.
 
-        Raises ShapeMismatch for inputs of another shape."""
-        made = self._front.run(self._filled(np.stack(inputs)))
-        early = [made.early] if self.batch == 1 else [_row(made.early, i) for i in range(len(inputs))]
+        Raises ShapeMismatch for inputs of another shape.
+        """
+        computed = self._front.run(self._filled(np.stack(inputs)))
+        early = [computed.early] if self.batch == 1 else [_row(computed.early, i) for i in range(len(inputs))]
         return [
             Fronted(
-                features=tuple(np.ascontiguousarray(t[i : i + 1]) for t in made.features),
-                sizes=tuple(made.sizes),
+                features=tuple(np.ascontiguousarray(t[i : i + 1]) for t in computed.features),
+                sizes=tuple(computed.sizes),
                 early=early[i],
             )
             for i in range(len(inputs))
         ]
 
     def back(self, features: Sequence[Features], images: Sequence[Fronted]) -> Outputs:
-        """Features as they arrive, of the images that these fronts saw → the network's outputs, one row per image.
+        """Run the back half on features as they arrive: the network's outputs, one row per image.
 
-        Detectors answer one image, without an axis for the batch."""
+        images: the same images after the front half. Detectors answer one image, without an axis for the batch.
+        """
         tensors = [self._filled(np.concatenate(parts)) for parts in zip(*features, strict=True)]
         outputs = self._back.run(tensors, images[0].sizes)
         if self.batch == 1:
@@ -124,7 +126,7 @@ class Pair:
         return {name: outputs[name] for name in self.outputs}
 
     def _filled(self, rows: Float32Array) -> Float32Array:
-        """As many rows as the graphs take at least: the last is repeated."""
+        """`rows`, filled up to the smallest batch by repeating the last."""
         missing = self.smallest - len(rows)
         return np.concatenate([rows, *[rows[-1:]] * missing]) if missing > 0 else rows
 

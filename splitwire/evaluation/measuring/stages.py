@@ -18,13 +18,13 @@ from .pair import Pair
 
 IMAGES = 32
 SECONDS = 20.0
-"""The number of images; no further one begins after this number of seconds."""
+"""Most images; and the seconds after which no further one is started."""
 
 PACKAGES = (
     "splitwire", "numpy", "numba", "onnxruntime", "pillow", "av", "zstandard", "pycocotools", "scikit-learn",
     "constriction",
 )  # fmt: skip
-"""Figures depend on them, those of the benchmarks too."""
+"""The figures depend on their versions, those of the benchmarks too."""
 
 
 def time_stages(folder: Path, data: Dataset, op: str) -> dict[str, float]:
@@ -66,13 +66,13 @@ def machine() -> dict[str, str]:
 
 def versions() -> dict[str, str]:
     """Package → version, of PACKAGES."""
-    found = {}
+    installed = {}
     for package in PACKAGES:
         try:
-            found[package] = metadata.version(package)
+            installed[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def _processor() -> str:

@@ -23,7 +23,7 @@ FOLDER = ".partial"
 
 
 class Sending(Struct, frozen=True, kw_only=True):
-    """What one contender made of each image of a batch. sent: bytes. ns: nanoseconds of the encoder."""
+    """The bytes sent, and the nanoseconds of the encoder, for each image of a batch by one contender."""
 
     sent: tuple[int, ...]
     ns: tuple[int, ...]
@@ -42,7 +42,7 @@ class Batch(Struct, frozen=True, kw_only=True):
     outcomes: dict[str, Raw]
 
     def with_more(self, other: Batch) -> Batch:
-        """This one, and what further contenders made of the same images."""
+        """This batch with the results of further contenders on the same images. other: with these."""
         return msgspec.structs.replace(
             self, sendings={**self.sendings, **other.sendings}, outcomes={**other.outcomes, **self.outcomes}
         )
@@ -51,8 +51,8 @@ class Batch(Struct, frozen=True, kw_only=True):
 class Store:
     """The finished batches of one evaluation in the folder `out`.
 
-    key: everything that the figures depend on. Raises UsageError if the folder cannot be made or written to, here
-    already rather than after the first batch.
+    key: everything that the figures depend on. Raises UsageError if the folder cannot be made or written to: now, not
+    after the first batch.
     """
 
     def __init__(self, out: Path, *key: bytes | str) -> None:

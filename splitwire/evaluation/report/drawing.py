@@ -53,13 +53,13 @@ FAMILY_COLOURS = (
     ("#99487d", "#e09ac8"),
     ("#4d6b8a", "#9dbbd8"),
 )
-"""On light, on dark: in the order of FAMILIES, splitwire's first."""
+"""(on light, on dark) of each family, in the order of FAMILIES, splitwire's first."""
 
 MARKERS = "oshHDv^<>pPX*d8s"
 
 TIP = "tip-"
 WIDE, NARROW = 9.4, 3.9
-"""Widths, inches of 72 pt: what the column of a desktop and of a phone give, at a readable size of the letters."""
+"""Widths, inches of 72 pt, at which letters are readable in the column of a desktop and of a phone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,7 @@ class Sheet:
         return f"{TIP}{len(self.tips) - 1}"
 
     def rest(self) -> str:
-        """Id of an interval that the page shows on demand, and that no file shows."""
+        """Id of an interval that the page shows on demand; the files do not show it."""
         self.hidden += 1
         return f"rest-{self.hidden}"
 
@@ -173,7 +173,8 @@ def _svg(figure: Figure, salt: str) -> str:
 
 @contextmanager
 def _names_may_be_odd() -> Iterator[None]:
-    """A browser has more letters than one font; very long names leave little room, and are drawn all the same."""
+    """Without the warnings that odd names cause: a browser has letters that the font lacks, and very long names leave
+    little room for the axes."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")
         warnings.filterwarnings("ignore", message="constrained_layout not applied")

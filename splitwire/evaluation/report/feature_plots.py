@@ -47,23 +47,23 @@ def expected_shares(density: FeatureDensity, edges: Sequence[float]) -> NDArray[
 
 
 def histogram_caption(e: Evaluation, tensor: Tensor) -> str:
-    """The tensor in figures, its clipping range, and how that was found."""
+    """The tensor in figures, its clipping range, and how that was design."""
     shape = "×".join(map(str, tensor.shape))
     text = (
         f"Tensor {tensor.name}, {shape}: mean {tensor.mean:.4g}, standard deviation {tensor.deviation:.4g}, range "
         f"{tensor.minimum:.4g} to {tensor.maximum:.4g}, {100 * tensor.zeros:.1f} % exact zeros."
         " The outermost bins hold everything beyond."
     )
-    found = next((d for d in e.designs if d.op == e.default_op and d.tensor == tensor.name), None)
-    if found is None:
+    design = next((d for d in e.designs if d.op == e.default_op and d.tensor == tensor.name), None)
+    if design is None:
         return text
-    low, high = found.quantizer.clipping_range
-    text += f" At {found.op} it is clipped to [{low:.4g}, {high:.4g}]."
-    clipping = found.clipping
+    low, high = design.quantizer.clipping_range
+    text += f" At {design.op} it is clipped to [{low:.4g}, {high:.4g}]."
+    clipping = design.clipping
     if clipping.widening != 1:
         times = f"{clipping.widening:.2f} times as wide as the one with the least squared error"
-        levels = f"{len(found.quantizer.levels)} levels over it"
-        means = ", the mean of each plane preserved," if found.quantizer.preserves_mean else ""
+        levels = f"{len(design.quantizer.levels)} levels over it"
+        means = ", the mean of each plane preserved," if design.quantizer.preserves_mean else ""
         return text + f" The range is {times}: with {levels}{means} the answers stay best."
     if clipping.method == "histogram":
         return text + f" The range was chosen on the histogram: {clipping.reason or 'no density was fitted'}."
@@ -84,22 +84,22 @@ def draw_histogram(sheet: Sheet, tensor: Tensor) -> None:
     axes.stairs(np.maximum(shares, least / 10), edges, baseline=least / 10, fill=True, color=blue, alpha=0.35)
     axes.stairs(np.maximum(shares, least / 10), edges, baseline=least / 10, color=blue, linewidth=0.9,
                 label="measured")  # fmt: skip
-    found = next((d for d in e.designs if d.op == e.default_op and d.tensor == tensor.name), None)
-    if found is not None:
-        density = fitted(tensor, found.clipping)
+    design = next((d for d in e.designs if d.op == e.default_op and d.tensor == tensor.name), None)
+    if design is not None:
+        density = fitted(tensor, design.clipping)
         if density is not None:
             expected = expected_shares(density, tensor.edges)
             slope = f", slope {density.slope:g}" if density.slope else ""
             label = f"fitted density (λ {density.rate:.3g}, μ {density.location:.3g}{slope})"
             centres = (edges[1:] + edges[:-1]) / 2
             axes.plot(centres, np.where(expected > 0, expected, np.nan), color=orange, linewidth=1.6, label=label)
-        low, high = found.quantizer.clipping_range
+        low, high = design.quantizer.clipping_range
         for k, (a, b) in enumerate(((min(edges[0], low) - 1e9, low), (high, max(edges[-1], high) + 1e9))):
             axes.axvspan(a, b, color=MUTED, alpha=0.13, linewidth=0, label="clipped" if k == 0 else None)
-        for k, level in enumerate(found.quantizer.levels):
-            axes.axvline(level, color=green, linewidth=1.3, label=f"levels of {found.op}" if k == 0 else None)
-        # A mean-preserving quantizer has none: what an element gets depends on its plane.
-        for k, threshold in enumerate(() if found.quantizer.preserves_mean else found.quantizer.thresholds):
+        for k, level in enumerate(design.quantizer.levels):
+            axes.axvline(level, color=green, linewidth=1.3, label=f"levels of {design.op}" if k == 0 else None)
+        # A mean-preserving quantizer has no thresholds: the level of an element depends on its plane.
+        for k, threshold in enumerate(() if design.quantizer.preserves_mean else design.quantizer.thresholds):
             dotted = (0, (1, 2))
             axes.axvline(
                 threshold, color=green, linewidth=0.9, linestyle=dotted, label="thresholds" if k == 0 else None

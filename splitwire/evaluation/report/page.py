@@ -40,16 +40,17 @@ TABLE = "results.csv"
 PLOTS = "plots"
 
 OF_ITSELF = frozenset({"agreement", "kl"})
-"""Figures that say nothing of the whole network, being measured against it."""
+"""Figures that are measured against the whole network, and so say nothing about it."""
 
 LONGEST_BAR = 8.0
-"""Times the best: the bars of the ranking end here, marked as longer."""
+"""In multiples of the shortest bar. Longer bars of the ranking end here, and fade out."""
 
 
 def write_report(evaluation: Evaluation, out: Path) -> Path:
     """Write `out`/report.html, plots/*.svg and *.png, results.csv; each whole or not at all. Returns the page's path.
 
-    The page is written last. Raises OSError."""
+    The page is written last. Raises OSError.
+    """
     from .plots import draw
 
     comparison = compare(evaluation)
@@ -161,7 +162,7 @@ def headline(e: Evaluation, c: Comparison) -> str:
 
 
 def _choice(e: Evaluation) -> str:
-    """How the default operating point came about."""
+    """Why the default operating point is what it is."""
     if e.max_loss is None:
         return f"The default operating point is {e.default_op}; no budget was given to choose another by."
     budget = budget_words(e.figure, e.max_loss)
@@ -193,7 +194,7 @@ def _tiles(e: Evaluation, c: Comparison) -> list[tuple[str, str, str]]:
 
 
 def _colour(e: Evaluation, family: str) -> str:
-    """Its variable in the style sheet."""
+    """The family's variable in the style sheet."""
     from .drawing import FAMILY_COLOURS, family_style
 
     colours = [light for light, _ in FAMILY_COLOURS]
@@ -290,8 +291,8 @@ def _bd_rows(e: Evaluation) -> dict[str, Any]:
     return {"figures": [title(figure) for figure in figures], "rows": rows}
 
 
-def _bd_cell(found: BdRate) -> dict[str, str]:
-    if found.rate is None:
-        return {"rate": "–", "why": found.reason or "", "kind": "none"}
-    why = f"over {100 * found.overlap:.0f} % of splitwire's range, {found.points} settings"
-    return {"rate": f"{100 * found.rate:+.1f} %", "why": why, "kind": "more" if found.rate > 0 else "less"}
+def _bd_cell(result: BdRate) -> dict[str, str]:
+    if result.rate is None:
+        return {"rate": "–", "why": result.reason or "", "kind": "none"}
+    why = f"over {100 * result.overlap:.0f} % of splitwire's range, {result.points} settings"
+    return {"rate": f"{100 * result.rate:+.1f} %", "why": why, "kind": "more" if result.rate > 0 else "less"}

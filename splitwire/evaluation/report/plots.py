@@ -127,13 +127,14 @@ def second_figure(evaluation: Evaluation) -> str | None:
 def paired(evaluation: Evaluation, point: Point) -> Estimate:
     """The main figure with the interval of its *difference* from the whole network, on the same images.
 
-    The interval of the figure itself is mostly the luck of the images, which all contenders share."""
+    The interval of the figure itself is mostly chance in the choice of images, which all contenders share.
+    """
     whole, loss = evaluation.whole[evaluation.figure].value, point.loss
     return Estimate(value=whole - loss.value, low=whole - loss.high, high=whole - loss.low)
 
 
 def floor(evaluation: Evaluation, comparison: Comparison) -> float:
-    """The largest loss that the close-up shows: splitwire's own, within reason."""
+    """The largest loss that the close-up shows: splitwire's largest, within limits."""
     ours = [p.loss.value for p in evaluation.points if p.family == SPLITWIRE]
     scale = 1.0 if evaluation.figure in SHARES else abs(evaluation.whole[evaluation.figure].value) or 1.0
     shown = max(1.25 * max(ours, default=0.0), 2.5 * comparison.max_loss, LEAST_LOSS_SHOWN * scale)
@@ -143,8 +144,8 @@ def floor(evaluation: Evaluation, comparison: Comparison) -> float:
 def _right(evaluation: Evaluation) -> float:
     """Most bytes that the close-up shows."""
     ours = [p.bytes for p in evaluation.points if p.family == SPLITWIRE]
-    every = [p.bytes for p in evaluation.points]
-    return min(ROOM_RIGHT * max(ours), max(every)) if ours else max(every)
+    sizes = [p.bytes for p in evaluation.points]
+    return min(ROOM_RIGHT * max(ours), max(sizes)) if ours else max(sizes)
 
 
 def hidden(evaluation: Evaluation, comparison: Comparison) -> list[Point]:
@@ -235,14 +236,15 @@ def _whole_lines(sheet: Sheet, axes: Axes) -> None:
 def _family_curve(
     sheet: Sheet, axes: Axes, family: str, points: Sequence[Point], of: Callable[[Point], Estimate]
 ) -> None:
-    """Lines, intervals and marks of one family; each mark says what it is under the pointer.
+    """Draw lines, intervals and marks of one family; each mark has a text that the page shows under the pointer.
 
-    Operating points of one kind (n, a, e, r) are a line each: between kinds there is nothing to interpolate."""
+    Operating points of one kind (n, a, e, r) are a line each: between kinds there is nothing to interpolate.
+    """
     kinds: dict[str, list[Point]] = {}
     for p in points:
         kinds.setdefault(p.setting.rstrip("0123456789."), []).append(p)
-    for k, own in enumerate(kinds.values()):
-        _line(sheet, axes, family, own, of, label=family if k == 0 else None)
+    for k, of_kind in enumerate(kinds.values()):
+        _line(sheet, axes, family, of_kind, of, label=family if k == 0 else None)
 
 
 def _line(

@@ -24,7 +24,7 @@ SHARES = (2.5, 97.5)
 """Percentiles: a 95 % interval."""
 
 NONE_OF = 3.0
-"""With none of n images lost, up to this many in n may be, by the rule of three."""
+"""Where none of n images is lost, up to this number of n others may be, by the rule of three."""
 
 _AT_ONCE = 1 << 22
 """Numbers drawn at a time."""
@@ -35,10 +35,10 @@ def intervals(
 ) -> tuple[dict[str, Estimate], Estimate]:
     """The figures of `other`, and its loss of `main` against `whole`, each with its 95 % interval.
 
-    whole, other: of the same images in the same order. replicates: None takes what the task is worth (2,000; 200 for
-    COCO). The same draws for both, and for every call with the same seed. A draw without an answer (nothing to detect
-    in any of its images) is left out. An interval always holds its value. With a share of the images as `main`, none of
-    them lost, NONE_OF in as many are added to the upper end of the loss, which is at most all of them.
+    whole, other: of the same images in the same order. replicates: number of draws; None takes the task's (2,000; 200
+    for COCO). Both networks, and all calls with the same seed, have the same draws. A draw without an answer (nothing
+    to detect in any of its images) is left out. An interval always holds its value. Where `main` is a share of the
+    images and none of them is lost, NONE_OF in as many are added to the upper end of the loss, which is at most 1.
     """
     if len(whole) != len(other):
         raise ValueError(f"{len(whole)} and {len(other)} images cannot be paired")
@@ -55,7 +55,7 @@ def intervals(
 
 @lru_cache(maxsize=2)
 def _draws(scored: Scored, replicates: int, seed: int) -> dict[str, Float64Array]:
-    """(replicates,) of each figure. Cached: the whole network is compared with every contender."""
+    """(replicates,) values of each figure. Cached, since the whole network is compared with every contender."""
     n = len(scored)
     rng = np.random.default_rng(seed)
     step = max(1, _AT_ONCE // n)

@@ -28,7 +28,7 @@ from splitwire.evaluation.data.dataset import Item
 from .outcomes import DetectionOutcome, Outcome, only
 
 Float64Array = NDArray[np.float64]
-Found = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]
+Detections = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]
 
 CONFIDENT = 0.5
 """Score from which a detection of the whole network stands for the truth where there are no labels, and is shown."""
@@ -50,11 +50,11 @@ class DetectionTask:
 
     def outcomes(self, outputs: Outputs, reference: Outputs, items: Sequence[Item]) -> list[Outcome]:
         """As tasks.Task."""
-        found: list[Outcome] = []
+        outcomes: list[Outcome] = []
         for i, item in enumerate(items):
             boxes, scores, labels = detections_of(outputs, i, len(items))
             truth = item.target if isinstance(item.target, Truth) else _confident(reference, i, len(items))
-            found.append(
+            outcomes.append(
                 DetectionOutcome(
                     boxes=boxes.astype("<f4").tobytes(),
                     scores=scores.astype("<f4").tobytes(),
@@ -64,14 +64,17 @@ class DetectionTask:
                     ignored=truth.ignored.tobytes(),
                 )
             )
-        return found
+        return outcomes
 
     def scored(self, outcomes: Sequence[Outcome]) -> Precision:
         """As tasks.Task. Raises UsageError if there is nothing to find in any image."""
         return Precision(only(DetectionOutcome, outcomes))
 
     def disagreement(self, whole: Outcome, other: Outcome) -> float:
-        """Confident detections of either that overlap with no confident one of the same class of the other."""
+        """How many confident detections of either have no match in the other.
+
+        A match is a confident detection of the same class that overlaps by MIN_OVERLAP.
+        """
         a, b = (_shown(o) for o in (whole, other))
         return float(sum((overlaps(x, y) < MIN_OVERLAP).sum() for x, y in ((a, b), (b, a))))
 
@@ -80,7 +83,7 @@ class DetectionTask:
         return self._counted(_shown(outcome)["labels"])
 
     def target(self, item: Item) -> str | None:
-        """What there is to find, counted."""
+        """The true boxes, counted."""
         return self._counted(item.target.labels[~item.target.ignored]) if isinstance(item.target, Truth) else None
 
     def _counted(self, numbers: NDArray[Any]) -> str:
@@ -89,7 +92,7 @@ class DetectionTask:
         return ", ".join(name if n == 1 else f"{n} × {name}" for name, n in sorted(counts.items())) or "nothing"
 
 
-def detections_of(outputs: Outputs, i: int, batch: int) -> Found:
+def detections_of(outputs: Outputs, i: int, batch: int) -> Detections:
     """The detections in the i-th image: (n, 4) boxes, (n,) scores > 0, (n,) labels, best score first.
 
     outputs: of a batch. Two layouts: torchvision's, of a batch of one, boxes (K, 4), scores and labels (K,); or
@@ -118,16 +121,17 @@ def _confident(outputs: Outputs, i: int, batch: int) -> Truth:
 
 def _shown(outcome: Outcome) -> dict[str, NDArray[Any]]:
     (one,) = only(DetectionOutcome, [outcome])
-    boxes, scores, labels = one.found
+    boxes, scores, labels = one.detections
     return {"boxes": boxes[scores >= CONFIDENT], "labels": labels[scores >= CONFIDENT]}
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Matches:
-    """Of one class, over all images: D detections, best score first. T thresholds of intersection over union.
+    """The matches of one class over all images.
 
-    image: (D,) whose image it is. counted: (T, D) bool, False where a detection is neither right nor wrong.
-    right: for each threshold the indices of the right ones. truths: (n,) boxes to find in each image.
+    D detections, best score first; T thresholds of intersection over union. image: (D,) image of each detection.
+    counted: (T, D) bool, False where a detection is neither right nor wrong. right: for each threshold the indices of
+    the right ones. truths: (n,) number of boxes to find in each image.
     """
 
     image: NDArray[np.int64]
@@ -136,25 +140,25 @@ class _Matches:
     truths: NDArray[np.int64]
 
     def precision(self, counts: NDArray[np.int64]) -> Float64Array | None:
-        """(T,) average precision if image i is there counts[i] times; None if nothing of the class is to be found.
+        """(T,) average precision if image i is drawn counts[i] times; None if no drawn image holds the class.
 
-        As pycocotools' accumulate: the precision at a recall is the best at that or any higher one. Precision only
-        falls between right detections, so that it is enough to look at these.
+        As pycocotools' accumulate: the precision at a recall is the best at that recall or a higher one. Between right
+        detections precision only falls, so it is enough to look at these.
         """
         present = int(self.truths @ counts)
         if not present:
             return None
         times = counts[self.image]
         shared = None if (self.counted != self.counted[0]).any() else np.cumsum(times * self.counted[0])
-        found = []
+        averages = []
         for counted, right in zip(self.counted, self.right, strict=True):
             seen = np.cumsum(times * counted) if shared is None else shared
             hits = np.cumsum(times[right])
             precision = hits / (seen[right] + np.spacing(1))
             best = np.maximum.accumulate(precision[::-1])[::-1]
             at = np.searchsorted(hits / present, _RECALLS, side="left")
-            found.append(best[at[at < len(best)]].sum() / len(_RECALLS))  # beyond the last recall it is 0
-        return np.array(found)
+            averages.append(best[at[at < len(best)]].sum() / len(_RECALLS))  # beyond the last recall it is 0
+        return np.array(averages)
 
 
 class Precision:
@@ -187,11 +191,11 @@ class Precision:
 
 
 def _figures(precisions: Sequence[Float64Array | None]) -> dict[str, float]:
-    """precisions: (T,) of each class; None of one that is nowhere to be found, which counts for nothing."""
-    there = np.array([p for p in precisions if p is not None])
-    if not len(there):
+    """map50 and map. precisions: (T,) of each class; None of a class that no image holds, which is left out."""
+    known = np.array([p for p in precisions if p is not None])
+    if not len(known):
         return {"map50": float("nan"), "map": float("nan")}
-    return {"map50": float(there[:, 0].mean()), "map": float(there.mean())}
+    return {"map50": float(known[:, 0].mean()), "map": float(known.mean())}
 
 
 def _evaluated(outcomes: Sequence[DetectionOutcome]) -> Any:
@@ -199,19 +203,19 @@ def _evaluated(outcomes: Sequence[DetectionOutcome]) -> Any:
     from pycocotools.cocoeval import COCOeval
 
     truth: list[dict[str, Any]] = []
-    found: list[dict[str, Any]] = []
+    detections: list[dict[str, Any]] = []
     for i, outcome in enumerate(outcomes):
         boxes, labels, ignored = outcome.truth
         truth += _annotations(i, boxes, labels, "iscrowd", ignored.astype(int))
-        boxes, scores, labels = outcome.found
-        found += _annotations(i, boxes, labels, "score", scores)
-    # Of the classes that are to be found somewhere: pycocotools gives no precision of the others, and takes its time.
+        boxes, scores, labels = outcome.detections
+        detections += _annotations(i, boxes, labels, "score", scores)
+    # Only the classes that some image holds: pycocotools gives no precision of the others, and they take time.
     classes = sorted({a["category_id"] for a in truth if not a["iscrowd"]})
     if not classes:
         raise UsageError("there is nothing to find in any of these images; give images with objects, or annotations")
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = COCOeval(
-            _index(len(outcomes), classes, truth), _index(len(outcomes), classes, found), iouType="bbox"
+            _index(len(outcomes), classes, truth), _index(len(outcomes), classes, detections), iouType="bbox"
         )
         evaluation.params.areaRng, evaluation.params.areaRngLbl = [list(_EVERY_AREA)], ["all"]
         evaluation.params.maxDets = [MAX_DETECTIONS]
@@ -254,7 +258,7 @@ def _index(images: int, classes: Sequence[int], annotations: Sequence[dict[str, 
 
 
 def _matches(evaluation: Any, n: int) -> list[_Matches]:
-    """What accumulate() makes its sums of, by class, in its order."""
+    """The matches that accumulate() sums, by class, in its order."""
     classes = []
     for k in range(len(evaluation.params.catIds)):
         images = [e for e in evaluation.evalImgs[k * n : (k + 1) * n] if e is not None]

@@ -1,4 +1,4 @@
-"""What an answer for one image is worth: a few numbers, kept while the next image is computed."""
+"""Outcomes: the few numbers that are kept of the answer for one image."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class DetectionOutcome(Struct, frozen=True, kw_only=True, tag="detection"):
     """Of a detector: arrays as little-endian bytes, best score first (a Python list would take ten times the memory).
 
     boxes: (n, 4) float32, left, top, right, bottom, pixels of the input. scores: (n,) float32. labels: (n,) int32.
-    true_boxes, true_labels: what there is to find, alike. ignored: (m,) bool: not to be found, and no mistake to find.
+    true_boxes, true_labels: the truth, in the same form. ignored: (m,) bool, as in coco.Truth.
     """
 
     boxes: bytes
@@ -44,7 +44,7 @@ class DetectionOutcome(Struct, frozen=True, kw_only=True, tag="detection"):
     ignored: bytes
 
     @property
-    def found(self) -> tuple[Float32Array, Float32Array, Int64Array]:
+    def detections(self) -> tuple[Float32Array, Float32Array, Int64Array]:
         """(n, 4) boxes, (n,) scores, (n,) labels."""
         return _corners(self.boxes), np.frombuffer(self.scores, "<f4"), _numbers(self.labels)
 
@@ -75,7 +75,7 @@ class SegmentOutcome(Struct, frozen=True, kw_only=True, tag="segments"):
 
 
 class ValueOutcome(Struct, frozen=True, kw_only=True, tag="value"):
-    """Of a user's metric: what it said."""
+    """Of a user's metric: its value."""
 
     value: float
 
@@ -87,9 +87,10 @@ T = TypeVar("T", bound=Struct)
 
 
 class Scored(Protocol):
-    """One contender's outcomes over all images. replicates: bootstrap draws that its figures are worth.
+    """One contender's outcomes over all images. It does not change, and is hashed by identity.
 
-    Never changes, and is hashed by identity."""
+    replicates: number of bootstrap draws; fewer where one takes long.
+    """
 
     def __hash__(self) -> int: ...
 
@@ -97,10 +98,13 @@ class Scored(Protocol):
     def replicates(self) -> int: ...
 
     def __len__(self) -> int:
-        """Images."""
+        """The number of images."""
 
     def figures(self, counts: Int64Array | None = None) -> dict[str, float]:
-        """By name. counts: (n,) how often each image is drawn; None: once each. NaN where the draw has no answer."""
+        """The figures by name, NaN where a draw has none.
+
+        counts: (n,) how often each image is drawn; None: once each.
+        """
 
     def draws(self, counts: Int64Array) -> dict[str, NDArray[np.float64]]:
         """`figures` of many draws at once: (R, n) counts → (R,) of each figure."""
@@ -110,11 +114,11 @@ class Scored(Protocol):
 
 
 def only(kind: type[T], outcomes: Sequence[Outcome]) -> list[T]:
-    """`outcomes`, all of which are of this kind. Raises TypeError."""
-    found: list[T] = [o for o in outcomes if isinstance(o, kind)]
-    if len(found) != len(outcomes):
+    """`outcomes`, with their type. Raises TypeError if one is of another kind."""
+    of_kind: list[T] = [o for o in outcomes if isinstance(o, kind)]
+    if len(of_kind) != len(outcomes):
         raise TypeError(f"outcomes of another task than {kind.__name__}")
-    return found
+    return of_kind
 
 
 def _corners(data: bytes) -> Float32Array:

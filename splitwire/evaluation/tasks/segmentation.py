@@ -25,7 +25,7 @@ from .outcomes import Int64Array, Outcome, SegmentOutcome, only
 Float64Array = NDArray[np.float64]
 
 SHOWN_CLASSES = 3
-"""In words, of an image."""
+"""Most classes that the answer for an image is put into words with."""
 
 
 class SegmentationTask:
@@ -40,7 +40,7 @@ class SegmentationTask:
     main = "miou"
 
     def __init__(self, classes: int, *, labelled: bool, labels: Sequence[str] | None = None) -> None:
-        import sklearn.metrics  # noqa: F401 - rather now than after an hour
+        import sklearn.metrics  # noqa: F401 - fails now, not after an hour
 
         self._classes, self._labelled = classes, labelled
         self._labels = labels if labels is not None and len(labels) == classes else None
@@ -193,7 +193,7 @@ class Overlap:
         return figures | {"agreement": times @ self._agreement / times.sum(axis=1)}
 
     def right(self, figure: str) -> None:
-        """As outcomes.Scored: neither is a share of the images."""
+        """As outcomes.Scored: no figure is a share of the images."""
 
 
 def mean_iou(counts: Int64Array) -> float:

@@ -1,4 +1,4 @@
-"""How good an answer is: what each task makes of a network's outputs."""
+"""The tasks: how good a network's answers are, and how far they are from the whole network's."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Metric = Callable[[Outputs, Any], Any]
 
 
 class Task(Protocol):
-    """kind: as in results.json. main: name of the figure that losses are of; higher is better."""
+    """kind: as in results.json. main: name of the main figure, of which losses are; higher is better."""
 
     @property
     def kind(self) -> results.Task: ...
@@ -38,20 +38,20 @@ class Task(Protocol):
     def main(self) -> str: ...
 
     def outcomes(self, outputs: Outputs, reference: Outputs, items: Sequence[Item]) -> list[Outcome]:
-        """One per image of the batch. reference: the whole network's outputs of the same batch (the same dict for the
-        whole network itself). Raises UsageError: a metric that raises, outputs that are not finite."""
+        """One outcome per image of the batch. reference: the whole network's outputs of the same batch (for the whole
+        network itself the same dict). Raises UsageError: a metric that raises, outputs that are not finite."""
 
     def scored(self, outcomes: Sequence[Outcome]) -> Scored:
-        """Of all images, in the same order for every contender."""
+        """The figures over all images. outcomes: in the same order for every contender."""
 
     def disagreement(self, whole: Outcome, other: Outcome) -> float:
-        """How far apart the two answers for one image are; 0 if they say the same. To sort by."""
+        """How far apart the two answers for one image are, to sort by; 0 if they are the same."""
 
     def answer(self, outcome: Outcome) -> str:
-        """In words, for a person."""
+        """The answer in words."""
 
     def target(self, item: Item) -> str | None:
-        """In words; None without a label."""
+        """The target in words; None without a label."""
 
 
 def make_task(
@@ -63,13 +63,13 @@ def make_task(
     metric: str | None = None,
     segments: bool = False,
 ) -> Task:
-    """The task that the whole network's outputs of a first batch show, or that a user's metric makes.
+    """The task that the whole network's outputs for a first batch show, or that of a user's metric.
 
-    batch: images in it. labels: of the profile. metric: "module:function", called as
+    batch: number of images in it. labels: of the profile. metric: "module:function", called as
     function(outputs_of_one_image, target) → number, higher is better; its mean over the images is the figure.
     segments: the network is a segmentation.
-    Raises UsageError: outputs that are no task without a metric; classes that the data has and the network has not; a
-    metric that cannot be imported. Raises ModuleNotFoundError without what judges a segmentation.
+    Raises UsageError: outputs that need a metric, and none is given; classes that the data has and the network has not;
+    a metric that cannot be imported. Raises ModuleNotFoundError if a segmentation cannot be judged without a package.
     """
     if metric is not None:
         return MetricTask(_imported(metric), metric)
@@ -111,23 +111,23 @@ class ClassTask:
         logits, expected = (_logits(y, len(items)) for y in (outputs, reference))
         if logits.shape != expected.shape:
             raise UsageError(f"the network gives {logits.shape} and {expected.shape} for the same images")
-        answers, agreed = logits.argmax(axis=1), expected.argmax(axis=1)
-        probable = np.exp(logits.max(axis=1) - np.logaddexp.reduce(logits, axis=1))
-        moved = np.maximum(divergence(expected, logits), 0.0)  # rounding can take it just below
-        found: list[Outcome] = []
+        answers, whole_answers = logits.argmax(axis=1), expected.argmax(axis=1)
+        probabilities = np.exp(logits.max(axis=1) - np.logaddexp.reduce(logits, axis=1))
+        kl = np.maximum(divergence(expected, logits), 0.0)  # rounding can make it negative
+        outcomes: list[Outcome] = []
         for i, item in enumerate(items):
             rank = None if item.target is None else _rank(logits[i], item.target)
-            found.append(
+            outcomes.append(
                 ClassOutcome(
                     answer=int(answers[i]),
-                    probability=float(probable[i]),
-                    agreement=float(answers[i] == agreed[i]),
-                    kl=float(moved[i]),
+                    probability=float(probabilities[i]),
+                    agreement=float(answers[i] == whole_answers[i]),
+                    kl=float(kl[i]),
                     top1=None if rank is None else float(rank < 1),
                     top5=None if rank is None or logits.shape[1] <= 5 else float(rank < 5),
                 )
             )
-        return found
+        return outcomes
 
     def scored(self, outcomes: Sequence[Outcome]) -> Means:
         """As Task."""
@@ -170,7 +170,7 @@ class MetricTask:
     def _value(self, outputs: Outputs, item: Item) -> float:
         try:
             value = self._metric(outputs, item.target)
-        except Exception as e:  # a metric runs whatever its author wrote
+        except Exception as e:  # a metric can raise anything
             raise UsageError(_line(f"the metric {self._name} raises on {item.name}: {type(e).__name__}: {e}")) from e
         try:
             number = float(value)
@@ -188,17 +188,17 @@ class MetricTask:
         return Means({self.main: np.array([o.value for o in only(ValueOutcome, outcomes)])})
 
     def disagreement(self, whole: Outcome, other: Outcome) -> float:
-        """What the metric has lost."""
+        """By how much the metric is lower."""
         a, b = only(ValueOutcome, [whole, other])
         return max(0.0, a.value - b.value)
 
     def answer(self, outcome: Outcome) -> str:
-        """The metric."""
+        """The metric's name and value."""
         (one,) = only(ValueOutcome, [outcome])
         return f"{self.main} {one.value:.3g}"
 
     def target(self, item: Item) -> str | None:
-        """None: what a target means is the metric's own business."""
+        """None: only the metric knows what a target means."""
         return None
 
 
@@ -242,9 +242,9 @@ def _logits(outputs: Outputs, batch: int) -> Float64Array:
 
 
 def _rank(logits: Float64Array, target: int) -> int:
-    """How many classes come before `target`; of equal ones the first number."""
-    own = logits[target]
-    return int((logits > own).sum() + (logits[:target] == own).sum())
+    """How many classes are before `target`, best score first; of equal scores the lower number is first."""
+    score = logits[target]
+    return int((logits > score).sum() + (logits[:target] == score).sum())
 
 
 def _one(outputs: Outputs, i: int, batch: int) -> Outputs:
@@ -262,18 +262,18 @@ def _imported(metric: str) -> Metric:
     here = str(Path.cwd())
     sys.path.insert(0, here)
     try:
-        found: Any = importlib.import_module(module)
+        function: Any = importlib.import_module(module)
         for part in name.split("."):
-            found = getattr(found, part)
-    except Exception as e:  # a module runs whatever its author wrote
+            function = getattr(function, part)
+    except Exception as e:  # a module can raise anything
         raise UsageError(_line(f"the metric {metric} cannot be imported: {type(e).__name__}: {e}")) from e
     finally:
         if here in sys.path:
             sys.path.remove(here)
-    if not callable(found):
-        raise UsageError(f"the metric {metric} is {type(found).__name__}, not a function")
-    call: Metric = found
-    return call
+    if not callable(function):
+        raise UsageError(f"the metric {metric} is {type(function).__name__}, not a function")
+    metric_function: Metric = function
+    return metric_function
 
 
 def _line(message: str) -> str:
