@@ -1,4 +1,4 @@
-"""What splitwire is compared with: every contender gives back what it should, for the bytes that it should."""
+"""The contenders: each decodes the right features or picture, from the right number of bytes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from splitwire.codec.errors import UsageError
 from splitwire.codec.profile import CodecProfile, SizeSpec
 from splitwire.codec.quantizer import quantize
 from splitwire.demo import baselines
-from splitwire.evaluation import contenders as room
+from splitwire.evaluation import contenders
 from splitwire.evaluation.contenders import mosaic, x265
 from splitwire.evaluation.contenders.ladders import AVIF, HEVC, HEVC_IMAGE, HEVC_SCREEN, JPEG, LADDERS, WEBP
 from splitwire.evaluation.contenders.protocol import FeatureContender, Features, ImageContender
@@ -29,8 +29,8 @@ SHAPES = {
     "tokens": ((50, 24),),
     "vector": ((70,),),
 }
-SAME = (*room.KEYS["paper"], *room.ZSTD.values())
-"""Families that give back what splitwire does."""
+SAME = (*contenders.KEYS["paper"], *contenders.ZSTD.values())
+"""Families that decode the same features as splitwire."""
 
 
 @lru_cache
@@ -43,16 +43,16 @@ def profile_of(name: str) -> CodecProfile:
 
 
 def images_of(name: str, count: int = 4) -> list[Features]:
-    made = [relu_features((count, *(1, 1, 1, *s)[-3:]), 40 + i) for i, s in enumerate(SHAPES[name])]
-    return [tuple(x[k].reshape(1, *s) for x, s in zip(made, SHAPES[name], strict=True)) for k in range(count)]
+    tensors = [relu_features((count, *(1, 1, 1, *s)[-3:]), 40 + i) for i, s in enumerate(SHAPES[name])]
+    return [tuple(x[k].reshape(1, *s) for x, s in zip(tensors, SHAPES[name], strict=True)) for k in range(count)]
 
 
 @lru_cache
 def fitted(name: str) -> list[FeatureContender]:
-    everyone, sample = room.feature_contenders(profile_of(name)), images_of(name)
-    for contender in everyone:
+    all_contenders, sample = contenders.feature_contenders(profile_of(name)), images_of(name)
+    for contender in all_contenders:
         contender.fit(sample)
-    return everyone
+    return all_contenders
 
 
 def family(name: str, wanted: str) -> list[FeatureContender]:
@@ -76,7 +76,7 @@ def picture(mode: str, size: tuple[int, int] = (61, 47)) -> Image.Image:
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_what_comes_back(name: str) -> None:
-    """Shapes and types, the same bytes each time, and by family the features that it promises."""
+    """Shapes, types and the features of each family; the same bytes each time."""
     features = images_of(name)[1]
     codec = FeatureCodec(profile_of(name))
     for c in fitted(name):
@@ -86,7 +86,7 @@ def test_what_comes_back(name: str) -> None:
         assert [(x.dtype, x.shape) for x in decoded] == [(np.dtype(np.float32), x.shape) for x in features], c.family
         assert all(x.flags.c_contiguous for x in decoded)
         for i, (got, x) in enumerate(zip(decoded, features, strict=True)):
-            if c.family == room.SPLITWIRE or c.family in SAME:
+            if c.family == contenders.SPLITWIRE or c.family in SAME:
                 np.testing.assert_array_equal(got, expected(codec, c.setting, i, x))
             elif c.family == "float32":
                 np.testing.assert_array_equal(got, x)
@@ -96,19 +96,19 @@ def test_what_comes_back(name: str) -> None:
 
 def test_the_same_received_is_the_same_features() -> None:
     features = images_of("two tensors")[0]
-    found: dict[str, Features] = {}
+    by_received: dict[str, Features] = {}
     for c in fitted("two tensors"):
         decoded = c.decode(c.encode(features))
-        for a, b in zip(found.setdefault(c.received, decoded), decoded, strict=True):
+        for a, b in zip(by_received.setdefault(c.received, decoded), decoded, strict=True):
             np.testing.assert_array_equal(a, b, err_msg=f"{c.family} {c.setting}")
     # six points, three without a codec, HEVC
-    assert len(found) == 6 + 3 + 2 * len(LADDERS[HEVC].usual)
+    assert len(by_received) == 6 + 3 + 2 * len(LADDERS[HEVC].usual)
 
 
 def test_splitwire_is_the_real_frame() -> None:
     profile, features = profile_of("two tensors"), images_of("two tensors")[0]
     codec = FeatureCodec(profile)
-    ours = family("two tensors", room.SPLITWIRE)
+    ours = family("two tensors", contenders.SPLITWIRE)
     assert [c.setting for c in ours] == ["n2", "n3", "n5", "a2", "e3", "r0.5"]
     for c in ours:
         sent = c.encode(features)
@@ -118,24 +118,24 @@ def test_splitwire_is_the_real_frame() -> None:
 def test_sizes_beside_the_tensors_cost_everyone_the_same() -> None:
     features = images_of("tiny")
     with_sizes = replace(profile_of("tiny"), sizes=(SizeSpec(name="grid", length=3),))
-    for before, after in zip(fitted("tiny"), room.feature_contenders(with_sizes), strict=True):
+    for before, after in zip(fitted("tiny"), contenders.feature_contenders(with_sizes), strict=True):
         if after.received not in ("op n2", "int8", f"{HEVC} qp 42"):
             continue
         after.fit(features)
         more = after.encode(features[0]).bytes - before.encode(features[0]).bytes
         # the frame also names the vector in its chunk table
-        assert more > 24 if after.family == room.SPLITWIRE else more == 24
+        assert more > 24 if after.family == contenders.SPLITWIRE else more == 24
         assert len(after.decode(after.encode(features[0]))) == 1
 
 
 @pytest.mark.parametrize(("detections", "side"), [(False, 12), (True, 24)])
 def test_paper_is_its_coder_and_its_side_information(detections: bool, side: int) -> None:
     profile, features = profile_of("two tensors"), images_of("two tensors")[2]
-    everyone = room.feature_contenders(profile, detections=detections)
-    papers = {c.setting: c for c in everyone if c.family in room.KEYS["paper"]}
+    all_contenders = contenders.feature_contenders(profile, detections=detections)
+    papers = {c.setting: c for c in all_contenders if c.family in contenders.KEYS["paper"]}
     assert {op: c.family for op, c in papers.items()} == {
-        "n2": room.PAPER_UNIFORM, "n3": room.PAPER_UNIFORM, "n5": room.PAPER_UNIFORM, "a2": room.PAPER_SEARCHED,
-        "e3": room.PAPER_ECSQ, "r0.5": room.PAPER_OURS,
+        "n2": contenders.PAPER_UNIFORM, "n3": contenders.PAPER_UNIFORM, "n5": contenders.PAPER_UNIFORM,
+        "a2": contenders.PAPER_SEARCHED, "e3": contenders.PAPER_ECSQ, "r0.5": contenders.PAPER_OURS,
     }  # fmt: skip
     for point in profile.operating_points:
         coded = 0
@@ -147,11 +147,11 @@ def test_paper_is_its_coder_and_its_side_information(detections: bool, side: int
 
 def test_packed_zstd_is_what_the_demo_counts() -> None:
     profile, features = profile_of("tiny"), images_of("tiny")[0]
-    for c in family("tiny", room.ZSTD[3]):
+    for c in family("tiny", contenders.ZSTD[3]):
         point = profile.operating_points[profile.point_index(c.setting)]
         assert c.encode(features).bytes == baselines.packed_zstd_bytes(features[0], point.tensors[0].quantizer)
     # the stronger level never needs more here, and both beat a byte per element by far
-    for fast, strong in zip(family("tiny", room.ZSTD[3]), family("tiny", room.ZSTD[19]), strict=True):
+    for fast, strong in zip(family("tiny", contenders.ZSTD[3]), family("tiny", contenders.ZSTD[19]), strict=True):
         assert strong.encode(features).bytes <= fast.encode(features).bytes < features[0].size / 2
 
 
@@ -159,7 +159,7 @@ def test_raw_sizes_and_errors() -> None:
     sample = images_of("two tensors")
     elements = sum(x.size for x in sample[0])
     sizes = {c.family: c.encode(sample[0]).bytes for c in fitted("two tensors")}
-    assert [sizes[f] for f in room.RAW] == [4 * elements, 2 * elements, elements]
+    assert [sizes[f] for f in contenders.RAW] == [4 * elements, 2 * elements, elements]
     (int8,) = family("two tensors", "int8")
     steps = [(max(x[i].max() for x in sample) - min(x[i].min() for x in sample)) / 255 for i in range(2)]
     for x, y, step in zip(int8.decode(int8.encode(sample[3])), sample[3], steps, strict=True):
@@ -181,7 +181,7 @@ def test_beyond_the_range_is_clipped() -> None:
 
 def test_a_constant_tensor_goes_through() -> None:
     flat = (np.full((1, 384, 3, 3), 0.75, np.float32),)
-    for c in room.feature_contenders(profile_of("tiny"), families=("int8", HEVC)):
+    for c in contenders.feature_contenders(profile_of("tiny"), families=("int8", HEVC)):
         c.fit([flat, flat])
         assert error(c, flat) < 1e-12
 
@@ -191,10 +191,10 @@ def test_a_constant_tensor_goes_through() -> None:
 def test_hevc_of_features_by_qp(name: str, tuning: str) -> None:
     """The lower the QP, the more bytes and the less error; at the lowest hardly more than int8."""
     features = images_of(name)[1]
-    everyone = family(name, tuning)
-    assert [c.setting for c in everyone] == [f"qp {qp}" for qp in LADDERS[tuning].usual]
-    sizes = [c.encode(features).bytes for c in everyone]
-    errors = [error(c, features) for c in everyone]
+    of_family = family(name, tuning)
+    assert [c.setting for c in of_family] == [f"qp {qp}" for qp in LADDERS[tuning].usual]
+    sizes = [c.encode(features).bytes for c in of_family]
+    errors = [error(c, features) for c in of_family]
     assert all(a > b for a, b in pairwise(sizes)), sizes
     assert all(a < b for a, b in pairwise(errors)), errors
     power = float(np.mean(np.concatenate([x.reshape(-1) for x in features]) ** 2))
@@ -211,21 +211,21 @@ def test_screen_tuning_saves_on_small_maps() -> None:
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_mosaic_of_every_shape(name: str) -> None:
-    """Near square, each channel whole and in raster order, and back to the element."""
+    """Near square, each channel whole and in raster order; `untile` gives every element back."""
     for spec in profile_of(name).tensors:
         q = np.random.default_rng(1).integers(0, 256, spec.elements, np.uint8)
         tiles = mosaic.Mosaic(spec)
-        made = tiles.tile(q)
-        assert made.shape == (tiles.height, tiles.width) and min(made.shape) >= x265.MINIMUM
-        assert made.size < 2 * spec.elements or min(made.shape) == x265.MINIMUM
-        np.testing.assert_array_equal(tiles.untile(made), q)
+        tiled = tiles.tile(q)
+        assert tiled.shape == (tiles.height, tiles.width) and min(tiled.shape) >= x265.MINIMUM
+        assert tiled.size < 2 * spec.elements or min(tiled.shape) == x265.MINIMUM
+        np.testing.assert_array_equal(tiles.untile(tiled), q)
         channels, h, w = spec.planes
         if channels > 1:
-            np.testing.assert_array_equal(made[:h, w : 2 * w], q.reshape(channels, h, w)[1])
+            np.testing.assert_array_equal(tiled[:h, w : 2 * w], q.reshape(channels, h, w)[1])
 
 
 def test_parameter_sets_are_those_of_every_picture() -> None:
-    """What is left out of the payload is the same for all pictures, so that both ends can have it beforehand."""
+    """The parameter sets are the same for all pictures, so both ends can have them in advance."""
     rng = np.random.default_rng(5)
     for tuning in (mosaic.DEFAULT, mosaic.SCREEN):
         known = x265.parameter_sets(40, 24, 30, tuple(tuning.items()))
@@ -238,16 +238,16 @@ def test_parameter_sets_are_those_of_every_picture() -> None:
 
 def test_x265_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     image = picture("RGB")
-    (contender, *_) = room.image_contenders(families=(HEVC_IMAGE,))
+    (contender, *_) = contenders.image_contenders(families=(HEVC_IMAGE,))
     contender.decode(contender.encode(image))
     assert capfd.readouterr() == ("", "")
 
 
 def by_family() -> dict[str, list[ImageContender]]:
-    found: dict[str, list[ImageContender]] = {}
-    for c in room.image_contenders():
-        found.setdefault(c.family, []).append(c)
-    return found
+    grouped: dict[str, list[ImageContender]] = {}
+    for c in contenders.image_contenders():
+        grouped.setdefault(c.family, []).append(c)
+    return grouped
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
@@ -287,20 +287,20 @@ def test_hevc_picture_smaller_than_x265_takes(mode: str) -> None:
 
 
 def test_names_are_distinct_and_in_order() -> None:
-    everyone: list[FeatureContender | ImageContender] = [
-        *room.feature_contenders(profile_of("tiny")), *room.image_contenders()
+    all_contenders: list[FeatureContender | ImageContender] = [
+        *contenders.feature_contenders(profile_of("tiny")), *contenders.image_contenders()
     ]  # fmt: skip
-    names = [f"{c.family} {c.setting}" for c in everyone]
+    names = [f"{c.family} {c.setting}" for c in all_contenders]
     assert len(set(names)) == len(names)
-    assert tuple(dict.fromkeys(c.family for c in everyone)) == room.FAMILIES
+    assert tuple(dict.fromkeys(c.family for c in all_contenders)) == contenders.FAMILIES
 
 
 def test_select() -> None:
-    assert room.select(["jpeg", "hevc"]) == (room.SPLITWIRE, HEVC, HEVC_SCREEN, JPEG)
-    assert room.select(room.KEYS) == room.FAMILIES
+    assert contenders.select(["jpeg", "hevc"]) == (contenders.SPLITWIRE, HEVC, HEVC_SCREEN, JPEG)
+    assert contenders.select(contenders.KEYS) == contenders.FAMILIES
     with pytest.raises(UsageError, match=r"no contender 'png'; choose from splitwire, paper, zstd, raw, hevc, jpeg"):
-        room.select(["png"])
-    chosen = room.select(["raw"])
-    found = room.feature_contenders(profile_of("tiny"), families=chosen)
-    assert {c.family for c in found} == {room.SPLITWIRE, *room.RAW}
-    assert room.image_contenders(families=chosen) == []
+        contenders.select(["png"])
+    chosen = contenders.select(["raw"])
+    selected = contenders.feature_contenders(profile_of("tiny"), families=chosen)
+    assert {c.family for c in selected} == {contenders.SPLITWIRE, *contenders.RAW}
+    assert contenders.image_contenders(families=chosen) == []

@@ -1,4 +1,4 @@
-"""`splitwire.evaluate`: its parts, and the whole of it on a tiny pair, killed half-way and not."""
+"""`splitwire.evaluate`: its parts, and the whole on a tiny pair, uninterrupted and killed half-way."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ from splitwire.runtime_edge.graph import open_front
 
 def whole(folder, x):
     """back(front(x)), by the runtimes themselves."""
-    made = open_front(folder / "front.onnx").run(x)
-    return CloudSession(folder / "back.onnx").run_back(made.features, made.sizes)
+    computed = open_front(folder / "front.onnx").run(x)
+    return CloudSession(folder / "back.onnx").run_back(computed.features, computed.sizes)
 
 
 def test_pair_answers_as_the_runtimes_do(tmp_path):
@@ -102,19 +102,19 @@ def test_store_gives_back_what_it_was_given(tmp_path):
     store.save(1, batch(7))
     again = Store(tmp_path / "out", "pair", b"data")
     assert not again.empty
-    found = again.load(1)
-    assert found is not None
-    assert (found.images, found.skipped, found.sendings) == ((7, 8), batch(7).skipped, batch(7).sendings)
-    assert msgspec.msgpack.decode(found.outcomes["whole"]) == [0.1 + 0.2, 7]
+    loaded = again.load(1)
+    assert loaded is not None
+    assert (loaded.images, loaded.skipped, loaded.sendings) == ((7, 8), batch(7).skipped, batch(7).sendings)
+    assert msgspec.msgpack.decode(loaded.outcomes["whole"]) == [0.1 + 0.2, 7]
 
 
 def test_store_of_another_evaluation_is_apart(tmp_path):
-    mine, other = Store(tmp_path, "pair", "data"), Store(tmp_path, "pairdata", "")
-    mine.save(0, batch(0))
+    store, other = Store(tmp_path, "pair", "data"), Store(tmp_path, "pairdata", "")
+    store.save(0, batch(0))
     assert other.load(0) is None
     other.abandon()
-    assert mine.load(0) is not None
-    mine.remove()
+    assert store.load(0) is not None
+    store.remove()
     assert not (tmp_path / FOLDER).exists()
     assert tmp_path.exists()
 
@@ -151,12 +151,12 @@ def test_the_cheapest_within_the_budget_for_sure():
         interval_point("n4", 200, 0.001, 0.008),
         interval_point("n3", 150, 0.000, 0.012),  # 0.006 on these images, but it may be more
         interval_point("n2", 100, 0.020, 0.040),
-        interval_point("q 30", 10, 0.0, 0.0, family="JPEG"),  # not ours to choose
+        interval_point("q 30", 10, 0.0, 0.0, family="JPEG"),  # no operating point of splitwire
     ]
 
     def chosen(max_loss: float) -> str | None:
-        found = choose(points, max_loss).chosen
-        return None if found is None else found.setting
+        point = choose(points, max_loss).chosen
+        return None if point is None else point.setting
 
     assert chosen(0.01) == "n4"
     assert chosen(0.02) == "n3"
@@ -184,7 +184,7 @@ def test_statistics_of_the_features(tmp_path):
     profile = make_pair(tmp_path, two_tensors=True).profile
     rng = np.random.default_rng(0)
     maps = np.maximum(rng.normal(0, 1, (9, 4, 8, 8)), 0).astype(np.float32)
-    maps[0, 0, 0, 0] = 50.0  # outside the bins, and counted all the same
+    maps[0, 0, 0, 0] = 50.0  # outside the bins; it counts in the last one
     flat = rng.normal(3, 2, (9, 6)).astype(np.float32)
     first, second = describe([(maps[i : i + 1], flat[i : i + 1]) for i in range(9)], profile)
     assert (first.name, first.shape, second.name, second.shape) == ("feature", (4, 8, 8), "side", (6,))
@@ -201,11 +201,11 @@ def test_statistics_of_the_features(tmp_path):
         inside = ((x >= low) & (x < high)).mean()
         assert sum(tensor.densities[100:140]) == pytest.approx(inside, abs=2 / x.size)
         assert tensor.mean == pytest.approx(float(x.mean()), rel=1e-5)
-    made = list(designs(profile))
-    assert [(d.op, d.tensor) for d in made] == [
+    all_designs = list(designs(profile))
+    assert [(d.op, d.tensor) for d in all_designs] == [
         ("n2", "feature"), ("n2", "side"), ("n4", "feature"), ("n4", "side"),
     ]  # fmt: skip
-    assert made[2].quantizer == profile.operating_points[1].tensors[0].quantizer
+    assert all_designs[2].quantizer == profile.operating_points[1].tensors[0].quantizer
 
 
 def test_the_sample_fits_into_memory():
@@ -240,7 +240,7 @@ def data(tmp_path_factory: pytest.TempPathFactory, pictures: np.ndarray) -> Path
 
 @pytest.fixture
 def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A pair; and no report, which is drawn for seconds and has tests of its own."""
+    """A pair. The report is left out: it takes seconds and has its own tests."""
     monkeypatch.setattr(run, "write_report", lambda evaluation, out: (out / "report.html").write_text(evaluation.model))
     make_pair(tmp_path / "pair")
     return tmp_path / "pair"
@@ -268,7 +268,7 @@ def test_figures_and_bytes_are_those_of_the_runtimes(pair, data, pictures):
     assert ours.loss.value == pytest.approx(0.9 - right / N)
     assert ours.loss.low <= ours.loss.value <= ours.loss.high
     assert ours.loss.high > ours.loss.low
-    # the same symbols in another coder: the same answers, and their own bytes
+    # the same symbols in another coder: the same answers, other bytes
     packed = named["zstd 3 of packed symbols n2"]
     assert (packed.figures, packed.loss) == (ours.figures, ours.loss)
     assert packed.bytes != ours.bytes
@@ -287,14 +287,14 @@ def test_figures_and_bytes_are_those_of_the_runtimes(pair, data, pictures):
 
 def test_images_where_the_answers_differ(pair, data):
     evaluation = splitwire.evaluate(pair, data, contenders=[], limit=60)
-    found = evaluation.disagreements
+    disagreements = evaluation.disagreements
     share = next(p for p in evaluation.points if p.setting == "n4").figures["agreement"].value
-    assert found
-    assert len(found) == min(SHOWN_DISAGREEMENTS, round(60 * (1 - share)))
-    for one in found:
-        assert one.whole.rpartition(" (")[0] != one.split.rpartition(" (")[0]
-        assert one.whole.startswith("label ")
-        assert one.picture is not None and one.picture.startswith(b"\x89PNG")
+    assert disagreements
+    assert len(disagreements) == min(SHOWN_DISAGREEMENTS, round(60 * (1 - share)))
+    for differing in disagreements:
+        assert differing.whole.rpartition(" (")[0] != differing.split.rpartition(" (")[0]
+        assert differing.whole.startswith("label ")
+        assert differing.picture is not None and differing.picture.startswith(b"\x89PNG")
 
 
 def defaults(folder: Path) -> set[str]:
@@ -387,7 +387,10 @@ def test_after_a_kill_the_same_command_goes_on_to_the_same_figures(pair, data, t
     )
     ticks = [(done, total) for stage, done, total in told if stage == "Images × contenders"]
     passes = ticks[0][1] // resumed.data.images
-    assert ticks[0] == (16 * (len(kept) * passes + 1), resumed.data.images * passes)  # not from nothing, nor by leaps
+    assert ticks[0] == (
+        16 * (len(kept) * passes + 1),
+        resumed.data.images * passes,
+    )  # after the kept batches, one at a time
     assert ticks[-1][0] == ticks[-1][1]
     # the others stay, their timings too; then all of them with further settings of JPEG
     assert [p.start // 16 for p in measured[: 7 - len(kept)]] == list(range(len(kept), 7))
@@ -414,7 +417,7 @@ def test_other_settings_begin_anew(pair, data, tmp_path, monkeypatch):
     assert len([*pair.glob(f"evaluation/{FOLDER}/*/0*.msgpack")]) == 3
     other = splitwire.evaluate(pair, data, contenders=[])
     assert {p.family for p in other.points} == {"splitwire"}
-    assert len([*pair.glob(f"evaluation/{FOLDER}/*/0*.msgpack")]) == 3  # those of the first are still there
+    assert len([*pair.glob(f"evaluation/{FOLDER}/*/0*.msgpack")]) == 3  # the first evaluation's are still there
     same = splitwire.evaluate(pair, data, contenders=["raw"])
     assert not (pair / "evaluation" / FOLDER).exists()
     assert figures(same) == figures(splitwire.evaluate(pair, data, contenders=["raw"]))

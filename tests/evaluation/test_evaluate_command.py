@@ -1,4 +1,4 @@
-"""`splitwire evaluate`: what it prints, and one clear line for all that can be wrong."""
+"""`splitwire evaluate`: what it prints, and one clear line for every mistake."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The images of an evaluation: every layout gives what it should, and what is wrong is one clear line."""
+"""The images of an evaluation: every layout gives the right items, every mistake one clear line."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def opened(path: Path | Sequence[Path], labels: Sequence[str] | None = LABELS, *
     return open_data(path, profile(labels), SHAPE, **how)
 
 
-def class_folders(root: Path, *names: str, each: int = 2) -> Path:
+def class_folders(root: Path, *names: str, pictures: int = 2) -> Path:
     for name in names:
-        for i in range(each):
+        for i in range(pictures):
             picture(root / name / f"{i}.png", seed=i)
     return root
 
@@ -61,12 +61,12 @@ def test_folders_named_after_labels_go_by_name(tmp_path):
 
 
 def test_folders_named_by_number_go_by_number(tmp_path):
-    data = opened(class_folders(tmp_path, "10", "9", "0", each=1), labels=None, classes=11)
+    data = opened(class_folders(tmp_path, "10", "9", "0", pictures=1), labels=None, classes=11)
     assert data.targets == [0, 10, 9]
 
 
 def test_other_folders_go_in_sorted_order_if_there_are_as_many_as_classes(tmp_path):
-    assert opened(class_folders(tmp_path, "n03", "n01", "n02", each=1)).targets == [0, 1, 2]
+    assert opened(class_folders(tmp_path, "n03", "n01", "n02", pictures=1)).targets == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_without_preprocessing_pictures_are_refused(tmp_path):
 
 
 def test_limit_is_spread_over_the_classes(tmp_path):
-    data = opened(class_folders(tmp_path, *(n.replace("/", " ") for n in LABELS), each=4), limit=3)
+    data = opened(class_folders(tmp_path, *(n.replace("/", " ") for n in LABELS), pictures=4), limit=3)
     assert sorted(data.targets or ()) == [0, 1, 2]
     with pytest.raises(UsageError, match="at least 1"):
         opened(tmp_path, limit=0)
@@ -169,7 +169,7 @@ def test_digest_is_of_names_and_targets_not_of_the_place(tmp_path):
     assert opened(one).digest != opened(one, limit=3).digest
 
 
-# What an image codec is given
+# The picture for an image codec
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
@@ -283,13 +283,13 @@ def boxes_of(data: Dataset, i: int) -> Truth:
 
 def test_coco(scenes, tmp_path):
     beside = opened(coco(scenes / "boxes.json"), detections=True)
-    found = opened(scenes, detections=True)  # the one .json in the folder
+    by_folder = opened(scenes, detections=True)  # the one .json in the folder
     apart = opened(scenes, annotations=coco(tmp_path / "apart.json"), detections=True)
-    assert beside.digest == found.digest == apart.digest and beside.labelled
+    assert beside.digest == by_folder.digest == apart.digest and beside.labelled
     assert beside.names == ("a.png", "deep/b.png")
     first, second = (boxes_of(beside, i) for i in (0, 1))
     assert first.labels.tolist() == [1] and first.ignored.tolist() == [True]
-    # 48×80 → 40×66 (int(40·80/48)), cropped to 24×32 from (8, 17); the box without width is nobody's to find
+    # 48×80 → 40×66 (int(40·80/48)), cropped to 24×32 from (8, 17); the box without width is left out
     assert second.labels.tolist() == [2] and not second.ignored.any()
     scale = np.array([40 / 48, 66 / 80] * 2)
     np.testing.assert_allclose(second.boxes, [np.clip(np.array([10, 30, 30, 50]) * scale - [8, 17, 8, 17], 0, 99)])
@@ -357,7 +357,7 @@ def test_coco_that_does_not_fit_its_pictures(scenes, tmp_path):
 )
 @pytest.mark.parametrize("size", [(60, 50), (41, 97), (150, 80)])
 def test_a_box_lies_where_its_pixels_lie(how, size):
-    """A white rectangle goes through the preprocessing; its mapped box encloses the light of it, and no more."""
+    """A white rectangle goes through the preprocessing; its mapped box encloses the white pixels exactly."""
     rng = np.random.default_rng(1)
     for _ in range(5):
         left, top = (int(rng.integers(0, n - 20)) for n in size)
@@ -393,7 +393,7 @@ def test_what_the_crop_cuts_off_is_ignored_or_gone(tmp_path):
 
 
 def test_a_photograph_that_is_turned_is_turned_for_everybody(tmp_path):
-    """Boxes are those of the turned picture, and what an image codec is given is turned, once."""
+    """Boxes are those of the turned picture; an image codec gets a picture that is turned once."""
     exif = Image.Exif()
     exif[0x0112] = 6  # row 0 is at the right: 60×50 as stored, 50×60 as seen
     stored = Image.open(picture(tmp_path / "plain.png", (60, 50)))

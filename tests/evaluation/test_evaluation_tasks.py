@@ -1,4 +1,4 @@
-"""What answers are worth: against brute force, against pycocotools run plainly, and the bootstrap against the truth."""
+"""The figures of each task: against brute force and plain pycocotools; the bootstrap against the true loss."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class Targets(Dataset):
 
 def judge(task: Task, data: Dataset, outputs: Answers, reference: Answers | None = None) -> list[Outcome]:
     items = [data.item(i) for i in range(len(data))]
-    found = task.outcomes(outputs, outputs if reference is None else reference, items)
-    return msgspec.json.decode(msgspec.json.encode(found), type=list[Outcome])  # as the store does
+    outcomes = task.outcomes(outputs, outputs if reference is None else reference, items)
+    return msgspec.json.decode(msgspec.json.encode(outcomes), type=list[Outcome])  # as the store does
 
 
 def scored(outputs: Answers, data: Dataset, reference: Answers | None = None, **how: Any) -> Scored:
@@ -71,9 +71,9 @@ def test_class_figures_are_those_of_brute_force():
         p, q = (np.exp(z) / np.exp(z).sum() for z in (a, b))
         divergence += float((p * np.log(p / q)).sum())
     expected = {"top1": right, "top5": top5, "agreement": agreed, "kl": divergence}
-    found = scored({"y": split}, Targets(200, targets), {"y": whole}).figures()
-    assert found == pytest.approx({name: total / 200 for name, total in expected.items()})
-    assert list(found) == list(expected)
+    figures = scored({"y": split}, Targets(200, targets), {"y": whole}).figures()
+    assert figures == pytest.approx({name: total / 200 for name, total in expected.items()})
+    assert list(figures) == list(expected)
 
 
 def test_without_labels_the_figure_is_agreement():
@@ -186,22 +186,22 @@ def test_a_metric_that_fails(metrics, metric, message):
 
 
 def truths(n: int, rng: np.random.Generator) -> list[Truth]:
-    found = []
+    targets = []
     for i in range(n):
         k = int(rng.integers(0, 5)) if i else 3
         corner = rng.uniform(0, 80, (k, 2))
         boxes = np.concatenate([corner, corner + rng.uniform(10, 40, (k, 2))], axis=1).astype(np.float32)
-        found.append(Truth(boxes=boxes, labels=rng.integers(1, 4, k), ignored=rng.random(k) < 0.15))
-    return found
+        targets.append(Truth(boxes=boxes, labels=rng.integers(1, 4, k), ignored=rng.random(k) < 0.15))
+    return targets
 
 
 def detections(targets: Sequence[Truth], rng: np.random.Generator, rows: int = 12, noise: float = 3.0) -> Answers:
-    """Batched: found again with noise, with strangers among them, and unused rows of score 0. No two scores alike."""
+    """Batched: the true boxes with noise, wrong ones among them, unused rows of score 0. All scores differ."""
     n = len(targets)
     boxes = np.zeros((n, rows, 4), np.float32)
     corner = rng.uniform(0, 80, (n, rows, 2))
     boxes[:] = np.concatenate([corner, corner + rng.uniform(10, 40, (n, rows, 2))], axis=2)
-    labels = rng.integers(1, 5, (n, rows))  # class 4 is nowhere to be found
+    labels = rng.integers(1, 5, (n, rows))  # class 4 is in no image
     scores = (rng.permutation(n * rows).reshape(n, rows) + 1).astype(np.float32) / (2 * n * rows)
     for i, truth in enumerate(targets):
         k = len(truth.labels)
@@ -213,8 +213,8 @@ def detections(targets: Sequence[Truth], rng: np.random.Generator, rows: int = 1
     return {"boxes": boxes, "scores": scores, "labels": labels}
 
 
-def plain_coco(targets: Sequence[Truth], found: Answers, times: Sequence[int]) -> dict[str, float]:
-    """The figures as everybody gets them, on each image as many times as it is drawn."""
+def plain_coco(targets: Sequence[Truth], answers: Answers, times: Sequence[int]) -> dict[str, float]:
+    """Pycocotools' figures, each image repeated as often as it is drawn."""
     images: list[dict[str, int]] = []
     truth: list[dict[str, Any]] = []
     detected: list[dict[str, Any]] = []
@@ -226,7 +226,7 @@ def plain_coco(targets: Sequence[Truth], found: Answers, times: Sequence[int]) -
                 size = [box[2] - box[0], box[3] - box[1]]
                 truth.append({"id": len(truth) + 1, "image_id": number, "category_id": int(label),
                               "bbox": box[:2] + size, "area": size[0] * size[1], "iscrowd": int(ignored)})  # fmt: skip
-            for box, score, label in zip(*(found[n][i].tolist() for n in ("boxes", "scores", "labels")), strict=True):
+            for box, score, label in zip(*(answers[n][i].tolist() for n in ("boxes", "scores", "labels")), strict=True):
                 if score > 0:
                     detected.append({"image_id": number, "category_id": label, "score": score,
                                      "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]]})  # fmt: skip
@@ -249,9 +249,9 @@ def plain_coco(targets: Sequence[Truth], found: Answers, times: Sequence[int]) -
 def test_precision_is_that_of_pycocotools_run_plainly(capsys):
     rng = np.random.default_rng(0)
     targets = truths(25, rng)
-    found = detections(targets, rng)
-    ours = scored(found, Targets(25, targets))
-    expected = plain_coco(targets, found, [1] * 25)
+    answers = detections(targets, rng)
+    ours = scored(answers, Targets(25, targets))
+    expected = plain_coco(targets, answers, [1] * 25)
     assert ours.figures() == pytest.approx(expected, abs=1e-12)
     assert 0.3 < expected["map50"] < 0.95 and expected["map"] < expected["map50"]
     assert not capsys.readouterr().out
@@ -260,56 +260,56 @@ def test_precision_is_that_of_pycocotools_run_plainly(capsys):
 def test_a_draw_is_that_of_images_repeated():
     rng = np.random.default_rng(1)
     targets = truths(20, rng)
-    found = detections(targets, rng)
-    ours = scored(found, Targets(20, targets))
+    answers = detections(targets, rng)
+    ours = scored(answers, Targets(20, targets))
     counts = np.array([np.bincount(rng.integers(20, size=20), minlength=20) for _ in range(4)])
     drawn = ours.draws(counts)
     for row, times in enumerate(counts.tolist()):
-        expected = plain_coco(targets, found, times)
+        expected = plain_coco(targets, answers, times)
         assert {name: values[row] for name, values in drawn.items()} == pytest.approx(expected, abs=1e-12)
 
 
 def test_both_layouts_of_detections_are_understood():
     rng = np.random.default_rng(2)
     targets = truths(4, rng)
-    found = detections(targets, rng)
+    answers = detections(targets, rng)
     data = Targets(4, targets)
-    task = make_task(found, data, batch=4)
+    task = make_task(answers, data, batch=4)
     single = []
     for i in range(4):
-        used = np.flatnonzero(found["scores"][i] > 0)[::-1]  # in any order, without unused rows
-        one = {name: y[i][used] for name, y in found.items()}
+        used = np.flatnonzero(answers["scores"][i] > 0)[::-1]  # in any order, without unused rows
+        one = {name: y[i][used] for name, y in answers.items()}
         single += task.outcomes(one, one, [data.item(i)])
-    assert single == judge(task, data, found)
+    assert single == judge(task, data, answers)
 
 
 def test_detections_of_another_layout_are_refused():
-    found = {"boxes": np.zeros((2, 5, 4)), "scores": np.zeros((2, 6)), "labels": np.zeros((2, 5))}
+    answers = {"boxes": np.zeros((2, 5, 4)), "scores": np.zeros((2, 6)), "labels": np.zeros((2, 5))}
     with pytest.raises(UsageError, match=r"boxes \(2, 5, 4\), scores \(2, 6\) .* for 2 images; expected"):
-        scored(found, Targets(2, None))
+        scored(answers, Targets(2, None))
 
 
 def test_without_labels_a_detector_is_measured_against_itself():
     rng = np.random.default_rng(4)
-    found = detections(truths(15, rng), rng)
-    found["scores"] *= 1.4  # enough of them confident
+    answers = detections(truths(15, rng), rng)
+    answers["scores"] *= 1.4  # enough of them confident
     data = Targets(15, None)
-    assert scored(found, data).figures() == pytest.approx({"map50": 1.0, "map": 1.0})
-    moved = dict(found, boxes=found["boxes"] + rng.normal(scale=4, size=found["boxes"].shape).astype(np.float32))
-    figures = scored(moved, data, found).figures()
+    assert scored(answers, data).figures() == pytest.approx({"map50": 1.0, "map": 1.0})
+    moved = dict(answers, boxes=answers["boxes"] + rng.normal(scale=4, size=answers["boxes"].shape).astype(np.float32))
+    figures = scored(moved, data, answers).figures()
     assert 0 < figures["map"] < figures["map50"] <= 1 and figures["map"] < 0.9
 
 
 def test_nothing_to_find_anywhere():
-    found = {"boxes": np.zeros((2, 0, 4)), "scores": np.zeros((2, 0)), "labels": np.zeros((2, 0), np.int64)}
+    answers = {"boxes": np.zeros((2, 0, 4)), "scores": np.zeros((2, 0)), "labels": np.zeros((2, 0), np.int64)}
     with pytest.raises(UsageError, match="nothing to find in any"):
-        scored(found, Targets(2, None))
+        scored(answers, Targets(2, None))
 
 
 def test_nothing_found_is_precision_zero():
     targets = truths(6, np.random.default_rng(5))
-    found = {"boxes": np.zeros((6, 0, 4)), "scores": np.zeros((6, 0)), "labels": np.zeros((6, 0), np.int64)}
-    ours = scored(found, Targets(6, targets))
+    answers = {"boxes": np.zeros((6, 0, 4)), "scores": np.zeros((6, 0)), "labels": np.zeros((6, 0), np.int64)}
+    ours = scored(answers, Targets(6, targets))
     assert ours.figures() == ours.figures(np.full(6, 2)) == {"map50": 0.0, "map": 0.0}
 
 
@@ -329,8 +329,10 @@ def test_detections_in_words():
 
 
 def experiment(n: int, seed: int) -> tuple[Scored, Scored]:
-    """Two classifiers of two classes with a true loss of 0.04: right on 90 %, and of these 5 % go wrong and of the
-    others 5 % right."""
+    """Two classifiers of two classes, the second with a true loss of 0.04.
+
+    The first is right on 90 % of the images. Each answer of the second differs with a probability of 5 %.
+    """
     rng = np.random.default_rng(seed)
     right = rng.random(n) < 0.9
     turned = rng.random(n) < 0.05
@@ -349,9 +351,9 @@ def test_the_paired_interval_covers_the_true_loss_and_is_narrow():
         covered += loss.low <= 0.04 <= loss.high
         assert loss.low <= loss.value <= loss.high
         paired.append(loss.high - loss.low)
-        alone, _ = intervals(whole, whole, "top1", replicates=200)
-        unpaired.append(np.hypot(alone["top1"].high - alone["top1"].low, figures["top1"].high - figures["top1"].low))
-    assert covered >= 34  # of 40; at 95 % fewer come once in 300 times
+        single, _ = intervals(whole, whole, "top1", replicates=200)
+        unpaired.append(np.hypot(single["top1"].high - single["top1"].low, figures["top1"].high - figures["top1"].low))
+    assert covered >= 34  # of 40; with 95 % intervals there are fewer once in 300 runs
     assert np.mean(paired) < 0.7 * np.mean(unpaired)
 
 
@@ -369,7 +371,7 @@ def test_intervals_are_the_same_every_time():
 
 
 def test_where_no_image_is_lost_some_of_others_may_be():
-    """The true share of those lost is 1 %: in 50 images mostly none, and no draw of them can say so."""
+    """The true loss is 1 %. Of 50 images mostly none is lost, and then no draw loses any."""
     held = []
     for seed in range(60):
         lost = np.random.default_rng(seed).random(50) < 0.01
@@ -386,8 +388,8 @@ def test_where_no_image_is_lost_some_of_others_may_be():
     assert (loss.low, loss.value, loss.high) == (-1.0, -1.0, -0.94)
     one = scored({"y": right[:1]}, Targets(1, [1]))
     _, loss = intervals(one, one, "top1")
-    assert (loss.low, loss.value, loss.high) == (0.0, 0.0, 1.0)  # not three of one
-    _, loss = intervals(whole, whole, "kl")  # no share of the images: nothing is known of others
+    assert (loss.low, loss.value, loss.high) == (0.0, 0.0, 1.0)  # never more than all images
+    _, loss = intervals(whole, whole, "kl")  # no share of the images: no rule of three
     assert (loss.low, loss.value, loss.high) == (0.0, 0.0, 0.0)
 
 
@@ -395,8 +397,8 @@ def test_draws_without_anything_to_find_are_left_out():
     rng = np.random.default_rng(8)
     empty = Truth(boxes=np.zeros((0, 4), np.float32), labels=np.zeros(0, np.int64), ignored=np.zeros(0, np.bool_))
     targets = [*truths(1, rng), empty, empty]  # a draw misses the first image 8 times in 27
-    found = detections(targets, rng)
-    whole = scored(found, Targets(3, targets))
+    answers = detections(targets, rng)
+    whole = scored(answers, Targets(3, targets))
     assert np.isnan(whole.figures(np.array([0, 1, 2]))["map50"])
     figures, _ = intervals(whole, whole, "map50", replicates=50)
     assert 0 <= figures["map50"].low <= figures["map50"].value <= figures["map50"].high <= 1

@@ -1,4 +1,4 @@
-"""Bytes per image are those of the frame, wherever they are printed; what crossed the socket has a name of its own."""
+"""Bytes per image are those of the frame, wherever they are printed; what crossed the socket has another name."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from splitwire.runtime_edge.transport import HttpTransport
 
 def test_the_same_image_and_point_have_the_same_bytes(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(run, "write_report", lambda evaluation, out: None)
-    made = make_pair(tmp_path / "pair")
+    pair = make_pair(tmp_path / "pair")
     pixels = np.random.default_rng(5).integers(0, 256, (12, 10, 3), dtype=np.uint8)
     (tmp_path / "pictures").mkdir()
     Image.fromarray(pixels).save(tmp_path / "pictures" / "one.png")
@@ -31,7 +31,7 @@ def test_the_same_image_and_point_have_the_same_bytes(tmp_path: Path, monkeypatc
     x = preprocessing.apply(Image.fromarray(pixels), front.profile.preprocessing)[None]
     frame = FeatureCodec(front.profile).encode(front.run(x).features, op="n2")
 
-    with serving(made) as server:
+    with serving(pair) as server:
         with splitwire.EdgeSession(tmp_path / "pair" / "front.onnx", transport=HttpTransport(server.url)) as session:
             result = session.infer(x, op="n2")
         arguments = [str(tmp_path / "pictures" / "one.png"), "--front", str(tmp_path / "pair" / "front.onnx")]

@@ -1,4 +1,4 @@
-"""The report of an evaluation: it needs nothing else, shows every figure as it is, and escapes what it is told."""
+"""The report of an evaluation: it needs no other file, shows every figure, and escapes names."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ class Page(HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
-        found = dict(attrs)
-        self.ids += [found["id"]] if "id" in found else []
+        values = dict(attrs)
+        self.ids += [values["id"]] if "id" in values else []
         self.links += [v for k, v in attrs if k in ("src", "href", "xlink:href", "srcset", "action", "data")]
         self._open.append(tag)
         if tag == "tr":
             self.rows.append([])
         if tag == "td":
-            self.rows[-1].append(("", found.get("data-v", "")))
+            self.rows[-1].append(("", values.get("data-v", "")))
 
     def handle_endtag(self, tag):
         while self._open and self._open.pop() != tag:
@@ -68,7 +68,7 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the report of a usual evaluation."""
     folder = tmp_path_factory.mktemp("evaluation")
     assert write_report(evaluation(), folder) == folder / "report.html"
@@ -76,8 +76,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def page(made) -> Page:
-    return Page((made / "report.html").read_text(encoding="utf-8"))
+def page(report) -> Page:
+    return Page((report / "report.html").read_text(encoding="utf-8"))
 
 
 def plain(e: Evaluation) -> str:
@@ -93,8 +93,8 @@ def test_every_section_and_plot_is_there_once(page):
     assert page.ids.index("curves") < page.ids.index("points") < page.ids.index("reproduce")
 
 
-def test_nothing_is_loaded_from_elsewhere(page, made):
-    text = (made / "report.html").read_text(encoding="utf-8")
+def test_nothing_is_loaded_from_elsewhere(page, report):
+    text = (report / "report.html").read_text(encoding="utf-8")
     assert page.links
     for link in page.links:
         assert link.startswith(("#", "data:", *BESIDE)), link
@@ -121,9 +121,9 @@ def test_the_table_has_the_figures_of_the_evaluation(page):
     assert [text.split("default")[0] for text in tagged] == ["n4"]
 
 
-def test_the_csv_has_every_number(made):
+def test_the_csv_has_every_number(report):
     e = evaluation()
-    rows = list(csv.DictReader((made / "results.csv").read_text(encoding="utf-8").splitlines()))
+    rows = list(csv.DictReader((report / "results.csv").read_text(encoding="utf-8").splitlines()))
     assert len(rows) == 1 + len(e.points)
     assert float(rows[0]["top1_low"]) == e.whole["top1"].low
     assert rows[0]["kl"] == rows[0]["bytes"] == ""
@@ -135,8 +135,8 @@ def test_the_csv_has_every_number(made):
             assert [float(row[name + end]) for end in ("", "_low", "_high")] == [x.value, x.low, x.high]
 
 
-def test_each_plot_is_a_file_with_axes_units_and_a_legend(made):
-    assert {p.stem for p in (made / "plots").iterdir()} == set(PLOTS)
+def test_each_plot_is_a_file_with_axes_units_and_a_legend(report):
+    assert {p.stem for p in (report / "plots").iterdir()} == set(PLOTS)
     units = {
         "curve": ("bytes per image (log)", "bits per element at the cut", "Top-1 accuracy, %", "1 % lost", "splitwire"),
         "curve-all": ("bytes per image (log)", "bits per element at the cut", "Top-1 accuracy, %", "float32"),
@@ -148,8 +148,8 @@ def test_each_plot_is_a_file_with_axes_units_and_a_legend(made):
         "channels": ("channel, sorted by mean (of 192)", "value of a feature", "± one standard deviation"),
     }  # fmt: skip
     for name, words in units.items():
-        assert (made / "plots" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-        svg = ElementTree.parse(made / "plots" / f"{name}.svg")
+        assert (report / "plots" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        svg = ElementTree.parse(report / "plots" / f"{name}.svg")
         texts = {t.text for t in svg.iter("{http://www.w3.org/2000/svg}text")}
         assert set(words) <= texts, (name, set(words) - texts)
 
@@ -158,16 +158,16 @@ def test_each_plot_is_a_file_with_axes_units_and_a_legend(made):
 def test_settings_are_named_in_any_order_where_there_is_room(tmp_path):
     """n8 has the highest rate and comes first; n6 lies on it; the default n4 is named before r0.4, which lies on it."""
     sent = {"n8": 2000, "n6": 1990, "r0.4": 690, "n4": 700, "r0.2": 300}
-    mine = tuple(point(SPLITWIRE, name, size, 0.001 if size > 500 else 0.008) for name, size in sent.items())
-    write_report(evaluation(points=mine, disagreements=()), tmp_path)
+    points = tuple(point(SPLITWIRE, name, size, 0.001 if size > 500 else 0.008) for name, size in sent.items())
+    write_report(evaluation(points=points, disagreements=()), tmp_path)
     svg = ElementTree.parse(tmp_path / "plots" / "curve.svg")
     texts = {t.text for t in svg.iter("{http://www.w3.org/2000/svg}text")}
     assert {"n4", "r0.2"} <= texts and "r0.4" not in texts
     assert len({"n8", "n6"} & texts) == 1
 
 
-def test_plots_take_the_colours_of_the_page(made):
-    text = (made / "report.html").read_text(encoding="utf-8")
+def test_plots_take_the_colours_of_the_page(report):
+    text = (report / "report.html").read_text(encoding="utf-8")
     drawings = text[text.index("<body>") :]
     assert drawings.count("<svg viewBox") == 1 + 2 * len(PLOTS)  # and the mark at the top
     assert "#2456e6" not in drawings
@@ -199,12 +199,12 @@ def test_odd_evaluation_is_drawn(tmp_path):
     """A user's metric, dollars and signs in names, one setting, no features, no stages: as little as there can be."""
     name = "mean $IoU$ <b> 像"
     figure = Estimate(value=2.5, low=2.4, high=2.6)
-    mine = Point(
+    only_point = Point(
         family=SPLITWIRE, setting="n4", sends="features", bytes=100.0, bits_per_element=0.5, encode_ms=0.0,
         figures={name: figure}, loss=Estimate(value=0.0, low=0.0, high=0.0),
     )  # fmt: skip
     e = evaluation(
-        task="custom", figure=name, whole={name: figure}, points=(mine,), tensors=(), designs=(), stages={},
+        task="custom", figure=name, whole={name: figure}, points=(only_point,), tensors=(), designs=(), stages={},
         disagreements=(), max_loss=None, chosen=None, notes=(),
     )  # fmt: skip
     page = Page(write_report(e, tmp_path).read_text(encoding="utf-8"))
@@ -223,9 +223,9 @@ def test_several_tensors_are_drawn_apart(monkeypatch):
         designs=(design("n4", 4, "a"), design("n4", 5, "b")), stages={},
     )  # fmt: skip
     monkeypatch.setattr(plots, "plot", lambda name, heading, *_, **__: (name, heading))
-    found: list[Any] = plots.draw(e, compare(e))  # what stands in for `plot` makes
-    assert [name for name, _ in found][-4:] == ["features-1", "channels-1", "features-2", "channels-2"]
-    assert found[-1][1] == "The channels of b"
+    drawn: list[Any] = plots.draw(e, compare(e))  # (name, heading) of each plot
+    assert [name for name, _ in drawn][-4:] == ["features-1", "channels-1", "features-2", "channels-2"]
+    assert drawn[-1][1] == "The channels of b"
     assert ("symbols, bit-packed", 12288 * (2 + 3) / 8, False) in plots.stage_bytes(e, compare(e))
 
 
@@ -248,9 +248,9 @@ def test_a_family_without_curve_says_why():
 
 
 def test_csv_leaves_missing_figures_empty():
-    mine, other = point(SPLITWIRE, "n4", 500, 0.001), point("JPEG", "q 9", 300, 0.0)
+    ours, other = point(SPLITWIRE, "n4", 500, 0.001), point("JPEG", "q 9", 300, 0.0)
     del other.figures["kl"]
-    rows = list(csv.DictReader(table_csv(evaluation(points=(mine, other))).splitlines()))
+    rows = list(csv.DictReader(table_csv(evaluation(points=(ours, other))).splitlines()))
     assert [bool(row["kl"]) for row in rows] == [False, True, False]
 
 
@@ -258,11 +258,11 @@ def test_csv_leaves_missing_figures_empty():
 
 
 def test_the_slope_of_the_density_is_found():
-    found = fitted(tensor(), design("n4", 4).clipping)
-    assert found is not None
-    assert (found.rate, found.location, found.slope) == (DENSITY.rate, DENSITY.location, 0.1)
+    density = fitted(tensor(), design("n4", 4).clipping)
+    assert density is not None
+    assert (density.rate, density.location, density.slope) == (DENSITY.rate, DENSITY.location, 0.1)
     t = tensor()
-    np.testing.assert_allclose(expected_shares(found, t.edges), t.densities, atol=0.01)
+    np.testing.assert_allclose(expected_shares(density, t.edges), t.densities, atol=0.01)
     relu = fitted(t, Clipping(method="relu_model", rate=1.0, location=-1.0))
     assert relu is not None
     assert relu.slope == 0
@@ -291,9 +291,9 @@ SIZES, LOSSES = [100.0, 200.0, 400.0, 800.0], [0.1, 0.03, 0.01, 0.002]
 @pytest.mark.parametrize("figure", ["top1", "kl"])
 @pytest.mark.parametrize(("factor", "rate"), [(1.0, 0.0), (0.5, -0.5), (2.0, 1.0)])
 def test_bd_rate_of_scaled_curves(figure, factor, rate):
-    found = bd_rate(curve(SIZES, LOSSES), curve(SIZES, LOSSES, factor), figure)
-    assert found.rate == pytest.approx(rate, abs=1e-9)
-    assert (found.points, found.overlap) == (4, 1.0)
+    result = bd_rate(curve(SIZES, LOSSES), curve(SIZES, LOSSES, factor), figure)
+    assert result.rate == pytest.approx(rate, abs=1e-9)
+    assert (result.points, result.overlap) == (4, 1.0)
 
 
 def test_bd_rate_takes_the_envelope():
@@ -320,7 +320,7 @@ def test_bd_rate_says_why_there_is_none():
 # In a browser
 
 
-def test_in_a_browser_nothing_complains_and_the_table_sorts(made, tmp_path):
+def test_in_a_browser_the_table_sorts_marks_and_button_answer_and_nothing_complains(report, tmp_path):
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("no chromium")
@@ -335,29 +335,42 @@ def test_in_a_browser_nothing_complains_and_the_table_sorts(made, tmp_path):
     const shown = document.querySelector(".note:not([hidden])").textContent === tip.querySelector("title").textContent;
     document.body.click();
     const gone = document.querySelector(".note").hidden;
-    document.body.textContent = JSON.stringify([wide, seen, sizes, shown && gone]);
+    const bars = document.querySelector("button.bars");
+    const paths = [...bars.closest("figure").querySelectorAll('.narrow [id*="-rest-"] path')];
+    const states = [0, 1, 2].map(() => {
+      const state = [bars.getAttribute("aria-pressed"), ...new Set(paths.map((p) => getComputedStyle(p).strokeOpacity))];
+      bars.click();
+      return state;
+    });
+    const tall = paths.filter((p) => p.getBoundingClientRect().height > 0).length;
+    document.body.textContent = JSON.stringify([wide, seen, sizes, shown && gone, states, tall]);
     </script>"""
     page = tmp_path / "page.html"
-    page.write_text((made / "report.html").read_text(encoding="utf-8") + script, encoding="utf-8")
+    page.write_text((report / "report.html").read_text(encoding="utf-8") + script, encoding="utf-8")
     done = subprocess.run(
         [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=500,900", "--enable-logging=stderr",
          "--v=0", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()],
         capture_output=True, text=True, timeout=300, check=True,
     )  # fmt: skip
     assert "CONSOLE" not in done.stderr
-    found = done.stdout[done.stdout.index("<body>") + len("<body>") :].split("<")[0].strip()
-    wide, seen, sizes, tapped = json.loads(found)
+    shown = done.stdout[done.stdout.index("<body>") + len("<body>") :].split("<")[0].strip()
+    wide, seen, sizes, tapped, states, intervals = json.loads(shown)
     assert wide == "fits"
     assert seen[:4] == ["family", "setting", "bytes", "loss"]
     assert sizes == sorted(p.bytes for p in evaluation().points)
     assert tapped
+    # the button shows the intervals that are hidden, and hides them again
+    assert states == [["false", "0"], ["true", "0.45"], ["false", "0"]]
+    assert intervals > 0
 
 
 @pytest.mark.slow
 def test_a_mean_preserving_quantizer_is_drawn_without_thresholds(tmp_path: Path) -> None:
     plain = design("n4", 4)
-    found = msgspec.structs.replace(plain, quantizer=msgspec.structs.replace(plain.quantizer, mean_preserving=True))
-    write_report(evaluation(designs=(found,)), tmp_path)
+    mean_preserving = msgspec.structs.replace(
+        plain, quantizer=msgspec.structs.replace(plain.quantizer, mean_preserving=True)
+    )
+    write_report(evaluation(designs=(mean_preserving,)), tmp_path)
     drawn = (tmp_path / "plots" / "features.svg").read_text(encoding="utf-8")
     assert "levels of n4" in drawn and "thresholds" not in drawn
 
@@ -388,7 +401,7 @@ def test_intervals_of_the_chosen_are_drawn_and_the_rest_on_demand():
     chosen = {(s.family, s.setting) for s in comparison.standings} | {(SPLITWIRE, e.default_op)}
     rest = re.findall(r'<g id="rest-\d+">\s*<path [^>]*stroke-opacity: ([0-9.]+)', curve.svg)
     assert len(rest) == len(e.points) - len(chosen)
-    assert set(rest) == {"0"}  # in files they are not seen
+    assert set(rest) == {"0"}  # the files do not show them
     assert len(re.findall(r'id="curve-all-w-rest-\d+"', curve.wide)) == len(rest)
     page = render(e, comparison, [curve])
     assert 'class="bars"' in page

@@ -1,4 +1,4 @@
-"""What README.md and the reports claim, read off the results that are committed under docs/results/."""
+"""The claims of README.md and of the reports, checked on the results under docs/results/."""
 
 from __future__ import annotations
 

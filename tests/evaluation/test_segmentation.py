@@ -1,4 +1,4 @@
-"""mIoU of a segmentation: by hand, against scikit-learn run plainly, and through a whole evaluation with masks."""
+"""mIoU of a segmentation: by hand, against plain scikit-learn, and through a whole evaluation with masks."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def items(truths: Sequence[Any]) -> list[Item]:
 
 
 def judged(task: Task, maps: Any, whole: Any, truths: Sequence[Any], classes: int = 3) -> tuple[list[Outcome], Scored]:
-    found = task.outcomes(scores(maps, classes), scores(whole, classes), items(truths))
-    kept = msgspec.msgpack.decode(msgspec.msgpack.encode(found), type=list[Outcome])  # as the store does
+    outcomes = task.outcomes(scores(maps, classes), scores(whole, classes), items(truths))
+    kept = msgspec.msgpack.decode(msgspec.msgpack.encode(outcomes), type=list[Outcome])  # as the store does
     return kept, task.scored(kept)
 
 
@@ -53,13 +53,13 @@ SPLIT = [[[0, 1, 1], [2, 1, 0]], [[0, 0, 0], [0, 2, 0]]]
 
 def test_figures_by_hand():
     task = SegmentationTask(3, labelled=True, labels=("wall", "floor", "door"))
-    (one, _), found = judged(task, SPLIT, WHOLE, TRUTH)
+    (one, _), split = judged(task, SPLIT, WHOLE, TRUTH)
     # class 0: 5 of 7 found, 1 more: 5 / 8; class 1: 2 of 3 found, 1 more: 2 / 4; class 2 is nowhere in the truth
-    assert found.figures() == pytest.approx({"miou": (5 / 8 + 2 / 4) / 2, "pixels": 7 / 10, "agreement": 8 / 12})
+    assert split.figures() == pytest.approx({"miou": (5 / 8 + 2 / 4) / 2, "pixels": 7 / 10, "agreement": 8 / 12})
     (whole, _), reference = judged(task, WHOLE, WHOLE, TRUTH)
     assert reference.figures() == {"miou": 1.0, "pixels": 1.0, "agreement": 1.0}
     # the first image twice, the second not
-    assert found.figures(np.array([2, 0])) == pytest.approx(
+    assert split.figures(np.array([2, 0])) == pytest.approx(
         {"miou": (1 / 3 + 2 / 4) / 2, "pixels": 3 / 5, "agreement": 3 / 6}
     )
     assert (task.answer(one), task.target(items(TRUTH)[0])) == ("floor 60%, wall 40%", "floor 60%, wall 40%")
@@ -69,20 +69,20 @@ def test_figures_by_hand():
 
 def test_without_masks_the_whole_network_is_the_truth():
     task = SegmentationTask(3, labelled=False)
-    (one, _), found = judged(task, SPLIT, WHOLE, [None, None])
+    (one, _), split = judged(task, SPLIT, WHOLE, [None, None])
     # class 0: 6 of 8, 1 more: 6 / 9; class 1: 2 of 4, 1 more: 2 / 5
-    assert found.figures() == pytest.approx({"miou": (6 / 9 + 2 / 5) / 2, "agreement": 8 / 12})
+    assert split.figures() == pytest.approx({"miou": (6 / 9 + 2 / 5) / 2, "agreement": 8 / 12})
     assert task.answer(one) == "class 1 50%, class 0 33%, class 2 17%"
     assert task.target(items([None])[0]) is None
 
 
 def test_figures_and_draws_are_scikit_learns():
     rng = np.random.default_rng(0)
-    truth = rng.integers(0, 5, (9, 6, 7)).astype(np.uint8)  # class 5 is nowhere, and found all the same
+    truth = rng.integers(0, 5, (9, 6, 7)).astype(np.uint8)  # class 5 is in no mask, but in the answers
     truth[rng.random(truth.shape) < 0.1] = 255
     maps = np.where(rng.random(truth.shape) < 0.6, truth % 6, rng.integers(0, 6, truth.shape))
     task = SegmentationTask(6, labelled=True)
-    found = judged(task, maps, maps, list(truth), 6)[1]
+    split = judged(task, maps, maps, list(truth), 6)[1]
     reference = judged(task, truth % 6, maps, list(truth), 6)[1]
 
     def plainly(drawn: Sequence[int]) -> dict[str, float]:
@@ -91,13 +91,13 @@ def test_figures_and_draws_are_scikit_learns():
         iou = jaccard_score(t, a, labels=np.unique(t), average="macro")
         return {"miou": iou, "pixels": accuracy_score(t, a), "agreement": 1.0}
 
-    assert found.figures() == pytest.approx(plainly(range(9)))
+    assert split.figures() == pytest.approx(plainly(range(9)))
     for drawn in ([0, 0, 3, 8], [5], list(range(9)) * 2):
-        assert found.figures(np.bincount(drawn, minlength=9)) == pytest.approx(plainly(drawn))
-    estimates, loss = intervals(reference, found, "miou", replicates=50)
+        assert split.figures(np.bincount(drawn, minlength=9)) == pytest.approx(plainly(drawn))
+    estimates, loss = intervals(reference, split, "miou", replicates=50)
     assert loss.value == pytest.approx(1 - plainly(range(9))["miou"])
     assert estimates["miou"].low < estimates["miou"].value < estimates["miou"].high
-    assert found.right("miou") is None
+    assert split.right("miou") is None
 
 
 def test_one_pixel_of_a_class_that_is_not_there_costs_a_pixel():
@@ -210,9 +210,9 @@ def test_masks_named_by_the_user(tmp_path):
     (tmp_path / "val.txt").write_text("pictures/2.jpg\npictures/0.jpg\n")
     (tmp_path / "truth" / "1.png").unlink()  # not in the list
     by_list = opened(tmp_path / "val.txt", annotations=tmp_path / "truth")
-    alone = opened([tmp_path / "pictures" / "0.jpg"], annotations=tmp_path / "truth")
+    one_picture = opened([tmp_path / "pictures" / "0.jpg"], annotations=tmp_path / "truth")
     np.testing.assert_array_equal(by_list.item(0).target, by_folder.item(2).target)
-    np.testing.assert_array_equal(alone.item(0).target, by_folder.item(0).target)
+    np.testing.assert_array_equal(one_picture.item(0).target, by_folder.item(0).target)
     assert not opened(tmp_path / "pictures").labelled
 
 
@@ -327,7 +327,7 @@ def test_an_evaluation_with_masks(tmp_path, capsys, monkeypatch):
     seen = np.stack([data.item(i).target for i in range(12)])
     expected = jaccard_score(seen.ravel(), answers.ravel(), labels=np.unique(seen), average="macro")
 
-    monkeypatch.setattr(run, "write_report", lambda evaluation, out: None)  # drawn for seconds; it has tests of its own
+    monkeypatch.setattr(run, "write_report", lambda evaluation, out: None)  # takes seconds; has its own tests
     arguments = ["evaluate", str(tmp_path / "pair"), "--data", str(tmp_path / "data"), "--contenders", "raw"]
     monkeypatch.setattr("sys.argv", ["splitwire", *arguments])
     with pytest.raises(SystemExit) as e:
@@ -342,6 +342,6 @@ def test_an_evaluation_with_masks(tmp_path, capsys, monkeypatch):
     assert named["float32"].loss.value == 0
     assert named["splitwire n2"].loss.value > 0
 
-    alone = splitwire.evaluate(tmp_path / "pair", tmp_path / "data" / "images", contenders=[])
-    assert (alone.figure, alone.whole["miou"].value, "pixels" in alone.whole) == ("miou", 1.0, False)
-    assert alone.points[0].figures["miou"].value < 1
+    unlabelled = splitwire.evaluate(tmp_path / "pair", tmp_path / "data" / "images", contenders=[])
+    assert (unlabelled.figure, unlabelled.whole["miou"].value, "pixels" in unlabelled.whole) == ("miou", 1.0, False)
+    assert unlabelled.points[0].figures["miou"].value < 1
