@@ -390,7 +390,7 @@ def test_after_a_kill_the_same_command_goes_on_to_the_same_figures(pair, data, t
     assert ticks[0] == (
         16 * (len(kept) * passes + 1),
         resumed.data.images * passes,
-    )  # after the kept batches, one at a time
+    )  # the first pass after the kept batches
     assert ticks[-1][0] == ticks[-1][1]
     # the others stay, their timings too; then all of them with further settings of JPEG
     assert [p.start // 16 for p in measured[: 7 - len(kept)]] == list(range(len(kept), 7))

@@ -338,7 +338,8 @@ def test_in_a_browser_the_table_sorts_marks_and_button_answer_and_nothing_compla
     const bars = document.querySelector("button.bars");
     const paths = [...bars.closest("figure").querySelectorAll('.narrow [id*="-rest-"] path')];
     const states = [0, 1, 2].map(() => {
-      const state = [bars.getAttribute("aria-pressed"), ...new Set(paths.map((p) => getComputedStyle(p).strokeOpacity))];
+      const opacities = new Set(paths.map((p) => getComputedStyle(p).strokeOpacity));
+      const state = [bars.getAttribute("aria-pressed"), ...opacities];
       bars.click();
       return state;
     });
