@@ -240,11 +240,16 @@ def _family_curve(
 
     Operating points of one kind (n, a, e, r) are a line each: between kinds there is nothing to interpolate.
     """
+    for k, of_kind in enumerate(_kinds(points)):
+        _line(sheet, axes, family, of_kind, of, label=family if k == 0 else None)
+
+
+def _kinds(points: Sequence[Point]) -> list[list[Point]]:
+    """Points by the kind of their setting: n, a, e, r; q; qp."""
     kinds: dict[str, list[Point]] = {}
     for p in points:
         kinds.setdefault(p.setting.rstrip("0123456789."), []).append(p)
-    for k, of_kind in enumerate(kinds.values()):
-        _line(sheet, axes, family, of_kind, of, label=family if k == 0 else None)
+    return list(kinds.values())
 
 
 def _line(
@@ -321,8 +326,9 @@ def _draw_encode(sheet: Sheet) -> None:
             continue
         drawn += timed
         line = "--" if timed[0].sends == "image" else "-"
-        xs, ys = [p.bytes for p in timed], [p.encode_ms for p in timed]
-        axes.plot(xs, ys, line, color=colour, linewidth=1, alpha=0.55)
+        for of_kind in _kinds(timed):
+            xs, ys = [p.bytes for p in of_kind], [p.encode_ms for p in of_kind]
+            axes.plot(xs, ys, line, color=colour, linewidth=1, alpha=0.55)
         axes.plot([], [], marker + line, color=colour, label=family, markersize=5)
         for p in timed:
             best = (p.family, p.setting) in chosen
