@@ -20,14 +20,14 @@ WIDTH = 110
 """Columns that the table fits in."""
 
 KEPT = "the same command goes on after the last finished batch"
-"""At Ctrl-C."""
+"""What is printed at Ctrl-C."""
 
 SHOWN_SKIPPED = 5
 NOTHING_WITHIN = 3
 """Exit status where no operating point is within --max-loss."""
 
-PASSED_OVER = ("tensors", "designs", "disagreements")
-"""Parts of results.json that `--json` leaves out: long, and for the report."""
+OMITTED = ("tensors", "designs", "disagreements")
+"""Parts of results.json that `--json` leaves out: they are long, and for the report."""
 
 
 def evaluate(
@@ -91,14 +91,14 @@ def evaluate(
 
 
 def _document(evaluation: Evaluation, folder: Path) -> dict[str, Any]:
-    """What `--json` prints."""
+    """The document that `--json` prints."""
     import msgspec
 
     from splitwire.evaluation.answer.results import FILE
     from splitwire.evaluation.report.page import FILE as REPORT
 
     document = msgspec.to_builtins(evaluation)
-    for part in PASSED_OVER:
+    for part in OMITTED:
         del document[part]
     return {"results": str(folder / FILE), "report": str(folder / REPORT), **document}
 
@@ -130,7 +130,7 @@ def _show(e: Evaluation, folder: Path) -> None:
 
 
 def _choice(e: Evaluation, max_loss: float) -> str:
-    """What became of --max-loss."""
+    """The sentence about --max-loss."""
     from splitwire.evaluation.answer.choose import choose
     from splitwire.evaluation.answer.wording import budget_words, count, loss_words
 
@@ -181,7 +181,7 @@ def _points(e: Evaluation) -> Table:
 
 
 def _interval(x: Estimate, words: Callable[[str, float], str], figure: str) -> str:
-    """94.00 (93.00 … 95.00), the unit left to the heading."""
+    """Such as 94.00 (93.00 … 95.00); the unit is in the heading."""
     value, low, high = (words(figure, v).removesuffix(" %") for v in (x.value, x.low, x.high))
     return f"{value} ({low} … {high})"
 

@@ -131,5 +131,5 @@ def test_keys_of_json(command: str):
 
 def test_keys_of_evaluate():
     keys = code(rows("| command |")["`splitwire evaluate`"][0])
-    assert keys == ["results", "report", "results.json", *evaluate.PASSED_OVER]
-    assert set(evaluate.PASSED_OVER) < set(fields(Evaluation))
+    assert keys == ["results", "report", "results.json", *evaluate.OMITTED]
+    assert set(evaluate.OMITTED) < set(fields(Evaluation))
