@@ -1,1 +1,1 @@
-"""`splitwire evaluate`: accuracy against bytes, for splitwire and for what a user would pick instead."""
+"""`splitwire evaluate`: accuracy against bytes, for splitwire and for what a user would send instead."""

@@ -254,7 +254,7 @@ def _notes(setup: Measurement, sampled: int, skipped: int) -> Iterator[str]:
 
 
 def _write(evaluation: Evaluation, out: Path) -> None:
-    """The report, then the results: where there is a results.json, all is there."""
+    """Write the report, then results.json: where that exists, everything is complete."""
     document = msgspec.json.format(printable_json(evaluation), indent=1)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -267,7 +267,7 @@ def _write(evaluation: Evaluation, out: Path) -> None:
 
 
 def _command(folder: object, data: object, **options: object) -> str:
-    """What repeats the evaluation, from the same working folder."""
+    """The command line that repeats the evaluation, from the same working folder."""
     words = ["splitwire", "evaluate", str(folder), "--data", str(data)]
     for name, value in options.items():
         if value is not None:

@@ -1,1 +1,1 @@
-"""From results to an answer: which setting, how much less, is it worth it."""
+"""The results of an evaluation, and the answer from them: standings, verdict, choice of an operating point, BD-rate."""

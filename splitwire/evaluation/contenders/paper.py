@@ -3,7 +3,7 @@
 The quantizers are those of the profile. Those of points n and e are the paper's: uniform with pinned ends, or
 entropy-constrained, over the range with the least squared error. The ranges of points r are splitwire's
 (exporter/points/budget.py); the paper's coder with them is a family of its own. Elements are coded channel by channel.
-Each tensor of side_bytes image starts with new contexts.
+Each tensor of each image starts with new contexts.
 """
 
 from __future__ import annotations

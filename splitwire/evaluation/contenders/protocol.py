@@ -32,8 +32,8 @@ class Sent:
 class FeatureContender(Protocol):
     """Sends the features. family, setting: see results.Point.
 
-    received: contenders with the same text here give back the same features to the bit (the same operating point in
-    two coders), so that the back half runs once for all of them.
+    received: contenders with the same text here decode the same features to the bit (the same operating point in two
+    coders). The back half runs once for all of them.
     """
 
     family: str

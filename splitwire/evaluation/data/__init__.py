@@ -1,1 +1,1 @@
-"""What an evaluation runs on: folders, COCO files, arrays, with or without labels."""
+"""The images of an evaluation, with or without labels: from folders, COCO files, arrays."""

@@ -102,7 +102,7 @@ class Pictures(Dataset):
         return Item(name=self.names[i], x=x, picture=picture, target=target)
 
     def input_of(self, picture: Image.Image) -> Float32Array:
-        # A picture of the crop's size is the view: an original of this size has as many pixels, and is not sent.
+        # A picture of the crop's size is a view: only originals with fewer pixels are sent.
         if (picture.height, picture.width) == self._how.crop:
             return preprocessing.normalise(preprocessing.in_colors(picture, self._how), self._how)
         return preprocessing.apply(picture, self._how)

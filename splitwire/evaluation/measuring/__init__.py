@@ -1,1 +1,1 @@
-"""One contender after another over the data: features, stages, figures, kept on disk."""
+"""The pair and its contenders over the data: batches, kept on disk; figures; features; times of the stages."""

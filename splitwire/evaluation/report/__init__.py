@@ -1,1 +1,1 @@
-"""Plots and the page."""
+"""The report: plots, the page, the table."""

@@ -1,1 +1,1 @@
-"""What the answers are worth: classification, detection, segmentation, agreement; intervals."""
+"""The tasks: how good answers are, by classification, detection, segmentation or a user's metric; intervals."""
