@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 import pytest
 from evaluations import DENSITY, design, evaluation, picture, point, tensor
+from matplotlib.figure import Figure
 
 from splitwire.codec.profile import Clipping
 from splitwire.evaluation.answer.bd_rate import bd_rate, envelope
@@ -24,9 +25,10 @@ from splitwire.evaluation.answer.compare import compare
 from splitwire.evaluation.answer.results import Disagreement, Estimate, Evaluation, Point
 from splitwire.evaluation.answer.standings import families
 from splitwire.evaluation.contenders import SPLITWIRE
+from splitwire.evaluation.report.drawing import Sheet
 from splitwire.evaluation.report.feature_plots import expected_shares, fitted
 from splitwire.evaluation.report.page import headline, render, table_csv, write_report
-from splitwire.evaluation.report.plots import draw
+from splitwire.evaluation.report.plots import _draw_curve, _draw_encode, draw
 
 SECTIONS = ("answer", "curves", "points", "bd", "costs", "features-section", "disagreements", "reproduce")
 PLOTS = ("curve", "curve-all", "kl", "encode", "stages", "features", "channels")
@@ -227,6 +229,17 @@ def test_several_tensors_are_drawn_apart(monkeypatch):
     assert [name for name, _ in drawn][-4:] == ["features-1", "channels-1", "features-2", "channels-2"]
     assert drawn[-1][1] == "The channels of b"
     assert ("symbols, bit-packed", 12288 * (2 + 3) / 8, False) in plots.stage_bytes(e, compare(e))
+
+
+@pytest.mark.parametrize("drawing", [_draw_curve, _draw_encode])
+def test_lines_join_settings_of_one_kind_only(drawing):
+    """Points n and r alternate in size: a line over both would go up and down between them."""
+    sizes = {"n2": 100, "r0.1": 150, "n4": 200, "r0.2": 250}
+    e = evaluation(points=tuple(point(SPLITWIRE, name, size, 0.001) for name, size in sizes.items()))
+    sheet = Sheet(figure=Figure(), evaluation=e, comparison=compare(e), narrow=False)
+    drawing(sheet)
+    ends = [[float(x) for x in line.get_xdata()] for line in sheet.figure.axes[0].lines]
+    assert [xs for xs in ends if len(set(xs)) > 1 and max(xs) > 1] == [[100, 200], [150, 250]]
 
 
 def test_headline():
