@@ -75,7 +75,7 @@ def folders(path: Path, annotations: Path | None) -> tuple[Path, Path | None]:
     for pictures, masks in FOLDERS:
         if (path / masks).is_dir():
             if not (path / pictures).is_dir():
-                raise UsageError(f"{path} holds {masks} and no {pictures} beside it; put the pictures inside")
+                raise UsageError(f"{path} holds {masks} and no {pictures} beside it; put the pictures there")
             return path / pictures, path / masks
     return path, None
 
