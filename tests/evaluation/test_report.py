@@ -238,7 +238,7 @@ def test_lines_join_settings_of_one_kind_only(drawing):
     e = evaluation(points=tuple(point(SPLITWIRE, name, size, 0.001) for name, size in sizes.items()))
     sheet = Sheet(figure=Figure(), evaluation=e, comparison=compare(e), narrow=False)
     drawing(sheet)
-    ends = [[float(x) for x in line.get_xdata()] for line in sheet.figure.axes[0].lines]
+    ends = [np.asarray(line.get_xdata()).tolist() for line in sheet.figure.axes[0].lines]
     assert [xs for xs in ends if len(set(xs)) > 1 and max(xs) > 1] == [[100, 200], [150, 250]]
 
 
