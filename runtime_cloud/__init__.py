@@ -1,12 +1,13 @@
-"""The cloud: decode, back graph in ONNX Runtime, reply; and the HTTP server around it.
+"""The cloud runtime: it decodes a frame, runs the back graph in ONNX Runtime and makes the reply; and the HTTP server.
 
     session.py     CloudSession: frame in, outputs out
     graph.py       back.onnx as a plain function
-    loading.py     the models of a directory, by fingerprint
+    loading.py     loads the models of a directory and finds them by fingerprint
     admission.py   limits, the bounded queue and the compute threads
-    statuses.py    every error of ours as an HTTP status, in one table
+    statuses.py    the HTTP status of each error, in one table
     server.py      the routes (Starlette)
     serve.py       the process: socket, signals, log (uvicorn)
 
-Imports `splitwire.codec`, onnxruntime, starlette and uvicorn; never torch, onnx, scipy, the exporter or the edge.
+This package imports `splitwire.codec`, onnxruntime, starlette and uvicorn. It never imports torch, onnx, scipy, the
+exporter or the edge runtime.
 """

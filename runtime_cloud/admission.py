@@ -1,7 +1,7 @@
-"""Who is let in: limits on a body, on all bodies together, and on the work that waits; and the compute threads.
+"""Admission: limits on one body, on all bodies together and on the number of waiting requests; and the compute threads.
 
-The event loop only moves bytes. Decoding and inference run in threads, `concurrency` at a time; `queue` more may wait;
-who comes after that is told to come back, at once, while it is cheap.
+The event loop only moves bytes. Decoding and inference run in threads, at most `concurrency` at a time. At most `queue`
+further requests wait. Any other request is refused at once, before its body is read, when that still costs little.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from splitwire.codec.errors import LimitExceeded, RequestTimeout, ServerBusy, Us
 T = TypeVar("T")
 
 DRAIN_FACTOR = 4
-"""A refused body up to this many times max_body is still read (and dropped), so that its sender gets to see the answer;
-the connection of a larger one is closed."""
+"""A refused body of up to DRAIN_FACTOR · max_body bytes is read and dropped, so that its sender can read the answer.
+For a larger body the server closes the connection."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServerLimits:
-    """What the server accepts at once; it refuses more (docs/runtime.md).
+    """What the server accepts at a time; it refuses more (docs/runtime.md).
 
-    max_body: bytes of one request's body. max_buffered: bytes of all bodies in memory. concurrency: inferences at
-    once. queue: requests that may wait for one. body_timeout: seconds for a body to arrive. retry_after: seconds that a
-    refused client is asked to wait.
+    max_body: bytes of one body. max_buffered: bytes of all bodies in memory. concurrency: inferences at a time.
+    queue: requests that may wait for an inference. body_timeout: seconds in which a body must arrive. retry_after:
+    seconds that a refused client is asked to wait. Raises UsageError for values out of range.
     """
 
     max_body: int = 16 << 20
@@ -49,7 +49,8 @@ class ServerLimits:
 
 
 class Gate:
-    """Counts what is inside; the event loop's thread alone touches the counters, but for `running`."""
+    """Counts the requests and bytes in the server. Only the thread of the event loop changes the counters, except
+    `running`."""
 
     def __init__(self, limits: ServerLimits) -> None:
         self.limits = limits
@@ -61,11 +62,11 @@ class Gate:
 
     @property
     def running(self) -> int:
-        """Inferences that a thread is working on now; may be read from any thread."""
+        """Number of inferences that run now. Any thread may read it."""
         return self._running
 
     def check(self) -> None:
-        """Raise ServerBusy if the queue is full; before the body is read, so that refusing costs nothing."""
+        """Raise ServerBusy if the queue is full. Called before the body is read, so that a refusal costs little."""
         if self._inside >= self.limits.concurrency + self.limits.queue:
             raise ServerBusy(
                 f"{self.limits.concurrency} inferences run and {self.limits.queue} wait; come back later",
@@ -74,13 +75,14 @@ class Gate:
 
     @asynccontextmanager
     async def body(self, request: Request) -> AsyncIterator[bytes]:
-        """The request's body, counted in max_buffered until the block ends.
+        """Read the body of a request. It counts towards max_buffered until the block ends.
 
-        Raises LimitExceeded (by Content-Length, before reading; else as soon as the stream is too long), ServerBusy
-        (all bodies together), RequestTimeout. Sets `request.state.close` where the rest of the body is not awaited.
+        Raises LimitExceeded (before reading if Content-Length is too large, else as soon as the stream is too long),
+        ServerBusy (all bodies together are too large), RequestTimeout. Sets `request.state.close` if the rest of the
+        body will not be read.
         """
         limit = self.limits.max_body
-        declared = int(request.headers.get("content-length", "0"))  # the HTTP parser has checked that it is a number
+        declared = int(request.headers.get("content-length", "0"))  # the HTTP parser refuses anything but a number
         if declared > limit:
             request.state.close = declared > DRAIN_FACTOR * limit
             raise LimitExceeded(f"the body has {declared} bytes; the limit is {limit}")
@@ -109,13 +111,13 @@ class Gate:
             self._buffered -= size
 
     async def run(self, work: Callable[[bytes], T], frame: bytes) -> T:
-        """`work(frame)` in a compute thread, when one is free. Raises ServerBusy, and what `work` raises."""
+        """Run `work(frame)` in a compute thread, as soon as one is free. Raises ServerBusy, and what `work` raises."""
         self.check()
-        if self._limiter is None:  # anyio ties a limiter to the running event loop, which __init__ may not have
+        if self._limiter is None:  # anyio binds a limiter to the running event loop; __init__ may run without one
             self._limiter = anyio.CapacityLimiter(self.limits.concurrency)
         self._inside += 1
         try:
-            # Abandoned only when the server's grace is over: a thread cannot be stopped, the wait for it can.
+            # Cancelled only after the server's grace period. A thread cannot be stopped; the wait for it can.
             return await anyio.to_thread.run_sync(
                 self._counted, work, frame, limiter=self._limiter, abandon_on_cancel=True
             )

@@ -1,5 +1,8 @@
-"""back.onnx as a plain function: feature tensors at the cut → the network's outputs. `runtime_edge/graph.py` is its
-counterpart."""
+"""back.onnx as a plain function: feature tensors at the cut → the network's outputs.
+
+`runtime_edge/graph.py` does the same for front.onnx. Both open their file through `codec/sessions.py`; what follows
+there, the check of the graph's inputs and outputs, differs.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ OUTPUT_TYPES = frozenset(f"tensor({_OTHER_NAMES.get(name, name)})" for name in D
 
 @dataclass(frozen=True, kw_only=True)
 class BackGraph:
-    """The back half, opened. outputs: names, in graph order. batch: the only size it takes; None if it takes any."""
+    """The open back half. outputs: names, in graph order. batch: the only batch size that it takes; None for any."""
 
     session: ort.InferenceSession
     profile: CodecProfile
@@ -38,9 +41,11 @@ class BackGraph:
     batch: int | None
 
     def run(self, tensors: Sequence[Float32Array], sizes: Sequence[Int64Array] = ()) -> Outputs:
-        """One (B, *shape) float32 array per tensor of the profile, in its order, and its sizes → outputs by name.
+        """Run the back, and return its outputs by name.
 
-        Raises ShapeMismatch for a batch that the graph does not take, and for sizes that fit no tensor.
+        tensors: one (B, *shape) float32 array per tensor of the profile, in its order. sizes: one int64 vector per size
+        of the profile. Raises ShapeMismatch for a batch size that the graph does not take, and for sizes that it cannot
+        run with.
         """
         if self.batch is not None and tensors[0].shape[0] != self.batch:
             raise ShapeMismatch(
@@ -61,9 +66,10 @@ class BackGraph:
 def open_back(path: str | Path, *, threads: int | None = None, providers: Sequence[str] | None = None) -> BackGraph:
     """Load back.onnx.
 
-    threads: of one inference; None lets ONNX Runtime choose. providers: execution providers, in order of preference;
-    None means the CPU. Raises UsageError (no such file, front half given), ProfileError (not one of our graphs, or
-    damaged), DeviceError (a provider this machine does not have).
+    threads: threads of one inference; None lets ONNX Runtime choose. providers: execution providers, in order of
+    preference; None for the CPU.
+    Raises UsageError (no such file, or it is the front half), ProfileError (not a graph that `splitwire export` wrote,
+    or a damaged one), DeviceError (a provider that this machine does not have).
     """
     session: ort.InferenceSession = open_graph(ort, Path(path), threads=threads, providers=providers)
     profile = CodecProfile.from_metadata(session.get_modelmeta().custom_metadata_map, str(path))

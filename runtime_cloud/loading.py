@@ -1,4 +1,4 @@
-"""The models of a directory, by the fingerprint of their pair."""
+"""Loads the models of a directory, and finds a model by the fingerprint of its pair."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from .session import CloudSession
 
 
 class Models:
-    """The back halves that a server serves. Raises UsageError for two models of one pair, or for none at all."""
+    """The back halves that a server serves. Raises UsageError for two models of one pair, and for no model."""
 
     def __init__(self, sessions: Sequence[CloudSession]) -> None:
         self._by_fingerprint: dict[bytes, CloudSession] = {}
         for session in sessions:
-            twin = self._by_fingerprint.setdefault(session.fingerprint, session)
-            if twin is not session:
-                raise UsageError(f"{twin.path} and {session.path} are the same pair {session.fingerprint.hex()}")
+            first = self._by_fingerprint.setdefault(session.fingerprint, session)
+            if first is not session:
+                raise UsageError(f"{first.path} and {session.path} are the same pair {session.fingerprint.hex()}")
         if not sessions:
             raise UsageError("no model to serve")
 
@@ -35,19 +35,19 @@ class Models:
         return self._by_fingerprint.get(fingerprint)
 
     def of_frame(self, fingerprint: bytes) -> CloudSession:
-        """The session that a frame's header asks for. Raises FingerprintMismatch, with every fingerprint in hex."""
+        """The session of the pair that a frame names. Raises FingerprintMismatch, with the fingerprints in hex."""
         session = self.find(fingerprint)
         if session is None:
-            here = ", ".join(f"{s.fingerprint.hex()} ({s.profile.model})" for s in list(self)[:8])
+            served = ", ".join(f"{s.fingerprint.hex()} ({s.profile.model})" for s in list(self)[:8])
             raise FingerprintMismatch(
-                f"the frame is of pair {fingerprint.hex()}, served here: {here}; use the front.onnx exported with "
+                f"the frame is of pair {fingerprint.hex()}, served here: {served}; use the front.onnx exported with "
                 "the back.onnx that is served"
             )
         return session
 
 
 def describe(session: CloudSession) -> dict[str, Any]:
-    """What a client may want to know of a model, for JSON."""
+    """The description of a model that `GET /v1/models` returns as JSON."""
     profile = session.profile
     return {
         "name": profile.model,
@@ -68,9 +68,10 @@ def describe(session: CloudSession) -> dict[str, Any]:
 
 
 def load_models(directory: str | Path, *, threads: int | None = None, providers: Sequence[str] | None = None) -> Models:
-    """Load the back halves that a server serves: DIR/back.onnx and DIR/*/back.onnx; of a file, that one.
+    """Load the back halves for a server: DIR/back.onnx and DIR/*/back.onnx; or the one file, if `directory` is a file.
 
-    Raises UsageError (no such directory, no back.onnx in it, one pair twice) and what CloudSession raises.
+    threads, providers: as for CloudSession. Raises UsageError (no such directory, no back.onnx in it, a pair twice) and
+    what CloudSession raises.
     """
     root = Path(directory)
     if root.is_file():

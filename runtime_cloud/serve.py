@@ -22,12 +22,12 @@ from .server import Api, create_app
 log = logging.getLogger("splitwire.cloud")
 
 KEEPALIVE_S = 75
-"""An idle connection is closed after this. Longer than the edge keeps one (60 s), so that the edge closes first."""
+"""An idle connection is closed after this time. The edge closes after 60 s, so the edge closes first."""
 MAX_HEAD_BYTES = 16 << 10
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A bound socket; port 0 lets the system choose. Raises UsageError if host and port cannot be had."""
+    """Return a bound socket. Port 0 lets the system choose. Raises UsageError if it cannot listen on host and port."""
     if not 0 <= port <= 65535:  # getaddrinfo takes it modulo 2**16
         raise UsageError(f"cannot listen on port {port}: ports are 0 to 65535")
     try:
@@ -54,7 +54,7 @@ def url_of(sock: socket.socket) -> str:
 
 
 def make_server(app: Starlette, *, grace_s: int) -> uvicorn.Server:
-    """The uvicorn server for an application of ours: few response headers, no access log, bounded shutdown."""
+    """The uvicorn server for the application: few response headers, no access log, a shutdown of limited time."""
     return uvicorn.Server(
         uvicorn.Config(
             app,
@@ -81,10 +81,11 @@ def serve(
     grace_s: int = 30,
     on_ready: Callable[[str], None] | None = None,
 ) -> int:
-    """Serve until SIGTERM or SIGINT; then take no more, finish what runs (at most grace_s seconds), and return.
+    """Serve until SIGTERM or SIGINT. Then accept no more requests, finish the running ones (at most grace_s seconds),
+    and return.
 
-    on_ready: called with the URL once every model is warm. Returns how many inferences were still running when the
-    grace was over: 0 is a clean end. Raises UsageError (host, port), DeviceError (a model fails to warm up).
+    on_ready: called with the URL as soon as every model is warm. Returns the number of inferences that still ran after
+    grace_s seconds; 0 means a clean end. Raises UsageError (host, port), DeviceError (a model fails to warm up).
     """
     sock = bind(host, port)
     url = url_of(sock)
@@ -113,7 +114,7 @@ def serve(
 
 
 def log_to_stderr(level: int = logging.INFO) -> None:
-    """One concise line per event on stderr. For a process of its own; an application sets up its own logging."""
+    """Log one short line per event to stderr. For the command only: an application sets up its own logging."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(message)s", datefmt="%H:%M:%S"))
     for name, threshold in (("splitwire", level), ("uvicorn", logging.WARNING)):
@@ -125,11 +126,11 @@ def log_to_stderr(level: int = logging.INFO) -> None:
 
 @contextmanager
 def _stop_on_signals(server: uvicorn.Server) -> Iterator[None]:
-    """Make SIGTERM and SIGINT stop `server`, and nothing else, for as long as the block runs.
+    """While the block runs, SIGTERM and SIGINT stop `server` and do nothing else.
 
-    uvicorn handles these signals while it serves, and raises them once more for the previous handler when it is done.
-    That would end the process by the signal (status 143) and not with 0. With uvicorn's handler installed as the
-    previous one as well, the second signal has no effect. It also covers the time before uvicorn takes over.
+    uvicorn handles these signals while it serves. At its end it raises them once more for the previous handler, and the
+    process would end by the signal (status 143), not with status 0. Here uvicorn's handler is the previous one as well,
+    so the second signal has no effect. It also handles signals before uvicorn serves.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

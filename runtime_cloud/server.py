@@ -2,11 +2,11 @@
 
     GET  /healthz                   the process answers
     GET  /readyz                    the models are loaded and warm
-    GET  /v1/models                 what is served
+    GET  /v1/models                 the models that are served
     GET  /v1/models/{fingerprint}   one of them
-    POST /v1/infer                  a frame in, a reply out; the frame's header says which model
+    POST /v1/infer                  a frame in, a reply out; the frame's header names the model
 
-/v2 is left free for the Open Inference Protocol.
+/v2 stays free for the Open Inference Protocol.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Api:
         self.ready = False
 
     async def warm_up(self) -> None:
-        """Compile the kernels and run every model once, off the event loop."""
+        """Compile the kernels and run every model once, in a thread beside the event loop."""
         for session in self.models:
             await anyio.to_thread.run_sync(session.warm_up, abandon_on_cancel=True)
         self.ready = True
@@ -96,10 +96,11 @@ def create_app(
     on_ready: Callable[[], None] | None = None,
     on_failure: Callable[[Exception], None] | None = None,
 ) -> Starlette:
-    """The server as an ASGI application, for an ASGI server of your own.
+    """Return the server as an ASGI application, for any ASGI server.
 
-    The models are warmed up in the background once the application starts: it is live at once, ready later. on_ready,
-    on_failure: called in the event loop when that is done, or has failed.
+    The models warm up in the background when the application starts: it is live at once and ready later.
+    limits: None for the defaults. on_ready, on_failure: called in the event loop when the warm-up has succeeded or
+    failed.
     """
     api = Api(models, limits or ServerLimits())
 
@@ -148,17 +149,17 @@ def _json(value: Any) -> Response:
 
 
 def _line(request: Request) -> str:
-    """Method and path, safe to log: a path may hold line ends."""
+    """Method and path, safe to log: a path can contain line ends."""
     return printable(f"{request.method} {request.scope['path'][:64]}")
 
 
 def _close_header(request: Request) -> dict[str, str]:
-    """`Connection: close` where the rest of the body is not going to be read (see Gate.body)."""
+    """`Connection: close` if the rest of the body will not be read (see Gate.body)."""
     return {"Connection": "close"} if getattr(request.state, "close", False) else {}
 
 
 async def _refused(request: Request, e: Exception) -> Response:
-    error = cast("SplitwireError", e)  # Starlette's type for a handler is wider than what it is registered for
+    error = cast("SplitwireError", e)  # Starlette declares a wider type than the handler is registered for
     log.info("%s: %s: %s", _line(request), error.code, printable(str(error)))
     return refusal(error, _close_header(request))
 
@@ -166,17 +167,17 @@ async def _refused(request: Request, e: Exception) -> Response:
 async def _http_error(request: Request, e: Exception) -> Response:
     error = cast("HTTPException", e)
     text = error.detail
-    if text == HTTPStatus(error.status_code).phrase:  # raised by the router, which says no more
+    if text == HTTPStatus(error.status_code).phrase:  # the router gives no other text
         text = f"{_line(request)}: {text.lower()}"
     return error_response(error.status_code, code_of_status(error.status_code), text, error.headers)
 
 
 async def _gone(request: Request, e: Exception) -> Response:
-    """The client hung up while it sent; nobody reads this."""
+    """The client closed the connection while it sent, so nobody reads this answer."""
     log.info("%s: the client hung up", _line(request))
     return Response(status_code=400)
 
 
 async def _bug(request: Request, e: Exception) -> Response:
-    """Starlette raises the exception again after this answer, and the server logs its traceback."""
+    """The answer to an unexpected exception. Starlette raises it again, and the server logs its traceback."""
     return error_response(500, "internal", "the server failed on this request; its log says how")

@@ -1,4 +1,4 @@
-"""CloudSession: a frame in, the network's outputs out."""
+"""CloudSession decodes a frame and runs the back: a frame in, the outputs of the network out."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ from .graph import Float32Array, open_back
 
 @dataclass(frozen=True, kw_only=True)
 class CloudResult:
-    """The outputs for one frame, and how long they took.
+    """The outputs for one frame, and the times.
 
-    outputs: by name, in graph order. decode_ms, back_ms: milliseconds. batch: images in the frame.
+    outputs: by name, in graph order. decode_ms, back_ms: milliseconds. op, frame_id: operating point and id of the
+    frame. batch: number of images in the frame.
     """
 
     outputs: Outputs
@@ -35,21 +36,21 @@ class CloudResult:
 
 
 class CloudSession:
-    """The codec and the back half of one pair. Safe to share between threads; `decode`, `run_back` are its stages.
+    """The codec and the back half of one pair. Threads can share it. `decode` and `run_back` are the stages of `infer`.
 
-    back: path of back.onnx. threads: of one inference; None lets ONNX Runtime choose. providers: of ONNX Runtime,
-    in order of preference; None for the CPU. Raises UsageError, ProfileError, DeviceError.
+    back: path of back.onnx. threads: threads of one inference; None lets ONNX Runtime choose. providers: execution
+    providers of ONNX Runtime, in order of preference; None for the CPU. Raises UsageError, ProfileError, DeviceError.
     """
 
     def __init__(self, back: str | Path, *, threads: int | None = None, providers: Sequence[str] | None = None) -> None:
         self.path = Path(back)
         self._graph = open_back(back, threads=threads, providers=providers)
         self._codec = FeatureCodec(self.profile)
-        self.fingerprint = self.profile.fingerprint  # a hash over the whole profile: once, not per frame
+        self.fingerprint = self.profile.fingerprint  # computed once, not per frame: it hashes the whole profile
 
     @property
     def profile(self) -> CodecProfile:
-        """What this back and its front have agreed on."""
+        """The CodecProfile of the pair, the same in both halves."""
         return self._graph.profile
 
     @property
@@ -58,48 +59,49 @@ class CloudSession:
         return self._graph.outputs
 
     def infer(self, frame: bytes) -> CloudResult:
-        """Frame → outputs.
+        """Decode a frame and run the back on it.
 
-        Raises BitstreamError, FingerprintMismatch with both fingerprints in hex, or ShapeMismatch where the network
-        takes one batch size only and this is another.
+        Raises BitstreamError, FingerprintMismatch with both fingerprints in hex, or ShapeMismatch if the network does
+        not take the batch size of the frame.
         """
         start = time.perf_counter()
         decoded = self.decode(frame)
-        between = time.perf_counter()
+        decode_done = time.perf_counter()
         outputs = self.run_back(decoded.tensors, decoded.sizes)
         end = time.perf_counter()
         return CloudResult(
             outputs=outputs,
-            decode_ms=(between - start) * 1e3,
-            back_ms=(end - between) * 1e3,
+            decode_ms=(decode_done - start) * 1e3,
+            back_ms=(end - decode_done) * 1e3,
             op=decoded.op,
             frame_id=decoded.frame_id,
             batch=decoded.batch,
         )
 
     def handle(self, frame: bytes) -> bytes:
-        """Frame → reply bytes: what a server does, and all that a LoopbackTransport needs."""
+        """Frame bytes → reply bytes. A server calls this, and so can a LoopbackTransport. Raises as `infer`."""
         result = self.infer(frame)
         return encode_reply(
             result.outputs, frame_id=result.frame_id, decode_ms=result.decode_ms, back_ms=result.back_ms
         )
 
     def decode(self, frame: bytes) -> DecodedFrame:
-        """Stage 1. Frame → feature tensors. Raises as `infer`."""
+        """Stage 1: decode a frame into feature tensors. Raises as `infer`."""
         return self._codec.decode(frame)
 
     def run_back(self, tensors: Sequence[Float32Array], sizes: Sequence[Int64Array] = ()) -> Outputs:
-        """Stage 2. One (B, *shape) float32 array per tensor of the profile, and its sizes → outputs by name.
+        """Stage 2: run the back, and return the outputs by name.
 
-        Raises ShapeMismatch.
+        tensors: one (B, *shape) float32 array per tensor of the profile. sizes: one int64 vector per size of the
+        profile; most profiles have none. Raises ShapeMismatch.
         """
         return self._graph.run(tensors, sizes)
 
     def warm_up(self) -> None:
-        """Decode and run one frame of zeros at each operating point, so that no frame pays for compiling kernels."""
+        """Decode and run one frame of zeros at each operating point, so that no frame waits for compiling kernels."""
         batch = self._graph.batch or 1
         zeros = [np.zeros((batch, *t.shape), dtype=np.float32) for t in self.profile.tensors]
         sizes = [np.ones(s.length, dtype=np.int64) for s in self.profile.size_specs]
         for point in self.profile.operating_points:
-            with suppress(ShapeMismatch) if sizes else nullcontext():  # the sizes of no image: the back may refuse them
+            with suppress(ShapeMismatch) if sizes else nullcontext():  # the back may refuse made-up sizes
                 self.infer(self._codec.encode(zeros, op=point.name, sizes=sizes))

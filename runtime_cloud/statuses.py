@@ -1,4 +1,4 @@
-"""Every error of ours as an HTTP status, in one table. docs/runtime.md shows it; a test compares the two."""
+"""The HTTP status of every splitwire error, in one table. docs/runtime.md shows it; a test compares the two."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from splitwire.codec.errors import ServerBusy, SplitwireError
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """code: `SplitwireError.code`, or one of HTTP's own. when: what the client did, or what happened, in words."""
+    """One row. code: `SplitwireError.code`, or the code for an error of HTTP. when: the cause, in words."""
 
     code: str
     status: int
@@ -50,7 +50,7 @@ _HTTP_CODES: Mapping[int, str] = {404: "not_found", 405: "method_not_allowed", 4
 
 
 def status_of(error: SplitwireError) -> int:
-    """The status of an error: its own row, else that of its nearest base class."""
+    """The status of an error: that of its class, else that of the nearest base class in the table."""
     for cls in type(error).__mro__:
         code = getattr(cls, "code", None)
         if code in _STATUS:
@@ -59,18 +59,18 @@ def status_of(error: SplitwireError) -> int:
 
 
 def code_of_status(status: int) -> str:
-    """The code for an error that HTTP itself raised (an unknown path, a wrong method)."""
+    """The code for an error of HTTP, such as an unknown path or a wrong method."""
     return _HTTP_CODES.get(status, "error")
 
 
 def error_response(status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> Response:
-    """{"error": {"code", "message"}}: the only body that a refusal has."""
+    """A response with the body {"error": {"code", "message"}}, which every refusal has."""
     body = msgspec.json.encode({"error": {"code": code, "message": message}})
     return Response(body, status, dict(headers or {}), media_type="application/json")
 
 
 def refusal(error: SplitwireError, headers: Mapping[str, str] | None = None) -> Response:
-    """An error of ours as a response; ServerBusy says when to come back, in whole seconds as HTTP has it."""
+    """A splitwire error as a response. With ServerBusy it says when to retry, in whole seconds as HTTP requires."""
     extra = dict(headers or {})
     if isinstance(error, ServerBusy) and error.retry_after is not None:
         extra["Retry-After"] = str(max(1, math.ceil(error.retry_after)))

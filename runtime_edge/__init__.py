@@ -1,10 +1,14 @@
-"""The edge: front graph in ONNX Runtime, encode, send, outputs.
+"""The edge runtime: it runs the front graph in ONNX Runtime, encodes the features, sends the frame and reads the reply.
 
-    session.py     EdgeSession: front → encode → send → outputs, each a method
+    session.py     EdgeSession: front → encode → send → outputs, one method per stage
     graph.py       front.onnx as a plain function
-    transport.py   what a session talks to: the Transport protocol, over HTTP or within this process
-    answers.py     what a server's answer means: a reply, or one of our errors
+    transport.py   the Transport protocol, and transports over HTTP and within this process
+    waiting.py     repeats a call while the server is busy or away
     wire.py        sockets that count their bytes
+    answers.py     turns a server's answer into a reply or into one of our errors
+    findings.py    outputs as classes, boxes or segments; drawing.py draws them onto the picture
+    device.py      measures how fast this machine is
 
-Imports `splitwire.codec`, onnxruntime and httpx; never torch, onnx, scipy, the exporter or the cloud.
+This package imports `splitwire.codec`, onnxruntime, httpx and Pillow. It never imports torch, onnx, scipy, the exporter
+or the cloud runtime.
 """

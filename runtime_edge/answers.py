@@ -1,6 +1,6 @@
-"""What a server's answer means: a reply, or one of our errors. Nothing in an answer is trusted.
+"""Turns a server's answer into a reply or into one of our errors. Nothing in an answer is trusted.
 
-The text of an error body is shown to a person, so control characters are taken out of it and it is cut short.
+The text of an error body is shown to a person. Control characters are removed from it, and a long text is shortened.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from splitwire.codec.reply import REPLY_MEDIA_TYPE, UNREADABLE, DecodedReply, de
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """An HTTP answer, read whole. content_type: without parameters, lower case. retry_after: the header's text."""
+    """An HTTP answer, read to its end.
+
+    content_type: without parameters, in lower case. retry_after, location: the text of the header; None without one.
+    """
 
     status: int
     content_type: str
@@ -36,10 +39,10 @@ class _ErrorBody(msgspec.Struct):
 
 
 def understand(answer: Answer, server: str) -> DecodedReply:
-    """The reply in an answer. server: how to name the far end in a message.
+    """Return the reply in an answer. server: the name of the server in messages.
 
-    Raises the error of ours that the server names in its JSON body, with its sentence; ServerBusy, AuthRefused,
-    BadResponse or TransportError for an answer without one.
+    Raises the splitwire error that the JSON body of the answer names, with the message in the body. Without such a
+    body it raises ServerBusy, AuthRefused, BadResponse or TransportError.
     """
     if answer.status == 200:
         if answer.content_type != REPLY_MEDIA_TYPE:
@@ -52,21 +55,23 @@ def understand(answer: Answer, server: str) -> DecodedReply:
 
 
 def _refusal(answer: Answer, server: str) -> SplitwireError:
-    """The error for any status but 200."""
-    told = _told(answer)
+    """The error for a status other than 200."""
+    body_text = _error_text(answer)
     if answer.status in (401, 403):
-        reason = f": {told.message}" if told else ""
+        reason = f": {body_text.message}" if body_text else ""
         return AuthRefused(f"{server} refused the credentials (status {answer.status}){reason}; check the token")
     if answer.status in (429, 503):
         after = parse_retry_after(answer.retry_after)
         hint = "" if after is None else f"; it asks to come back in {after:g} s"
-        return ServerBusy(f"{server} is busy: {told.message if told else f'status {answer.status}'}{hint}", after)
-    if answer.status in (502, 504) and told is None:  # of a proxy, while the server behind it restarts
+        return ServerBusy(
+            f"{server} is busy: {body_text.message if body_text else f'status {answer.status}'}{hint}", after
+        )
+    if answer.status in (502, 504) and body_text is None:  # a proxy answers so while its server restarts
         return ServerBusy(
             f"{server} answered status {answer.status}: nothing answers behind it; is the server running?"
         )
-    if told:
-        return _error_class(told.code)(f"{server} answered {answer.status}: {told.message}")
+    if body_text:
+        return _error_class(body_text.code)(f"{server} answered {answer.status}: {body_text.message}")
     if 300 <= answer.status < 400:
         target = printable(answer.location or "nowhere")
         return BadResponse(f"{server} redirects to {target}; redirects are not followed, give the final address")
@@ -75,8 +80,8 @@ def _refusal(answer: Answer, server: str) -> SplitwireError:
     )
 
 
-def _told(answer: Answer) -> _ErrorText | None:
-    """{"error": {"code", "message"}} of the body, made safe to print; None if the body is anything else."""
+def _error_text(answer: Answer) -> _ErrorText | None:
+    """The code and the message of a body {"error": {"code", "message"}}, safe to print; None for any other body."""
     if answer.content_type != "application/json":
         return None
     try:
@@ -87,7 +92,7 @@ def _told(answer: Answer) -> _ErrorText | None:
 
 
 def parse_retry_after(value: str | None) -> float | None:
-    """Seconds to wait, from a Retry-After header (a number, or an HTTP date); None if it makes no sense."""
+    """Seconds to wait, from a Retry-After header (a number or an HTTP date); None if it is neither."""
     if value is None:
         return None
     if value.isascii() and value.isdigit():
@@ -99,13 +104,13 @@ def parse_retry_after(value: str | None) -> float | None:
 
 
 def _error_class(code: str) -> type[SplitwireError]:
-    """The class with this `code`; TransportError for a code that this build does not know."""
+    """The error class with this `code`; TransportError for a code that this version does not know."""
     return _by_code(SplitwireError).get(code, TransportError)
 
 
 def _by_code(root: type[SplitwireError]) -> dict[str, type[SplitwireError]]:
-    found = {root.code: root}
+    classes = {root.code: root}
     for child in root.__subclasses__():
-        # A subclass that does not name a code of its own must not take its parent's.
-        found |= {code: cls for code, cls in _by_code(child).items() if code not in found}
-    return found
+        # A subclass that defines no code inherits its parent's code. The parent keeps its entry.
+        classes |= {code: cls for code, cls in _by_code(child).items() if code not in classes}
+    return classes

@@ -1,4 +1,7 @@
-"""How fast this machine is: small probe graphs, the codec and JPEG, timed → a DeviceProfile for `splitwire plan`."""
+"""Measures how fast this machine is, and writes it into a DeviceProfile for `splitwire plan`.
+
+It times small probe graphs, the codec and JPEG.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ from splitwire.codec.warmup import example_profile
 WARM_UP_RUNS = 3
 MIN_RUNS = 7
 SECONDS = 0.4
-"""Each probe runs at least so often and so long; the median counts."""
+"""Each probe runs at least MIN_RUNS times and at least SECONDS in all; the median counts."""
 
 FEATURES = (64, 56, 56)
 PICTURE = (480, 640)
@@ -35,7 +38,7 @@ CONVOLUTIONS = {
     "conv_3x3_small_maps": 3 * 256 * 256 * 9 * 14 * 14,
     "conv_1x1": 3 * 256 * 256 * 28 * 28,
 }
-"""Probe → its multiply–accumulates (tests/helpers/make_probes.py makes the graphs)."""
+"""Name of a probe → its multiply–accumulates. tests/helpers/make_probes.py makes the graphs."""
 DEPTHWISE_MACS = 3 * 192 * 9 * 56 * 56
 MATMUL_MACS = 197 * 768 * 768
 MATVEC_BYTES = 4 * 4096 * 4096
@@ -44,7 +47,7 @@ TINY_NODES = 200
 PROBES = (*CONVOLUTIONS, "conv_depthwise", "matmul", "matvec", "add", "tiny_nodes")
 
 UNREST = 1.5
-"""Medians this many times the fastest run are of a busy machine; the profile's note then says so."""
+"""If a median is more than this many times the fastest run, the machine was busy, and the profile's note says so."""
 
 
 def measure_device(
@@ -54,13 +57,13 @@ def measure_device(
     providers: Sequence[str] | None = None,
     progress: ProgressFn | None = None,
 ) -> DeviceProfile:
-    """Time this machine; about 6 seconds, and more on slow ones. Run it on an idle machine: medians are taken.
+    """Measure the speed of this machine. It takes about 6 seconds, more on a slow machine; keep the machine idle.
 
-    name: of the profile; architecture and number of threads if None. threads, providers: as for EdgeSession; the
-    profile holds for them. progress: called as progress(stage, done, total).
+    name: name of the profile; None for the architecture and the number of threads. threads, providers: as for
+    EdgeSession; the profile is valid for these settings. progress: called as progress(stage, done, total).
 
-    Power is not measured: add compute_watts and radio_joules_per_byte to the file where they are known.
-    Raises UsageError (threads), DeviceError (a provider that is not here, or a probe that fails).
+    Power is not measured. If you know compute_watts and radio_joules_per_byte, add them to the file.
+    Raises UsageError (threads), DeviceError (a provider is missing, or a probe fails).
     """
     check_threads(threads)
     seconds: dict[str, float] = {}
@@ -99,7 +102,7 @@ def measure_device(
 
 
 def timed(call: Callable[[], object]) -> list[float]:
-    """Seconds of each run of a call that is warm; at least MIN_RUNS of them and SECONDS in all."""
+    """Seconds of each run of `call` after the warm-up runs: at least MIN_RUNS values, and SECONDS in all."""
     for _ in range(WARM_UP_RUNS):
         call()
     taken: list[float] = []
@@ -112,7 +115,7 @@ def timed(call: Callable[[], object]) -> list[float]:
 
 
 def _probe(name: str, threads: int | None, providers: Sequence[str] | None) -> Callable[[], object]:
-    """A probe graph, ready to run on random input, as an edge session runs its front."""
+    """A call that runs a probe graph on random input, with the session options of an edge session."""
     data = importlib.resources.files(__package__).joinpath(f"data/{name}.onnx").read_bytes()
     session: ort.InferenceSession = open_session(
         ort,
@@ -127,8 +130,10 @@ def _probe(name: str, threads: int | None, providers: Sequence[str] | None) -> C
 
 
 def _codec() -> tuple[Callable[[], object], Callable[[], object]]:
-    """Encoding and decoding one feature tensor with the context coder. Its tables compress nothing, so this is its slow
-    side: real features make fewer bytes."""
+    """Two calls: encode and decode one feature tensor with the context coder.
+
+    The tables of the example profile do not compress. So this is a slow case: real features give fewer bytes.
+    """
     codec = FeatureCodec(example_profile(FEATURES))
     x = np.random.default_rng(0).random((1, *FEATURES), dtype=np.float32)
     frame = codec.encode([x])
@@ -136,7 +141,7 @@ def _codec() -> tuple[Callable[[], object], Callable[[], object]]:
 
 
 def _jpeg() -> tuple[Callable[[], object], Callable[[], object]]:
-    """Encoding and decoding a picture as JPEG: smooth areas with some noise on them."""
+    """Two calls: encode and decode a picture as JPEG. The picture has smooth areas with some noise."""
     height, width = PICTURE
     rng = np.random.default_rng(0)
     coarse = Image.fromarray(rng.integers(0, 256, (15, 20, 3), dtype=np.uint8)).resize((width, height))

@@ -1,8 +1,8 @@
-"""What a network found in one picture: classes, boxes or segments, from its outputs; nothing here prints or draws.
+"""Turns the outputs of a network into classes, boxes or segments of one picture. Nothing here prints or draws.
 
-The task says how outputs are read: the caller's, else the one in the profile, else what names of outputs and the number
-of labels leave no doubt about. Outputs without a task are described by shape and range: a vector of features is never
-turned into probabilities.
+The task says how the outputs are read. It is the caller's task, else the one in the profile, else the one that follows
+from the names of the outputs and the number of labels. Outputs without a task are described by shape and range. So a
+vector of features never becomes probabilities.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from splitwire.codec.tasks import (
 )
 
 MIN_SCORE = 0.5
-"""Detections of smaller scores are counted, not shown."""
+"""Detections with a smaller score are counted but not shown."""
 
 BACKGROUND = ("background", "__background__", "_background_", "bg")
 
@@ -41,7 +41,7 @@ Size = tuple[int, int]
 class ClassScore:
     """One class of a classification.
 
-    probability: in [0, 1]; of a network with a sigmoid per class, of this class alone.
+    probability: in [0, 1]. The probabilities of all classes add up to 1, unless the network has a sigmoid per class.
     """
 
     label: str
@@ -51,7 +51,7 @@ class ClassScore:
 
 @dataclass(frozen=True, kw_only=True)
 class Classes:
-    """What a classification found: the likeliest classes first."""
+    """The result of a classification: the most probable classes, the first with the largest probability."""
 
     top: tuple[ClassScore, ...]
 
@@ -71,9 +71,9 @@ class Detection:
 
 @dataclass(frozen=True, kw_only=True)
 class Detections:
-    """What a detection found: the boxes, the best score first.
+    """The result of a detection: the boxes, the best score first.
 
-    below: how many more there are, of scores under min_score.
+    below: number of further boxes, with a score less than min_score.
     """
 
     boxes: tuple[Detection, ...]
@@ -85,7 +85,7 @@ class Detections:
 class Segment:
     """One class of a segmentation.
 
-    share: of the part of the picture that the network sees, in [0, 1].
+    share: the share of its pixels in the part of the picture that the network sees, in [0, 1].
     """
 
     label: str
@@ -95,10 +95,10 @@ class Segment:
 
 @dataclass(frozen=True, kw_only=True)
 class Segments:
-    """What a segmentation found: the classes, the largest first.
+    """The result of a segmentation: the classes, the largest first.
 
-    mask: (H, W) numbers of classes, of the part of the picture `box` (left, top, right, bottom),
-    in pixels of the picture.
+    mask: (H, W) int64, the class number of each cell. box: (left, top, right, bottom) in pixels of the picture, the
+    part that the mask covers.
     """
 
     classes: tuple[Segment, ...]
@@ -110,7 +110,7 @@ class Segments:
 class Value:
     """One output of a network whose task is not known.
 
-    low, high: of its finite elements; None where it has none.
+    low, high: the least and the largest finite element; None if no element is finite.
     """
 
     name: str
@@ -122,13 +122,13 @@ class Value:
 
 @dataclass(frozen=True, kw_only=True)
 class Values:
-    """Shapes and ranges of the outputs, where the task is not known."""
+    """Shapes and ranges of the outputs of a network whose task is not known."""
 
     outputs: tuple[Value, ...]
 
 
 Findings = Classes | Detections | Segments | Values
-"""What `EdgeSession.find` returns, by the task of the network."""
+"""What `EdgeSession.find` returns: one of these classes, by the task of the network."""
 
 
 def find(
@@ -140,27 +140,28 @@ def find(
     top: int = 3,
     min_score: float = MIN_SCORE,
 ) -> Findings:
-    """What the outputs say of the first image of a batch.
+    """Return the findings for the first image of a batch.
 
-    size: of the picture, as its EXIF orientation leaves it if the profile asks for that; boxes are in its pixels. None:
-    boxes are in pixels of the network's input. task: "classification", "detection" or "segmentation"; None: the
-    profile's. top: classes to name. min_score: detections below it are only counted.
-    Raises UsageError for a task that is none, or that these outputs cannot be of.
+    size: size of the picture, after its EXIF orientation if the profile applies it. Boxes are in pixels of the picture;
+    without a size they are in pixels of the network's input. task: "classification", "detection" or "segmentation";
+    None for the profile's. top: number of classes to return. min_score: detections with a smaller score are only
+    counted.
+    Raises UsageError for an unknown task, and for a task that does not fit the outputs.
     """
     known = task or profile.task or _evident(outputs, profile.labels)
-    found: Findings | None = None
+    findings: Findings | None = None
     if known is not None and known not in TASKS:
         raise UsageError(f"a task is {', '.join(TASKS)}; got {known!r}")
     if known == "classification" and not is_detector(outputs):
-        found = classes(outputs, profile.labels, top)
+        findings = classes(outputs, profile.labels, top)
     elif known == "detection":
-        found = _detections(outputs, profile, size, min_score)
+        findings = _detections(outputs, profile, size, min_score)
     elif known == "segmentation":
-        found = _segments(outputs, profile, size)
-    if found is None and task is not None:
+        findings = _segments(outputs, profile, size)
+    if findings is None and task is not None:
         shown = ", ".join(f"{name} {a.shape} {a.dtype}" for name, a in outputs.items())
         raise UsageError(f"the outputs {shown} are not those of a {task}; expected {EXPECTED[task]}")
-    return found or Values(outputs=tuple(_value(name, a) for name, a in outputs.items()))
+    return findings or Values(outputs=tuple(_value(name, a) for name, a in outputs.items()))
 
 
 EXPECTED: dict[str, str] = {
@@ -171,12 +172,12 @@ EXPECTED: dict[str, str] = {
 
 
 def is_background(label: str) -> bool:
-    """Whether a class of a segmentation is what is left when nothing is there."""
+    """Whether the label of a class means the background of a segmentation."""
     return label.lower() in BACKGROUND
 
 
 def _evident(outputs: Outputs, labels: Sequence[str] | None) -> Task | None:
-    """For pairs of older exports, which say no task."""
+    """The task by the outputs and labels alone. Pairs of older exports do not name their task."""
     if is_detector(outputs):
         return "detection"
     if labels is None or len(labels) < 2:
@@ -192,17 +193,20 @@ def _label(labels: Sequence[str] | None, index: int) -> str:
 
 
 def classes(outputs: Outputs, labels: Sequence[str] | None, top: int) -> Classes | None:
-    """The likeliest classes by the output of as many scores as there are labels, else the first of several scores.
-    None without one, or where a score is NaN or infinite."""
+    """The `top` most probable classes of the first image.
+
+    The scores are the output with one score per label, else the first output of class scores. None if there is no such
+    output, or if a score is NaN or infinite.
+    """
     fitting = [a for a in outputs.values() if are_class_scores(a) and len(a)]
     scores = next((a for a in fitting if labels is not None and a.shape[1] == len(labels)), None)
     scores = fitting[0] if scores is None and fitting else scores
     if scores is None or not np.isfinite(scores[0]).all():
         return None
     row = scores[0].astype(np.float64)
-    # Scores in [0, 1] that do not add up to 1 are of a sigmoid per class: each stands for itself.
-    alone = in_unit_interval(row) and not are_probabilities(row)
-    p = row if alone else np.exp(log_probabilities(row))
+    # Scores in [0, 1] that do not add up to 1 come from one sigmoid per class: each is a probability already.
+    independent = in_unit_interval(row) and not are_probabilities(row)
+    p = row if independent else np.exp(log_probabilities(row))
     named = labels if labels is not None and len(labels) == p.size else None
     best = np.argsort(-p, kind="stable")[:top].tolist()
     return Classes(top=tuple(ClassScore(label=_label(named, i), index=i, probability=float(p[i])) for i in best))
@@ -212,7 +216,7 @@ def _detections(outputs: Outputs, profile: CodecProfile, size: Size | None, min_
     if not is_detector(outputs):
         return None
     boxes, scores, labels = (outputs[name] for name in DETECTION)
-    if boxes.ndim == 3:  # (B, N, 4): a detector of batches, which fills up with rows of score 0
+    if boxes.ndim == 3:  # (B, N, 4): a detector that takes batches pads with rows of score 0
         if not len(boxes):
             return None
         boxes, scores, labels = boxes[0], scores[0], labels[0]
@@ -221,10 +225,10 @@ def _detections(outputs: Outputs, profile: CodecProfile, size: Size | None, min_
     wide = boxes.astype(np.float64)
     real = (scores > 0) & np.isfinite(wide).all(axis=1)
     wide = _in_picture(wide, profile.preprocessing, size)
-    real &= (wide[:, 2] > wide[:, 0]) & (wide[:, 3] > wide[:, 1])  # not wholly in what was filled up around the picture
+    real &= (wide[:, 2] > wide[:, 0]) & (wide[:, 3] > wide[:, 1])  # not entirely in the padding
     order = [int(i) for i in np.argsort(-scores.astype(np.float64), kind="stable") if real[i]]
     shown = [i for i in order if scores[i] >= min_score]
-    found = (
+    detections = (
         Detection(
             label=_label(profile.labels, int(labels[i])),
             index=int(labels[i]),
@@ -233,11 +237,11 @@ def _detections(outputs: Outputs, profile: CodecProfile, size: Size | None, min_
         )
         for i in shown
     )
-    return Detections(boxes=tuple(found), below=len(order) - len(shown), min_score=min_score)
+    return Detections(boxes=tuple(detections), below=len(order) - len(shown), min_score=min_score)
 
 
 def _in_picture(boxes: NDArray[np.float64], p: Preprocessing | None, size: Size | None) -> NDArray[np.float64]:
-    """(N, 4) boxes in the network's view → in the picture, clipped to it."""
+    """(N, 4) boxes in pixels of the network's input → in pixels of the picture, clipped to it."""
     if p is None or size is None:
         return boxes
     from splitwire.codec.preprocessing import placement
@@ -252,29 +256,32 @@ def _segments(outputs: Outputs, profile: CodecProfile, size: Size | None) -> Seg
     mask = next((m for a in outputs.values() if (m := _mask(a, profile)) is not None), None)
     if mask is None:
         return None
-    mask, box = _seen(mask, profile.preprocessing, size)
+    mask, box = _visible_part(mask, profile.preprocessing, size)
     numbers, counts = np.unique(mask, return_counts=True)
     labels = profile.labels
-    found = [
+    segments = [
         Segment(label=_label(labels, int(n)), index=int(n), share=float(c) / mask.size)
         for n, c in zip(numbers, counts, strict=True)
     ]
-    return Segments(classes=tuple(sorted(found, key=lambda s: -s.share)), mask=mask, box=box)
+    return Segments(classes=tuple(sorted(segments, key=lambda s: -s.share)), mask=mask, box=box)
 
 
 def _mask(output: NDArray[Any], profile: CodecProfile) -> NDArray[np.int64] | None:
-    """(H, W) numbers of classes; None if the output is no segmentation."""
+    """(H, W) class numbers; None if the output is not a segmentation."""
     if output.ndim not in (3, 4) or not output.size:
         return None
     first = output[0]
-    if first.ndim == 3 and 1 in (first.shape[0], first.shape[2]):  # one plane, of numbers or of the foreground
+    if first.ndim == 3 and 1 in (
+        first.shape[0],
+        first.shape[2],
+    ):  # one plane: class numbers, or scores of the foreground
         first = first[0] if first.shape[0] == 1 else first[..., 0]
     if first.ndim == 2:
         if first.dtype.kind != "f":
             return np.asarray(first, dtype=np.int64)
         if output.ndim == 3:
             return None
-        middle = 0.5 if in_unit_interval(first) else 0.0  # of probabilities, or of logits
+        middle = 0.5 if in_unit_interval(first) else 0.0  # for probabilities, else for logits
         return np.asarray(first > middle, dtype=np.int64)
     if first.dtype.kind != "f":
         return None
@@ -285,10 +292,10 @@ def _mask(output: NDArray[Any], profile: CodecProfile) -> NDArray[np.int64] | No
     return np.asarray(first.argmax(axis=-1 if last else 0), dtype=np.int64)
 
 
-def _seen(
+def _visible_part(
     mask: NDArray[np.int64], p: Preprocessing | None, size: Size | None
 ) -> tuple[NDArray[np.int64], tuple[float, float, float, float]]:
-    """The part of a mask where there is picture, and where in the picture that is: (left, top, right, bottom)."""
+    """The part of a mask that shows the picture and no padding, and its (left, top, right, bottom) in the picture."""
     height, width = mask.shape
     if p is None or size is None:
         return mask, (0.0, 0.0, float(width), float(height))
@@ -299,7 +306,7 @@ def _seen(
     for length, cells, view, scale, shift in zip(
         size, (width, height), (p.crop[1], p.crop[0]), scales, shifts, strict=True
     ):
-        start, end = max(shift, 0.0), min(shift + scale * length, float(view))  # in the view
+        start, end = max(shift, 0.0), min(shift + scale * length, float(view))  # in pixels of the network's input
         first = min(int(start * cells / view), cells - 1)
         last = max(first + 1, min(cells, round(end * cells / view)))
         spans.append(slice(first, last))

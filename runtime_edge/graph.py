@@ -1,5 +1,8 @@
-"""front.onnx as a plain function: input array → feature tensors at the cut. `runtime_cloud/graph.py` is its
-counterpart."""
+"""front.onnx as a plain function: input array → feature tensors at the cut.
+
+`runtime_cloud/graph.py` does the same for back.onnx. Both open their file through `codec/sessions.py`; what follows
+there, the check of the graph's inputs and outputs, differs.
+"""
 
 from __future__ import annotations
 
@@ -25,17 +28,17 @@ stop_events(ort)
 Float32Array = NDArray[np.float32]
 InputType = Literal["float32", "uint8"]
 Input = NDArray[Any]
-"""float32, or uint8 where the network takes that."""
+"""float32, or uint8 if the network takes uint8."""
 
 INPUT_TYPES: dict[str, InputType] = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class FrontOutputs:
-    """What the front makes of one batch.
+    """The outputs of the front for one batch.
 
-    features: one (B, *shape) float32 array per tensor at the cut. sizes: the profile's vectors of int64, mostly none.
-    early: outputs of the whole network that are known here already, by name; mostly none.
+    features: one (B, *shape) float32 array per tensor at the cut. sizes: the int64 vectors that the profile lists;
+    usually none. early: outputs of the whole network that the front computes already, by name; usually none.
     """
 
     features: list[Float32Array]
@@ -45,9 +48,10 @@ class FrontOutputs:
 
 @dataclass(frozen=True, kw_only=True)
 class FrontGraph:
-    """The front half, opened. input_shape: as in the graph; None where an axis is free, as the batch mostly is.
+    """The open front half.
 
-    input_dtype: of the network's input. early: names of the whole network's outputs that the front makes.
+    input_shape: as in the graph; None for an axis of any length, which the batch usually is. input_dtype: of the
+    network's input. early: names of the outputs of the whole network that the front computes.
     """
 
     session: ort.InferenceSession
@@ -58,21 +62,18 @@ class FrontGraph:
     input_dtype: InputType = "float32"
 
     def run(self, x: Input) -> FrontOutputs:
-        """(B, *input_shape[1:]) of input_dtype → what crosses, and the early outputs.
-
-        Raises ShapeMismatch for another shape or dtype.
-        """
+        """Run the front. x: (B, *input_shape[1:]) of input_dtype. Raises ShapeMismatch for another shape or dtype."""
         self._check(x)
-        names = list(dict.fromkeys([*self.profile.crossing, *self.early]))  # a tensor at the cut may be an output too
-        made = dict(zip(names, self.session.run(names, {self.input_name: x}), strict=True))
+        names = list(dict.fromkeys([*self.profile.crossing, *self.early]))  # a tensor at the cut can be an output too
+        tensors = dict(zip(names, self.session.run(names, {self.input_name: x}), strict=True))
         return FrontOutputs(
-            features=[made[t.name] for t in self.profile.tensors],
-            sizes=[made[s.name] for s in self.profile.size_specs],
-            early={name: made[name] for name in self.early},
+            features=[tensors[t.name] for t in self.profile.tensors],
+            sizes=[tensors[s.name] for s in self.profile.size_specs],
+            early={name: tensors[name] for name in self.early},
         )
 
     def zeros(self) -> Input:
-        """The smallest input there is, all zero: what a warm-up runs on."""
+        """The smallest input, all zeros: the input of a warm-up."""
         return np.zeros([1 if n is None else n for n in self.input_shape], dtype=self.input_dtype)
 
     def _check(self, x: Input) -> None:
@@ -80,7 +81,7 @@ class FrontGraph:
         if not isinstance(x, np.ndarray):
             raise ShapeMismatch(f"the front takes a {shown} {self.input_dtype} array; got {type(x).__name__}")
         fits = x.ndim == len(self.input_shape) and all(
-            n is None or n == given for n, given in zip(self.input_shape, x.shape, strict=True)
+            n is None or n == size for n, size in zip(self.input_shape, x.shape, strict=True)
         )
         if not fits or x.dtype != self.input_dtype or x.size == 0:
             raise ShapeMismatch(f"the front takes a {shown} {self.input_dtype} array; got {x.shape} {x.dtype}")
@@ -89,9 +90,10 @@ class FrontGraph:
 def open_front(path: str | Path, *, threads: int | None = None, providers: Sequence[str] | None = None) -> FrontGraph:
     """Load front.onnx.
 
-    threads: of one inference; None lets ONNX Runtime choose. providers: execution providers, in order of preference;
-    None means the CPU. Raises UsageError (no such file, back half given), ProfileError (not one of our graphs, or
-    damaged), DeviceError (a provider this machine does not have).
+    threads: threads of one inference; None lets ONNX Runtime choose. providers: execution providers, in order of
+    preference; None for the CPU.
+    Raises UsageError (no such file, or it is the back half), ProfileError (not a graph that `splitwire export` wrote,
+    or a damaged one), DeviceError (a provider that this machine does not have).
     """
     session: ort.InferenceSession = open_graph(
         ort, Path(path), threads=threads, providers=providers, exact_int8=int8_overflows()

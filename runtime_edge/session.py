@@ -1,4 +1,4 @@
-"""EdgeSession: an image in, the whole network's outputs out, with the front here and the back in the cloud."""
+"""EdgeSession runs the front here and the back in the cloud: an image in, the outputs of the whole network out."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
     Picture = str | Path | Image | NDArray[Any]
 
 FRAME_ID_MASK = (1 << 32) - 1
-"""Frame ids count up and start again at 0 after 2³²."""
+"""Frame ids count up; after 2³² − 1 comes 0."""
 
 
 class State(enum.Enum):
-    """Where an EdgeSession is in its life.
+    """The state of an EdgeSession.
 
-    NEW: the graph is loaded. OPEN: in use. CLOSED: for good; its transport is closed with it.
+    NEW: the graph is loaded. OPEN: in use. CLOSED: it cannot be used again, and its transport is closed too.
     """
 
     NEW = "new"
@@ -48,8 +48,9 @@ class State(enum.Enum):
 class Timings:
     """Milliseconds per stage, in pipeline order.
 
-    front, encode: on this device. network: the wait for the reply less the two times that the cloud reports; it holds
-    the link both ways, HTTP, and any wait in the server's queue. decode, back: in the cloud, by its clock.
+    front, encode: on this device. network: the wait for the reply, minus the two times that the cloud reports. It
+    includes the link in both directions, HTTP and the wait in the server's queue. decode, back: in the cloud, by its
+    clock.
     """
 
     front: float
@@ -68,10 +69,10 @@ class Timings:
 class SplitResult:
     """The outputs for one batch, and what they cost in bytes and time.
 
-    outputs: the whole network's outputs by name, in its order. op: the operating point the frame was coded at.
-    bytes_sent: what crossed the socket towards the cloud, HTTP head and retries included. frame_bytes: the frame alone.
-    bits_per_element: 8·frame_bytes over the elements of the feature tensors (all images of the batch).
-    attempts: 1, unless the transport repeated a failed try.
+    outputs: the outputs of the whole network by name, in its order. op: the operating point of the frame.
+    bytes_sent: bytes written to the socket, HTTP head and retries included. frame_bytes: bytes of the frame alone.
+    bits_per_element: 8·frame_bytes divided by the elements of the feature tensors of all images of the batch.
+    attempts: 1, unless the transport repeated a failed attempt.
     """
 
     outputs: Outputs
@@ -83,7 +84,7 @@ class SplitResult:
     attempts: int
 
     def __repr__(self) -> str:
-        """One line; of the outputs the shapes."""
+        """One line, with the shapes of the outputs."""
         outputs = ", ".join(f"{name} {list(y.shape)} {y.dtype}" for name, y in self.outputs.items())
         return (
             f"<SplitResult {outputs}; {self.op}: {self.bytes_sent:,} bytes sent, frame {self.frame_bytes:,},"
@@ -97,12 +98,12 @@ class EdgeSession:
         with EdgeSession("front.onnx", transport=HttpTransport("http://cloud:8500")) as session:
             result = session.infer(x)
 
-    front: path of front.onnx. transport: the session closes it. op: operating point of every frame that names no other;
-    None for the profile's default. threads: of one inference; None lets ONNX Runtime
-    choose. providers: of ONNX Runtime, in order of preference; None for the CPU.
+    front: path of front.onnx. transport: the session closes it. op: operating point of the frames; a call can name
+    another one; None for the profile's default. threads: threads of one inference; None lets ONNX Runtime choose.
+    providers: execution providers of ONNX Runtime, in order of preference; None for the CPU.
     Raises UsageError, ProfileError, DeviceError (opening the graph), ProfileError (no such operating point).
 
-    `infer` may be called from several threads. `run_front`, `encode` and `send` are its stages, each of use alone.
+    Several threads may call `infer`. `run_front`, `encode` and `send` are its stages; each can be called alone.
     """
 
     def __init__(
@@ -124,17 +125,17 @@ class EdgeSession:
 
     @property
     def profile(self) -> CodecProfile:
-        """What this front and its back have agreed on."""
+        """The CodecProfile of the pair, the same in both halves."""
         return self._graph.profile
 
     @property
     def input_shape(self) -> tuple[int | None, ...]:
-        """(B, C, H, W) of the network's input, or (B, H, W, C); None where any size is taken."""
+        """(B, C, H, W) of the network's input, or (B, H, W, C); None for an axis of any length."""
         return self._graph.input_shape
 
     @property
     def input_dtype(self) -> InputType:
-        """What the network's input holds."""
+        """Element type of the network's input."""
         return self._graph.input_dtype
 
     @property
@@ -145,33 +146,34 @@ class EdgeSession:
     def infer(self, x: Input, op: str | None = None) -> SplitResult:
         """Run the whole network on a batch.
 
-        x: (B, C, H, W) float32, preprocessed; or `input_shape` of `input_dtype`, where that is another. op: operating
-        point of this frame; None for the session's. Where the network takes B images and no other number, fewer are
-        filled up with copies of the last, whose answers are left out; they cost as much as B.
-        Raises ShapeMismatch (another shape; too few images for a network with an output that has no row for each),
-        NonFiniteFeatures (the front made NaN or Inf of x), ProfileError (no such operating point), TransportError, or
-        the error that the cloud named.
+        x: preprocessed images, of the shape `input_shape` and the type `input_dtype`; usually (B, C, H, W) float32.
+        op: operating point of this frame; None for the session's. If the network takes exactly B images and x has
+        fewer, copies of the last image fill the batch. Their outputs are removed; the time and the bytes are those of
+        B images.
+        Raises ShapeMismatch (another shape; or x is short and an output does not have one row per image),
+        NonFiniteFeatures (the front makes NaN or Inf of x), ProfileError (no such operating point), TransportError, or
+        the error that the cloud names.
         """
-        name = self._op_name(op)  # before any work is done for it
+        name = self._op_name(op)  # a wrong name fails before the front runs
         start = time.perf_counter()
-        whole = self._filled_up(x)
-        made = self.run_front(whole)
-        fronted = time.perf_counter()
+        batch = self._filled_up(x)
+        front = self.run_front(batch)
+        front_done = time.perf_counter()
         frame_id = next(self._ids) & FRAME_ID_MASK
-        frame = self.encode(made.features, op=name, frame_id=frame_id, sizes=made.sizes)
-        encoded = time.perf_counter()
+        frame = self.encode(front.features, op=name, frame_id=frame_id, sizes=front.sizes)
+        encode_done = time.perf_counter()
         reply = self.send(frame, frame_id=frame_id)
-        waited_ms = (time.perf_counter() - encoded) * 1e3
+        waited_ms = (time.perf_counter() - encode_done) * 1e3
         return SplitResult(
-            outputs=self._in_order(_rows({**made.early, **reply.outputs}, len(x), len(whole))),
+            outputs=self._in_order(_rows({**front.early, **reply.outputs}, len(x), len(batch))),
             op=name,
             bytes_sent=reply.bytes_sent,
             frame_bytes=len(frame),
             bits_per_element=8 * len(frame) / (x.shape[0] * self._elements),
             timings=Timings(
-                front=(fronted - start) * 1e3,
-                encode=(encoded - fronted) * 1e3,
-                # Two clocks: a coarse one over there can claim more than was waited here.
+                front=(front_done - start) * 1e3,
+                encode=(encode_done - front_done) * 1e3,
+                # The clocks differ: a coarse clock in the cloud can report more time than the wait took here.
                 network=max(0.0, waited_ms - reply.decode_ms - reply.back_ms),
                 decode=reply.decode_ms,
                 back=reply.back_ms,
@@ -182,10 +184,11 @@ class EdgeSession:
     def infer_image(self, image: Picture, op: str | None = None, *, order: str = "rgb") -> SplitResult:
         """Run the whole network on one picture.
 
-        image: a path, a PIL image, or its pixels: (H, W, 3) uint8, or (H, W) uint8 for gray. order: of the channels of
-        such an array: "rgb", or "bgr" as OpenCV has them; whatever the network takes.
-        Raises UsageError if the profile does not say how a picture becomes an input, or this is no picture; and what
-        `infer` raises. Needs Pillow.
+        image: a path, a PIL image, or an array of pixels: (H, W, 3) uint8, or (H, W) uint8 for gray. order: the order
+        of the channels in such an array, "rgb" or "bgr" (OpenCV). It does not depend on the order that the network
+        takes.
+        Raises UsageError if the profile has no preprocessing or the image cannot be read; and what `infer` raises.
+        Needs Pillow.
         """
         return self.infer(self.preprocess(image, order=order), op=op)
 
@@ -198,14 +201,21 @@ class EdgeSession:
         top: int = 3,
         min_score: float = MIN_SCORE,
     ) -> Findings:
-        """What the network found in the first image of a result: Classes, Detections, Segments or Values.
+        """Read the outputs for the first image of a result as Classes, Detections, Segments or Values.
 
-        size: (width, height) of the picture, in whose pixels boxes are then. Raises UsageError."""
+        size: (width, height) of the picture; boxes are in its pixels. None: boxes are in pixels of the network's input.
+        task: "classification", "detection" or "segmentation"; None for the profile's. top: number of classes.
+        min_score: detections with a smaller score are only counted.
+        Raises UsageError (an unknown task, or one that does not fit the outputs).
+        """
         return find(result.outputs, self.profile, size=size, task=task, top=top, min_score=min_score)
 
     def preprocess(self, image: Picture, *, order: str = "rgb") -> Input:
-        """A picture → a batch of one as `infer` takes it, as the profile says. Raises as `infer_image`."""
-        from splitwire.codec import preprocessing  # Pillow is met only here: inputs need none
+        """Turn a picture into a batch of one, as `infer` takes it, by the profile's preprocessing.
+
+        Arguments and errors are those of `infer_image`.
+        """
+        from splitwire.codec import preprocessing  # imports Pillow, which sessions that take arrays do not need
 
         how = self.profile.preprocessing
         if how is None:
@@ -221,8 +231,11 @@ class EdgeSession:
         return x[np.newaxis]
 
     def run_front(self, x: Input) -> FrontOutputs:
-        """Stage 1. A batch as `infer` takes it → `features`: one (B, *shape) float32 per tensor at the cut, and what
-        else crosses or is known already. Raises ShapeMismatch."""
+        """Stage 1: run the front on a batch as `infer` takes it.
+
+        Returns the features (one (B, *shape) float32 array per tensor at the cut), the sizes and the early outputs.
+        Raises ShapeMismatch.
+        """
         self._use()
         return self._graph.run(x)
 
@@ -234,13 +247,18 @@ class EdgeSession:
         frame_id: int = 0,
         sizes: Sequence[Int64Array] = (),
     ) -> bytes:
-        """Stage 2. Feature tensors, and sizes where the pair has them → frame. Raises ShapeMismatch, NonFiniteFeatures,
-        ProfileError."""
+        """Stage 2: encode feature tensors, and the sizes if the pair has any, into a frame.
+
+        Raises ShapeMismatch, NonFiniteFeatures, ProfileError.
+        """
         self._use()
         return self._codec.encode(features, op=self._op_name(op), frame_id=frame_id, sizes=sizes)
 
     def send(self, frame: bytes, *, frame_id: int) -> Reply:
-        """Stage 3. Frame → reply. Raises BadResponse for the reply to another frame, and what the transport raises."""
+        """Stage 3: send a frame and return the reply.
+
+        Raises BadResponse if the reply is for another frame, and what the transport raises.
+        """
         self._use()
         reply = self._transport.send(frame)
         if reply.frame_id != frame_id:
@@ -248,12 +266,12 @@ class EdgeSession:
         return reply
 
     def warm_up(self) -> None:
-        """Run front and encoder once on zeros, so that no frame pays for compiling kernels. Sends nothing."""
-        made = self.run_front(self._graph.zeros())
-        self.encode(made.features, sizes=made.sizes)
+        """Run front and encoder once on zeros, so that no frame waits for the compilation of kernels. Sends nothing."""
+        front = self.run_front(self._graph.zeros())
+        self.encode(front.features, sizes=front.sizes)
 
     def close(self) -> None:
-        """Close the transport; the session cannot be used again. Calling it twice is fine."""
+        """Close the transport. The session cannot be used again. A second call has no effect."""
         if self._state is not State.CLOSED:
             self._state = State.CLOSED
             self._transport.close()
@@ -271,24 +289,24 @@ class EdgeSession:
         self._state = State.OPEN
 
     def _filled_up(self, x: Input) -> Input:
-        """As many images as the network takes: the last one again for those that are missing."""
+        """The batch, filled with copies of its last image to the size that the network takes."""
         fixed = self._graph.input_shape[0] if self._graph.input_shape else None
         if fixed is None or np.ndim(x) == 0 or not 0 < len(x) < fixed:
             return x
         return np.concatenate([x, np.repeat(x[-1:], fixed - len(x), axis=0)])
 
     def _in_order(self, outputs: Outputs) -> Outputs:
-        """As the whole network has them; all come from the back, in order, where the profile names none."""
+        """The outputs in the order of the whole network. If the profile names none, the back has all, in order."""
         order = self.profile.outputs if isinstance(self.profile.outputs, tuple) else ()
         return {name: outputs[name] for name in (*(n for n in order if n in outputs), *outputs)}
 
     def _op_name(self, op: str | None) -> str:
-        """The operating point's name. Raises ProfileError, with the names there are."""
+        """The name of the operating point. Raises ProfileError, with the names that exist."""
         return self._op if op is None else self.profile.operating_points[self.profile.point_index(op)].name
 
 
 def _rows(outputs: Outputs, n: int, of: int) -> Outputs:
-    """The answers to the first n images of a batch. Raises ShapeMismatch."""
+    """The outputs for the first n images of a batch. Raises ShapeMismatch."""
     if n == of:
         return outputs
     for name, y in outputs.items():

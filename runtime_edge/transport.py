@@ -1,9 +1,9 @@
-"""What a session talks to: a Transport takes a frame and brings back the reply.
+"""Transports: a Transport delivers a frame and returns the reply.
 
-    LoopbackTransport   a function in this process, e.g. `CloudSession.handle`
-    HttpTransport       `splitwire cloud serve`, over HTTP/1.1 with keep-alive
+    LoopbackTransport   calls a function in this process, for example `CloudSession.handle`
+    HttpTransport       posts to `splitwire cloud serve`, over HTTP/1.1 with keep-alive
 
-A transport raises TransportError, or the error of ours that the far end named; nothing else.
+A transport raises TransportError, or the splitwire error that the server names; nothing else.
 """
 
 from __future__ import annotations
@@ -34,20 +34,21 @@ from .wire import CountingTransport, Tally
 
 MAX_REPLY_BYTES = 256 << 20
 KEEPALIVE_S = 60.0
-"""Idle seconds after which a connection is not used again; below the server's 75 s (runtime_cloud/serve.py)."""
+"""A connection that was idle for this many seconds is not used again. Less than the server's 75 s
+(runtime_cloud/serve.py)."""
 MAX_PAUSE_S = 10.0
-"""Longest pause before a retry. A server that asks for more is not waited for: the caller decides."""
+"""Longest pause before a retry, seconds. If the server asks for a longer one, there is no retry: the caller decides."""
 FIRST_PAUSE_S = 0.1
 CUT_SHORT = "peer closed connection without sending complete message body"
-"""What h11 says where a server is killed while it answers."""
+"""What h11 says if a server is killed while it answers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """What came back for one frame.
+    """The reply to one frame.
 
-    decode_ms, back_ms: time spent in the cloud. bytes_sent, bytes_received: what crossed the link for this frame, heads
-    and retries included. attempts: 1, unless a try failed and was repeated.
+    decode_ms, back_ms: time in the cloud. bytes_sent, bytes_received: bytes on the link for this frame, heads and
+    retries included. attempts: 1, unless a failed attempt was repeated.
     """
 
     outputs: Outputs
@@ -60,28 +61,28 @@ class Reply:
 
 
 class Transport(Protocol):
-    """The one thing an EdgeSession needs of the network. Implementations may be shared between threads."""
+    """What an EdgeSession needs to reach the cloud. Several threads can share a transport."""
 
     def send(self, frame: bytes) -> Reply:
-        """Deliver a frame and wait for its reply. Raises TransportError, or the error the far end named."""
+        """Deliver a frame and wait for its reply. Raises TransportError, or the error that the server names."""
         ...
 
     def close(self) -> None:
-        """Let go of connections. Calling it twice is fine."""
+        """Close the connections. A second call has no effect."""
         ...
 
 
 class LoopbackTransport:
-    """Edge and cloud in one process, through the same bytes as over a network.
+    """Joins edge and cloud in one process. The bytes are the same as over a network.
 
-    handler: frame bytes → reply bytes, e.g. `CloudSession(back).handle`; its errors come through as they are.
+    handler: frame bytes → reply bytes, for example `CloudSession(back).handle`. Its errors reach the caller unchanged.
     """
 
     def __init__(self, handler: Callable[[bytes], bytes]) -> None:
         self._handler = handler
 
     def send(self, frame: bytes) -> Reply:
-        """Hand a frame to the handler. Raises what the handler raises, or BadResponse for what is no reply."""
+        """Call the handler with a frame. Raises what the handler raises; BadResponse if it returns no valid reply."""
         answer = self._handler(frame)
         return _reply(decode_reply(answer), sent=len(frame), received=len(answer), attempts=1)
 
@@ -93,8 +94,8 @@ class LoopbackTransport:
 class Timeouts:
     """How long an HttpTransport waits, in seconds.
 
-    connect: to a connection. read: without a byte of the answer. write: without a byte accepted. pool: until one of the
-    connections is free, when several threads share a transport.
+    connect: until the connection is open. read: until the next bytes of the answer. write: until the next bytes are
+    accepted. pool: until a connection is free, if several threads share the transport.
     """
 
     connect: float = 5.0
@@ -104,18 +105,21 @@ class Timeouts:
 
 
 class HttpTransport:
-    """Frames to `splitwire cloud serve` over HTTP/1.1, on connections that stay open.
+    """Sends frames to `splitwire cloud serve` over HTTP/1.1, on connections that stay open.
 
     url: http://host:port or https://host, with a path in front of /v1/infer if a proxy needs one.
-    retries: how often a failed try is repeated. Only failures that cannot have run the inference twice are: no
-        connection; a kept connection that was closed before the answer began; a 503 that says when to come back.
-    retry_reads: also repeat after a read timeout (the server may then do the work twice).
+    timeouts: how long to wait; None for the defaults of Timeouts.
+    retries: how often a failed attempt is repeated. A retry follows only if the inference cannot have run: there was no
+        connection; an open connection closed before the answer began; or the server answered 503 with a Retry-After.
+    retry_reads: also repeat after a read timeout. The server may then run the inference twice.
     token: sent as `Authorization: Bearer …`.
-    lean: leave out Content-Type and User-Agent, 70 bytes of every frame. Our server needs neither; a proxy may.
-    verify: as httpx: True, False, or an ssl.SSLContext.
+    lean: leave out Content-Type and User-Agent, 70 bytes of every frame. `splitwire cloud serve` needs neither; a proxy
+        may need them.
+    max_connections: most connections at a time. max_reply_bytes: a longer reply is refused.
+    verify: as in httpx: True, False, or an ssl.SSLContext.
 
-    The head of a request has five lines and no more, because it is paid for with every frame (docs/runtime.md).
-    Proxies and credentials of the environment are not used.
+    Raises UsageError for a wrong argument. The head of a request has five lines only, because every frame sends it
+    (docs/runtime.md). Proxies and credentials from the environment are not used.
     """
 
     def __init__(
@@ -144,20 +148,20 @@ class HttpTransport:
         self._retry_reads = retry_reads
         self._max_reply_bytes = max_reply_bytes
         self._timeouts = asdict(timeouts or Timeouts())
-        # Reading the trusted certificates takes tens of milliseconds: only where they are needed.
+        # Reading the trusted certificates takes tens of milliseconds. Plain HTTP does not need them.
         tls = httpx.create_ssl_context(verify=verify) if self._url.scheme == "https" else None
-        # httpx's transport and messages without its client: no redirects, cookies, proxies or .netrc to switch off, and
-        # 0.1 ms less per frame.
+        # This uses httpx's transport and messages without its client. So there are no redirects, cookies, proxies or
+        # .netrc to switch off, and a frame takes 0.1 ms less.
         self._wire = CountingTransport(keepalive_s=KEEPALIVE_S, max_connections=max_connections, tls=tls)
         self._closed = False
 
     @property
     def url(self) -> str:
-        """Where frames are posted."""
+        """The URL that frames are posted to."""
         return str(self._url)
 
     def send(self, frame: bytes) -> Reply:
-        """Post one frame and wait for its reply. Raises TransportError, or the error that the server named."""
+        """Post one frame and wait for its reply. Raises TransportError, or the error that the server names."""
         if self._closed:
             raise UsageError("this HttpTransport is closed; make a new one")
         tally = self._wire.start_tally()
@@ -179,13 +183,13 @@ class HttpTransport:
             time.sleep(_pause(attempt, wait))
 
     def close(self) -> None:
-        """Close the connections. Calling it twice is fine."""
+        """Close the connections. A second call has no effect."""
         self._closed = True
         self._wire.close()
 
     def _exchange(self, frame: bytes) -> Answer:
-        """One try: the request out, the whole answer in, never more than max_reply_bytes of it."""
-        # A bare Request: httpx adds Host and Content-Length, and none of a client's default headers.
+        """One attempt: send the request and read the whole answer, at most max_reply_bytes of it."""
+        # httpx adds only Host and Content-Length to a bare Request, not the default headers of a client.
         extensions = {"timeout": self._timeouts}
         request = httpx.Request("POST", self._url, headers=self._headers, content=frame, extensions=extensions)
         response = self._wire.handle_request(request)
@@ -195,7 +199,7 @@ class HttpTransport:
                 raise BadResponse(f"{self._server} compressed its answer, which was not asked for")
             declared = headers.get("content-length", "0")
             body = bytearray()
-            # int() takes at most 4300 digits; h11 has already refused a length that is not a number of ≤ 20 digits
+            # int() takes at most 4300 digits; h11 has refused a length that is not a number of at most 20 digits
             if int(declared) > self._max_reply_bytes:
                 raise self._too_long(declared)
             for chunk in response.iter_raw():
@@ -216,18 +220,18 @@ class HttpTransport:
         return BadResponse(f"{self._server} answers with {what} bytes; the limit is {self._max_reply_bytes}")
 
     def _is_safe(self, e: Exception, tally: Tally) -> bool:
-        """True if repeating cannot run the inference twice, or the caller accepts that."""
+        """True if a retry cannot run the inference twice, or if the caller accepts that."""
         if isinstance(e, (httpcore.ConnectError, httpcore.ConnectTimeout)):
-            return True  # nothing of the frame has left
+            return True  # no byte of the frame was sent
         if isinstance(e, httpcore.ReadTimeout):
             return self._retry_reads
-        # A server closes an idle connection at any time; that is seen only when the next request meets it.
+        # A server may close an idle connection at any time. The edge sees that only with the next request.
         dropped = isinstance(e, (httpcore.ReadError, httpcore.WriteError, httpcore.RemoteProtocolError))
         return dropped and tally.connects == 0 and tally.attempt_received == 0
 
 
 def _infer_url(url: str) -> httpx.URL:
-    """Base URL → where frames are posted. Raises UsageError for what is not an http(s) base URL."""
+    """The URL that frames are posted to, from the base URL. Raises UsageError if that is no http(s) base URL."""
     try:
         parts = urlsplit(url)
         parsed = httpx.URL(url.rstrip("/") + "/v1/infer")
@@ -242,14 +246,14 @@ def _infer_url(url: str) -> httpx.URL:
 
 
 def _pause(attempt: int, retry_after: float | None) -> float:
-    """Seconds before try attempt + 1: doubling, with jitter so that a crowd of edges does not return at once."""
-    jitter = random.uniform(0.5, 1.0)  # noqa: S311 (no secret)
+    """Seconds before the next attempt: doubled each time, with jitter, so that many edges do not retry at once."""
+    jitter = random.uniform(0.5, 1.0)  # noqa: S311 - no secret depends on it
     backoff = min(MAX_PAUSE_S, FIRST_PAUSE_S * 2.0 ** (attempt - 1)) * jitter
     return backoff if retry_after is None else retry_after + backoff
 
 
 def _explain(e: Exception, server: str, tally: Tally, attempts: int) -> TransportError:
-    """A failure of the link, in one sentence that says what to do."""
+    """The error for a failure of the link; its message is one sentence that says what to do."""
     tries = f" after {attempts} tries" if attempts > 1 else ""
     match e:
         case httpcore.ConnectTimeout():
@@ -275,14 +279,14 @@ def _explain(e: Exception, server: str, tally: Tally, attempts: int) -> Transpor
 
 
 def root_cause(e: Exception) -> Exception:
-    """What a failure began with: httpcore keeps the cause as its argument."""
+    """The first error in a chain of causes. httpcore keeps the cause as the argument of its exception."""
     while e.args and isinstance(e.args[0], Exception):
         e = e.args[0]
     return e
 
 
 def _reason(e: Exception) -> str:
-    """The bottom of the chain of causes: the operating system's own words, where it has any."""
+    """The text of the first error in the chain of causes: that of the operating system, if there is one."""
     e = root_cause(e)
     text = (e.strerror if isinstance(e, OSError) else None) or str(e) or type(e).__name__
     return text[:1].lower() + text[1:]

@@ -1,4 +1,4 @@
-"""Waiting for a server that is warming up, restarting, or out of reach for a while."""
+"""Waits for a server that warms up, restarts or cannot be reached for a while."""
 
 from __future__ import annotations
 
@@ -20,8 +20,11 @@ FIRST_PAUSE_S, MAX_PAUSE_S = 0.25, 4.0
 
 
 def may_pass(e: TransportError) -> bool:
-    """Whether the same call can succeed later with nothing changed here: the server is busy or away, or the link broke.
-    A name that does not resolve, a certificate, a token and an answer of another kind of server stay as they are."""
+    """Whether the same call can succeed later without a change on this side.
+
+    It can if the server is busy or away, or if the link broke. It cannot if the host name does not resolve, if the
+    certificate or the token is wrong, or if another kind of server answers.
+    """
     cause = e.__cause__
     if isinstance(e, ServerBusy):
         return True
@@ -32,16 +35,16 @@ def may_pass(e: TransportError) -> bool:
         )
     if isinstance(e, RequestTimeout):
         return not isinstance(cause, httpcore.PoolTimeout)
-    if isinstance(e, BadResponse):  # a server that is killed closes its connections, in the middle of an answer too
+    if isinstance(e, BadResponse):  # a killed server closes its connections, also in the middle of an answer
         return isinstance(cause, httpcore.RemoteProtocolError) and CUT_SHORT in str(cause)
     return type(e) is TransportError and cause is not None
 
 
 def patiently(call: Callable[[], T], *, wait_s: float, on_wait: Callable[[TransportError], None]) -> T:
-    """The result of `call`, which is repeated for up to `wait_s` seconds after its first failure that may pass.
+    """Return the result of `call`. After a failure that may pass, repeat the call for up to `wait_s` seconds.
 
-    It may run more than once, so it must be safe to repeat, as an inference is. on_wait: called with the failure before
-    each pause. Raises what `call` raises; after `wait_s` seconds, the last failure.
+    `call` must be safe to repeat, as an inference is. on_wait: called with the failure before each pause.
+    Raises the other failures of `call` at once, and its last failure after `wait_s` seconds.
     """
     deadline: float | None = None
     pause = FIRST_PAUSE_S

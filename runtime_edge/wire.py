@@ -1,7 +1,7 @@
-"""Sockets that count: httpx over httpcore's public network interface, with every byte of a request tallied.
+"""Sockets that count their bytes: httpx over httpcore's public network interface.
 
-What a link is charged for is what is written to the socket, heads included, so that is what is counted; nothing is
-computed from header lengths. Under TLS the count is of the bytes handed to TLS (records and handshake not included).
+The count is of the bytes written to the socket and read from it, heads included, because those bytes load the link.
+Nothing is computed from header lengths. With TLS the count is of the bytes given to TLS, without records and handshake.
 """
 
 from __future__ import annotations
@@ -16,12 +16,16 @@ import httpcore
 import httpx
 
 CORK_BYTES = 64 << 10
-"""A request up to this size leaves in one write, hence in as few packets as it fits: head and body share the first."""
+"""A request up to this size is sent in one write, so head and body share the first packet."""
 
 
 @dataclass(kw_only=True)
 class Tally:
-    """What one request cost. sent, received: bytes, all attempts. connects, attempt_received: the last attempt only."""
+    """The bytes of one request.
+
+    sent, received: bytes of all attempts. connects, attempt_received: connections opened and bytes received in the last
+    attempt.
+    """
 
     sent: int = 0
     received: int = 0
@@ -29,23 +33,23 @@ class Tally:
     attempt_received: int = 0
 
     def begin_attempt(self) -> None:
-        """Called before each try of the same request."""
+        """Call this before each attempt of the same request."""
         self.connects = 0
         self.attempt_received = 0
 
 
 class _Local(threading.local):
-    """The tally of the request that this thread is sending; httpcore works in the caller's thread."""
+    """The tally of the request that this thread sends. httpcore works in the caller's thread."""
 
     def __init__(self) -> None:
         self.tally = Tally()
 
 
 class CountingStream(httpcore.NetworkStream):
-    """A connection that adds what it writes and reads to the current tally, and corks small writes.
+    """A connection that adds the bytes it writes and reads to the current tally, and joins small writes.
 
-    h11 hands over head and body apart; written apart they would leave as two packets (TCP_NODELAY is on). Every
-    exchange writes a whole request and then reads, so `read` is where the held bytes go out.
+    h11 gives the head and the body in two calls. With TCP_NODELAY two writes would be two packets. So `write` holds
+    small parts back. Every exchange writes a whole request and then reads, so `read` sends the held bytes.
     """
 
     def __init__(self, inner: httpcore.NetworkStream, local: _Local) -> None:
@@ -64,14 +68,14 @@ class CountingStream(httpcore.NetworkStream):
 
     def _flush(self) -> None:
         held, self._held, self._held_bytes = self._held, [], 0
-        # Joined when small; a large body is not copied once more only to be glued to its head.
+        # Small parts are joined. A large body is not copied once more only to join it with its head.
         for part in [b"".join(held)] if sum(map(len, held)) <= CORK_BYTES else held:
             self._inner.write(part, self._write_timeout)
             self._local.tally.sent += len(part)
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         if self._held:
-            with suppress(httpcore.WriteError):  # as in httpcore: a server may refuse early, and its answer says why
+            with suppress(httpcore.WriteError):  # as in httpcore: a server may refuse early; its answer says why
                 self._flush()
         data = self._inner.read(max_bytes, timeout)
         self._local.tally.received += len(data)
@@ -120,11 +124,11 @@ class _ResponseStream(httpx.SyncByteStream):
 
 
 class CountingTransport(httpx.BaseTransport):
-    """An httpx transport with keep-alive over counting sockets. Raises httpcore's exceptions, not httpx's.
+    """An httpx transport with keep-alive over sockets that count. Raises httpcore's exceptions, not httpx's.
 
-    keepalive_s: an idle connection older than this is not used again; keep it below the server's own limit, so that
-        the client closes first and no request meets a connection that is being closed.
-    tls: for https addresses.
+    keepalive_s: a connection that was idle for longer is not used again. It must be less than the server's limit: then
+        the client closes first, and no request uses a connection that the server is closing.
+    tls: the SSL context for https addresses.
     """
 
     def __init__(self, *, keepalive_s: float, max_connections: int, tls: ssl.SSLContext | None) -> None:
@@ -138,7 +142,7 @@ class CountingTransport(httpx.BaseTransport):
         )
 
     def start_tally(self) -> Tally:
-        """A fresh tally; what this thread sends and receives from here on is added to it."""
+        """Start a new tally: it counts what this thread sends and receives from now on."""
         self._local.tally = Tally()
         return self._local.tally
 

@@ -1,7 +1,7 @@
 """The `splitwire` command: one function per subcommand, one line per error.
 
-Exit status: 0 done; 2 the command was used wrongly; 3 `evaluate` found nothing within --max-loss; 130 Ctrl-C; 141
-nobody reads the output any more (`| head`); 1 anything else. `--debug` shows the traceback.
+Exit status: 0 success; 2 wrong use of the command; 3 `evaluate` found no operating point within --max-loss; 130 Ctrl-C;
+141 the reader of the output has closed the pipe (`| head`); 1 any other error. `--debug` shows the traceback.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ MODULES = {
     "demo": ("matplotlib", "zstandard", "skimage"),
     "report": ("bjontegaard", "jinja2", "pycocotools", "sklearn", "av"),
 }
-"""Extra of the distribution → the modules that it brings and a command may miss."""
+"""Extra of the distribution → modules that it installs and that commands import."""
 
 INTERRUPTED = "interrupted; nothing was written"
-"""For a command that does not say itself what it keeps."""
+"""The message of a command that has no message of its own about what it keeps."""
 
 BOXED = 80
-"""Columns from which on help is drawn in boxes; in fewer they leave too little room for the text."""
+"""Least number of columns for help in boxes. In fewer columns the boxes leave too little space for the text."""
 
 app = typer.Typer(
     name="splitwire",
@@ -81,7 +81,7 @@ def common(
 
 
 def main() -> None:
-    """Entry point: run the command, turn what goes wrong into one line and an exit status."""
+    """Entry point: run the command, and turn any error into one line and an exit status."""
     sys.exit(closing.finish(_run()))
 
 
@@ -90,7 +90,7 @@ def _run() -> int:
     narrow = err.width < BOXED
     app.rich_markup_mode = None if narrow else "rich"
     settings = cast("dict[str, object]", app.info.context_settings)
-    settings["terminal_width"] = err.width if narrow else None  # click's own choice has 50 columns or more
+    settings["terminal_width"] = err.width if narrow else None  # click's default is never less than 50 columns
     try:
         app(prog_name="splitwire")
     except SystemExit as e:
@@ -108,7 +108,7 @@ def _run() -> int:
             raise
         return _fail(f"this command needs {missing}, which is not installed; run: pip install 'splitwire[{extra}]'", 2)
     except BaseException:
-        # an import that Ctrl-C ends may raise an error of another kind
+        # an import that Ctrl-C interrupts can raise another error than KeyboardInterrupt
         if not closing.interrupts:
             raise
         return _fail(INTERRUPTED, closing.INTERRUPTED, None)
@@ -116,7 +116,8 @@ def _run() -> int:
 
 
 def _ended(e: SystemExit) -> int:
-    """The status of a command that click ended. It turns a closed pipe into 1 and Ctrl-C into a silent 130."""
+    """The exit status of a command that click ended. click turns a closed pipe into 1, and Ctrl-C into 130 without a
+    message."""
     cause = e.__context__
     if isinstance(cause, BrokenPipeError):
         return closing.CLOSED_PIPE
@@ -126,11 +127,11 @@ def _ended(e: SystemExit) -> int:
 
 
 def _fail(message: str, status: int, head: str | None = "error:") -> int:
-    """One line on stderr. Called from an except block: with --debug the traceback comes in its place."""
+    """Print one line on stderr; with --debug raise the error again instead. Called from an except block."""
     if os.environ.get("SPLITWIRE_DEBUG", "0") not in ("", "0"):
         raise  # noqa: PLE0704 - always called from an except block
     closing.close_if_broken(sys.stdout)
-    # escaped: a path or the words of a server may hold what rich takes for markup
+    # escaped: a path or a server's message can contain what rich reads as markup
     line = escape(message) if head is None else f"[bold red]{head}[/] {escape(message)}"
     with suppress(OSError):
         err.print(line, soft_wrap=True)

@@ -1,6 +1,6 @@
-"""How a command begins and ends: streams that take every character, closed pipes, full disks, Ctrl-C.
+"""How a command starts and ends: streams that accept every character, closed pipes, full disks, Ctrl-C.
 
-Python's own way out of these is a traceback, or an error that it ignores with two lines on stderr.
+Without this module Python prints a traceback for these, or two lines about an error that it ignored.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from splitwire.codec.text import printable
 from splitwire.console import err, prepare_streams, written
 
 CLOSED_PIPE = 141
-"""128 + SIGPIPE, what a shell reports of a program that the closed pipe ended."""
+"""128 + SIGPIPE, the status that a shell reports for a program that a closed pipe ended."""
 
 INTERRUPTED = 130
 """128 + SIGINT."""
 
 
 interrupts: list[int] = []
-"""The Ctrl-C so far."""
+"""The numbers of the Ctrl-C signals so far."""
 
 
 def prepare() -> None:
-    """Before the command runs."""
+    """Prepare the streams and the handler of Ctrl-C. Called before the command runs."""
     prepare_streams()
     with suppress(ValueError):  # not the main thread
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -42,14 +42,14 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def reason(e: OSError) -> str:
-    """One line: the file, if the error names one, and what the system says."""
+    """One line: the file, if the error names one, and the message of the system."""
     files = [os.fsdecode(f) if isinstance(f, bytes) else str(f) for f in (e.filename, e.filename2) if f is not None]
-    said = e.strerror or str(e) or type(e).__name__
-    return printable(": ".join([*([" and ".join(files)] if files else []), said]))
+    message = e.strerror or str(e) or type(e).__name__
+    return printable(": ".join([*([" and ".join(files)] if files else []), message]))
 
 
 def finish(status: int) -> int:
-    """Write what is still in the buffers; the status to end with. Afterwards nothing is left that could fail."""
+    """Flush the streams and return the exit status. After this call nothing can fail any more."""
     for stream, name in ((sys.stdout, "stdout"), (sys.stderr, "stderr")):
         problem = close_if_broken(stream)
         if isinstance(problem, BrokenPipeError):
@@ -63,7 +63,7 @@ def finish(status: int) -> int:
 
 
 def close_if_broken(stream: TextIO | None) -> OSError | None:
-    """Flush; where that fails, send what is in the buffer to nowhere, and return why."""
+    """Flush a stream. If that fails, discard its buffer and return the error."""
     if stream is None or stream.closed:
         return None
     try:

@@ -1,7 +1,7 @@
-r"""What every command shares: results on stdout, progress on stderr, errors as one line.
+r"""Output that all commands share: results on stdout, progress on stderr, errors in one line.
 
-Nothing that is printed can fail for its characters: a stream whose encoding lacks one gets a plain one instead (`x` for
-`×`), or its code (`\xe9`), so that nothing is lost. Tables have as many columns as fit.
+Printing never fails because of a character. If the encoding of a stream lacks it, a plain character replaces it (`x`
+for `×`), or its code (`\xe9`). A table shows as many columns as fit.
 """
 
 from __future__ import annotations
@@ -32,19 +32,20 @@ PLAIN = {
     "·": "|", "•": "*", "–": "-", "—": "-", "−": "-", "…": "...", "×": "x", "→": "->", "←": "<-", "µ": "u", "μ": "u",
     "≤": "<=", "≥": ">=", "±": "+-", "°": " deg", "⁹": "^9", "²": "^2", "“": '"', "”": '"', "„": '"', "‘": "'",
     "’": "'", "█": "#", "✓": "x",
-    **{chr(c): "+" for c in range(0x2500, 0x2580)},  # corners and crossings of boxes, but for these
+    **{chr(c): "+" for c in range(0x2500, 0x2580)},  # corners and crossings of boxes; the lines follow
     **dict.fromkeys("─━═╌╍┄┅┈┉╴╶╸╺", "-"),
     **dict.fromkeys("│┃║╎╏┆┇┊┋╵╷╹╻", "|"),
 }  # fmt: skip
-"""What stands for a character that the encoding of a stream lacks; for any other its code."""
+"""Replacements for characters that the encoding of a stream lacks. Any other character is replaced by its code."""
 
 NARROW = 12
 WIDE_WORD = 20
-"""Columns of text are wrapped, but to no fewer characters than these, or their longest word up to the second."""
+"""Text in a column is wrapped to at least NARROW characters, or to the length of its longest word, but at most
+WIDE_WORD."""
 
 
 def _plain(error: UnicodeError) -> tuple[str, int]:
-    """The error handler of our streams: ASCII in place of what cannot be encoded."""
+    """The error handler of the streams: ASCII in place of characters that cannot be encoded."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     text = printable(error.object[error.start : error.end])
@@ -57,12 +58,12 @@ codecs.register_error(HANDLER, _plain)
 
 
 class Unwritable(OSError):
-    """The output could not be written; its text says so."""
+    """The output could not be written."""
 
 
 @contextmanager
 def written() -> Iterator[None]:
-    """Raises Unwritable for an OSError that is no closed pipe."""
+    """Turn an OSError in the block into Unwritable. BrokenPipeError passes unchanged."""
     try:
         yield
     except BrokenPipeError:
@@ -72,20 +73,20 @@ def written() -> Iterator[None]:
 
 
 class Console(RichConsole):
-    """A console that lays out what the stream can show, so that columns stay in line."""
+    """A console that replaces characters before the layout, so that columns stay in line."""
 
     @property
     def encoding(self) -> str:
-        """What rich asks before it draws lines: it may use any, `_plain` replaces them one by one."""
+        """What rich checks before it draws lines. It may use any character; `_plain` replaces what the stream lacks."""
         return "utf-8"
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """Raises Unwritable."""
+        """Print as rich does. Raises Unwritable."""
         with written():
             super().print(*objects, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Every text passes here before it is measured."""
+        """Replace the characters that the stream lacks. rich calls this before it measures a text."""
         encoding = getattr(self.file, "encoding", None) or "utf-8"
         return super().render_str(text.encode(encoding, HANDLER).decode(encoding), **options)
 
@@ -95,22 +96,22 @@ err = Console(stderr=True, highlight=False)
 
 
 def prepare_streams() -> None:
-    """Let stdout and stderr take every character."""
+    """Make stdout and stderr accept every character."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors=HANDLER)
 
 
 def print_wide(table: Table, width: int, optional: Sequence[str] = ()) -> None:
-    """The same as print_table, with `width` columns in a file or a pipe."""
+    """Call print_table, with `width` columns in a file or a pipe."""
     print_table(table, optional, width=width)
 
 
 def print_table(table: Table, optional: Sequence[str] = (), *, width: int | None = None, on: Console = out) -> None:
-    """The columns of `table` that fit, and a line that names the others.
+    """Print the columns of `table` that fit, and a line that names the others.
 
-    optional: headings of columns that go first, in this order; then the last go, and never the first. width: in a file
-    or a pipe, which has none of its own, unless COLUMNS is set.
+    optional: headings of the columns to leave out first, in this order. After them the last column is left out, then
+    the one before it; the first column always stays. width: columns in a file or a pipe, unless COLUMNS is set.
     """
     fixed = on.is_terminal or width is None or os.environ.get("COLUMNS", "").isdigit()
     console = Console(file=on.file, width=on.width if fixed else width, highlight=False)
@@ -127,7 +128,7 @@ def print_table(table: Table, optional: Sequence[str] = (), *, width: int | None
 
 
 def _fitted(table: Table, optional: Sequence[str], console: Console) -> tuple[Table, list[str]]:
-    """A copy without the columns that do not fit, and their headings."""
+    """A copy of the table without the columns that do not fit, and the headings of those columns."""
     import copy
     import dataclasses
 
@@ -167,10 +168,10 @@ def _fitted(table: Table, optional: Sequence[str], console: Console) -> tuple[Ta
 
 
 def json_text(value: object, *, indent: int | None = 2) -> str:
-    r"""`value`, anything msgspec encodes, as JSON, without the final newline. In one line where indent is None.
+    r"""Return `value`, of any type that msgspec encodes, as JSON without a final newline. indent: None for one line.
 
-    A file name that is not UTF-8 keeps its surrogate escapes (`"caf\udce9.png"`), as Python's json writes and reads
-    them: `os.fsencode` gives its bytes back.
+    A file name that is not UTF-8 keeps its surrogate escapes (`"caf\udce9.png"`), as in Python's json module.
+    `os.fsencode` turns it into the bytes of the name.
     """
     try:
         data = msgspec.json.encode(value)
@@ -181,7 +182,7 @@ def json_text(value: object, *, indent: int | None = 2) -> str:
 
 
 def _finite(value: object) -> object:
-    """NaN and infinities as null, the way msgspec writes them."""
+    """The value with None for NaN and infinities, as msgspec writes them."""
     if isinstance(value, dict):
         return {k: _finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -190,9 +191,9 @@ def _finite(value: object) -> object:
 
 
 def print_json(value: object, *, indent: int | None = 2) -> None:
-    """One JSON document on stdout, for `--json`; one line of JSON Lines, at once, where indent is None.
+    """Print one JSON document on stdout, for `--json`. If indent is None, print one line of JSON Lines and flush it.
 
-    In an encoding that is not UTF-8, characters beyond ASCII are escaped, which is JSON too.
+    If the encoding is not UTF-8, characters beyond ASCII are escaped; that is valid JSON too.
     """
     text = json_text(value, indent=indent)
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
@@ -205,9 +206,9 @@ def print_json(value: object, *, indent: int | None = 2) -> None:
 
 @contextmanager
 def interruptible(kept: str) -> Iterator[None]:
-    """Ctrl-C becomes one line, and status 130.
+    """Turn Ctrl-C in the block into one line and exit status 130.
 
-    kept: what is kept and how to go on, unless the work that was interrupted says it in a note of its exception.
+    kept: says what is kept and how to continue. A note of the KeyboardInterrupt replaces it.
     """
     try:
         yield
@@ -218,7 +219,7 @@ def interruptible(kept: str) -> Iterator[None]:
 
 
 class Bar:
-    """A ProgressFn that draws on a terminal; elsewhere one that writes a line now and then."""
+    """A ProgressFn that draws bars on a terminal, and writes lines through a Heartbeat elsewhere."""
 
     def __init__(self, bar: Progress, lines: Heartbeat | None = None) -> None:
         self._bar = bar
@@ -229,13 +230,13 @@ class Bar:
         if self._lines is not None:
             self._lines(stage, done, total)
         if stage not in self._tasks:
-            # what is done at first was not done now, and says nothing of the pace
+            # work that was done before the stage began must not count in its speed
             self._tasks[stage] = self._bar.add_task(stage, total=total, completed=done)
         self._bar.update(self._tasks[stage], completed=done, total=total)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Off the screen, so that a question can be asked."""
+        """Remove the bars from the screen while the block asks a question."""
         self._bar.stop()
         try:
             yield
@@ -245,7 +246,7 @@ class Bar:
 
 @contextmanager
 def progress_bar(enabled: bool = True) -> Iterator[Bar]:
-    """On stderr: bars on a terminal, elsewhere a line about every ten seconds; silent if not enabled."""
+    """Show progress on stderr: bars on a terminal, else a line about every ten seconds; nothing if not enabled."""
     from splitwire.heartbeat import Heartbeat
 
     columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

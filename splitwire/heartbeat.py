@@ -1,4 +1,4 @@
-"""Progress where nothing can be drawn: a line about every ten seconds, in a log or a pipe."""
+"""Progress in a log or a pipe: a line about every ten seconds."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ INTERVAL_S = 10.0
 
 
 class Heartbeat:
-    """A ProgressFn; as a context manager it says every INTERVAL_S where the work is, from a thread of its own: a stage
-    that does not report for minutes is heard of as well. Work that is done before the first interval says nothing."""
+    """A ProgressFn and a context manager: in the block it prints the last report every INTERVAL_S seconds.
+
+    It prints from its own thread, so there are lines also while a stage reports nothing for minutes. Work that ends
+    within the first interval prints nothing.
+    """
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
@@ -21,7 +24,7 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._run, name="splitwire-progress", daemon=True)
         self._state: tuple[str, int, int | None] | None = None
         self._start = (0.0, 0)
-        """When the stage began, and how much of it was done before."""
+        """The time at which the stage began, and how much of it was done then."""
 
     def __call__(self, stage: str, done: int, total: int | None) -> None:
         if self._state is None or self._state[0] != stage:
@@ -41,12 +44,12 @@ class Heartbeat:
     def _run(self) -> None:
         while not self._over.wait(INTERVAL_S):
             if self._state is not None:
-                with suppress(OSError, ValueError):  # nobody reads stderr any more; the work is worth finishing
+                with suppress(OSError, ValueError):  # stderr is closed; the work goes on
                     self._say(line(*self._state, *self._start, time.monotonic()))
 
 
 def line(stage: str, done: int, total: int | None, since: float, before: int, now: float) -> str:
-    """Such as `Calibrate: 120 of 512, 40 s left`. since: when the stage began, with `before` done."""
+    """A line such as `Calibrate: 120 of 512, 40 s left`. since: when the stage began, with `before` done."""
     seconds = now - since
     if total is None or total <= 1:
         return f"{stage}: {f'{done} so far, ' if done else ''}{spoken(seconds)}"
@@ -55,7 +58,7 @@ def line(stage: str, done: int, total: int | None, since: float, before: int, no
 
 
 def spoken(seconds: float) -> str:
-    """12 s, 3 min 20 s, 2 h 5 min."""
+    """Seconds in words, as 12 s, 3 min 20 s, 2 h 5 min."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -1,4 +1,4 @@
-"""`splitwire cloud serve`: the back halves of a directory, over HTTP."""
+"""`splitwire cloud serve`: serves the back halves of a directory over HTTP."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ MAX_BODY = 4096
 
 
 def serve(
-    directory: Annotated[Path, typer.Argument(help="Folder with back.onnx, or with folders of pairs; or a back.onnx.")],
+    directory: Annotated[
+        Path, typer.Argument(help="Folder with back.onnx, or with folders of pairs; or a back.onnx file.")
+    ],
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for every network.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 lets the system choose.")] = 8500,
     max_body: Annotated[float, typer.Option(help="Largest frame that is accepted, MiB.")] = 16.0,
-    concurrency: Annotated[int, typer.Option(min=1, help="Inferences at once.")] = 2,
-    queue: Annotated[int, typer.Option(min=0, help="Frames that may wait; who comes later is told to come back.")] = 32,
+    concurrency: Annotated[int, typer.Option(min=1, help="Inferences at a time.")] = 2,
+    queue: Annotated[int, typer.Option(min=0, help="Frames that may wait; further frames are refused.")] = 32,
     threads: Annotated[int | None, typer.Option(help="Threads of one inference.")] = None,
     grace: Annotated[int, typer.Option(min=0, help="Seconds that running requests get to finish at shutdown.")] = 30,
     as_json: Annotated[
@@ -37,7 +39,7 @@ def serve(
     from splitwire.runtime_cloud.serve import log_to_stderr
     from splitwire.runtime_cloud.serve import serve as run_server
 
-    if not 0 < max_body <= MAX_BODY:  # NaN as well
+    if not 0 < max_body <= MAX_BODY:  # also refuses NaN
         raise UsageError(f"--max-body must be more than 0 and up to {MAX_BODY:,} MiB, is {max_body:g}")
     body = max(1, int(max_body * (1 << 20)))
     buffered = max(ServerLimits.max_buffered, body)
@@ -47,7 +49,7 @@ def serve(
 
     def ready(url: str) -> None:
         if as_json:
-            # One line, flushed: a parent process reads it to learn that, and where, the server is ready.
+            # Flushed at once: a parent process waits for this line, and reads the URL from it.
             sys.stdout.write(msgspec.json.encode({"url": url, "pid": os.getpid()}).decode() + "\n")
             sys.stdout.flush()
             return
@@ -61,6 +63,6 @@ def serve(
     unfinished = run_server(models, host=host, port=port, limits=limits, grace_s=grace, on_ready=ready)
     if unfinished:
         err.print(f"{unfinished} inferences did not finish within {grace} s and were cut off")
-        # Their threads cannot be stopped, and the interpreter would wait for them without bound.
+        # Their threads cannot be stopped, and the interpreter would wait for them without limit.
         sys.stdout.flush()
         os._exit(1)

@@ -1,4 +1,4 @@
-"""`splitwire demo`: the whole pipeline on shipped data, with the accuracy, the bytes and the times in front of you."""
+"""`splitwire demo`: the whole pipeline on the package's data, with accuracy, bytes and times."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from splitwire.demo.photos import PhotosSummary
 
 KEPT = "no summary was written; run it again"
-"""At Ctrl-C."""
+"""The message at Ctrl-C."""
 
 
 def demo(
@@ -29,7 +29,7 @@ def demo(
 ) -> None:
     """Export a network, serve its back half on this machine, stream images through the split network and measure."""
     if weights is not None and not photos:
-        raise UsageError("--weights goes with --photos; the other demo ships its own")
+        raise UsageError("--weights goes with --photos; the other demo has its weights in the package")
     with interruptible(KEPT), progress_bar(not as_json) as progress:
         if photos:
             _photos(output / "photos", weights, as_json, progress, force)

@@ -1,4 +1,4 @@
-"""`splitwire models`: the networks that `export` and `plan` take by name, and where cutting them pays."""
+"""`splitwire models`: the networks that `export` and `plan` take by name, with suggested cuts."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ if TYPE_CHECKING:
 
 
 def models(
-    name: Annotated[str | None, typer.Argument(help="One network, with all that is known of it.")] = None,
-    every: Annotated[bool, typer.Option("--all", help="Every name, also of networks without a recipe.")] = False,
+    name: Annotated[str | None, typer.Argument(help="Show one network in detail.")] = None,
+    all_names: Annotated[
+        bool, typer.Option("--all", help="List all names, also of networks without a recipe.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """List the networks that are known by name, with suggested cuts."""
-    if name is not None and every:
+    if name is not None and all_names:
         raise UsageError("--all lists every network; leave it out to see one")
-    if every:
+    if all_names:
         from splitwire.models.catalogue import names
 
         listed = names()
@@ -82,7 +84,7 @@ def _print_all(recipes: list[Recipe]) -> None:
         layers = ", ".join(cut.layer for cut in r.cuts)
         table.add_row(r.name, f"{width}x{height}", f"{r.parameters / 1e6:.1f}", _gmac(r.macs), escape(layers))
     print_table(table, ("GMAC", "M", "input"))
-    hint = "`splitwire models NAME` shows one of them, `--all` every name that is taken; `demo` is short for the first."
+    hint = "`splitwire models NAME` shows one of them, `--all` lists all names; `demo` is short for the first."
     err.print(hint, markup=False, soft_wrap=True)
 
 

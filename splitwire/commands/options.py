@@ -1,4 +1,4 @@
-"""Options that more than one command has, in the same words."""
+"""Options that several commands share, with the same help."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import typer
 
 Weights = Annotated[str | None, typer.Option(help="Weights of the named network: a file, or torchvision's.")]
 ImageSize = Annotated[
-    str | None, typer.Option(help="Of the input, pixels: 224, or HEIGHTxWIDTH.", show_default="the network's")
+    str | None, typer.Option(help="Size of the input, pixels: 224, or HEIGHTxWIDTH.", show_default="the network's")
 ]
 Constants = Annotated[
     list[str] | None,
-    typer.Option(metavar="NAME=VALUE", help="Of an ONNX file: the value of an input beside the image; repeatable."),
+    typer.Option(metavar="NAME=VALUE", help="Value of an input of an ONNX file other than the image; repeatable."),
 ]
 OutputNames = Annotated[
     list[str] | None,

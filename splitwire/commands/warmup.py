@@ -1,4 +1,4 @@
-"""`splitwire warmup`: compile the kernels once, so that no process after it has to."""
+"""`splitwire warmup`: compiles the kernels once, so that later processes load them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from splitwire.codec.warmup import WarmUp
 
 KEPT = "the kernels compiled so far are kept; the same command goes on"
-"""At Ctrl-C."""
+"""The message at Ctrl-C."""
 
 
 def warmup(
     cache_dir: Annotated[
         Path | None,
-        typer.Option(help="Cache folder [default: SPLITWIRE_CACHE_DIR, NUMBA_CACHE_DIR, or the user's]."),
+        typer.Option(help="Cache folder [default: SPLITWIRE_CACHE_DIR, NUMBA_CACHE_DIR, or the user's cache]."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON instead of a table.")] = False,
 ) -> None:

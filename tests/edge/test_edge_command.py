@@ -131,7 +131,7 @@ def test_outputs_without_a_task(tmp_path: Path, pictures: Path, capsys: pytest.C
         run([pictures / "a.png"], front=pair.front, url=served.url)
         said = capsys.readouterr()
         assert re.search(r"^  logits \(1, 5\) float32: from -?[\d.]+ to [\d.]+$", said.out, re.MULTILINE)
-        assert "note: the pair does not say what its outputs are: --task classification, " in said.err
+        assert "note: the pair does not say what its outputs are; give --task classification, " in said.err
         run([pictures / "a.png"], front=pair.front, url=served.url, task="classification")
         said = capsys.readouterr()
         assert re.search(r"class \d [\d.]+%", said.out)

@@ -1,1 +1,1 @@
-"""`splitwire edge`."""
+"""`splitwire edge run` and `splitwire edge profile`."""

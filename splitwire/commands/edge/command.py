@@ -1,4 +1,4 @@
-"""`splitwire edge run` and `splitwire edge profile`: their options. The work of `run` is in edge_run.py."""
+"""The options of `splitwire edge run` and `splitwire edge profile`. running.py does the work of `run`."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from splitwire.console import interruptible, out, print_json, print_table, progr
 if TYPE_CHECKING:
     from splitwire.codec.device import DeviceProfile
 
-TOKEN_VARIABLE = "SPLITWIRE_TOKEN"  # noqa: S105 (a name)
+TOKEN_VARIABLE = "SPLITWIRE_TOKEN"  # noqa: S105 - the name of a variable, not a token
 
 
 def run(
     images: Annotated[list[Path], typer.Argument(help="Pictures, or folders of them.")],
     front: Annotated[Path, typer.Option(help="The front.onnx that `splitwire export` wrote.")],
     url: Annotated[str, typer.Option(help="Where `splitwire cloud serve` listens, http://host:port.")],
-    op: Annotated[str | None, typer.Option(help="Operating point, e.g. n4; the model's default otherwise.")] = None,
+    op: Annotated[str | None, typer.Option(help="Operating point, as n4.", show_default="the model's")] = None,
     task: Annotated[
         str | None,
         typer.Option(
@@ -29,26 +29,29 @@ def run(
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="Classes to show per picture.")] = 3,
     min_score: Annotated[
-        float, typer.Option(min=0, max=1, help="Detections of a smaller score are counted, not shown.")
+        float, typer.Option(min=0, max=1, help="Detections with a smaller score are counted, not shown.")
     ] = 0.5,
-    save: Annotated[
-        Path | None, typer.Option(help="Folder for the pictures with boxes, segments or classes drawn.")
-    ] = None,
-    repeat: Annotated[int, typer.Option(min=1, help="Run each picture so often, and show the median times.")] = 1,
+    save: Annotated[Path | None, typer.Option(help="Folder for copies of the pictures with the results drawn.")] = None,
+    repeat: Annotated[
+        int, typer.Option(min=1, help="Run each picture this many times, and show the median times.")
+    ] = 1,
     wait: Annotated[
-        str, typer.Option(help="How long to wait for a server that starts, restarts or is out of reach; 0: not.")
+        str, typer.Option(help="How long to wait for a server that starts, restarts or is out of reach; 0: no wait.")
     ] = "60s",
-    timeout: Annotated[str, typer.Option(help="How long one answer may take.")] = "30s",
+    timeout: Annotated[str, typer.Option(help="Longest time for one answer.")] = "30s",
     token: Annotated[
-        str | None, typer.Option(help=f"Sent to the server; better in the variable {TOKEN_VARIABLE} or a file.")
+        str | None,
+        typer.Option(help=f"Token to send to the server; better in the variable {TOKEN_VARIABLE} or in a file."),
     ] = None,
     token_file: Annotated[Path | None, typer.Option(help="File that holds the token.")] = None,
     ca: Annotated[Path | None, typer.Option(help="Certificates (PEM) to trust, for an https:// server.")] = None,
-    lean: Annotated[bool, typer.Option("--lean", help="70 bytes less per request; a proxy may not take it.")] = False,
+    lean: Annotated[
+        bool, typer.Option("--lean", help="Send 70 bytes less per request; some proxies refuse that.")
+    ] = False,
     provider: Annotated[
         list[str] | None,
         typer.Option(
-            help="Execution provider of ONNX Runtime, as CUDA; again for the next choice.", show_default="CPU"
+            help="Execution provider of ONNX Runtime, as CUDA; repeat for a second choice.", show_default="CPU"
         ),
     ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of the front.")] = None,
@@ -90,19 +93,19 @@ def run(
             min_score=min_score,
             saver=saver,
             op=session.profile.operating_points[session.profile.point_index(op)].name,
-            progress=not (as_json or out.is_terminal),  # where results are on the screen, they are the progress
+            progress=not (as_json or out.is_terminal),  # results on the screen show the progress
         )
         with interruptible("no picture was done"):
             job.run(paths)
 
 
 def profile(
-    to: Annotated[Path, typer.Option("--out", help="The file, for --device of `splitwire plan`.")],
+    to: Annotated[Path, typer.Option("--out", help="File to write, for --device of `splitwire plan`.")],
     name: Annotated[str | None, typer.Option(help="Name in the file.", show_default="architecture and threads")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of the front.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the profile as JSON instead of a table.")] = False,
 ) -> None:
-    """Measure how fast this machine is, for `splitwire plan`. Takes about ten seconds; let it do nothing else."""
+    """Measure how fast this machine is, for `splitwire plan`. It takes about ten seconds; keep the machine idle."""
     if not to.resolve().parent.is_dir():
         raise UsageError(f"--out: there is no folder {to.parent}")
     from splitwire.runtime_edge.device import measure_device

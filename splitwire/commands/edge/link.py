@@ -1,4 +1,4 @@
-"""How `splitwire edge run` reaches its server and its processor: time-outs, token, certificates, providers."""
+"""The connection of `splitwire edge run`: time-outs, token, certificates; and the execution providers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ def seconds(option: str, text: str) -> float:
 
 
 def open_transport(url: str, *, timeout_s: float, token: str | None, ca: Path | None, lean: bool) -> HttpTransport:
-    """To the server. timeout_s: of one answer. ca: file of certificates to trust. Raises UsageError."""
+    """Return the transport to the server. timeout_s: longest time for one answer. ca: file of certificates to trust.
+
+    Raises UsageError.
+    """
     if timeout_s <= 0:
         raise UsageError("--timeout must be more than 0")
     verify: ssl.SSLContext | bool = True
@@ -44,9 +47,12 @@ def open_transport(url: str, *, timeout_s: float, token: str | None, ca: Path | 
     return HttpTransport(url, timeouts=timeouts, token=token, lean=lean, verify=verify)
 
 
-def find_token(given: str | None, file: Path | None, variable: str) -> str | None:
-    """The token said, else the one in the file, else that of the environment; it is never shown."""
-    if given is not None and file is not None:
+def find_token(token: str | None, file: Path | None, variable: str) -> str | None:
+    """The token of the option, else that in the file, else that in the environment variable. It is never printed.
+
+    Raises UsageError.
+    """
+    if token is not None and file is not None:
         raise UsageError("--token and --token-file are two ways to say one thing; give one of them")
     if file is not None:
         try:
@@ -59,11 +65,11 @@ def find_token(given: str | None, file: Path | None, variable: str) -> str | Non
         if not text:
             raise UsageError(f"--token-file {on_one_line(str(file))}: the file is empty")
         return text
-    return os.environ.get(variable) or None if given is None else given
+    return os.environ.get(variable) or None if token is None else token
 
 
 def full_names(names: Sequence[str] | None) -> list[str] | None:
-    """CUDAExecutionProvider of "cuda", where ONNX Runtime has it; any other name as it is."""
+    """The full names of providers: CUDAExecutionProvider for "cuda". A name that ONNX Runtime does not have stays."""
     if not names:
         return None
     known = {p.removesuffix("ExecutionProvider").lower(): p for p in ort.get_available_providers()}
@@ -71,6 +77,6 @@ def full_names(names: Sequence[str] | None) -> list[str] | None:
 
 
 def reason(e: Exception) -> str:
-    """What the system says, without the path that the message has already."""
+    """The message of the system, without the path."""
     words = (e.strerror if isinstance(e, OSError) else None) or str(e) or type(e).__name__
     return words[:1].lower() + words[1:]

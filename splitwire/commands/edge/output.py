@@ -1,4 +1,4 @@
-"""What `splitwire edge run` says: a few lines for each picture as it comes, or JSON Lines, and a summary at the end."""
+"""The output of `splitwire edge run`: a few lines per picture, or JSON Lines, and a summary at the end."""
 
 from __future__ import annotations
 
@@ -17,16 +17,19 @@ STAGES = ("front", "encode", "network", "decode", "back", "total")
 MAX_WIDTH = 100
 MAX_LABEL = 32
 SEGMENTS = 8
-"""Classes of a segmentation that are shown; all of them with --json."""
+"""Most classes of a segmentation to show; --json has all."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One picture. frame_bytes: of one frame. bytes_sent: of one request, HTTP head included. ms: per stage, the median
-    over the repeats. saved: where the drawn picture is."""
+    """The result for one picture.
+
+    frame_bytes: bytes of one frame. bytes_sent: bytes of one request, HTTP head included. ms: milliseconds per stage,
+    medians over the repeats. saved: path of the drawn picture.
+    """
 
     image: Path
-    found: Findings
+    findings: Findings
     op: str
     frame_bytes: int
     bytes_sent: int
@@ -37,8 +40,11 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """rows: of the pictures that are done. skipped: unreadable. remaining: not reached. stopped: why, if there are any.
-    task: what the user or the profile says of the outputs."""
+    """The results of a run.
+
+    rows: one per finished picture. skipped: number of unreadable pictures. remaining: number of pictures not reached.
+    stopped: why there are such pictures; None if there are none. task: that of the user or the profile, if any.
+    """
 
     rows: Sequence[Row]
     skipped: int
@@ -53,7 +59,7 @@ class Summary:
 
 
 class Output(Protocol):
-    """Says one thing at a time; nothing is kept back."""
+    """Prints each result at once."""
 
     def row(self, row: Row) -> None: ...
 
@@ -71,7 +77,7 @@ class JsonLines:
         _line(
             {
                 "image": str(row.image),
-                **document(row.found),
+                **document(row.findings),
                 "op": row.op,
                 "frame_bytes": row.frame_bytes,
                 "bytes_sent": row.bytes_sent,
@@ -103,7 +109,7 @@ class JsonLines:
 
 
 class Lines:
-    """For a person, in as many columns as there are."""
+    """Text for a person, as wide as the terminal but at most MAX_WIDTH columns."""
 
     def row(self, row: Row) -> None:
         """As Output."""
@@ -115,9 +121,9 @@ class Lines:
         else:
             _say(name)
             _wrapped(figures, width)
-        for line in described(row.found):
+        for line in described(row.findings):
             _wrapped(line, width)
-        out.file.flush()  # a pipe would keep it back
+        out.file.flush()  # a pipe is buffered
 
     def skipped(self, image: Path, reason: str) -> None:
         """As Output."""
@@ -139,51 +145,51 @@ class Lines:
         _wrapped(f"per picture: {frame}; {m['bytes_sent']:,.0f} sent (with HTTP head)", width, "")
         stages = ", ".join(f"{stage} {_ms(m['ms'][stage])}" for stage in STAGES[:-1])
         _wrapped(f"median: {_ms(m['ms']['total'])} ms; {stages}", width, "")
-        if isinstance(summary.rows[0].found, Values) and summary.task is None:
-            text = "the pair does not say what its outputs are: --task classification, detection or segmentation does"
+        if isinstance(summary.rows[0].findings, Values) and summary.task is None:
+            text = "the pair does not say what its outputs are; give --task classification, detection or segmentation"
             err.print(f"note: {text}", markup=False, soft_wrap=True)
 
 
-def document(found: Findings) -> dict[str, Any]:
-    """Findings as JSON has them: {"task": …, and "classes", "detections", "segments" or "outputs"}."""
-    match found:
+def document(findings: Findings) -> dict[str, Any]:
+    """The findings for JSON: {"task": …, and "classes", "detections", "segments" or "outputs"}."""
+    match findings:
         case Classes():
-            return {"task": "classification", "classes": [asdict(c) for c in found.top]}
+            return {"task": "classification", "classes": [asdict(c) for c in findings.top]}
         case Detections():
-            boxes = [{**asdict(d), "box": [round(v, 2) for v in d.box]} for d in found.boxes]
-            return {"task": "detection", "detections": boxes, "min_score": found.min_score, "below": found.below}
+            boxes = [{**asdict(d), "box": [round(v, 2) for v in d.box]} for d in findings.boxes]
+            return {"task": "detection", "detections": boxes, "min_score": findings.min_score, "below": findings.below}
         case Segments():
-            return {"task": "segmentation", "segments": [asdict(s) for s in found.classes]}
-    return {"task": None, "outputs": [asdict(v) for v in found.outputs]}
+            return {"task": "segmentation", "segments": [asdict(s) for s in findings.classes]}
+    return {"task": None, "outputs": [asdict(v) for v in findings.outputs]}
 
 
-def described(found: Findings) -> list[str]:
-    """Findings in lines."""
-    match found:
+def described(findings: Findings) -> list[str]:
+    """The findings as lines of text."""
+    match findings:
         case Classes():
-            return [", ".join(f"{c.label} {c.probability:.1%}" for c in found.top)]
+            return [", ".join(f"{c.label} {c.probability:.1%}" for c in findings.top)]
         case Detections():
-            return _detections(found)
+            return _detections(findings)
         case Segments():
-            shown = [f"{s.label} {s.share:.1%}" for s in found.classes[:SEGMENTS]]
-            more = len(found.classes) - SEGMENTS
+            shown = [f"{s.label} {s.share:.1%}" for s in findings.classes[:SEGMENTS]]
+            more = len(findings.classes) - SEGMENTS
             return [", ".join(shown + ([f"{more} more"] if more > 0 else []))]
-    return [f"{v.name} {v.shape} {v.dtype}: {_range(v.low, v.high)}" for v in found.outputs]
+    return [f"{v.name} {v.shape} {v.dtype}: {_range(v.low, v.high)}" for v in findings.outputs]
 
 
-def _detections(found: Detections) -> list[str]:
-    wide = min(max((len(d.label) for d in found.boxes), default=0), MAX_LABEL)
+def _detections(findings: Detections) -> list[str]:
+    wide = min(max((len(d.label) for d in findings.boxes), default=0), MAX_LABEL)
     lines = []
-    for d in found.boxes:
+    for d in findings.boxes:
         left, top, right, bottom = (round(v) for v in d.box)
         lines.append(f"{d.label:<{wide}} {d.score:>4.0%}  {left},{top} to {right},{bottom}")
-    if found.below:
-        lines.append(f"{found.below} {'more ' if lines else ''}below the score {found.min_score:g}")
+    if findings.below:
+        lines.append(f"{findings.below} {'more ' if lines else ''}below the score {findings.min_score:g}")
     return lines or ["nothing found"]
 
 
 def means(rows: Sequence[Row]) -> dict[str, Any]:
-    """Means of the bytes, medians of the times, over the pictures; {} for none."""
+    """Means of the bytes and medians of the times over the pictures; {} for no picture."""
     if not rows:
         return {}
     return {
@@ -195,7 +201,7 @@ def means(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def on_one_line(text: str) -> str:
-    """Printable; control characters, of a file's name say, cannot move the cursor."""
+    """The text with `?` for control characters, so that a file name cannot move the cursor."""
     return "".join(c if c.isprintable() else "?" for c in printable(text))
 
 

@@ -1,4 +1,4 @@
-"""The work of `splitwire edge run`: picture after picture through both halves, each said as soon as it is there."""
+"""The work of `splitwire edge run`: it runs one picture after the other and prints each result at once."""
 
 from __future__ import annotations
 
@@ -28,13 +28,17 @@ from .link import reason
 from .output import STAGES, Output, Row, Summary, on_one_line
 
 KEPT_SUFFIXES = frozenset({".jpeg", ".jpg", ".png"})
-"""Of pictures that --save writes; from any other a .png is made."""
+"""--save keeps these file types; a picture of another type is saved as .png."""
 JPEG_QUALITY = 92
 
 
 @dataclass(kw_only=True)
 class Job:
-    """Pictures one after the other, each said as soon as it is there. rows, skipped: so far."""
+    """Runs pictures one after the other and prints each result at once.
+
+    how: preprocessing of the pair. wait_s: seconds to wait for a server that is away. repeat: runs per picture.
+    saver: None to draw nothing. progress: whether to show progress. rows, skipped: results and skipped pictures so far.
+    """
 
     session: EdgeSession
     how: Preprocessing
@@ -51,8 +55,10 @@ class Job:
     skipped: int = 0
 
     def run(self, paths: Sequence[Path]) -> None:
-        """All of them. What was done, if only nothing, is summed up whatever ends it: the error, or KeyboardInterrupt,
-        goes on after the summary."""
+        """Run all pictures. After an error or Ctrl-C it prints the summary, also of no picture, then raises again.
+
+        Raises UsageError if no file can be read as a picture.
+        """
         try:
             self.session.warm_up()
             with progress_bar(self.progress) as progress:
@@ -92,12 +98,12 @@ class Job:
             return
         try:
             results = [self._answer(x, waiting) for _ in range(self.repeat)]
-        except NonFiniteFeatures as e:  # of this picture alone
+        except NonFiniteFeatures as e:  # caused by this picture; others can work
             self._skip(path, f"{path}: {e}")
             return
-        found = self.session.find(results[-1], size=size, task=self.task, top=self.top, min_score=self.min_score)
-        saved = None if self.saver is None else self.saver.save(path, found)
-        row = _row(path, found, results, saved)
+        findings = self.session.find(results[-1], size=size, task=self.task, top=self.top, min_score=self.min_score)
+        saved = None if self.saver is None else self.saver.save(path, findings)
+        row = _row(path, findings, results, saved)
         self.rows.append(row)
         self.output.row(row)
 
@@ -106,15 +112,15 @@ class Job:
         self.output.skipped(path, reason)
 
     def _read(self, path: Path) -> tuple[Input, Size]:
-        """The network's input, and the size of the picture in whose pixels boxes are said."""
+        """The network's input, and the size of the picture. Boxes are in pixels of the picture."""
         with opened(path) as image:
             size: Size = upright(image, self.how).size
             return self.session.preprocess(image), size
 
     def _answer(self, x: Input, waiting: Callable[[bool], None]) -> SplitResult:
-        """Of the server, which is waited for if it is away; with a line when that begins and when it is over.
+        """Run one picture. If the server is away, wait for it; print a line when the wait begins and when it ends.
 
-        waiting: called with True when the wait begins, with False when it is over.
+        waiting: called with True when the wait begins, with False when it ends.
         """
         waited = False
 
@@ -133,9 +139,10 @@ class Job:
 
 
 class Saver:
-    """Draws findings, into a folder: under the pictures' own names, with a number where a name is taken.
+    """Draws findings on the pictures and saves them in a folder, by the names of the pictures.
 
-    Raises UsageError, before any work, if there cannot be such a folder, or a picture would be overwritten.
+    If a name is used already, a number is added. The constructor raises UsageError if the folder cannot be made, or if
+    it holds the pictures themselves.
     """
 
     def __init__(self, folder: Path, sources: Sequence[Path], how: Preprocessing) -> None:
@@ -152,11 +159,11 @@ class Saver:
             raise UsageError(f"--save {on_one_line(str(folder))}: no such folder can be made: {reason(e)}") from e
         self._taken: set[str] = set()
 
-    def save(self, source: Path, found: Findings) -> Path:
-        """Draw and write one. Raises DeviceError if it cannot be written."""
+    def save(self, source: Path, findings: Findings) -> Path:
+        """Draw and write one picture, and return its path. Raises DeviceError if it cannot be written."""
         target = self._folder / self._name(source)
         with opened(source) as image:
-            drawn = draw(upright(image, self._how), found)
+            drawn = draw(upright(image, self._how), findings)
         data = io.BytesIO()
         drawn.save(data, "PNG" if target.suffix.lower() == ".png" else "JPEG", quality=JPEG_QUALITY)
         try:
@@ -177,34 +184,34 @@ class Saver:
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
-    """The files named, and the picture files in and under the folders named, in order. Raises UsageError for none."""
-    found: list[Path] = []
+    """The named files, and all picture files below the named folders, in order. Raises UsageError if there are none."""
+    images: list[Path] = []
     for path in paths:
         try:
             if path.is_dir():
-                found += sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+                images += sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
                 continue
         except OSError as e:
             raise UsageError(f"{on_one_line(str(path))}: cannot be read: {reason(e)}") from e
-        found.append(path)  # unreadable or missing: reported with its reason when its turn comes
-    if not found:
+        images.append(path)  # an unreadable or missing file is reported when its turn comes
+    if not images:
         names = on_one_line(", ".join(map(str, paths)))
         raise UsageError(f"no pictures in {names}; expected {', '.join(sorted(SUFFIXES))}")
-    return found
+    return images
 
 
 def _waiting(progress: ProgressFn, done: int, total: int, begins: bool) -> None:
-    """Progress while a server is away; afterwards that of the pictures again."""
+    """Show progress of the wait for a server; when the wait ends, show that of the pictures again."""
     progress("Waiting for the server", int(not begins), None if begins else 1)
     if not begins:
         progress("Pictures", done, total)
 
 
-def _row(path: Path, found: Findings, results: Sequence[SplitResult], saved: Path | None) -> Row:
+def _row(path: Path, findings: Findings, results: Sequence[SplitResult], saved: Path | None) -> Row:
     last = results[-1]
     return Row(
         image=path,
-        found=found,
+        findings=findings,
         op=last.op,
         frame_bytes=last.frame_bytes,
         bytes_sent=last.bytes_sent,

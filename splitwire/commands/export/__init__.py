@@ -1,1 +1,1 @@
-"""`splitwire export`, and the options for pictures that plan takes too."""
+"""`splitwire export`, and the options for pictures, which `splitwire plan` shares."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 KEPT = "nothing of it was written; run it again"
-"""At Ctrl-C before the calibration was saved."""
+"""The message at Ctrl-C before the calibration is saved."""
 
 
 @with_pictures
@@ -53,21 +53,23 @@ def export(
     image_size: ImageSize = None,
     constant: Constants = None,
     outputs: OutputNames = None,
-    front: Annotated[str, typer.Option(help="Front half in float32 or int8, on the same images.")] = "float32",
-    back: Annotated[str, typer.Option(help="Back half in float32, or in float16 for a GPU.")] = "float32",
+    front: Annotated[
+        str, typer.Option(help="Precision of the front half: float32, or int8, calibrated on the same images.")
+    ] = "float32",
+    back: Annotated[str, typer.Option(help="Precision of the back half: float32, or float16 for a GPU.")] = "float32",
     coder: Annotated[
         str,
-        typer.Option(help="predictive: fewest bytes, where it is worth its time; context: several times as fast."),
+        typer.Option(help="predictive: the fewest bytes, where it saves at least 3 %; context: several times as fast."),
     ] = "predictive",
     task: Annotated[
         str | None,
         typer.Option(
-            help="What it is for: classification, detection or segmentation; by it the edge shows results.",
-            show_default="as outputs and labels say",
+            help="Task of the network: classification, detection or segmentation; the edge shows results by it.",
+            show_default="by outputs and labels",
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a pair of another network in --out.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Keep the int8 or float16 half without asking.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Keep the int8 or float16 half without a question.")] = False,
     link: Annotated[
         str | None, typer.Option(help="For --cut auto: bandwidth, as 5mbit.", show_default="10mbit, 30ms")
     ] = None,
@@ -77,13 +79,13 @@ def export(
         typer.Option(help="For --cut auto: as `splitwire plan` takes it.", show_default="raspberry-pi-5"),
     ] = None,
     labels: Annotated[
-        Path | None, typer.Option(help="Class names: a line each, or JSON.", show_default="the catalogue's")
+        Path | None, typer.Option(help="File of class names: one per line, or JSON.", show_default="the catalogue's")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of the table.")] = False,
     pictures: Any = None,
 ) -> None:
     """Cut a network in two after a layer, and calibrate the feature codec there."""
-    if not cut:  # required, but click's own line would not say what there is to choose from
+    if not cut:  # required; click's message would not say which values there are
         raise UsageError(
             "--cut is missing: it takes the layer to cut after, or auto for the fastest on a link; "
             f"`splitwire plan {model}` shows them"
@@ -127,12 +129,12 @@ def export(
 
 
 def asks() -> bool:
-    """Whether somebody is there to be asked."""
+    """Whether a person at a terminal can answer a question."""
     return sys.stdin.isatty() and err.is_terminal
 
 
 def _asker(progress: Bar) -> Accept:
-    """Shows what a half at reduced precision gains and costs, and asks."""
+    """A function that shows what a half at reduced precision gains and costs, and asks whether to keep it."""
 
     def ask(comparison: Comparison) -> bool:
         with progress.paused():

@@ -1,5 +1,4 @@
-"""The options that say how a picture becomes the network's input: the same for every command that makes a pair or plans
-one."""
+"""The options of `splitwire export` and `splitwire plan` that say how a picture becomes the network's input."""
 
 from __future__ import annotations
 
@@ -13,10 +12,10 @@ import typer
 
 from splitwire.codec.errors import UsageError
 
-PANEL = "Pictures: what is not said follows from the network, or is as for ImageNet"
+PANEL = "Pictures: an option that is left out follows from the network, or is as for ImageNet"
 
 PARAMETER = "pictures"
-"""What a command calls the PictureOptions that it gets."""
+"""The parameter of a command that receives the PictureOptions."""
 
 
 def _option(*names: str, help: str, default: str | None = None) -> Any:
@@ -25,7 +24,8 @@ def _option(*names: str, help: str, default: str | None = None) -> Any:
 
 def _options(
     preprocessing: Annotated[
-        Path | None, _option(help="All of this in FILE.toml, by the same names; the command comes first.")
+        Path | None,
+        _option(help="FILE.toml with these options, by the same names; options of the command override it."),
     ] = None,
     resize: Annotated[
         str | None,
@@ -34,27 +34,29 @@ def _options(
     crop: Annotated[str | None, _option(help="Centre crop: a side, or HEIGHTxWIDTH.", default="the network's")] = None,
     pad: Annotated[
         str | None,
-        _option(
-            help="Fit the picture in its own shape, and fill the rest with this gray level or R,G,B (a letterbox)."
-        ),
+        _option(help="Keep the shape of the picture, and fill the rest with this gray level or R,G,B (a letterbox)."),
     ] = None,
-    pad_at: Annotated[str | None, _option(help="Fill on both sides, or at the end alone.", default="both")] = None,
+    pad_at: Annotated[str | None, _option(help="Where to fill: both (sides), or end.", default="both")] = None,
     color: Annotated[str | None, _option(help="rgb, bgr or gray.", default="rgb")] = None,
     layout: Annotated[str | None, _option(help="nchw or nhwc.", default="the network's")] = None,
-    scale: Annotated[str | None, _option(help="Factor of the pixels, 0 to 255: 1, 1/127.5.", default="1/255")] = None,
+    scale: Annotated[
+        str | None, _option(help="Factor for pixel values of 0 to 255, as 1 or 1/127.5.", default="1/255")
+    ] = None,
     mean: Annotated[
         str | None, _option(help="Subtracted after scaling: one number, or one per channel, as 0.5,0.5,0.5.")
     ] = None,
-    std: Annotated[str | None, _option(help="Divided by after that; --mean 0 --std 1 for neither.")] = None,
+    std: Annotated[
+        str | None, _option(help="Divisor after the mean is subtracted; --mean 0 --std 1 for neither.")
+    ] = None,
     interpolation: Annotated[str | None, _option(help="nearest, bilinear or bicubic.", default="bilinear")] = None,
     exif: Annotated[
-        bool, _option("--exif", help="Turn photographs as their EXIF orientation says; else they stay as stored.")
+        bool, _option("--exif", help="Turn photographs by their EXIF orientation; else they stay as stored.")
     ] = False,
 ) -> Any:
-    """What the options say together, a PictureOptions; None where nothing is said. Raises UsageError."""
+    """The PictureOptions of these options; None if all are left out. Raises UsageError."""
     from splitwire.exporter.network.pictures import read_options
 
-    said = {
+    options = {
         "resize": _size("resize", resize),
         "crop": _size("crop", crop),
         "pad": _listed("pad", pad, int),
@@ -67,24 +69,24 @@ def _options(
         "interpolation": interpolation,
         "exif": exif or None,
     }
-    return read_options(preprocessing, said)
+    return read_options(preprocessing, options)
 
 
 def with_pictures(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with these options in place of its parameter `pictures`, which gets what they say."""
-    own = inspect.signature(command, eval_str=True)
+    """Return the command with these options in place of its parameter `pictures`, which gets their PictureOptions."""
+    signature = inspect.signature(command, eval_str=True)
     added = inspect.signature(_options, eval_str=True).parameters
-    kept = [p for name, p in own.parameters.items() if name != PARAMETER]
+    kept = [p for name, p in signature.parameters.items() if name != PARAMETER]
 
     @functools.wraps(command)
-    def run(**given: Any) -> None:
+    def run(**values: Any) -> None:
         command(
-            **{name: given[name] for name in given if name not in added},
-            **{PARAMETER: _options(**{name: given[name] for name in added})},
+            **{name: values[name] for name in values if name not in added},
+            **{PARAMETER: _options(**{name: values[name] for name in added})},
         )
 
-    del run.__wrapped__  # typer would read its parameters instead
-    vars(run)["__signature__"] = own.replace(parameters=[*kept, *added.values()])
+    del run.__wrapped__  # typer would read the parameters of the wrapped function
+    vars(run)["__signature__"] = signature.replace(parameters=[*kept, *added.values()])
     run.__annotations__ = {p.name: p.annotation for p in (*kept, *added.values())}
     return run
 
@@ -101,7 +103,7 @@ def _size(name: str, text: str | None) -> int | str | tuple[int, ...] | None:
 
 
 def _listed(name: str, text: str | None, kind: Callable[[str], Any]) -> Any:
-    """One value, or a tuple of those between commas."""
+    """One value, or a tuple of the values between commas."""
     if text is None:
         return None
     try:

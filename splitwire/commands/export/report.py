@@ -1,4 +1,4 @@
-"""What `splitwire export` prints: its tables, and the document of `--json`."""
+"""The output of `splitwire export`: its tables, and the document of `--json`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from splitwire.exporter.pair.result import ExportResult
 
 METHODS = {"leaky_relu_model": "leaky ReLU", "relu_model": "ReLU", "histogram": "histogram"}
-"""How the clipping range was chosen: by a density of Cohen et al., or on the measured histogram."""
+"""How the clipping range was chosen: by a density of Cohen et al., or by the measured histogram."""
 
 RANGE = ("clipping range", "chosen by", "KS")
 RATE = ("bits/el", "bytes")
@@ -31,14 +31,14 @@ MEANING = {
 }
 
 GO_FIRST = ("KS", "chosen by", "clipping range", "bits/el")
-"""Columns that a narrow terminal goes without."""
+"""Columns that a narrow terminal leaves out first."""
 
 SHOWN_SKIPPED = 5
 WIDTH = 100
 
 
 def document(result: ExportResult) -> dict[str, Any]:
-    """What `--json` prints."""
+    """The document that `--json` prints."""
     from splitwire.codec.overspent import is_overspent
 
     profile = result.profile
@@ -94,9 +94,9 @@ def document(result: ExportResult) -> dict[str, Any]:
                     "bits_per_image": o.bits,
                     "damage": o.damage,
                 }
-                for o in own
+                for o in options
             ]
-            for own in result.options
+            for options in result.options
         ],
         "comparisons": [dataclasses.asdict(c) for c in result.comparisons],
         "skipped": [{"path": s.path, "reason": s.reason} for s in result.skipped],
@@ -106,10 +106,10 @@ def document(result: ExportResult) -> dict[str, Any]:
 
 def _bits(result: ExportResult, point: OperatingPoint) -> list[float]:
     """Bits per element of each tensor at a point."""
-    found = []
-    for spec, tensor, own in zip(result.profile.tensors, point.tensors, result.options, strict=True):
-        found.append(next(o.bits for o in own if o.point is tensor) / spec.elements)
-    return found
+    return [
+        next(o.bits for o in options if o.point is tensor) / spec.elements
+        for spec, tensor, options in zip(result.profile.tensors, point.tensors, result.options, strict=True)
+    ]
 
 
 def _bytes_per_image(point: OperatingPoint, profile: CodecProfile) -> float:
@@ -117,7 +117,7 @@ def _bytes_per_image(point: OperatingPoint, profile: CodecProfile) -> float:
 
 
 def show(result: ExportResult, compared: bool) -> None:
-    """The report. compared: whether the comparisons were shown before, with the question."""
+    """Print the report. compared: whether the comparisons were shown before, with the question."""
     from splitwire.codec.overspent import overspent_note
 
     profile = result.profile
@@ -135,9 +135,9 @@ def show(result: ExportResult, compared: bool) -> None:
         f"* default: {profile.default_op}; bits/el: per element of the features; bytes: per image;"
         " KS: distance of the fitted density from the measured distribution"
     )
-    said = overspent_note(profile.operating_points)
-    if said is not None:
-        _say(f"! {said}")
+    overspent = overspent_note(profile.operating_points)
+    if overspent is not None:
+        _say(f"! {overspent}")
     if any(t.clipping.widening != 1 for p in profile.operating_points for t in p.tensors):
         _say("×: a multiple of the range with the least squared error, for less output distortion")
     if any(t.quantizer.preserves_mean for p in profile.operating_points for t in p.tensors):
@@ -164,7 +164,7 @@ def show(result: ExportResult, compared: bool) -> None:
 
 
 def _points(result: ExportResult) -> Table:
-    """One row per operating point; the clipping range only where there is one."""
+    """One row per operating point. The clipping range is a column only for a single tensor."""
     from splitwire.codec.overspent import is_overspent
 
     profile = result.profile
@@ -184,7 +184,7 @@ def _points(result: ExportResult) -> Table:
 
 
 def show_comparison(comparison: Comparison, where: Console) -> None:
-    """float32 against the option: what is kept of the answers, what is sent, time and size of the half."""
+    """Compare float32 with reduced precision: agreement, bits per element, and the time and size of the half."""
     table = _table(
         "half", "computes in", "op", HEADING[comparison.task], "bits/element", f"ms, batch {comparison.batch}", "MB"
     )

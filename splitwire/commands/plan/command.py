@@ -1,4 +1,4 @@
-"""`splitwire plan`: every cut of a network in a table and a plot, and which to take."""
+"""`splitwire plan`: all cuts of a network in a table and a plot, and a recommendation."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from splitwire.planning import PlanResult
 
 WIDTH = 100
-"""Columns that the table fits in."""
+"""Width of the table in a file or a pipe."""
 
 GO_FIRST = ("par", "mJ", "MAC", "back", "front", "link", "tensor")
-"""Columns that a narrow terminal goes without."""
+"""Columns that a narrow terminal leaves out first."""
 
 LONGEST_LABEL = 26
 PLOT_SUFFIXES = (".png", ".svg")
@@ -47,10 +47,10 @@ def plan(
     device: Annotated[
         str | None,
         typer.Option(
-            help="A built-in estimate, or FILE.json of `splitwire edge profile`.", show_default="raspberry-pi-5"
+            help="A built-in device, or FILE.json of `splitwire edge profile`.", show_default="raspberry-pi-5"
         ),
     ] = None,
-    cloud: Annotated[str | None, typer.Option(help="The same for the far end.", show_default="server-cpu")] = None,
+    cloud: Annotated[str | None, typer.Option(help="The same for the server.", show_default="server-cpu")] = None,
     max_tensors: Annotated[int, typer.Option(min=1, help="Most tensors that a cut may send.")] = 1,
     images: Annotated[int, typer.Option(min=1, help="Images to measure bytes on.")] = 32,
     outputs: OutputNames = None,
@@ -67,7 +67,7 @@ def plan(
     if plot is not None and not plot.parent.is_dir():
         raise UsageError(f"--plot: there is no folder {plot.parent}")
     if plot is not None:
-        import matplotlib  # noqa: F401 - missing is said before the work, not after it
+        import matplotlib  # noqa: F401 - if it is missing, the command fails before the work
     size = parse_size(image_size)
     constants = parse_constants(constant)
     from splitwire.planning import plan as plan_network
@@ -98,7 +98,7 @@ def plan(
 
 
 def document(result: PlanResult) -> dict[str, Any]:
-    """What `--json` prints: milliseconds, bytes and joules of one image."""
+    """The document that `--json` prints: milliseconds, bytes and joules for one image."""
     from splitwire.exporter.planning.dropped import grouped
 
     p = result.plan
@@ -166,7 +166,7 @@ def _option(option: Placement | None) -> dict[str, Any] | None:
 
 
 def criterion(result: PlanResult) -> str:
-    """By what the recommendation goes, in words."""
+    """The criterion of the recommendation, in words."""
     return f"least time end to end for one image; cuts at N = {result.plan.ranked_by} levels"
 
 
@@ -188,7 +188,7 @@ def _show(result: PlanResult) -> None:
 
 
 def table(result: PlanResult) -> Table:
-    """All cuts in execution order, then the alternatives; the recommended row has a star. Fits WIDTH columns."""
+    """All cuts in execution order, then the alternatives. The recommended row has a star. It fits WIDTH columns."""
     from rich import box
     from rich.markup import escape
     from rich.table import Table
@@ -205,7 +205,7 @@ def table(result: PlanResult) -> Table:
     )
     grid.caption += " mJ: of the device, without waiting." if energy else ""
     grid.add_column("cut", no_wrap=True)
-    up = [f"N={n}" for n in levels] or ["up"]  # no cut has bytes: the JPEG's are left
+    up = [f"N={n}" for n in levels] or ["up"]  # no cut was calibrated: the column has only the JPEG's bytes
     columns = ["tensor", "MAC", "par", "front", *up, "down", "link", "back", "total"]
     for name in [*columns, *(["mJ"] if energy else [])]:
         grid.add_column(name, justify="right", no_wrap=True)
@@ -233,7 +233,7 @@ def table(result: PlanResult) -> Table:
 
 
 def _down(result: PlanResult) -> str:
-    """What comes back for one image, and the output that costs most."""
+    """The bytes that come back for one image, and the output with the most bytes."""
     outputs = result.plan.outputs
     sized = [o for o in outputs if o.bytes is not None]
     loose = ", ".join(repr(o.name) for o in outputs if o.bytes is None)
@@ -245,9 +245,9 @@ def _down(result: PlanResult) -> str:
 
 
 def _shortened(label: str, best: bool) -> str:
-    """At most LONGEST_LABEL characters: the end of a path says more than its beginning. A star for the best."""
-    room = LONGEST_LABEL - 2 * best
-    return ("…" + label[1 - room :] if len(label) > room else label) + (" *" if best else "")
+    """The last LONGEST_LABEL characters of a label, since a path's end says the most; with a star for the best."""
+    limit = LONGEST_LABEL - 2 * best
+    return ("…" + label[1 - limit :] if len(label) > limit else label) + (" *" if best else "")
 
 
 def _options(result: PlanResult) -> list[Placement]:
@@ -256,7 +256,7 @@ def _options(result: PlanResult) -> list[Placement]:
 
 
 def _shapes(cut: PlannedCut) -> str:
-    """Such as 256×56×56; of several tensors their number."""
+    """The shape of one tensor, such as 256×56×56, or the number of tensors."""
     shapes = cut.cut.shapes
     return "×".join(map(str, shapes[0])) if len(shapes) == 1 else f"{len(shapes)} tensors"
 

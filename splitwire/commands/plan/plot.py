@@ -1,4 +1,4 @@
-"""The plot of `splitwire plan`: what each cut sends, and how long everything takes."""
+"""The plot of `splitwire plan`: the bytes that each cut sends, and the time of each alternative."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LONGEST_LABEL = 34
 
 
 def write_plot(result: PlanResult, path: Path) -> None:
-    """Write PNG or SVG, by the suffix; whole or not at all. Raises OSError."""
+    """Write the plot as PNG or SVG, by the suffix. The file appears whole or not at all. Raises OSError."""
     p = result.plan
     bars = _bars(result)
     figure = Figure(figsize=(10, 4.6 + 0.3 * len(bars)), dpi=120, layout="constrained")
@@ -46,7 +46,7 @@ def write_plot(result: PlanResult, path: Path) -> None:
 
 
 def _bars(result: PlanResult) -> list[tuple[str, dict[str, float], bool]]:
-    """(label, ms per stage, recommended) of everything with a total, cuts in execution order first."""
+    """(label, ms per stage, recommended) of every alternative with a total; cuts come first, in execution order."""
     p = result.plan
     options = [c.option for c in p.cuts if c.option is not None]
     options += [o for o in (p.on_device, p.jpeg) if o is not None]
@@ -60,7 +60,7 @@ def _bars(result: PlanResult) -> list[tuple[str, dict[str, float], bool]]:
 
 
 def _draw_sizes(axes: Axes, result: PlanResult) -> None:
-    """Bytes against the share of the work on the device: every cut as float32, the calibrated ones as coded."""
+    """Plot bytes against the share of the work on the device: all cuts as float32, the calibrated ones as coded."""
     p = result.plan
     axes.plot(
         [100 * c.macs_share for c in p.cuts], [4e-3 * c.cut.elements for c in p.cuts],
@@ -84,7 +84,7 @@ def _draw_sizes(axes: Axes, result: PlanResult) -> None:
 
 
 def _draw_times(axes: Axes, bars: list[tuple[str, dict[str, float], bool]], cuts: int) -> None:
-    """One stacked bar for each of the `cuts`, then for the alternatives; the recommended has a frame."""
+    """Draw a stacked bar for each of the `cuts`, then for the alternatives; the recommended bar has a frame."""
     rows = range(len(bars))
     start = [0.0] * len(bars)
     for stage, (legend, colour) in STAGES.items():
@@ -111,5 +111,5 @@ def _draw_times(axes: Axes, bars: list[tuple[str, dict[str, float], bool]], cuts
 
 
 def _legend(axes: Axes) -> None:
-    """Above the axes, where nothing is drawn."""
+    """Place the legend above the axes, where nothing is drawn."""
     axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=5, frameon=False)
