@@ -92,7 +92,7 @@ def test_the_page_says_how_long_a_head_is():
         longer = len(server.url.removeprefix("http://")) - len("127.0.0.1:8500")
     page = (Path(__file__).parents[2] / "docs" / "runtime.md").read_text(encoding="utf-8")
     assert f"{full - longer} bytes to `127.0.0.1:8500`" in page
-    assert f"`lean=True` leaves {lean - longer}" in page
+    assert f"`lean=True` reduces the head to {lean - longer} bytes" in page
 
 
 @pytest.mark.parametrize("size", [1, 60_000, 65_536, 3_000_000])
