@@ -1,13 +1,15 @@
-"""`make check` and `make test`: lint, and meanwhile the kernels that the tests use; then the tests; then what it took.
+"""`make check` and `make test`: lint, and beside it the tests; then how long it took.
 
-check.py check|test [ARGUMENTS OF PYTEST]. `check` leaves out the tests that are marked slow. Nothing is tested where
-lint fails, unless some tests are picked.
+check.py check|test [ARGUMENTS OF PYTEST]. `check` leaves out the tests that are marked slow. The tests start as soon as
+the kernels that they use are compiled. Lint keeps one core busy meanwhile; where it fails, the tests are stopped.
 """
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -17,29 +19,65 @@ MINUTES = {"check": 3, "test": 9}
 """What each may take on two idle cores."""
 
 
+class Lint(threading.Thread):
+    """`lint.py` in a process of its own. It prints what lint says in one piece; `stop` ends the tests if it fails."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.status: int | None = None
+        self.seconds = 0.0
+        self._tests: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+        self._start = time.monotonic()
+        self._process = subprocess.Popen(
+            [sys.executable, ".ci/lint.py"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        self.start()
+
+    def run(self) -> None:
+        """Wait for lint, print its output, and stop the tests if it fails."""
+        said, _ = self._process.communicate()
+        with self._lock:
+            self.status = self._process.returncode
+            self.seconds = time.monotonic() - self._start
+            print(f"\n{said}lint: {'passed' if not self.status else 'FAILED'} after {self.seconds:.0f} s", flush=True)
+            if self.status and self._tests is not None:
+                self._tests.send_signal(signal.SIGINT)
+
+    def beside(self, command: list[str]) -> int | None:
+        """Exit status of the tests, which run beside lint; None if lint has failed before they start."""
+        with self._lock:
+            if self.status:
+                return None
+            self._tests = subprocess.Popen(command, cwd=ROOT)
+        return self._tests.wait()
+
+    def stop(self) -> None:
+        """End lint if it still runs."""
+        if self._process.poll() is None:
+            self._process.terminate()
+        self.join()
+
+
 def main(which: str, arguments: list[str]) -> int:
-    """Exit status: of lint, or of pytest."""
+    """Exit status: of lint if it fails, or else of pytest."""
     start = time.monotonic()
-    cold = ["--cold"] if which == "test" and not arguments else []
-    kernels = subprocess.Popen([sys.executable, "tests/helpers/kernels.py", *cold], cwd=ROOT)
+    lint = Lint()
     try:
-        status = subprocess.run([sys.executable, ".ci/lint.py"], cwd=ROOT, check=False).returncode
-        linted = time.monotonic()
+        cold = ["--cold"] if which == "test" and not arguments else []
         # A kernel that does not compile fails tests, which say more about it.
-        kernels.wait()
-    finally:
-        kernels.kill()
-        kernels.wait()
-    warm = time.monotonic()
-    if status == 0:
+        subprocess.run([sys.executable, "tests/helpers/kernels.py", *cold], cwd=ROOT, check=False)
+        warm = time.monotonic()
         some = ["-m", "not slow"] if which == "check" else []
         spread = ["-n", "auto", "--maxprocesses", str(PROCESSES), "--dist", "worksteal"]
-        tests = [sys.executable, "-m", "pytest", *spread, *some, *arguments]
-        status = subprocess.run(tests, cwd=ROOT, check=False).returncode
-    end = time.monotonic()
-    took = f"lint {linted - start:.0f} s, waiting for kernels {warm - linted:.0f} s, tests {end - warm:.0f} s"
+        tests = lint.beside([sys.executable, "-m", "pytest", *spread, *some, *arguments])
+        end = time.monotonic()
+        lint.join()
+    finally:
+        lint.stop()
+    took = f"lint {lint.seconds:.0f} s; kernels {warm - start:.0f} s, then tests {end - warm:.0f} s"
     print(f"make {which}: {took}: {end - start:.0f} s in all (on two idle cores at most {60 * MINUTES[which]} s)")
-    return status
+    return lint.status or tests or 0
 
 
 if __name__ == "__main__":

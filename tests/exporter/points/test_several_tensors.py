@@ -125,7 +125,7 @@ def test_the_error_shows_the_closed_cut(pyramid, names):
         ("body.c1,input", UsageError, "'body.c1,input' is the input: nothing would run on the edge"),
         ("head[2],head[0],head[1]", None, ""),
         ("output_0,output_1,output_2", UsageError, "nothing comes after"),
-        (",", UsageError, "no data leaves"),
+        (",", UsageError, "holds an empty name"),
     ],
 )
 def test_names_with_commas(pyramid, names, layer, error, message):
