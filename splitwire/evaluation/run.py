@@ -25,7 +25,8 @@ from splitwire.codec.text import printable_json
 from splitwire.evaluation.answer.choose import choose
 from splitwire.evaluation.answer.results import FILE, FOLDER, Data, Estimate, Evaluation, Point
 from splitwire.evaluation.answer.standings import USUAL_LOSS, check_budget
-from splitwire.evaluation.contenders import KEYS, feature_contenders, image_contenders, select
+from splitwire.evaluation.contenders import INT8, KEYS, feature_contenders, image_contenders, select
+from splitwire.evaluation.contenders.ladders import HEVC, HEVC_SCREEN
 from splitwire.evaluation.data.dataset import Dataset
 from splitwire.evaluation.data.opening import open_data
 from splitwire.evaluation.measuring import figures
@@ -247,10 +248,13 @@ def _notes(setup: Measurement, sampled: int, skipped: int) -> Iterator[str]:
     said = overspent_note(profile.operating_points)
     if said is not None:
         yield said
-    yield (
-        f"ranges of int8 and of HEVC of features, and the histograms, are of {sampled} of these images; splitwire and"
-        " the paper's codec know the calibration images only"
-    )
+    if {c.family for c in setup.features} & {INT8, HEVC, HEVC_SCREEN}:
+        yield (
+            f"ranges of int8 and of HEVC of features, and the histograms, are of {sampled} of these images; splitwire"
+            " and the paper's codec know the calibration images only"
+        )
+    else:
+        yield f"the histograms are of {sampled} of these images"
 
 
 def _write(evaluation: Evaluation, out: Path) -> None:

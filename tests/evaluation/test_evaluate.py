@@ -287,6 +287,7 @@ def test_figures_and_bytes_are_those_of_the_runtimes(pair, data, pictures):
 
 def test_images_where_the_answers_differ(pair, data):
     evaluation = splitwire.evaluate(pair, data, contenders=[], limit=60)
+    assert evaluation.notes == ("the histograms are of 60 of these images",)
     disagreements = evaluation.disagreements
     share = next(p for p in evaluation.points if p.setting == "n4").figures["agreement"].value
     assert disagreements
@@ -330,6 +331,7 @@ def test_inputs_without_labels_or_pictures(pair, tmp_path):
     assert (evaluation.figure, evaluation.whole["agreement"].value) == ("agreement", 1.0)
     assert {p.family for p in evaluation.points} == {"splitwire", "float32", "float16", "int8"}
     assert [n.split(":")[0] for n in evaluation.notes[:2]] == ["no labels", "the data are arrays of inputs"]
+    assert evaluation.notes[-1].startswith("ranges of int8 and of HEVC of features, and the histograms, are of 20 of")
     assert all(d.picture is None and d.target is None for d in evaluation.disagreements)
 
 

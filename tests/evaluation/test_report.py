@@ -28,7 +28,7 @@ from splitwire.evaluation.contenders import SPLITWIRE
 from splitwire.evaluation.report.drawing import Sheet
 from splitwire.evaluation.report.feature_plots import expected_shares, fitted
 from splitwire.evaluation.report.page import headline, render, table_csv, write_report
-from splitwire.evaluation.report.plots import _draw_curve, _draw_encode, draw
+from splitwire.evaluation.report.plots import _curve_caption, _draw_curve, _draw_encode, draw
 
 SECTIONS = ("answer", "curves", "points", "bd", "costs", "features-section", "disagreements", "reproduce")
 PLOTS = ("curve", "curve-all", "kl", "encode", "stages", "features", "channels")
@@ -240,6 +240,14 @@ def test_lines_join_settings_of_one_kind_only(drawing):
     drawing(sheet)
     ends = [np.asarray(line.get_xdata()).tolist() for line in sheet.figure.axes[0].lines]
     assert [xs for xs in ends if len(set(xs)) > 1 and max(xs) > 1] == [[100, 200], [150, 250]]
+
+
+def test_the_caption_names_the_kinds_of_points_that_are_there():
+    two = evaluation(points=tuple(point(SPLITWIRE, name, 100, 0.001) for name in ("n2", "r0.1", "n4")))
+    words = "Operating points n (uniform) and r (designed for their bits) are a line each."
+    assert words in _curve_caption(two, compare(two))
+    one = evaluation(points=(point(SPLITWIRE, "n2", 100, 0.001), point("JPEG", "q 9", 300, 0.0, sends="image")))
+    assert "Operating points" not in _curve_caption(one, compare(one))
 
 
 def test_headline():

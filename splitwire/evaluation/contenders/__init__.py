@@ -23,7 +23,8 @@ PAPER = (PAPER_UNIFORM, PAPER_SEARCHED, PAPER_ECSQ)
 PAPER_OF = {"n": PAPER_UNIFORM, "a": PAPER_SEARCHED, "e": PAPER_ECSQ, "r": PAPER_OURS}
 """By the first letter of an operating point's name."""
 ZSTD = {level: f"zstd {level} of packed symbols" for level in (3, 19)}
-RAW = ("float32", "float16", "int8")
+INT8 = "int8"
+RAW = ("float32", "float16", INT8)
 
 KEYS: dict[str, tuple[str, ...]] = {
     "splitwire": (SPLITWIRE,),

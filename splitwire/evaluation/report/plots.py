@@ -53,6 +53,14 @@ ROOM_RIGHT = 4.0
 """The close-up ends at this multiple of the bytes of splitwire's highest-rate setting."""
 
 
+KINDS = {
+    "n": "n (uniform)",
+    "a": "a (uniform, over a range searched for)",
+    "e": "e (entropy-constrained)",
+    "r": "r (designed for their bits)",
+}
+"""Kinds of operating points, by the first letter of their names."""
+
 BARS = (
     "Bars (of the cheapest setting of each within the budget, and of the default; the button shows all): 95 % intervals"
 )
@@ -157,10 +165,12 @@ def hidden(evaluation: Evaluation, comparison: Comparison) -> list[Point]:
 def _curve_caption(e: Evaluation, comparison: Comparison) -> str:
     text = (
         f"Up and left is better. {BARS} of the difference from the whole network on the same images "
-        "(paired bootstrap). Dashed with open marks: the picture is sent, and the whole network runs in the cloud. "
-        "Operating points n (uniform), a (the same over a range searched for), e (entropy-constrained) and r (made for "
-        "their bits) are a line each."
+        "(paired bootstrap). Dashed with open marks: the picture is sent, and the whole network runs in the cloud."
     )
+    kinds = {p.setting[:1] for p in e.points if p.family == SPLITWIRE}
+    named_kinds = [words for kind, words in KINDS.items() if kind in kinds]
+    if len(named_kinds) > 1:
+        text += f" Operating points {', '.join(named_kinds[:-1])} and {named_kinds[-1]} are a line each."
     left_out = len(hidden(e, comparison))
     if left_out:
         text += f" A close-up: {left_out} of {len(e.points)} settings lie outside, and are in the next plot."
