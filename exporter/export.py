@@ -22,7 +22,8 @@ from splitwire.exporter.calibration.checkpoint import Checkpoint
 from splitwire.exporter.calibration.inputs import Calibration, CalibrationInputs, are_images, open_inputs
 from splitwire.exporter.cutting import verify
 from splitwire.exporter.cutting.crossing import relu_slopes, what_crosses
-from splitwire.exporter.cutting.cuts import find_cut
+from splitwire.exporter.cutting.cuts import Cut, find_cut
+from splitwire.exporter.cutting.layer_check import true_layer
 from splitwire.exporter.cutting.names import EMPTY_NAME, Names
 from splitwire.exporter.cutting.split import Halves, split
 from splitwire.exporter.cutting.torch_check import check_torch
@@ -202,12 +203,15 @@ def cut_network(prepared: Prepared, cut: str, target: PlanTarget, place: Target,
             device=target.device or DEFAULT_DEVICE,
             progress=report,
         )
-        cut = found.label
+        cut = _unmoved(prepared, found)
         if not place.replace:
             overwrite.check_names(place.folder, place.model, cut)
+        report("Split and verify", 0, None)
     else:
-        found, note = find_cut(prepared.names, cut)
-    report("Split and verify", 0, None)
+        report("Split and verify", 0, None)
+        spec, moved = _true_layer(prepared, cut)
+        found, note = find_cut(prepared.names, spec)
+        note = "; ".join(filter(None, (moved, note))) or None
     halves = split(source.model, found.tensors)
     difference, torch_difference = _verify(prepared.model, source, halves, opened.first)
     front, back = Half.of(halves.front, "front half"), Half.of(halves.back, "back half")
@@ -227,6 +231,23 @@ def cut_network(prepared: Prepared, cut: str, target: PlanTarget, place: Target,
         torch_difference=torch_difference,
         note=note,
     )
+
+
+def _true_layer(prepared: Prepared, cut: str) -> tuple[str, str | None]:
+    """The cut as `find_cut` takes it, and a note: the name of a layer means what the torch module returns there."""
+    if not isinstance(prepared.model, torch.nn.Module):
+        return cut, None
+    return true_layer(prepared.model, prepared.source, prepared.names, cut, prepared.opened.first)
+
+
+def _unmoved(prepared: Prepared, cut: Cut) -> str:
+    """How to name a cut that was found in the graph: by its tensors where its label leads to others in torch."""
+    tensors = ",".join(cut.tensors)
+    try:
+        spec, note = _true_layer(prepared, cut.label)
+    except UsageError:
+        return tensors
+    return spec if note is None else tensors
 
 
 def calibrate(

@@ -130,7 +130,7 @@ def find_cut(names: Names, layer: str) -> tuple[Cut, str | None]:
     codec cannot carry the tensor).
     """
     flow = names.flow
-    resolved = _resolve(names, layer)
+    resolved = named(names, layer)
     values = flow.in_order(v for _, r in resolved for v in r.values)
     what = f"layer {layer!r}" if len(resolved) == 1 else f"the cut {layer!r}"
     if not values:
@@ -164,7 +164,7 @@ def find_cut(names: Names, layer: str) -> tuple[Cut, str | None]:
     return cut, "; ".join(notes) or None
 
 
-def _resolve(names: Names, layer: str) -> list[tuple[str, Resolved]]:
+def named(names: Names, layer: str) -> list[tuple[str, Resolved]]:
     """Each name in `layer`, and what it means. A tensor's own name may hold commas."""
     return [(part, names.resolve(part)) for part in split_names(layer, names.has_tensor)]
 

@@ -31,10 +31,14 @@ NEAREST = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Resolved:
-    """values: what leaves the layer, one or more activations. note: what the user should know about the name."""
+    """values: what leaves the layer, one or more activations. note: what the user should know about the name.
+
+    call: of the module whose output the values should be (layer_check.py); None where the name is no module's.
+    """
 
     values: tuple[ir.Value, ...]
     note: str | None = None
+    call: Call | None = None
 
 
 class Names:
@@ -105,7 +109,7 @@ class Names:
         call = _call(given, count, k) % count if count else 0
         nodes = self._calls.get(path, {}).get(call)
         if nodes is not None:
-            return Resolved(values=self._outputs(nodes))
+            return Resolved(values=self._outputs(nodes), call=(path, call))
         return self._by_weights(path, k) or self._passed(path, call) or self._give_up(path, call if count > 1 else None)
 
     def _count(self, path: str) -> int:
@@ -206,11 +210,11 @@ class Names:
     def _passed(self, path: str, call: int) -> Resolved | None:
         """A call that returns what it is given: the tensor, found by the modules around it."""
         for place in self._seen.passed.get((path, call), ()):
-            values = [v for v in self._at(place) if _fits(v, place.shape)]
+            values = [v for v in self._at(place) if fits(v, place.shape)]
             if len(values) == 1:
                 name = f"{path!r} ({self._modules.get(path, 'module')})"
                 note = f"{name} returns what it is given; the cut is at that tensor, {self.label(values[0])}"
-                return Resolved(values=tuple(values), note=note)
+                return Resolved(values=tuple(values), note=note, call=(path, call))
         return None
 
     def _at(self, place: Place) -> Sequence[ir.Value]:
@@ -282,7 +286,7 @@ def _call(path: str, count: int, k: int | None) -> int:
     return k or 0
 
 
-def _fits(value: ir.Value, shape: tuple[int, ...]) -> bool:
+def fits(value: ir.Value, shape: tuple[int, ...]) -> bool:
     """Whether the value may have this shape after its first axis, as far as its own is known."""
     if value.shape is None:
         return True

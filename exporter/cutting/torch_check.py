@@ -48,7 +48,7 @@ def check_torch(module: torch.nn.Module, source: Source, whole: Graph, inputs: F
     worst = 0.0
     for n in BATCHES if whole.batch is None else (whole.batch,):
         x = np.resize(inputs, (n, *inputs.shape[1:]))
-        expected = _arrays(_run(module, x))
+        expected = arrays_of(run_module(module, x))
         ours = whole.run(x)
         difference = largest_difference(ours, expected, by_output=True) if len(ours) == len(expected) else float("inf")
         _judge(difference, f"at batch {n}", "does forward() depend on the batch size, or on chance?")
@@ -65,11 +65,11 @@ def _check_detector(module: torch.nn.Module, source: Source, inputs: Float32Arra
     graph = Graph.of(_probing(source.model, inner), what="whole network", exact=True)
     for x in (inputs[:1], inputs[1:2]):
         with _tapped(module, probes) as taps:
-            (found,) = _run(module, x)
+            (found,) = run_module(module, x)
         answer = dict(zip(graph.outputs, graph.run(x), strict=True))
         for path, values in probes.items():
             ours = [answer[str(v.name)] for v in values]
-            for expected in _arrays(taps[path]):
+            for expected in arrays_of(taps[path]):
                 # By shape: a pyramid's levels leave the graph in the order in which they are computed.
                 same = [largest_difference([a], [expected], by_output=True) for a in ours if a.shape == expected.shape]
                 difference = min(same, default=float("inf"))
@@ -150,14 +150,16 @@ def _tapped(module: torch.nn.Module, paths: Iterable[str]) -> Iterator[dict[str,
         yield taps
 
 
-def _run(module: torch.nn.Module, x: Float32Array) -> Any:
+def run_module(module: torch.nn.Module, x: Float32Array) -> Any:
+    """What the module returns in evaluation mode, for a batch of inputs (n, …)."""
     place = next((p.device for p in module.parameters()), torch.device("cpu"))
     tensor = torch.from_numpy(np.ascontiguousarray(x)).to(place)
     with evaluating(module), torch.no_grad():
         return module(list(tensor)) if is_torchvision_detector(module) else module(tensor)
 
 
-def _arrays(result: Any) -> list[NDArray[Any]]:
+def arrays_of(result: Any) -> list[NDArray[Any]]:
+    """The tensors in what a module returns, in order."""
     return [t.cpu().numpy() for t in pytree.tree_leaves(plain(result)) if isinstance(t, torch.Tensor)]
 
 
