@@ -17,7 +17,6 @@ from splitwire.exporter.cutting.cuts import find_cut
 from splitwire.exporter.cutting.layer_check import true_layer
 from splitwire.exporter.cutting.names import Names
 from splitwire.exporter.cutting.split import split
-from splitwire.exporter.network import source as sources
 from splitwire.exporter.network.inference import Graph
 from splitwire.exporter.network.source import Source, from_module
 
@@ -141,7 +140,7 @@ def test_the_other_exporter(module, monkeypatch):
             raise RuntimeError("not today")
         return real(*args, dynamo=False, **options)  # type: ignore[arg-type]  # as they came
 
-    monkeypatch.setattr(sources.torch.onnx, "export", only_old)
+    monkeypatch.setattr(torch.onnx, "export", only_old)
     source = from_module(module, (1, *SHAPE))
     assert source.origin == "legacy"
     x = inputs(2, SHAPE)
