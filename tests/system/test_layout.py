@@ -271,6 +271,23 @@ def test_importing_splitwire_loads_nothing_heavy():
     assert not {"numpy", "numba", "onnx", "onnxruntime", "rich", "scipy", "torch"} & set(loaded)
 
 
+def test_each_claim_of_the_page_on_trust_names_a_test_that_exists():
+    """Each row of the table names files that exist; each test named on the page is defined in a file that it names."""
+    text = (ROOT / "docs" / "trust.md").read_text(encoding="utf-8")
+    rows = [row.split("|")[1:4] for row in text.splitlines() if re.match(r"\| (?!Claim )\w", row)]
+    files = {test: re.findall(r"`((?:tests|\.ci)/[\w./]+\.py)`", test) for _, test, _ in rows}
+    assert len(rows) >= 6
+    assert [claim for claim, test, _ in rows if not files[test]] == []
+    named = {ROOT / file for file in re.findall(r"`((?:tests|\.ci)/[\w./]+\.py)`", text)}
+    assert [name(path) for path in named if not path.is_file()] == []
+    defined = {test for path in named for test in re.findall(r"(?m)^def (test_\w+)", path.read_text(encoding="utf-8"))}
+    claimed = set(re.findall(r"`(test_\w+)`", text))
+    assert len(claimed) >= 8
+    assert sorted(claimed - defined) == []
+    targets = set(re.findall(r"(?m)^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8")))
+    assert [c for _, _, c in rows if not set(re.findall(r"make ([\w-]+)", c)) & targets] == []
+
+
 NAMED_FILE = re.compile(r"`([\w./]+(?:\.py|\.md|/))`")
 
 
