@@ -24,19 +24,19 @@ demo: $(VENV)/.demo ## split the demo network over a local server; writes build/
 photos: $(VENV)/.demo $(VENV)/.weights ## the same with MobileNetV2 on photographs
 	$(VENV)/bin/splitwire demo --photos
 
-check: $(VENV)/.dev ## lint, types, and the tests that matter while one works: 3 minutes on two cores
+check: $(VENV)/.dev ## lint, types and the fast tests: 3 minutes on two idle cores
 	@$(RUN) .ci/check.py check $(ARGS)
 
-test: $(VENV)/.dev $(VENV)/.weights ## lint, then all tests: 9 minutes on two cores (ARGS='-k frame' picks some)
+test: $(VENV)/.dev $(VENV)/.weights ## lint, then all tests: 9 minutes on two idle cores (ARGS='-k frame' picks some)
 	@$(RUN) .ci/check.py test $(ARGS)
 
-lint: $(VENV)/.dev ## ruff, mypy --strict (tests too), and the import rules between the rooms
+lint: $(VENV)/.dev ## ruff, mypy --strict (tests too), and the import rules between the packages
 	$(RUN) .ci/lint.py
 
 api: $(VENV)/.dev ## write docs/api.md from docstrings and signatures
 	$(RUN) .ci/api.py
 
-format: $(VENV)/.dev ## rewrite the sources the way ruff wants them
+format: $(VENV)/.dev ## format the sources, and fix what ruff can fix
 	$(RUN) -m ruff check --fix-only --quiet .
 	$(RUN) -m ruff format .
 
@@ -46,7 +46,7 @@ bench: $(VENV)/.dev $(VENV)/.weights ## every benchmark, as tables and as JSON i
 bench-codec: $(VENV)/.dev $(VENV)/.weights ## the codec alone, beside bit-pack + zstd, CABAC and others
 	$(RUN) -m benchmarks.codec
 
-bench-export: $(VENV)/.dev $(VENV)/.weights build/photographs/.installed ## what an export takes, stage by stage (ARGS=ssdlite for one)
+bench-export: $(VENV)/.dev $(VENV)/.weights build/photographs/.installed ## the time of an export, stage by stage (ARGS=ssdlite for one)
 	$(RUN) -m benchmarks.export_times $(ARGS)
 
 bench-history: $(VENV)/.dev ## the codec's ratios beside those of the last release in benchmarks/history/, and what moved

@@ -29,6 +29,7 @@ TESTS = (
     "tests/codec/test_predictive.py",
     "tests/codec/test_vectors.py",
     "tests/edge/test_edge_command.py",
+    "tests/edge/test_edge_options.py",
     "tests/edge/test_edge_session.py",
     "tests/edge/test_edge_transport.py",
     "tests/edge/test_findings.py",

@@ -74,7 +74,7 @@ class Preprocessing(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     resize: int | tuple[Dim, Dim] | None = None
     interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
     mean: tuple[float, ...] = UNSET  # type: ignore[assignment]  # __post_init__ sets the default
-    std: tuple[float, ...] = UNSET  # type: ignore[assignment]
+    std: tuple[float, ...] = UNSET  # type: ignore[assignment]  # the same
     color: Literal["rgb", "bgr", "gray"] | UnsetType = UNSET
     layout: Literal["nchw", "nhwc"] | UnsetType = UNSET
     scale: float | UnsetType = UNSET

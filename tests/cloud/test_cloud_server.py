@@ -105,7 +105,7 @@ def held(session: CloudSession) -> Iterator[threading.Event]:
         yield release
     finally:
         release.set()
-        session.run_back = run_back  # type: ignore[method-assign]
+        session.run_back = run_back  # type: ignore[method-assign]  # restored
 
 
 def only(served: Served) -> CloudSession:

@@ -109,7 +109,7 @@ def test_wrong_shape_dtype_count_and_operating_point(codec: FeatureCodec) -> Non
     with pytest.raises(ShapeMismatch, match=r"\(batch, 12, 7, 9\), got float32 of shape \(1, 12, 9, 7\)"):
         codec.encode([relu_features((1, 12, 9, 7))])
     with pytest.raises(ShapeMismatch, match="got float64"):
-        codec.encode([np.zeros((1, 12, 7, 9))])  # type: ignore[list-item]
+        codec.encode([np.zeros((1, 12, 7, 9))])  # type: ignore[list-item]  # float64 on purpose
     with pytest.raises(ShapeMismatch, match="expected 1 tensors"):
         codec.encode([])
     with pytest.raises(ShapeMismatch, match="batch must be"):

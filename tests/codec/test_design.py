@@ -56,7 +56,7 @@ def test_golden_ranges(golden: FeatureDensity, n: int, by: str) -> None:
     if by == "closed form":
         below = golden.cdf(np.array(thresholds)).tolist()
     else:
-        below = [integrated(golden, lambda y, t=t: (y <= t).astype(float), (t,)) for t in thresholds]  # type: ignore[misc]
+        below = [integrated(golden, lambda y, t=t: (y <= t).astype(float), (t,)) for t in thresholds]  # type: ignore[misc]  # mypy infers no lambda with a default
     p = np.diff([0.0, *below, 1.0])
     assert p[0] == pytest.approx(p_zero, abs=6e-4)
     assert -(p * np.log2(p)).sum() == pytest.approx(entropy, abs=6e-4)
@@ -113,10 +113,10 @@ def test_closed_form_agrees_with_integration() -> None:
             integrated_error(d)(levels, thresholds), rel=1e-8, abs=0
         )
         mean = integrated(d, lambda y: y, ())
-        variance = integrated(d, lambda y, m=mean: (y - m) ** 2, ())  # type: ignore[misc]
+        variance = integrated(d, lambda y, m=mean: (y - m) ** 2, ())  # type: ignore[misc]  # mypy infers no lambda with a default
         assert d.moments() == pytest.approx((mean, variance), rel=1e-8, abs=1e-10 * scale)
         t = thresholds[n // 2 - 1]
-        below = integrated(d, lambda y, t=t: (y <= t).astype(float), (t,))  # type: ignore[misc]
+        below = integrated(d, lambda y, t=t: (y <= t).astype(float), (t,))  # type: ignore[misc]  # mypy infers no lambda with a default
         assert d.cdf(np.array([t, np.inf])) == pytest.approx((below, 1.0), rel=1e-8)
 
 

@@ -206,7 +206,7 @@ def test_bad_weights_are_refused(bad: float) -> None:
 def test_goes_through_the_codec_like_any_quantizer(coder: str) -> None:
     statistics = FeatureStatistics(channels=6)
     statistics.add(relu_features((8, 6, 12, 12)))
-    point, bits = design_operating_point(levels=12, statistics=statistics, rate_weight=0.1, coder=coder)  # type: ignore[arg-type]
+    point, bits = design_operating_point(levels=12, statistics=statistics, rate_weight=0.1, coder=coder)  # type: ignore[arg-type]  # a str
     levels = np.array(point.quantizer.levels)
     assert 3 < levels.size < 12 and np.ptp(np.diff(levels)) > 0.05 * np.ptp(levels)
     profile = CodecProfile(

@@ -57,7 +57,7 @@ def noise(width: int, height: int, mode: str = "RGB") -> Image.Image:
 def test_equals_torchvision(
     size: tuple[int, int], resize: int | tuple[int, int] | None, crop: tuple[int, int], interpolation: str
 ) -> None:
-    p = Preprocessing(resize=resize, crop=crop, interpolation=interpolation)  # type: ignore[arg-type]
+    p = Preprocessing(resize=resize, crop=crop, interpolation=interpolation)  # type: ignore[arg-type]  # one of the Literal
     image = noise(*size)
     ours = preprocessing.apply(image, p)
     assert ours.shape == (3, *crop) and ours.dtype == np.float32 and ours.flags.c_contiguous

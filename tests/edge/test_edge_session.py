@@ -208,7 +208,7 @@ def test_states(pair: Pair):
 def test_wrong_input_says_what_was_expected_and_what_came(pair: Pair, x: object, given: str):
     recorder = Recorder()
     with EdgeSession(pair.front, transport=recorder) as session, pytest.raises(ShapeMismatch) as caught:
-        session.infer(x)  # type: ignore[arg-type]
+        session.infer(x)  # type: ignore[arg-type]  # a wrong type on purpose
     assert str(caught.value) == f"the front takes a (B, 3, 8, 8) float32 array; got {given}"
     assert recorder.frames == []
 

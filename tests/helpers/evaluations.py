@@ -164,4 +164,4 @@ def evaluation(**changes: object) -> Evaluation:
         "notes": ("one core: OMP_NUM_THREADS=1",),
     }  # fmt: skip
     fields.update(changes)
-    return Evaluation(**fields)  # type: ignore[arg-type]
+    return Evaluation(**fields)  # type: ignore[arg-type]  # values of many types

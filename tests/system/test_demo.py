@@ -122,7 +122,7 @@ def test_table_fits_eighty_columns(summary: Summary) -> None:
     plain = {k: v for k, v in summary.items() if k != "folder"}
     console = Console(file=io.StringIO(), width=80)
     console.print(table(msgspec.convert(plain, Summary)))
-    text = console.file.getvalue()  # type: ignore[attr-defined]
+    text = console.file.getvalue()  # type: ignore[attr-defined]  # it is a StringIO
     assert "…" not in text and f"{summary['default_op']} *" in text and "bits/el" in text
 
 

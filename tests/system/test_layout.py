@@ -98,7 +98,7 @@ CIRCLES = ("codec/kernels", "exporter/network/adapting", "models/making", "runti
 
 @pytest.mark.slow
 def test_wrong_imports_are_refused(tree: Path):
-    """All at once, each in a module of its own; every one must be named. So must modules without a layer, and circles
+    """All at once, each in a module of its own; every one must be named. So must modules without a layer, and cycles
     of two modules."""
     added = {tree / package / f"wrong_{i}.py": line for i, (package, line, _) in enumerate(WRONG)}
     added[tree / "splitwire/without_layer.py"] = "import sys"
@@ -269,6 +269,20 @@ def test_importing_splitwire_loads_nothing_heavy():
     code = "import sys, splitwire; print(*sorted({m.split('.')[0] for m in sys.modules}))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"numpy", "numba", "onnx", "onnxruntime", "rich", "scipy", "torch"} & set(loaded)
+
+
+def test_each_suppressed_check_has_a_reason():
+    """`# noqa: RULE - reason` and `# type: ignore[code]  # reason` on one line."""
+    bare = re.compile(r"# (?:noqa\b(?!: [A-Z0-9, ]+ -)|type: ignore(?!\[[\w, -]+\]  # \w))")
+    lines = {
+        f"{name(path)}:{i}": line.strip()
+        for folder in (".ci", "benchmarks", "tests", *PACKAGES)
+        for path in (ROOT / folder).rglob("*.py")
+        for i, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if re.search(r"\S +# (?:noqa|type: ignore)", line) and path != Path(__file__)
+    }
+    assert len(lines) > 20
+    assert {place: line for place, line in lines.items() if bare.search(line)} == {}
 
 
 def test_each_claim_of_the_page_on_trust_names_a_test_that_exists():

@@ -53,7 +53,7 @@ def test_who_wants_telemetry_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     runtime = types.ModuleType("onnxruntime")
     telemetry.stop_events(runtime)  # a version without the function
-    runtime.disable_telemetry_events = lambda: calls.append("off")  # type: ignore[attr-defined]
+    runtime.disable_telemetry_events = lambda: calls.append("off")  # type: ignore[attr-defined]  # added to the module
     monkeypatch.setenv(telemetry.VARIABLE, "0")
     telemetry.set_variable()
     telemetry.stop_events(runtime)

@@ -241,7 +241,7 @@ def test_options_made_in_python_are_looked_at(fields: Any, message: str) -> None
 
 
 def test_lists_are_pairs() -> None:
-    options = splitwire.PictureOptions(resize=[8, 9], mean=[0, 0, 0], std=[1, 1, 1])  # type: ignore[arg-type]
+    options = splitwire.PictureOptions(resize=[8, 9], mean=[0, 0, 0], std=[1, 1, 1])  # type: ignore[arg-type]  # lists on purpose
     assert wanted_shape(options, None)((3, None, None)) == (1, 3, 8, 9)
     assert completed(options, (3, 8, 9), "float32")[0] == splitwire.Preprocessing(
         crop=(8, 9), resize=(8, 9), mean=(0.0,) * 3, std=(1.0,) * 3
@@ -364,7 +364,7 @@ PAGE = (Path(__file__).parents[3] / "docs" / "pictures.md").read_text(encoding="
 
 
 def test_the_page_names_every_option_and_its_file_can_be_read(tmp_path: Path) -> None:
-    command = typer.main.get_command(app).commands["export"]  # type: ignore[attr-defined]
+    command = typer.main.get_command(app).commands["export"]  # type: ignore[attr-defined]  # click has a group here
     ours = {p.opts[0] for p in command.params if getattr(p, "rich_help_panel", None) == PANEL}
     assert ours == {f"--{name.replace('_', '-')}" for name in PictureOptions.__struct_fields__ if name != "dtype"} | {
         "--preprocessing"

@@ -19,7 +19,7 @@ from splitwire.exporter.network.purpose import task_of
 from splitwire.exporter.points.damage import Damage
 from splitwire.exporting import export
 
-F, I = TensorProto.FLOAT, TensorProto.INT64  # noqa: E741 (as ONNX calls them)
+F, I = TensorProto.FLOAT, TensorProto.INT64  # noqa: E741 - ONNX's names
 
 
 def graph(*outputs, nodes=()):
