@@ -1,14 +1,15 @@
-"""`make bench-history`: this tree's ratios beside those of the last release in benchmarks/history/, and what moved.
+"""`make bench-history`: compares this tree's ratios with those of the last release in benchmarks/history/.
 
-Reads build/bench/codec.json, which `make bench-codec` writes. Each figure is a ratio to a peer that was measured in the
-same run, so that two files may come from two machines: bytes over those of zstd 3, and speed over that of zstd 3.
+It reads build/bench/codec.json, which `make bench-codec` writes. Each figure is a ratio to zstd 3, measured in the same
+run: the bytes divided by its bytes, and the speed divided by its speed. So two files may come from two machines.
 `python -m benchmarks.history record 0.2.0` writes the file of a release.
-Exit status 1 where a frame grew: bytes do not depend on the machine. Speeds are reported and never fail.
+The exit status is 1 if a frame grew, because bytes do not depend on the machine. Changes of speed are only reported.
 """
 
 from __future__ import annotations
 
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -21,9 +22,10 @@ from splitwire.codec.files import write_json
 
 HISTORY = Path(__file__).parent / "history"
 MEASURED = Path("build/bench/codec.json")
+VERSION = r"\d+(?:\.\d+)+"
 PEER = "bit-pack + zstd 3"
 BYTES_MOVED, SPEED_MOVED = 0.005, 0.25
-"""Relative changes from which on a ratio counts as moved: bytes are exact, speeds vary from run to run."""
+"""A ratio counts as moved if its relative change is larger: bytes are exact, speeds vary from run to run."""
 
 
 class Release(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,19 +44,19 @@ class _Measured(msgspec.Struct):
 
 
 def summarise(release: str, path: Path = MEASURED) -> Release:
-    """The ratios in a codec.json. Exits with one line if there is none."""
+    """The ratios in a codec.json. Exits with one line if the file is missing."""
     if not path.is_file():
         sys.exit(f"{path} is missing; run `make bench-codec` first")
     measured = msgspec.json.decode(path.read_bytes(), type=_Measured)
     peers = {(r.tensor, r.levels): r for r in measured.rows if r.coder == PEER}
     ours = {f"{r.tensor}, N = {r.levels}, {r.coder}": r for r in measured.rows if r.coder in (OURS, CONTEXT)}
-    of = {name: peers[r.tensor, r.levels] for name, r in ours.items()}
+    peer = {name: peers[r.tensor, r.levels] for name, r in ours.items()}
     return Release(
         release=release,
         machine=measured.machine,
-        bytes={name: round(r.bytes / of[name].bytes, 4) for name, r in ours.items()},
-        encode={name: round(r.encode_melem_s / of[name].encode_melem_s, 3) for name, r in ours.items()},
-        decode={name: round(r.decode_melem_s / of[name].decode_melem_s, 3) for name, r in ours.items()},
+        bytes={name: round(r.bytes / peer[name].bytes, 4) for name, r in ours.items()},
+        encode={name: round(r.encode_melem_s / peer[name].encode_melem_s, 3) for name, r in ours.items()},
+        decode={name: round(r.decode_melem_s / peer[name].decode_melem_s, 3) for name, r in ours.items()},
     )
 
 
@@ -67,25 +69,27 @@ def last_release(folder: Path = HISTORY) -> Release:
 
 
 def moved(before: Release, now: Release) -> list[tuple[str, str, float, float]]:
-    """(what, name, ratio before, ratio now) of each ratio that moved; NaN where one of the two does not have it."""
-    found = []
+    """(what, name, ratio before, ratio now) of each ratio that moved; NaN if one of the releases does not have it."""
+    changes = []
     for what, limit in (("bytes", BYTES_MOVED), ("encode", SPEED_MOVED), ("decode", SPEED_MOVED)):
         old, new = getattr(before, what), getattr(now, what)
         for name in {**old, **new}:
             a, b = old.get(name, float("nan")), new.get(name, float("nan"))
             if not abs(b - a) <= limit * a:
-                found.append((what, name, a, b))
-    return found
+                changes.append((what, name, a, b))
+    return changes
 
 
 def grew(changes: list[tuple[str, str, float, float]]) -> bool:
-    """Whether a frame needs more bytes than before, or is not measured any more."""
+    """Whether a frame needs more bytes than before, or is no longer measured."""
     return any(what == "bytes" and not now <= before for what, _, before, now in changes if not math.isnan(before))
 
 
 def main(arguments: list[str]) -> int:
-    """`record VERSION`, or nothing: compare. Returns the exit status."""
-    if arguments[:1] == ["record"] and len(arguments) == 2:
+    """`record VERSION` writes the file of a release; no argument compares. Returns the exit status."""
+    if arguments and not (len(arguments) == 2 and arguments[0] == "record" and re.fullmatch(VERSION, arguments[1])):
+        sys.exit(f"expected nothing, or `record VERSION` as in `record 0.2.0`; got {' '.join(arguments)!r}")
+    if arguments:
         HISTORY.mkdir(exist_ok=True)
         write_json(HISTORY / f"{arguments[1]}.json", summarise(arguments[1]))
         return 0

@@ -124,7 +124,9 @@ def run(out: Path, progress: ProgressFn, *, force: bool = False) -> Summary:
     from_jpeg = classes([scores(network, x) for x in batches(decoded)])
 
     profile = result.profile
+    progress("Start the cloud server", 0, 1)
     with cloud_process(out) as url, EdgeSession(result.front, transport=HttpTransport(url, lean=True)) as session:
+        progress("Start the cloud server", 1, 1)
         session.warm_up()
         features = [session.run_front(x[None]).features[0] for x in inputs]
         float_classes = back_alone(result.back, features)

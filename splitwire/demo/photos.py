@@ -106,7 +106,9 @@ def run(out: Path, weights: str | None, progress: ProgressFn, *, force: bool = F
         progress=progress,
     )
     photos = []
+    progress("Start the cloud server", 0, 1)
     with cloud_process(out) as url, EdgeSession(result.front, transport=HttpTransport(url, lean=True)) as session:
+        progress("Start the cloud server", 1, 1)
         session.warm_up()
         point = session.profile.operating_points[session.profile.point_index()]
         for i, source in enumerate(TEST):
