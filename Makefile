@@ -27,7 +27,7 @@ photos: $(VENV)/.demo $(VENV)/.weights ## the same with MobileNetV2 on photograp
 check: $(VENV)/.dev ## lint, types and the fast tests: 3 minutes on two idle cores
 	@$(RUN) .ci/check.py check $(ARGS)
 
-test: $(VENV)/.dev $(VENV)/.weights ## lint, then all tests: 9 minutes on two idle cores (ARGS='-k frame' picks some)
+test: $(VENV)/.dev $(VENV)/.weights ## lint and all tests: 9 minutes on two idle cores (ARGS='-k frame' picks some)
 	@$(RUN) .ci/check.py test $(ARGS)
 
 lint: $(VENV)/.dev ## ruff, mypy --strict (tests too), and the import rules between the packages
