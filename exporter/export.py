@@ -30,7 +30,7 @@ from splitwire.exporter.cutting.torch_check import check_torch
 from splitwire.exporter.network.adapting.constants import check_none
 from splitwire.exporter.network.adapting.outputs import check_arrays
 from splitwire.exporter.network.adapting.widen import in_float32
-from splitwire.exporter.network.inference import Float32Array, Graph, InputType
+from splitwire.exporter.network.inference import Array, Float32Array, Graph, InputType
 from splitwire.exporter.network.pictures import WantedShape, completed, wanted_shape
 from splitwire.exporter.network.purpose import check_labels, check_task, task_of
 from splitwire.exporter.network.source import Source, from_file, from_module
@@ -47,8 +47,9 @@ from splitwire.exporter.pair.precision_choice import (
 )
 from splitwire.exporter.pair.result import ExportResult, remarks
 from splitwire.exporter.planning.plan import AUTO_LINK, DEFAULT_DEVICE, recommend_cut
+from splitwire.exporter.points import damage
 from splitwire.exporter.points.design import Kind
-from splitwire.exporter.points.levels import check_levels
+from splitwire.exporter.points.levels import FINE, LEVELS, check_levels
 
 AUTO = "auto"
 AUTO_IMAGES = 32
@@ -88,6 +89,7 @@ class CutNetwork:
     """The two halves, verified. label: of the cut. specs, sizes, slopes: of what crosses (crossing.py).
 
     difference: of the halves from the whole. torch_difference: of the graph from the torch module, None for a file.
+    judged_as: what the outputs of the back are taken for.
     """
 
     label: str
@@ -98,6 +100,7 @@ class CutNetwork:
     slopes: list[float | None]
     difference: float
     torch_difference: float | None
+    judged_as: damage.Task
     note: str | None
 
 
@@ -156,6 +159,8 @@ def export_pair(
 
     prepared = prepare(model, calibration, network, report)
     halves = cut_network(prepared, cut, target, place, report)
+    if tuple(codec.levels) == LEVELS and halves.judged_as == "values":
+        kinds = check_levels((*LEVELS, *FINE), codec.default_op)
     with _checkpoint(place.folder, halves.front.digest, prepared.opened, network.images, kinds) as checkpoint:
         made = calibrate(prepared, halves, kinds, codec, calibration, network.images, checkpoint, report)
         return write(prepared, halves, made, network.labels, place)
@@ -213,7 +218,7 @@ def cut_network(prepared: Prepared, cut: str, target: PlanTarget, place: Target,
         found, note = find_cut(prepared.names, spec)
         note = "; ".join(filter(None, (moved, note))) or None
     halves = split(source.model, found.tensors)
-    difference, torch_difference = _verify(prepared.model, source, halves, opened.first)
+    difference, torch_difference, answers = _verify(prepared.model, source, halves, opened.first)
     front, back = Half.of(halves.front, "front half"), Half.of(halves.back, "back half")
     if not place.replace:
         overwrite.check_halves(place.folder, front.digest, back.digest)
@@ -229,6 +234,7 @@ def cut_network(prepared: Prepared, cut: str, target: PlanTarget, place: Target,
         slopes=slopes,
         difference=difference,
         torch_difference=torch_difference,
+        judged_as=damage.judged_as(back.graph.outputs, [answers[name] for name in back.graph.outputs]),
         note=note,
     )
 
@@ -372,14 +378,16 @@ def _dtype(calibration: Calibration, options: NetworkOptions) -> InputType:
     return "uint8" if asked == "uint8" or held in ("uint8", "torch.uint8") else "float32"
 
 
-def _verify(model: Network, source: Source, halves: Halves, inputs: Float32Array) -> tuple[float, float | None]:
-    """(halves against the whole, ONNX against torch)."""
+def _verify(
+    model: Network, source: Source, halves: Halves, inputs: Float32Array
+) -> tuple[float, float | None, dict[str, Array]]:
+    """(halves against the whole, ONNX against torch, outputs of the whole)."""
     whole = Graph.of(source.model, what="whole network", exact=True)
     against_torch = check_torch(model, source, whole, inputs) if isinstance(model, torch.nn.Module) else None
     expected = verify.answers(whole, inputs)
     check_arrays(expected[0])
     del whole  # one graph at a time in ONNX Runtime: the weights may be large
-    return verify.check_halves(expected, halves, inputs), against_torch
+    return verify.check_halves(expected, halves, inputs), against_torch, expected[0]
 
 
 def _checkpoint(

@@ -61,12 +61,18 @@ class ExportResult:
 
 
 def remarks(skipped: Sequence[Skipped], measures: Sequence[PointMeasure], profile: CodecProfile) -> list[str]:
-    """Sentences on skipped images, and on a default that is not good enough."""
+    """Sentences on skipped images, on outputs that cannot be judged, and on a default that is not good enough."""
     found = []
     if skipped:
         used = profile.calibration_images
         found.append(f"{len(skipped)} calibration image(s) could not be read and were skipped; {used} were used")
     chosen = next(m for m in measures if m.op == profile.default_op)
+    if chosen.task == "values" and not profile.task:
+        found.append(
+            "what the outputs say is not known (they may be the raw outputs of a detector): the operating points are"
+            " judged by the error of their numbers alone; `splitwire evaluate --metric` measures how much of the"
+            " answers a point keeps (docs/evaluate.md)"
+        )
     if not chosen.good:
         figure = f"{chosen.agreement:.1%} agreement" if chosen.agreement is not None else f"error {chosen.loss:.3f}"
         found.append(

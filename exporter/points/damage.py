@@ -42,13 +42,13 @@ class Damage:
         self._kept = 0.0
         self._all = 0.0
         self._moved = 0.0
-        self._errors = np.zeros(len(self._names))
-        self._energy = np.zeros(len(self._names))
+        self._errors: list[Float64Array] = [np.zeros(0)] * len(self._names)
+        self._energy: list[Float64Array] = [np.zeros(0)] * len(self._names)
 
     def add(self, reference: Sequence[Array], outputs: Sequence[Array], count: int) -> None:
         """Take in one batch, of which the first `count` inputs are looked at."""
         if self.task is None:
-            self.task = _task(self._names, reference)
+            self.task = judged_as(self._names, reference)
         self._inputs += count
         if self.task == "classes":
             old, new = (log_probabilities(y[0][:count]) for y in (reference, outputs))
@@ -67,8 +67,8 @@ class Damage:
             for i, (a, b) in enumerate(zip(reference, outputs, strict=True)):
                 if np.issubdtype(a.dtype, np.floating):
                     x, y = (np.atleast_1d(z)[:count].astype(np.float64) for z in _to_one_shape(a, b))
-                    self._errors[i] += np.square(x - y).sum()
-                    self._energy[i] += np.square(x).sum()
+                    self._errors[i] = _added(self._errors[i], by_channel(np.square(x - y)))
+                    self._energy[i] = _added(self._energy[i], by_channel(np.square(x)))
 
     @property
     def agreement(self) -> float | None:
@@ -80,7 +80,12 @@ class Damage:
 
     @property
     def relative_error(self) -> float | None:
-        """‖ŷ − y‖ / ‖y‖ over all inputs, the root mean square over the outputs; None for classes and detections."""
+        """‖ŷ − y‖ / ‖y‖ of each channel over all inputs, root mean square over channels and outputs; None for classes
+        and detections.
+
+        By channel, since the raw output of a detector holds boxes in pixels beside scores below 1: its norm is that of
+        the boxes alone.
+        """
         return float(np.sqrt(self._relative().mean())) if self.task == "values" else None
 
     @property
@@ -95,11 +100,13 @@ class Damage:
         return float(self._relative().mean())
 
     def _relative(self) -> Float64Array:
-        used = self._energy > 0
-        return self._errors[used] / self._energy[used] if used.any() else np.zeros(1)
+        """Squared, one for each output that holds anything but zeros."""
+        pairs = [(e[s > 0], s[s > 0]) for e, s in zip(self._errors, self._energy, strict=True)]
+        return np.array([(e / s).mean() for e, s in pairs if s.size] or [0.0])
 
 
-def _task(names: Sequence[str], outputs: Sequence[Array]) -> Task:
+def judged_as(names: Sequence[str], outputs: Sequence[Array]) -> Task:
+    """What outputs of these names are taken for."""
     if is_detector(names):
         return "detections"
     return "classes" if are_class_scores(outputs[0]) else "values"
@@ -110,6 +117,26 @@ def _images(found: dict[str, Array], count: int) -> list[dict[str, Array]]:
     a detector of batches fills up."""
     images = [found] if found["boxes"].ndim == 2 else [{n: found[n][i] for n in DETECTION} for i in range(count)]
     return [{n: image[n][np.asarray(image["scores"], np.float32) > 0] for n in DETECTION} for image in images]
+
+
+def by_channel(values: Float64Array) -> Float64Array:
+    """(channels,) sums of (B, …). The channels are the last axis of (B, K); the shorter of the two of (B, A, N); of
+    (B, C, H, W) the first, and of (B, H, W, C) the last where that is the shortest; of more axes the last."""
+    sides = values.shape[1:]
+    if not sides:
+        return np.atleast_1d(values.sum())
+    if len(sides) == 2:
+        axis = 0 if sides[0] < sides[1] else 1
+    else:
+        axis = 0 if len(sides) == 3 and sides[2] >= min(sides[:2]) else len(sides) - 1
+    summed: Float64Array = values.sum(axis=tuple(i for i in range(values.ndim) if i != axis + 1))
+    return summed
+
+
+def _added(a: Float64Array, b: Float64Array) -> Float64Array:
+    """Filled up with zeros to the longer: an output whose size depends on the data may have more channels later."""
+    total: Float64Array = np.pad(a, (0, max(0, b.size - a.size))) + np.pad(b, (0, max(0, a.size - b.size)))
+    return total
 
 
 def _to_one_shape(a: Array, b: Array) -> tuple[Array, Array]:

@@ -13,6 +13,10 @@ from .design import Kind
 LEVELS = (2, 3, 4, 6, 8, "r0.1", "r0.2", "r0.3", "r0.4", "r0.6", "r0.8")
 """The operating points made unless the caller says otherwise: what Cohen et al. 2021 tabulate, and six budgets."""
 
+FINE = (16, 32, 64, 128)
+"""Made as well where nothing is said and the outputs are neither classes nor detections: there is no task to choose a
+coarse point by."""
+
 Levels = Sequence[int | str]
 """What `levels` takes: N for a uniform quantizer, "a<N>" for the one over the range that serves the task best, "e<N>"
 for the entropy-constrained one of the rate of N, "r<bits>" for the uniform one that serves the task best at that
