@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import typer
 from PIL import Image
 from runtime_helpers import Pair, Served, canned, good_answer, http_answer, make_pair, serving
 
@@ -361,34 +360,6 @@ def test_all_unreadable(served: Served, pair: Pair, pictures: Path, capsys: pyte
     said = capsys.readouterr()
     assert said.err.count("skipped: ") == 2
     assert "0 of 2 pictures done at operating point n4, 2 skipped" in said.out
-
-
-@pytest.mark.parametrize("case", ["none is a picture", "the server is away", "the credentials are refused", "Ctrl-C"])
-def test_json_ends_with_a_summary_where_nothing_was_done(
-    pair: Pair, pictures: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, case: str
-):
-    """One line whatever ends the run; a pipeline reads it as the last."""
-    kind: type[Exception]
-    asked, kind, stopped = [pictures / "a.png", pictures / "sub"], TransportError, "refused|is `splitwire cloud serve`"
-    url = "http://127.0.0.1:1"
-    if case == "none is a picture":
-        asked, kind, stopped = [pictures / "notes.txt", pictures / "damaged.png"], UsageError, "None"
-    if case == "Ctrl-C":
-
-        def interrupt(_: object) -> None:
-            raise KeyboardInterrupt
-
-        monkeypatch.setattr("splitwire.runtime_edge.session.EdgeSession.warm_up", interrupt)
-        kind, stopped = typer.Exit, "interrupted"
-    away = case != "the credentials are refused"
-    with canned(http_answer(401, b"", "text/plain")) as server, pytest.raises(kind):
-        run(asked, front=pair.front, url=url if away else server.url, wait="0", as_json=True)
-    *skipped, last = lines(capsys.readouterr().out)
-    assert [list(line) for line in skipped] == ([["skipped", "reason"]] * 2 if case == "none is a picture" else [])
-    done = last["summary"]
-    assert (done["images"], done["skipped"] + done["remaining"], done["op"]) == (0, 2, "n4")
-    assert re.search(stopped, str(done["stopped"]))
-    assert "frame_bytes" not in done
 
 
 def test_what_is_wrong_is_said_before_the_server_is_asked(pair: Pair, pictures: Path, tmp_path: Path):
