@@ -24,7 +24,7 @@ from splitwire.demo import photos
 from splitwire.demo.fashion import to_inputs
 from splitwire.evaluation.answer.compare import compare
 from splitwire.evaluation.run import evaluate
-from splitwire.exporter.calibration.inputs import Calibration
+from splitwire.exporter.calibration.items import Calibration
 from splitwire.exporter.export import export_pair
 from splitwire.exporter.options import CodecOptions, Network, NetworkOptions
 from splitwire.models import demo, detector

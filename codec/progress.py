@@ -6,3 +6,7 @@ from collections.abc import Callable
 
 ProgressFn = Callable[[str, int, int | None], None]
 """progress(stage, done, total); `total` is None while it is not known. A stage begins when its name first comes."""
+
+
+def no_progress(stage: str, done: int, total: int | None) -> None:
+    """A ProgressFn for callers that pass none."""

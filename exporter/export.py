@@ -6,20 +6,21 @@ import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 import msgspec
 import torch
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from splitwire.codec.errors import UsageError
-from splitwire.codec.profile import CodecProfile, Preprocessing, SizeSpec, TensorSpec
-from splitwire.codec.progress import ProgressFn
+from splitwire.codec.profile import CodecProfile, SizeSpec, TensorSpec
+from splitwire.codec.progress import ProgressFn, no_progress
 from splitwire.codec.tasks import Task
 from splitwire.codec.text import printable
 from splitwire.exporter.calibration.checkpoint import Checkpoint
-from splitwire.exporter.calibration.inputs import Calibration, CalibrationInputs, are_images, open_inputs
+from splitwire.exporter.calibration.items import Calibration
 from splitwire.exporter.cutting import verify
 from splitwire.exporter.cutting.crossing import relu_slopes, what_crosses
 from splitwire.exporter.cutting.cuts import Cut, find_cut
@@ -27,13 +28,11 @@ from splitwire.exporter.cutting.layer_check import true_layer
 from splitwire.exporter.cutting.names import EMPTY_NAME, Names
 from splitwire.exporter.cutting.split import Halves, split
 from splitwire.exporter.cutting.torch_check import check_torch
-from splitwire.exporter.network.adapting.constants import check_none
+from splitwire.exporter.loading import Opened, load, open_calibration
 from splitwire.exporter.network.adapting.outputs import check_arrays
-from splitwire.exporter.network.adapting.widen import in_float32
-from splitwire.exporter.network.inference import Array, Float32Array, Graph, InputType
-from splitwire.exporter.network.pictures import WantedShape, completed, wanted_shape
+from splitwire.exporter.network.inference import Array, Graph
 from splitwire.exporter.network.purpose import check_labels, check_task, task_of
-from splitwire.exporter.network.source import Source, from_file, from_module
+from splitwire.exporter.network.source import Source
 from splitwire.exporter.options import CodecOptions, Network, NetworkOptions, PlanTarget
 from splitwire.exporter.pair import bake, overwrite
 from splitwire.exporter.pair.precision_choice import (
@@ -53,43 +52,32 @@ from splitwire.exporter.points.levels import FINE, LEVELS, check_levels
 
 AUTO = "auto"
 AUTO_IMAGES = 32
-"""Calibration inputs that the automatic choice of the cut looks at."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Opened:
-    """The calibration, opened for a network. first: the inputs that the halves are verified on.
-
-    preprocessing: of its image files; None where there are none. notes: what the user should know of it.
-    """
-
-    stream: CalibrationInputs
-    first: Float32Array
-    preprocessing: Preprocessing | None
-    notes: list[str]
+"""Calibration inputs that the automatic choice of the cut uses."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
     """A network as one checked graph, with the names of its layers and its opened calibration.
 
-    model: what the caller gave; a torch module in float32.
+    model: what the caller passed; a torch module is in float32. task: what the outputs are, None if unknown.
+    notes: what the user should know.
     """
 
     model: Network
     source: Source
     names: Names
     opened: Opened
-    purpose: Task | None
+    task: Task | None
     notes: list[str]
 
 
 @dataclass(frozen=True, kw_only=True)
 class CutNetwork:
-    """The two halves, verified. label: of the cut. specs, sizes, slopes: of what crosses (crossing.py).
+    """The two halves, verified.
 
-    difference: of the halves from the whole. torch_difference: of the graph from the torch module, None for a file.
-    judged_as: what the outputs of the back are taken for.
+    label: the name of the cut. specs, sizes, slopes: of the tensors and sizes that cross the cut (crossing.py).
+    difference: between the joined halves and the whole graph. torch_difference: between the graph and the torch module;
+    None for a file. judged_as: the task by which the distortion of the outputs is measured.
     """
 
     label: str
@@ -106,7 +94,7 @@ class CutNetwork:
 
 @dataclass(frozen=True, kw_only=True)
 class Codec:
-    """The halves as they were chosen, with their operating points. resumed: inputs that an interrupted run had done."""
+    """The chosen halves and their operating points. resumed: how many inputs an interrupted run had processed."""
 
     chosen: Candidate
     comparisons: tuple[Comparison, ...]
@@ -115,7 +103,7 @@ class Codec:
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """Where the pair goes. replace: write over a pair of another network there (overwrite.py)."""
+    """Where the pair is written. replace: whether a pair of another network there may be replaced (overwrite.py)."""
 
     folder: Path
     model: str
@@ -136,21 +124,21 @@ def export_pair(
 ) -> ExportResult:
     """Cut `model` at the layer `cut`, calibrate the codec there, and write front.onnx and back.onnx to `out`.
 
-    model: a module with one tensor in, or the path of an ONNX file; half precision becomes float32, with a note.
-    cut: module path (`layer2`, `layer1.0.relu[1]`) or ONNX tensor name; several with commas between them; or
-        AUTO, which takes what plan.py recommends for `target`.
+    model: a module with one tensor in, or the path of an ONNX file. Half precision becomes float32, with a note.
+    cut: a module path (`layer2`, `layer1.0.relu[1]`) or an ONNX tensor name; several of these with commas between
+        them; or AUTO, the cut that plan.py recommends for `target`.
     calibration: folder of images, list of image files, video, array of network inputs (N, C, H, W) float32, torch
         Dataset, or an iterable of inputs.
-    network, codec: as in options.py.
-    replace: write over a pair of another network in `out` (overwrite.py); without it, that is a UsageError.
+    network, codec: see options.py.
+    replace: replace a pair of another network in `out` (overwrite.py); if False, such a pair is a UsageError.
     progress: called as progress(stage, done, total).
 
-    Raises UsageError, CutNotBounded, UnsupportedModel, NonFiniteFeatures, ExportError. Whatever fails, no half-written
-    file remains, and a pair that was in `out` before stays. If a long calibration is interrupted, the same call goes on
-    with it (checkpoint.py).
+    Raises UsageError, CutNotBounded, UnsupportedModel, NonFiniteFeatures, ExportError. After an error, no half-written
+    file remains, and a pair that was in `out` before is unchanged. After an interrupt, the same call resumes a long
+    calibration (checkpoint.py).
     """
     network, codec, target = network or NetworkOptions(), codec or CodecOptions(), target or PlanTarget()
-    report = progress or _no_progress
+    report = progress or no_progress
     kinds = _check(network, codec, target, cut)
     place = Target(folder=Path(out), model=network.name or _name(model), replace=replace)
     bake.check_folder(place.folder)
@@ -162,71 +150,44 @@ def export_pair(
     if tuple(codec.levels) == LEVELS and halves.judged_as == "values":
         kinds = check_levels((*LEVELS, *FINE), codec.default_op)
     with _checkpoint(place.folder, halves.front.digest, prepared.opened, network.images, kinds) as checkpoint:
-        made = calibrate(prepared, halves, kinds, codec, calibration, network.images, checkpoint, report)
-        return write(prepared, halves, made, network.labels, place)
+        designed = calibrate(prepared, halves, kinds, codec, checkpoint, report)
+        return write(prepared, halves, designed, network.labels, place)
 
 
 def prepare(model: Network, calibration: Calibration, options: NetworkOptions, report: ProgressFn) -> Prepared:
-    """The network as one checked graph, and its calibration, opened: most mistakes are there, so that it comes before
-    the export of a module, which takes seconds to minutes."""
-    wanted = _wanted_shape(calibration, options)
-    notes: list[str] = []
-    if isinstance(model, torch.nn.Module):
-        check_none(options.constants)
-        model, widened = in_float32(model)
-        notes += [widened] if widened else []
-        shape = wanted((None, None, None)) if callable(wanted) else wanted
-        if shape is None:
-            raise UsageError("a torch module does not say what it takes; pass input_shape=(1, C, H, W)")
-        dtype = _dtype(calibration, options)
-        opened = _open(calibration, options, shape[1:], dtype)
-        report("Export to ONNX", 0, None)
-        source = from_module(model, shape, dtype, options.outputs)
-        report("Export to ONNX", 1, 1)
-    else:
-        source = from_file(Path(model), wanted, options.constants, options.outputs)
-        opened = _open(calibration, options, source.input_shape[1:], source.input_dtype)
+    """Read the network as one checked graph, and open its calibration."""
+    loaded = load(model, calibration, options, partial(open_calibration, calibration, options), report)
+    source, opened = loaded.source, loaded.data
     names = Names.of(source)
-    purpose = task_of(source.graph, options.labels, options.task)
+    task = task_of(source.graph, options.labels, options.task)
     if options.labels is not None:
         check_labels(source.graph, options.labels, options.task)
-    notes += [*opened.notes, *source.notes]
-    return Prepared(model=model, source=source, names=names, opened=opened, purpose=purpose, notes=notes)
+    notes = [*loaded.notes, *opened.notes, *source.notes]
+    return Prepared(model=loaded.model, source=source, names=names, opened=opened, task=task, notes=notes)
 
 
 def cut_network(prepared: Prepared, cut: str, target: PlanTarget, place: Target, report: ProgressFn) -> CutNetwork:
-    """The two halves of the network, verified against the whole."""
+    """Split the network into two halves, and verify them against the whole."""
     source, opened = prepared.source, prepared.opened
-    note: str | None
     if cut == AUTO:
-        found, note = recommend_cut(
-            source,
-            prepared.names,
-            opened.stream.peek(AUTO_IMAGES),
-            preprocessing=opened.preprocessing,
-            link=target.link or AUTO_LINK,
-            device=target.device or DEFAULT_DEVICE,
-            progress=report,
-        )
-        cut = _unmoved(prepared, found)
+        chosen, label, note = _recommended_cut(prepared, target, report)
         if not place.replace:
-            overwrite.check_names(place.folder, place.model, cut)
+            overwrite.check_names(place.folder, place.model, label)
         report("Split and verify", 0, None)
     else:
         report("Split and verify", 0, None)
-        spec, moved = _true_layer(prepared, cut)
-        found, note = find_cut(prepared.names, spec)
-        note = "; ".join(filter(None, (moved, note))) or None
-    halves = split(source.model, found.tensors)
-    difference, torch_difference, answers = _verify(prepared.model, source, halves, opened.first)
+        label = cut
+        chosen, note = _named_cut(prepared, cut)
+    halves = split(source.model, chosen.tensors)
+    difference, torch_difference, answers = _verify(prepared, halves)
     front, back = Half.of(halves.front, "front half"), Half.of(halves.back, "back half")
     if not place.replace:
         overwrite.check_halves(place.folder, front.digest, back.digest)
-    specs, sizes = what_crosses(front.graph, opened.first, found.tensors, halves.sizes)
-    slopes = relu_slopes(halves.front, found.tensors)
+    specs, sizes = what_crosses(front.graph, opened.first, chosen.tensors, halves.sizes)
+    slopes = relu_slopes(halves.front, chosen.tensors)
     report("Split and verify", 1, 1)
     return CutNetwork(
-        label=cut,
+        label=label,
         front=front,
         back=back,
         specs=specs,
@@ -239,42 +200,16 @@ def cut_network(prepared: Prepared, cut: str, target: PlanTarget, place: Target,
     )
 
 
-def _true_layer(prepared: Prepared, cut: str) -> tuple[str, str | None]:
-    """The cut as `find_cut` takes it, and a note: the name of a layer means what the torch module returns there."""
-    if not isinstance(prepared.model, torch.nn.Module):
-        return cut, None
-    return true_layer(prepared.model, prepared.source, prepared.names, cut, prepared.opened.first)
-
-
-def _unmoved(prepared: Prepared, cut: Cut) -> str:
-    """How to name a cut that was found in the graph: by its tensors where its label leads to others in torch."""
-    tensors = ",".join(cut.tensors)
-    try:
-        spec, note = _true_layer(prepared, cut.label)
-    except UsageError:
-        return tensors
-    return spec if note is None else tensors
-
-
 def calibrate(
     prepared: Prepared,
     halves: CutNetwork,
     kinds: Sequence[Kind],
     options: CodecOptions,
-    calibration: Calibration,
-    images: int,
     checkpoint: Checkpoint | None,
     report: ProgressFn,
 ) -> Codec:
-    """The operating points from one pass over the calibration; an int8 front makes a second pass over it."""
-    opened = prepared.opened
-
-    def reopen() -> CalibrationInputs | None:
-        if opened.stream.digest() is None:  # it came only once
-            return None
-        shape, dtype = opened.first.shape[1:], prepared.source.input_dtype
-        return open_inputs(calibration, shape=shape, dtype=dtype, preprocessing=opened.preprocessing, limit=images)
-
+    """Design the operating points from one pass over the calibration. An int8 front needs a second pass."""
+    stream = prepared.opened.stream
     maker = CodecMaker(
         specs=halves.specs,
         slopes=halves.slopes,
@@ -283,39 +218,19 @@ def calibrate(
         coder=options.coder,
         progress=report,
     )
-    float32 = maker.make(halves.front, halves.back, opened.stream, checkpoint=checkpoint)
-    chosen, comparisons = choose(float32, maker, reopen, front=options.front, back=options.back, accept=options.accept)
+    float32 = maker.make(halves.front, halves.back, stream, checkpoint=checkpoint)
+    chosen, comparisons = choose(
+        float32, maker, stream.again, front=options.front, back=options.back, accept=options.accept
+    )
     return Codec(chosen=chosen, comparisons=comparisons, resumed=float32.calibrated.resumed)
 
 
 def write(
     prepared: Prepared, halves: CutNetwork, codec: Codec, labels: Sequence[str] | None, place: Target
 ) -> ExportResult:
-    """Bake the profile into both halves, and write them."""
-    source, stream, chosen = prepared.source, prepared.opened.stream, codec.chosen
-    calibrated, measures = chosen.calibrated, chosen.measures
-    profile = CodecProfile(
-        model=place.model,
-        cut=halves.label,
-        tensors=tuple(
-            msgspec.structs.replace(t.spec, mean=t.statistics.mean, taps=t.taps or UNSET) for t in chosen.tensors
-        ),
-        sizes=halves.sizes or UNSET,
-        outputs=_order_of_outputs(source, chosen.back.graph),
-        operating_points=tuple(
-            msgspec.structs.replace(p, agreement=m.agreement) for p, m in zip(chosen.points, measures, strict=True)
-        ),
-        default_op=chosen.default,
-        front_sha256=chosen.front.digest,
-        back_sha256=chosen.back.digest,
-        preprocessing=prepared.opened.preprocessing,
-        labels=tuple(labels) if labels is not None else None,
-        calibration_images=calibrated.statistics[0].count,
-        max_difference=halves.difference,
-        front_precision="int8" if chosen.front.precision == "int8" else UNSET,
-        back_precision="float16" if chosen.back.precision == "float16" else UNSET,
-        task=prepared.purpose or UNSET,
-    )
+    """Write both halves with the profile in them."""
+    source, skipped, chosen = prepared.source, prepared.opened.stream.skipped, codec.chosen
+    profile = _profile(prepared, halves, chosen, labels, place.model)
     front, back = bake.write_pair(chosen.front.model, chosen.back.model, profile, place.folder)
     notes = [*prepared.notes, *([halves.note] if halves.note else [])]
     if codec.resumed:
@@ -325,20 +240,20 @@ def write(
         front=front,
         back=back,
         profile=profile,
-        measures=tuple(measures),
-        options=tuple(tuple(own) for own in chosen.options),
-        settled=calibrated.settled,
+        measures=tuple(chosen.measures),
+        options=tuple(tuple(quantizers) for quantizers in chosen.options),
+        settled=chosen.calibrated.settled,
         torch_difference=halves.torch_difference,
         origin=source.origin,
         opset=source.opset,
-        skipped=tuple(stream.skipped),
-        notes=(*notes, *remarks(stream.skipped, measures, profile)),
+        skipped=tuple(skipped),
+        notes=(*notes, *remarks(skipped, chosen.measures, profile)),
         comparisons=codec.comparisons,
     )
 
 
 def _check(network: NetworkOptions, codec: CodecOptions, target: PlanTarget, cut: str) -> list[Kind]:
-    """The operating points to make, in their order. Raises UsageError for what contradicts itself, or is not known."""
+    """The operating points to make, in order. Raises UsageError for unknown or contradictory options."""
     kinds = check_levels(codec.levels, codec.default_op)
     if not cut.strip(", "):
         raise UsageError(EMPTY_NAME)
@@ -351,65 +266,101 @@ def _check(network: NetworkOptions, codec: CodecOptions, target: PlanTarget, cut
     return kinds
 
 
-def _open(calibration: Calibration, options: NetworkOptions, shape: tuple[int, ...], dtype: InputType) -> Opened:
-    how: Preprocessing | None = None
-    notes: list[str] = []
-    if options.preprocessing is not None or are_images(calibration):
-        how, notes = completed(options.preprocessing, shape, dtype)
-    stream = open_inputs(calibration, shape=shape, dtype=dtype, preprocessing=how, limit=options.images)
-    first = verify.fill_up(stream.peek(max(verify.BATCHES)), shape, dtype)
-    return Opened(stream=stream, first=first, preprocessing=how, notes=notes)
+def _recommended_cut(prepared: Prepared, target: PlanTarget, report: ProgressFn) -> tuple[Cut, str, str | None]:
+    """The cut that the plan recommends, its label, and a note about it."""
+    cut, note = recommend_cut(
+        prepared.source,
+        prepared.names,
+        prepared.opened.stream.peek(AUTO_IMAGES),
+        preprocessing=prepared.opened.preprocessing,
+        link=target.link or AUTO_LINK,
+        device=target.device or DEFAULT_DEVICE,
+        progress=report,
+    )
+    return cut, _label_in_torch(prepared, cut), note
 
 
-def _wanted_shape(calibration: Calibration, options: NetworkOptions) -> WantedShape:
-    """(1, C, H, W) as far as the caller says it: outright, by arrays of inputs, or by the size of the pictures."""
-    if options.input_shape is not None:
-        return tuple(options.input_shape)
-    array_shape: tuple[int, ...] = tuple(getattr(calibration, "shape", ()))
-    if len(array_shape) > 1:
-        return (1, *array_shape[1:])
-    return wanted_shape(options.preprocessing, options.image_size)
+def _named_cut(prepared: Prepared, cut: str) -> tuple[Cut, str | None]:
+    """The cut that the caller names, and a note about it."""
+    spec, merged = _true_layer(prepared, cut)
+    found, note = find_cut(prepared.names, spec)
+    return found, "; ".join(filter(None, (merged, note))) or None
 
 
-def _dtype(calibration: Calibration, options: NetworkOptions) -> InputType:
-    """What a torch module takes: it does not say so itself."""
-    asked = options.preprocessing.dtype if options.preprocessing is not None else UNSET
-    held = str(getattr(calibration, "dtype", ""))
-    return "uint8" if asked == "uint8" or held in ("uint8", "torch.uint8") else "float32"
+def _true_layer(prepared: Prepared, cut: str) -> tuple[str, str | None]:
+    """The cut in the form of `find_cut`, and a note. A layer's name stands for what the torch module returns there."""
+    if not isinstance(prepared.model, torch.nn.Module):
+        return cut, None
+    return true_layer(prepared.model, prepared.source, prepared.names, cut, prepared.opened.first)
 
 
-def _verify(
-    model: Network, source: Source, halves: Halves, inputs: Float32Array
-) -> tuple[float, float | None, dict[str, Array]]:
-    """(halves against the whole, ONNX against torch, outputs of the whole)."""
+def _label_in_torch(prepared: Prepared, cut: Cut) -> str:
+    """The label of a cut, or the names of its tensors if the label stands for other tensors in the torch module."""
+    tensors = ",".join(cut.tensors)
+    try:
+        spec, note = _true_layer(prepared, cut.label)
+    except UsageError:
+        return tensors
+    return spec if note is None else tensors
+
+
+def _verify(prepared: Prepared, halves: Halves) -> tuple[float, float | None, dict[str, Array]]:
+    """The difference of the halves from the whole graph, that of the graph from the torch module, the whole's
+    outputs."""
+    model, source, inputs = prepared.model, prepared.source, prepared.opened.first
     whole = Graph.of(source.model, what="whole network", exact=True)
-    against_torch = check_torch(model, source, whole, inputs) if isinstance(model, torch.nn.Module) else None
+    torch_difference = check_torch(model, source, whole, inputs) if isinstance(model, torch.nn.Module) else None
     expected = verify.answers(whole, inputs)
     check_arrays(expected[0])
-    del whole  # one graph at a time in ONNX Runtime: the weights may be large
-    return verify.check_halves(expected, halves, inputs), against_torch, expected[0]
+    del whole  # only one graph at a time in ONNX Runtime: the weights may be large
+    return verify.check_halves(expected, halves, inputs), torch_difference, expected[0]
+
+
+def _profile(
+    prepared: Prepared, halves: CutNetwork, chosen: Candidate, labels: Sequence[str] | None, model: str
+) -> CodecProfile:
+    """What both ends must know about the pair."""
+    return CodecProfile(
+        model=model,
+        cut=halves.label,
+        tensors=tuple(
+            msgspec.structs.replace(t.spec, mean=t.statistics.mean, taps=t.taps or UNSET) for t in chosen.tensors
+        ),
+        sizes=halves.sizes or UNSET,
+        outputs=_order_of_outputs(prepared.source, chosen.back.graph),
+        operating_points=tuple(
+            msgspec.structs.replace(point, agreement=measure.agreement)
+            for point, measure in zip(chosen.points, chosen.measures, strict=True)
+        ),
+        default_op=chosen.default,
+        front_sha256=chosen.front.digest,
+        back_sha256=chosen.back.digest,
+        preprocessing=prepared.opened.preprocessing,
+        labels=tuple(labels) if labels is not None else None,
+        calibration_images=chosen.calibrated.statistics[0].count,
+        max_difference=halves.difference,
+        front_precision="int8" if chosen.front.precision == "int8" else UNSET,
+        back_precision="float16" if chosen.back.precision == "float16" else UNSET,
+        task=prepared.task or UNSET,
+    )
+
+
+def _order_of_outputs(source: Source, back: Graph) -> tuple[str, ...] | UnsetType:
+    """The outputs of the whole network; unset if the back half gives exactly these, in this order."""
+    outputs = tuple(str(v.name) for v in source.graph.outputs)
+    return UNSET if outputs == back.outputs else outputs
 
 
 def _checkpoint(
     folder: Path, front_sha256: str, opened: Opened, images: int, kinds: Sequence[Kind]
 ) -> AbstractContextManager[Checkpoint | None]:
-    """None for inputs that cannot be told to be the same the next time."""
+    """The file that keeps an interrupted calibration; None if the inputs can be read only once."""
     digest = opened.stream.digest()
     if digest is None:
         return nullcontext()
-    made_by = msgspec.json.encode([opened.preprocessing, images, [kind.name for kind in kinds]])
-    return Checkpoint(folder, front_sha256, version("splitwire"), made_by, digest)
-
-
-def _order_of_outputs(source: Source, back: Graph) -> tuple[str, ...] | msgspec.UnsetType:
-    """The whole network's outputs; unset if all of them come from the back half, in this order."""
-    outputs = tuple(str(v.name) for v in source.graph.outputs)
-    return msgspec.UNSET if outputs == back.outputs else outputs
+    options = msgspec.json.encode([opened.preprocessing, images, [kind.name for kind in kinds]])
+    return Checkpoint(folder, front_sha256, version("splitwire"), options, digest)
 
 
 def _name(model: Network) -> str:
     return type(model).__name__ if isinstance(model, torch.nn.Module) else printable(Path(model).stem)
-
-
-def _no_progress(stage: str, done: int, total: int | None) -> None:
-    """Nobody is watching."""

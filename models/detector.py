@@ -1,11 +1,11 @@
-"""A small detector of the YOLO kind with leaky ReLUs, trained on scenes of garments (scenes.py); in the package.
+"""A small detector of the YOLO kind with leaky ReLUs, trained on scenes of garments (making/scenes.py).
 
     backbone   3×160×160 → 64×10×10, strided convolutions and residual blocks; ends in a leaky ReLU: the cut
-    neck       residual blocks, then back up to 20×20
-    head       per cell of 8 pixels: is a garment's centre here, which garment, how far to the four sides of its box
+    neck       residual blocks, then upsampling to 20×20
+    head       per cell of 8 pixels: the probability of a garment's centre, its class, the distances to its box's sides
 
-Anchor-free. Of neighbouring cells that claim a centre the surest stays, and of boxes that overlap; all of it with
-tensor operations on a batch, so that the exported network takes batches of any size.
+The detector is anchor-free. Of neighbouring cells with a centre, and of overlapping boxes, only the one with the
+highest score stays. All steps are tensor operations on a batch, so the exported network takes batches of any size.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ __all__ = ["CUT", "LABELS", "NAME", "PREPROCESSING", "Detector", "load_detector"
 
 NAME = "fashion_detector"
 CUT = "backbone"
-"""The layer to cut after: 64×10×10 out of a leaky ReLU, with a third of the work behind it."""
+"""The layer to cut after: 64×10×10 from a leaky ReLU; a third of the work follows it."""
 
 SIDE = 160
 """Height and width of the input, pixels."""
 
 LABELS = ("__background__", *GARMENTS)
-"""Names of the labels 0…10; a COCO category has the number of its label. Nothing is labelled 0."""
+"""Names of the labels 0…10. A COCO category has the number of its label. No garment has label 0."""
 
 PREPROCESSING = Preprocessing(
     resize=(SIDE, SIDE), crop=(SIDE, SIDE), interpolation="bilinear", mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)
@@ -40,19 +40,19 @@ WEIGHTS = DATA / f"{NAME}.safetensors"
 RESULTS = DATA / f"{NAME}.json"
 
 SLOPE = 0.1
-"""Of every leaky ReLU, as in YOLO."""
+"""Slope of every leaky ReLU, as in YOLO."""
 STRIDE = 8
 """Pixels per cell of the head."""
 CELLS = SIDE // STRIDE
 CLASSES = len(LABELS) - 1
 PEAKS = 16
-"""Garments looked at per picture, at most; a scene has six."""
+"""Largest number of centres per picture; a scene has at most six garments."""
 DETECTIONS = 50
-"""Rows of the outputs: a garment is named by its likeliest classes, each with its own score."""
+"""Number of rows in the outputs. A centre may have several rows, one per likely class."""
 MAX_OVERLAP = 0.6
-"""Intersection over union above which the less sure of two boxes is dropped."""
+"""Intersection over union above which the box with the lower score is removed."""
 MIN_SCORE = 0.01
-"""Surer than that, or no detection."""
+"""Smallest score of a detection."""
 
 
 class Block(nn.Sequential):
@@ -67,7 +67,7 @@ class Block(nn.Sequential):
 
 
 class Residual(nn.Module):
-    """x plus a 1×1 and a 3×3 block of it, as in Darknet-53."""
+    """x plus the output of a 1×1 and a 3×3 block, as in Darknet-53."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -82,11 +82,11 @@ class Residual(nn.Module):
 class Detector(nn.Module):
     """(B, 3, 160, 160) float32, normalised as PREPROCESSING says.
 
-    In training: (B, 15, 20, 20) float32: logit of a centre, ten of the classes, logarithms of the distances to the
-    left, upper, right and lower side in cells.
-    In eval mode: boxes (B, 50, 4) float32, x0 y0 x1 y1 in pixels in [0, 160]; scores (B, 50) float32 in [0, 1],
-    falling; labels (B, 50) int64 in 1…10. Rows without a detection
-    come last: score 0, label 1, a box of zeros.
+    In training it returns (B, 15, 20, 20) float32: a logit of the centre, ten logits of the classes, and logarithms of
+    the distances to the left, upper, right and lower side in cells.
+    In eval mode it returns boxes (B, 50, 4) float32, x0 y0 x1 y1 in pixels in [0, 160]; scores (B, 50) float32 in
+    [0, 1], descending; labels (B, 50) int64 in 1…10. Rows without a detection come last, with score 0, label 1 and a
+    box of zeros.
     """
 
     def __init__(self) -> None:
@@ -114,12 +114,12 @@ class Detector(nn.Module):
         self.head = nn.Conv2d(96, 1 + CLASSES + 4, 1)
         nn.init.zeros_(self.head.weight[1 + CLASSES :])
         bias = torch.zeros(1 + CLASSES + 4)
-        bias[0] = -4.0  # few cells hold a centre
+        bias[0] = -4.0  # few cells have a centre
         bias[1 + CLASSES :] = 0.9  # boxes of about 40 pixels
         self.head.bias = nn.Parameter(bias)
 
     def forward(self, x: Tensor) -> Tensor | dict[str, Tensor]:
-        """As the class says."""
+        """See the class."""
         raw: Tensor = self.head(self.neck(self.backbone(x)))
         return raw if self.training else detections(raw)
 
@@ -133,20 +133,20 @@ def boxes_of(distances: Tensor) -> Tensor:
 
 
 def detections(raw: Tensor) -> dict[str, Tensor]:
-    """What the network says in training → what it says in eval mode."""
+    """The output in training → the output in eval mode (`Detector`)."""
     centre = raw[:, 0].sigmoid()
     surest = F.max_pool2d(centre.unsqueeze(1), 3, stride=1, padding=1).squeeze(1)
     sure, cells = torch.where(centre >= surest, centre, 0.0).flatten(1).topk(PEAKS)
     rows = cells.unsqueeze(-1)
     boxes = boxes_of(raw[:, 1 + CLASSES :]).flatten(1, 2).gather(1, rows.expand(-1, -1, 4)).clamp(0, SIDE)
     named = raw[:, 1 : 1 + CLASSES].softmax(1).flatten(2).transpose(1, 2).gather(1, rows.expand(-1, -1, CLASSES))
-    # [i, j]: how much box i overlaps box j; only a surer one (j < i) suppresses.
+    # [i, j]: how much box i overlaps box j; only a box with a higher score (j < i) suppresses.
     doubled = (overlaps(boxes) > MAX_OVERLAP).float().tril(-1).amax(2)
     scores, best = ((sure * (1 - doubled)).unsqueeze(-1) * named).flatten(1).topk(DETECTIONS)
     used = scores >= MIN_SCORE
-    found = boxes.gather(1, (best // CLASSES).unsqueeze(-1).expand(-1, -1, 4))
+    chosen_boxes = boxes.gather(1, (best // CLASSES).unsqueeze(-1).expand(-1, -1, 4))
     return {
-        "boxes": torch.where(used.unsqueeze(-1), found, 0.0),
+        "boxes": torch.where(used.unsqueeze(-1), chosen_boxes, 0.0),
         "scores": torch.where(used, scores, 0.0),
         "labels": torch.where(used, best % CLASSES + 1, 1),
     }
@@ -162,10 +162,11 @@ def overlaps(boxes: Tensor) -> Tensor:
 
 
 def load_detector(path: Path = WEIGHTS) -> Detector:
-    """The trained detector, in eval mode, float32. Raises UsageError if the file is missing, damaged or another's."""
+    """The trained detector, in eval mode, float32. Raises UsageError if the file is missing, damaged or does not
+    fit."""
     from splitwire.models.weights import load_state, read_state
 
-    with torch.device("meta"):  # initialised by the file alone
+    with torch.device("meta"):  # all values come from the file
         network = Detector()
     load_state(network, read_state(path), str(path))
     return network.eval()

@@ -1,4 +1,4 @@
-"""Fashion-MNIST: read the original files, and make the sample file that is shipped with the package. No torch here.
+"""Fashion-MNIST: read the original files, and make the sample file of the package. This module does not use torch.
 
 The data set: 70,000 grey images of 28×28 pixels in ten classes; H. Xiao, K. Rasul, R. Vollgraf, "Fashion-MNIST: a Novel
 Image Dataset for Benchmarking Machine Learning Algorithms", 2017 (MIT licence, data/LICENSE-fashion-mnist).
@@ -20,7 +20,7 @@ from splitwire.codec.errors import UsageError
 UInt8Array = NDArray[np.uint8]
 
 DEFAULT_FOLDER = Path("/usr/share/datasets/fashion-mnist")
-"""Where the Debian package dataset-fashion-mnist puts its files."""
+"""The folder of the Debian package dataset-fashion-mnist."""
 
 CLASSES = (
     "T-shirt/top",
@@ -45,9 +45,9 @@ CALIBRATION_SEED = 20210513
 def read_split(folder: Path, split: str) -> tuple[UInt8Array, UInt8Array]:
     """Read one split of the original files.
 
-    folder: holds {train,t10k}-{images-idx3,labels-idx1}-ubyte.gz. split: "train" (60,000) or "test" (10,000).
+    folder: has the files {train,t10k}-{images-idx3,labels-idx1}-ubyte.gz. split: "train" (60,000) or "test" (10,000).
     Returns (n, 28, 28) uint8 images, 0 = background, and (n,) uint8 labels in 0…9.
-    Raises UsageError, in one line, if a file is missing or is not what its name says.
+    Raises UsageError, in one line, if a file is missing or has another content.
     """
     prefix = {"train": "train", "test": "t10k"}[split]
     images = _read_idx(folder / f"{prefix}-images-idx3-ubyte.gz", (SIDE, SIDE))
@@ -58,7 +58,7 @@ def read_split(folder: Path, split: str) -> tuple[UInt8Array, UInt8Array]:
 
 
 def _read_idx(path: Path, item: tuple[int, ...]) -> UInt8Array:
-    """One gzip-compressed IDX file of uint8: 0, 0, 8, number of axes; the axes as big-endian uint32; the data."""
+    """Read a gzip-compressed IDX file of uint8: 0, 0, 8, number of axes; the axes as big-endian uint32; the data."""
     if not path.is_file():
         raise UsageError(
             f"{path} not found; `apt-get install dataset-fashion-mnist` brings it, or name its folder with --data"
@@ -78,11 +78,11 @@ def _read_idx(path: Path, item: tuple[int, ...]) -> UInt8Array:
 
 
 def sample_bytes(folder: Path = DEFAULT_FOLDER) -> bytes:
-    """The sample file, as bytes: the first 1,000 test images with labels, and 256 training images to calibrate on.
+    """The sample file as bytes: the first 1,000 test images with labels, and 256 training images for calibration.
 
     An .npz of uint8 arrays: `test_images` (1000, 28, 28), `test_labels` (1000,), `calibration_images` (256, 28, 28).
-    The calibration images are a seeded draw from the training split, so a demo never calibrates on what it measures.
-    The same arrays every time; the same bytes with the same zlib. Raises UsageError like `read_split`.
+    The calibration images are a seeded sample of the training split, so a demo never measures on calibration images.
+    The arrays are always the same; the bytes are the same for the same zlib. Raises UsageError like `read_split`.
     """
     images, labels = read_split(folder, "test")
     training, _ = read_split(folder, "train")

@@ -1,4 +1,4 @@
-"""What was measured at the cuts of the recipes: `data/cuts.json`, written by a command and by nobody's hand."""
+"""Measurements at the cuts of the recipes, from `data/cuts.json`. A command writes this file, never a person."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ CUTS = Path(__file__).parent / "data" / "cuts.json"
 class CutFigures(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One cut of one network, at the input shape of its recipe.
 
-    cut: the layer as --cut takes it. tensors: names in the graph, in execution order. shapes: one image's, without
-    the batch axis, in the same order. elements: in all of them. edge_macs_share, edge_parameters_share: what the front
-    has of the network's multiply-accumulates and parameters, in [0, 1]. bits_per_element: of the default operating
-    point, on calibrated features; None where no frame was coded.
+    cut: the layer in the form of --cut. tensors: names in the graph, in execution order. shapes: of one image's
+    tensors, without the batch axis, in the same order. elements: in all tensors together. edge_macs_share,
+    edge_parameters_share: the share of the front in the network's multiply-accumulates and parameters, in [0, 1].
+    bits_per_element: of the default operating point, on calibrated features; None if no frame was coded.
     """
 
     cut: str
@@ -37,12 +37,12 @@ class CutFigures(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 @cache
 def read() -> dict[str, tuple[CutFigures, ...]]:
-    """The shipped figures: network → its measured cuts. Read once. Raises as read_file does."""
+    """The shipped figures: network → its measured cuts. The file is read once. Raises the errors of read_file."""
     return read_file(CUTS)
 
 
 def read_file(path: Path) -> dict[str, tuple[CutFigures, ...]]:
-    """Network → its measured cuts; empty if there is no such file. Raises UsageError if it is damaged."""
+    """Network → its measured cuts; empty if the file does not exist. Raises UsageError if it is damaged."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=dict[str, tuple[CutFigures, ...]])
     except FileNotFoundError:
@@ -52,5 +52,5 @@ def read_file(path: Path) -> dict[str, tuple[CutFigures, ...]]:
 
 
 def encode(cuts: dict[str, tuple[CutFigures, ...]]) -> bytes:
-    """What `read` reads, as JSON, with a final newline; each network on lines of its own, in order of the names."""
+    """The JSON for `read`, indented, with a final newline; the networks are in the order of their names."""
     return msgspec.json.format(msgspec.json.encode(dict(sorted(cuts.items()))), indent=1) + b"\n"

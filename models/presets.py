@@ -1,4 +1,4 @@
-"""What torchvision keeps with its weights, as our Preprocessing, for any image size. Its record is `entry`."""
+"""torchvision's metadata of weights (`entry`) as our Preprocessing, for any image size."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from splitwire.models.recipes import Task
 Size = tuple[int, int]
 
 FIXED = {"ssd300_vgg16": 300, "ssdlite320_mobilenet_v3_large": 320}
-"""Detectors whose boxes belong to one input size; torchvision resizes every image to it inside the network."""
+"""Detectors with a fixed input size. torchvision resizes every image to it inside the network."""
 
 DETECTOR_SIZES = {**FIXED, "fasterrcnn_mobilenet_v3_large_320_fpn": 320}
 DETECTOR_SIZE = 640
-"""Sides of the input of the other detectors. torchvision scales a 4:3 picture to 800 × 1066, twice the work; at 320
-its Faster R-CNN with MobileNetV3 has 22.8 instead of 32.8 box mAP (its published figures)."""
+"""Input side of the other detectors. torchvision scales a 4:3 picture to 800 × 1066, which is twice the work. At 320,
+its Faster R-CNN with MobileNetV3 has a box mAP of 22.8 instead of 32.8 (published figures)."""
 
 
 def preprocessing(name: str, task: Task, entry: Any, size: Size | None) -> Preprocessing:
-    """What the weights were evaluated with; `size`, (height, width), takes the place of the preset's own.
+    """The preprocessing of the evaluation of the weights. size: (height, width), if not that of the preset.
 
-    classification: the preset. segmentation: resized as the preset says, then a centre crop of the same size, since
-    an exported network has one input size. detection: the whole image resized to the input, values in [0, 1]; the
-    network normalises.
+    classification: the preset. segmentation: the resize of the preset, then a centre crop of the same size, because an
+    exported network has one input size. detection: the whole image is resized to the input, with values in [0, 1]; the
+    network itself normalises.
     """
     if task == "detection":
         side = DETECTOR_SIZES.get(name, DETECTOR_SIZE)
@@ -57,7 +57,7 @@ def resized(p: Preprocessing, size: Size) -> Preprocessing:
 
 
 def as_size(name: str, size: int | tuple[int, ...] | None) -> Size | None:
-    """(height, width) of what the caller gave; None stays None. Raises UsageError for what `name` cannot take."""
+    """The caller's size as (height, width); None stays None. Raises UsageError if the network cannot have this size."""
     if size is None:
         return None
     sides = (size, size) if isinstance(size, int) else tuple(size)

@@ -1,6 +1,6 @@
-"""Networks that we have cut ourselves: what goes in, and where cutting pays. Plain data; nothing here needs torch.
+"""Recipes: tested networks with their preprocessing and suggested cuts. Plain data that does not need torch.
 
-A new recipe is one entry of RECIPES; the tests compare it with torchvision, and every layer with the network.
+To add a recipe, add an entry to RECIPES. The tests compare it with torchvision, and its layers with the network.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["RECIPES", "Recipe", "SuggestedCut", "Task"]
 
 @dataclass(frozen=True, kw_only=True)
 class SuggestedCut:
-    """layer: what --cut takes. figures: what was measured there, None if nothing has been yet."""
+    """layer: the argument of --cut. figures: the measurements at this cut; None if there are none."""
 
     layer: str
     figures: figures.CutFigures | None
@@ -25,13 +25,13 @@ class SuggestedCut:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A network, as `catalogue.load` builds it unless told otherwise.
+    """A network, as `catalogue.load` builds it by default.
 
-    preprocessing: of torchvision's DEFAULT weights. input_shape: (1, C, H, W).
-    layers: worth cutting after, in execution order. Where several tensors cross (a pyramid), all are sent.
-    parameters: of the network that is exported. macs: multiply-accumulates of one image of input_shape, convolutions
-        and matrix products; None where they depend on what is in the image.
-    classes: how many, and where their names come from.
+    preprocessing: of torchvision's DEFAULT weights. input_shape: (1, C, H, W). layers: suggested layers to cut after,
+    in execution order. If several tensors cross (a pyramid), all are sent. parameters: of the exported network. macs:
+    multiply-accumulates of convolutions and matrix products, for one image of
+        input_shape; None if they depend on the content of the image.
+    classes: their number, and the source of their names.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Recipe:
 
     @property
     def cuts(self) -> tuple[SuggestedCut, ...]:
-        """The layers with what was measured there; and after them other cuts that were measured."""
+        """The layers with their measurements, followed by other measured cuts."""
         known = {f.cut: f for f in figures.read().get(self.name, ())}
         named = [SuggestedCut(layer=layer, figures=known.pop(layer, None)) for layer in self.layers]
         return (*named, *(SuggestedCut(layer=layer, figures=f) for layer, f in known.items()))
@@ -209,4 +209,4 @@ RECIPES = {
         ),
     )
 }
-"""By name, in the order of the list that `splitwire models` prints."""
+"""Name → recipe, in the order of the list in `splitwire models`."""

@@ -1,4 +1,4 @@
-"""What the user means by a network: a name of the catalogue, a torch module, or an ONNX file."""
+"""Find the network that the user names: in the catalogue, as a torch module, or as an ONNX file."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Given:
-    """A network, and what is known beside it.
+class FoundNetwork:
+    """A network with its metadata.
 
-    model: a module, or the path of an ONNX file. weights: in words. preprocessing, input_shape, labels: what the caller
-    said, else the catalogue's; None if neither knows. task: the catalogue's. warning: what the user should know.
+    model: a module, or the path of an ONNX file. weights: a description. preprocessing, input_shape, labels: from the
+    caller, or else from the catalogue; None if unknown. task: from the catalogue. warning: what the user should know.
     """
 
     model: Network
@@ -45,11 +45,11 @@ def find_network(
     input_shape: tuple[int, ...] | None,
     image_size: tuple[int, int] | None = None,
     labels: Sequence[str] | None = None,
-) -> Given:
-    """A name is looked up in the catalogue, at the size of `input_shape`, `image_size` or the crop, in this order; a
-    module or a file stays what it is.
+) -> FoundNetwork:
+    """Look up a name in the catalogue, or take a module or a file as it is.
 
-    Raises UsageError (unknown name or weights; weights for what has its own), ExportError (download).
+    The image size of a network in the catalogue is that of `input_shape`, of `image_size` or of the crop, in this
+    order. Raises UsageError (unknown name or weights; weights for a module or a file), ExportError (download).
     """
     if isinstance(model, str) and not _is_file(model):
         from splitwire.exporter.network.pictures import PictureOptions, overlaid
@@ -58,7 +58,7 @@ def find_network(
         size = input_shape[2:] if input_shape is not None and len(input_shape) == 4 else image_size
         options = preprocessing if isinstance(preprocessing, PictureOptions) else None
         loaded = load(model, weights, size=options.size() if size is None and options is not None else size)
-        return Given(
+        return FoundNetwork(
             model=loaded.module,
             name=loaded.name,
             weights=loaded.weights,
@@ -71,7 +71,7 @@ def find_network(
     if weights is not None:
         raise UsageError("weights go with a network's name; a module or an ONNX file brings its own")
     file = isinstance(model, (str, os.PathLike))
-    return Given(
+    return FoundNetwork(
         model=model,
         name=printable(Path(model).stem) if isinstance(model, (str, os.PathLike)) else type(model).__name__,
         weights="as in the file" if file else "as in the module",
@@ -82,12 +82,12 @@ def find_network(
 
 
 def _is_file(model: str) -> bool:
-    """Nobody names a network "x.onnx", and a path has a separator."""
+    """Whether the text is a path: it ends in ".onnx", or has a separator."""
     return model.lower().endswith(".onnx") or os.sep in model or "/" in model
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:
-    """(height, width) of "224" or "384x512"; None of None. Raises UsageError."""
+    """(height, width) from "224" or "384x512"; None from None. Raises UsageError."""
     if text is None:
         return None
     sides = text.lower().replace("×", "x").split("x")
@@ -97,23 +97,23 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
 
 
 def parse_constants(texts: Sequence[str] | None) -> dict[str, Any]:
-    """Input → value of ["threshold=0.5", "im_shape=640,640", "scale=[[1, 1]]"]. Raises UsageError."""
-    found: dict[str, Any] = {}
+    """Input → value, from ["threshold=0.5", "im_shape=640,640", "scale=[[1, 1]]"]. Raises UsageError."""
+    constants: dict[str, Any] = {}
     for text in texts or ():
         name, equals, value = text.partition("=")
         numbers = value.strip().lower() if value.strip().lower() in ("true", "false") else value
         try:
-            given = json.loads(numbers)
+            constant = json.loads(numbers)
         except ValueError:
             try:
-                given = json.loads(f"[{numbers}]")
+                constant = json.loads(f"[{numbers}]")
             except ValueError:
-                given = None
-        if not (name and equals and value.strip()) or name in found or not isinstance(given, int | float | list):
-            again = f"; {name!r} is given twice" if name in found else ""
+                constant = None
+        if not (name and equals and value.strip()) or name in constants or not isinstance(constant, int | float | list):
+            again = f"; {name!r} is given twice" if name in constants else ""
             raise UsageError(
                 f"--constant takes NAME=VALUE, with a number, numbers with commas, or a JSON list, as in threshold=0.5,"
                 f" im_shape=640,640 or scale=[[1,1]]; got {text!r}{again}"
             )
-        found[name] = given
-    return found
+        constants[name] = constant
+    return constants

@@ -1,40 +1,42 @@
-"""`splitwire.plan`: what every cut of a network costs on a device, a link and a cloud, and which to take."""
+"""`splitwire.plan`: what every cut of a network costs on a device, a link and a cloud, and which one to take."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING
 
 from splitwire.codec.errors import UsageError
+from splitwire.codec.progress import no_progress
 from splitwire.codec.text import printable
-from splitwire.network import find_network
+from splitwire.network import FoundNetwork, find_network
 
 if TYPE_CHECKING:
     from splitwire.codec.device import DeviceProfile
     from splitwire.codec.profile import Preprocessing
     from splitwire.codec.progress import ProgressFn
-    from splitwire.exporter.calibration.inputs import Calibration
+    from splitwire.exporter.calibration.items import Calibration
     from splitwire.exporter.network.adapting.constants import Constants
     from splitwire.exporter.network.inference import Float32Array, InputType
     from splitwire.exporter.network.pictures import PictureOptions
-    from splitwire.exporter.options import Network
+    from splitwire.exporter.options import Network, NetworkOptions
     from splitwire.exporter.planning.plan import Plan
 
 __all__ = ["PlanResult", "plan"]
 
 IMAGES = 32
+"""Default for the largest number of inputs of the quick calibration."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanResult:
-    """What `splitwire.plan` found.
+    """The result of `splitwire.plan`.
 
     plan: the figures. model: the name of the network. input_shape: (1, C, H, W).
-    pictures: what the quick calibration ran on, in words. synthetic: whether they were made up. weights: in words.
-    notes: what the user should know, one sentence each.
+    pictures: a description of the inputs of the quick calibration. synthetic: whether splitwire generated them.
+    weights: a description of the weights. notes: what the user should know, one sentence each.
     """
 
     plan: Plan
@@ -46,7 +48,7 @@ class PlanResult:
     notes: tuple[str, ...]
 
     def __str__(self) -> str:
-        """A summary: the network, what is recommended and why, the notes."""
+        """A summary: the network, the recommendation and its reason, the notes."""
         size = "x".join(map(str, self.input_shape[1:]))
         head = f"{self.model}, input {size}: {len(self.plan.cuts)} cuts; link: {self.plan.link or 'none'}"
         return "\n".join([head, f"advice: {self.plan.advice}", *(f"note: {note}" for note in self.notes)])
@@ -74,24 +76,23 @@ def plan(
     outputs: Sequence[str] | None = None,
     progress: ProgressFn | None = None,
 ) -> PlanResult:
-    """Compare every cut of a network with running it on the device, and with sending a JPEG; recommend one by latency.
+    """Estimate the latency of every cut of a network, of the device alone, and of a JPEG; recommend the fastest.
 
     model, weights, preprocessing, input_shape, image_size, outputs: as for `splitwire.export`.
-    data: images for the quick calibration, as the calibration of `splitwire.export`; at most `images` are used. None:
+    data: images for the quick calibration, in the forms that `splitwire.export` takes; at most `images` are used. None:
         synthetic pictures, the same every time.
     device, cloud: the name of a built-in estimate ("raspberry-pi-4", …), a file that `splitwire edge profile` wrote, or
         a profile; None for "raspberry-pi-5" and "server-cpu".
-    link: bandwidth each way, "5mbit"; None or "none" for no link: then nothing but the device can be recommended.
-    rtt: its round trip, "40ms"; 20 ms if not given.
-    max_tensors: tensors that a cut may send. constants: as for `splitwire.export`.
+    link: bandwidth in each direction, "5mbit". None or "none": no link, so only the device can be recommended.
+    rtt: the round trip of the link, "40ms"; 20 ms if None.
+    max_tensors: the largest number of tensors that a cut may send. constants: as for `splitwire.export`.
     progress: called as progress(stage, done, total).
     Raises UsageError, UnsupportedModel, ExportError.
     """
     from splitwire.exporter.cutting.names import Names
-    from splitwire.exporter.network.adapting.constants import check_none
-    from splitwire.exporter.network.adapting.widen import in_float32
-    from splitwire.exporter.network.pictures import wanted_shape
-    from splitwire.exporter.network.source import from_file, from_module
+    from splitwire.exporter.loading import load
+    from splitwire.exporter.options import NetworkOptions
+    from splitwire.exporter.planning.devices import find_device
     from splitwire.exporter.planning.dropped import in_words
     from splitwire.exporter.planning.links import parse_link
     from splitwire.exporter.planning.plan import DEFAULT_CLOUD, DEFAULT_DEVICE, plan_cuts
@@ -99,115 +100,111 @@ def plan(
     if images < 1 or max_tensors < 1:
         raise UsageError(f"images and max_tensors must be at least 1, are {images} and {max_tensors}")
     wire = parse_link(link, rtt)
-    ends = (_device(device, DEFAULT_DEVICE), _device(cloud, DEFAULT_CLOUD))
-    report = progress or (lambda stage, done, total: None)
-    notes: list[str] = []
+    near = find_device(DEFAULT_DEVICE if device is None else device)
+    far = find_device(DEFAULT_CLOUD if cloud is None else cloud)
+    report = progress or no_progress
     report("Load the network", 0, None)
-    given = find_network(model, weights, preprocessing=preprocessing, input_shape=input_shape, image_size=image_size)
+    network = find_network(model, weights, preprocessing=preprocessing, input_shape=input_shape, image_size=image_size)
     report("Load the network", 1, 1)
-    model, input_shape, preprocessing = given.model, given.input_shape, given.preprocessing
-    if given.weights == "random":
-        notes.append(
-            "the weights are random, so the bytes are those of a random network: take them as a rough guide, and"
-            " plan again with --weights"
-        )
-    elif given.warning:
-        notes.append(given.warning)
-    wanted = input_shape or wanted_shape(preprocessing, image_size)
-    if isinstance(model, (str, os.PathLike)):
-        report("Export to ONNX", 0, None)
-        source = from_file(Path(model), wanted, constants, outputs)
-        kind: tuple[tuple[int, ...], InputType] = (source.input_shape[1:], source.input_dtype)
-        inputs, how, pictures = _inputs(data, *kind, preprocessing, images, notes)
-        notes += source.notes
-    else:
-        check_none(constants)
-        model, widened = in_float32(model)
-        notes += [widened] if widened else []
-        shape = wanted((None, None, None)) if callable(wanted) else wanted
-        if shape is None:
-            raise UsageError("a torch module does not say what it takes; pass input_shape=(1, C, H, W)")
-        dtype: InputType = "uint8" if preprocessing is not None and preprocessing.dtype == "uint8" else "float32"
-        # before the export, which takes seconds to minutes: most mistakes are here
-        inputs, how, pictures = _inputs(data, shape[1:], dtype, preprocessing, images, notes)
-        report("Export to ONNX", 0, None)
-        source = from_module(model, shape, dtype, outputs)
-    report("Export to ONNX", 1, 1)
+    options = NetworkOptions(
+        preprocessing=network.preprocessing,
+        input_shape=network.input_shape,
+        image_size=image_size,
+        images=images,
+        outputs=outputs,
+        constants=constants,
+    )
+    loaded = load(network.model, data, options, partial(_quick_inputs, data, options), report)
+    source, inputs = loaded.source, loaded.data
     result = plan_cuts(
         source,
         Names.of(source),
-        inputs,
-        preprocessing=how,
-        device=ends[0],
-        cloud=ends[1],
+        inputs.arrays,
+        preprocessing=inputs.preprocessing,
+        device=near,
+        cloud=far,
         link=wire,
         max_tensors=max_tensors,
         progress=progress,
     )
+    notes = [*_weights_note(network), *loaded.notes, *inputs.notes]
+    if source.origin == "onnx":  # a module's notes are about its export
+        notes += source.notes
     if result.cuts:  # where there are none, the advice says so
         notes += in_words(result.dropped)
     notes += sorted({f"{c.cut.label}: no bytes: {c.reason}" for c in result.cuts if c.reason})
     return PlanResult(
         plan=result,
-        model=given.name,
+        model=network.name,
         input_shape=source.input_shape,
-        pictures=pictures,
+        pictures=inputs.description,
         synthetic=data is None,
-        weights=given.weights,
+        weights=network.weights,
         notes=tuple(notes),
     )
 
 
-def _device(given: str | DeviceProfile | None, default: str) -> DeviceProfile:
-    from splitwire.exporter.planning.devices import find_device
+@dataclass(frozen=True, kw_only=True)
+class _QuickInputs:
+    """What the quick calibration runs on.
 
-    return find_device(default if given is None else given)
+    arrays: one network input each. preprocessing: how they were made of pictures; None where they were not.
+    """
+
+    arrays: list[Float32Array]
+    preprocessing: Preprocessing | None
+    description: str
+    notes: list[str]
 
 
-def _inputs(
-    data: Calibration | None,
-    shape: tuple[int, ...],
-    dtype: InputType,
-    preprocessing: Preprocessing | PictureOptions | None,
-    images: int,
-    notes: list[str],
-) -> tuple[list[Float32Array], Preprocessing | None, str]:
-    """(network inputs, how they came from pictures, in words)."""
+def _quick_inputs(
+    data: Calibration | None, options: NetworkOptions, shape: tuple[int, ...], dtype: InputType
+) -> _QuickInputs:
+    """The inputs of the quick calibration: the caller's, or synthetic pictures, or noise if the input is no picture."""
     import numpy as np
 
-    from splitwire.exporter.calibration.inputs import are_images, open_inputs
+    from splitwire.exporter.loading import open_calibration
     from splitwire.exporter.network.inference import noise
     from splitwire.exporter.network.pictures import completed, is_picture
+    from splitwire.exporter.planning.dead_leaves import synthetic_inputs
 
-    how = None
-    if preprocessing is not None or (is_picture(shape) if data is None else are_images(data)):
-        how, said = completed(preprocessing, shape, dtype)
-        notes += said
+    n = options.images
     if data is not None:
-        stream = open_inputs(data, shape=shape, dtype=dtype, preprocessing=how, limit=images)
-        stream.peek(1)  # says why, if there is none
-        inputs = [x for _, x in stream]
-        if stream.skipped:
-            notes.append(f"{len(stream.skipped)} image(s) could not be read and were skipped")
+        opened = open_calibration(data, options, shape, dtype)
+        arrays, notes = [x for _, x in opened.stream], opened.notes
+        if skipped := opened.stream.skipped:
+            notes.append(f"{len(skipped)} image(s) could not be read and were skipped")
         where = f" of {printable(os.fsdecode(data))}" if isinstance(data, (str, os.PathLike)) else ""
-        return inputs, how, f"{len(inputs)} images{where}"
-    if how is None:
-        rng = np.random.default_rng(0)
-        notes.append(
-            "the calibration ran on noise, since the input is no picture; pass data, or take no notice of the bytes"
+        return _QuickInputs(
+            arrays=arrays,
+            preprocessing=opened.preprocessing,
+            description=f"{len(arrays)} images{where}",
+            notes=notes,
         )
-        return [noise(shape, dtype, rng) for _ in range(images)], None, f"{images} inputs of noise, seed 0"
-    notes.append("the bytes are those of synthetic pictures; pass your own with --data")
-    return _drawn(images, how), how, f"{images} synthetic pictures (dead leaves, seed 0)"
+    if options.preprocessing is None and not is_picture(shape):
+        rng = np.random.default_rng(0)
+        return _QuickInputs(
+            arrays=[noise(shape, dtype, rng) for _ in range(n)],
+            preprocessing=None,
+            description=f"{n} inputs of noise, seed 0",
+            notes=[
+                "the calibration ran on noise, since the input is no picture; pass data, or take no notice of the bytes"
+            ],
+        )
+    how, notes = completed(options.preprocessing, shape, dtype)
+    return _QuickInputs(
+        arrays=synthetic_inputs(n, how),
+        preprocessing=how,
+        description=f"{n} synthetic pictures (dead leaves, seed 0)",
+        notes=[*notes, "the bytes are those of synthetic pictures; pass your own with --data"],
+    )
 
 
-def _drawn(images: int, how: Preprocessing) -> list[Float32Array]:
-    """Network inputs of synthetic pictures."""
-    import numpy as np
-
-    from splitwire.codec import preprocessing
-    from splitwire.exporter.planning.dead_leaves import dead_leaves
-
-    pixels = np.rint(dead_leaves(images, (how.channels, *how.crop)) * 255).astype(np.uint8).transpose(0, 2, 3, 1)
-    drawn = (preprocessing.from_array(p[..., 0] if how.channels == 1 else p) for p in pixels)
-    return [preprocessing.normalise(picture, how) for picture in drawn]
+def _weights_note(network: FoundNetwork) -> list[str]:
+    """What the user should know about the weights."""
+    if network.weights == "random":
+        return [
+            "the weights are random, so the bytes are those of a random network: take them as a rough guide, and"
+            " plan again with --weights"
+        ]
+    return [network.warning] if network.warning else []

@@ -1,7 +1,7 @@
 """One streaming pass of the calibration inputs through the front half, in constant memory.
 
-The front runs on all cores in ONNX Runtime's threads; meanwhile the features of the batch before are counted, each
-tensor in a thread of its own. What a tensor's statistics are given, and in which order, does not depend on the threads.
+The front runs in the threads of ONNX Runtime, on all cores. Meanwhile the features of the previous batch go into the
+statistics, with one thread per tensor. The threads do not change which features the statistics get, or in which order.
 """
 
 from __future__ import annotations
@@ -23,21 +23,22 @@ from splitwire.exporter.network.inference import Array, Float32Array, Graph
 
 from .checkpoint import Checkpoint
 from .convergence import Settling
-from .inputs import CalibrationInputs, Named
+from .inputs import CalibrationInputs
+from .items import Named
 
 BATCH = 8
-"""Inputs per run of the front: enough to use the cores, little enough to stay small in memory."""
+"""Inputs per run of the front: enough to use all cores, but few enough to save memory."""
 
 KEPT_INPUTS = 256
 KEPT_BYTES = 256 << 20
-"""Bounds on the inputs that are kept for measuring the operating points (measure.py)."""
+"""Largest number and size of the inputs that are kept to measure the operating points (measure.py)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibrated:
-    """statistics: of the features, per tensor. kept: a uniform sample of the inputs, each (C, H, W) float32, within the
-    bounds. settled: after how many inputs the ranges and rates stayed as they are now; None if they still move.
-    resumed: how many inputs an interrupted run had done before.
+    """statistics: of the features, per tensor. kept: a uniform sample of the inputs, each (C, H, W) float32, within
+    KEPT_INPUTS and KEPT_BYTES. settled: the number of inputs after which the ranges and rates no longer changed; None
+    if they still change. resumed: how many inputs an interrupted run had processed before.
     """
 
     statistics: tuple[FeatureStatistics, ...]
@@ -55,10 +56,10 @@ def calibrate(
     progress: ProgressFn,
     checkpoint: Checkpoint | None = None,
 ) -> Calibrated:
-    """Run the inputs through the front and gather the statistics of its first outputs, the tensors `specs`.
+    """Run the inputs through the front, and collect the statistics of its first outputs, the tensors `specs`.
 
-    checkpoint: where an interrupted pass is kept, and taken up again; the result is the same to the bit.
-    Raises NonFiniteFeatures, naming the input, if the features of one hold NaN or infinity.
+    checkpoint: stores an interrupted pass, to resume it later; the result is the same to the bit.
+    Raises NonFiniteFeatures, with the name of the input, if its features contain NaN or infinity.
     """
     room = SAMPLE_BYTES // len(specs)
     statistics = tuple(FeatureStatistics(channels=s.planes[0], sample_bytes=room) for s in specs)
@@ -66,9 +67,9 @@ def calibrate(
     state = (*statistics, sample, settling)
     resumed = checkpoint.resume(state, inputs) if checkpoint is not None else 0
     done = resumed
-    workers = 1 + (len(specs) if len(specs) > 1 else 0)  # one tensor is counted in this thread
+    workers = 1 + (len(specs) if len(specs) > 1 else 0)  # a single tensor needs no thread
     with warnings.catch_warnings(), ThreadPoolExecutor(workers, "splitwire-calibrate") as pool:
-        # Pillow's remarks about odd files; a file that cannot be read is reported as skipped
+        # Pillow warns about odd files; a file that cannot be read is reported as skipped
         warnings.filterwarnings("ignore", module="PIL")
         for chunk, position, outputs in _run_ahead(front, inputs, pool):
             features = [np.asarray(y[: len(chunk)], np.float32) for y in outputs[: len(specs)]]
@@ -84,14 +85,14 @@ def calibrate(
                 checkpoint.save_when_due(state, inputs, position, done)
             progress("Calibrate", done, inputs.total)
     settling.finish(statistics)
-    progress("Calibrate", done, done)  # fewer than announced, if images were skipped
+    progress("Calibrate", done, done)  # fewer than `total` if images were skipped
     return Calibrated(statistics=statistics, kept=sample.kept, settled=settling.settled, resumed=resumed)
 
 
 def _run_ahead(
     front: Graph, inputs: CalibrationInputs, pool: ThreadPoolExecutor
 ) -> Iterator[tuple[list[Named], int, list[Array]]]:
-    """(inputs, position in the source behind them, outputs of the front); the front is one batch ahead."""
+    """(inputs, position in the source after them, outputs of the front) per batch. The front runs one batch ahead."""
     stream = iter(inputs)
     running: tuple[list[Named], int, Future[list[Array]]] | None = None
     while True:
@@ -112,7 +113,7 @@ def _count(
     features: Sequence[Float32Array],
     pool: ThreadPoolExecutor,
 ) -> None:
-    """Add each tensor to its statistics, several at once."""
+    """Add each tensor to its statistics, several at the same time."""
     shaped = [y.reshape(-1, *spec.planes) for y, spec in zip(features, specs, strict=True)]
     if len(shaped) == 1:
         statistics[0].add(shaped[0])
@@ -122,7 +123,7 @@ def _count(
 
 
 def _located(features: Sequence[Float32Array], chunk: Sequence[Named]) -> NonFiniteFeatures | None:
-    """The error for features that are not finite, with the name of the first such input."""
+    """The error for features that are not finite, with the name of the first input that has such features."""
     for i, (name, _) in enumerate(chunk):
         bad = sum(y[i].size - int(np.count_nonzero(np.isfinite(y[i]))) for y in features)
         if bad:
@@ -134,7 +135,7 @@ def _located(features: Sequence[Float32Array], chunk: Sequence[Named]) -> NonFin
 
 
 def padded(graph: Graph, inputs: Sequence[Float32Array]) -> Float32Array:
-    """(B, C, H, W): the inputs as one batch, filled up by repetition if the graph takes one size only."""
+    """(B, C, H, W): the inputs as one batch; repeated inputs fill it up if the batch of the graph is fixed."""
     batch = np.stack(inputs)
     if graph.batch is not None and len(batch) != graph.batch:
         batch = np.resize(batch, (graph.batch, *batch.shape[1:]))
@@ -142,7 +143,7 @@ def padded(graph: Graph, inputs: Sequence[Float32Array]) -> Float32Array:
 
 
 class _Sample:
-    """A uniform sample of a stream of unknown length, bounded in number and bytes. Source: Vitter 1985, algorithm R."""
+    """A uniform sample of a stream of unknown length, with a bounded size. Source: Vitter 1985, algorithm R."""
 
     def __init__(self) -> None:
         self.kept: list[Float32Array] = []

@@ -1,7 +1,8 @@
-"""An interrupted calibration goes on where it was: its state, in a file beside the future pair.
+"""Store the state of a calibration in a file in the output folder, to resume it after an interrupt.
 
-The file belongs to one front graph, one list of inputs and one way to read them; for anything else it does not exist.
-It is written under another name and renamed, the longer it takes the more rarely, and removed when the pair is written.
+The file belongs to one front graph, one list of inputs and one way to read them; any other calibration ignores it. It
+is written under a temporary name and renamed. The longer a write takes, the fewer there are. The file is removed when
+the pair is written.
 """
 
 from __future__ import annotations
@@ -27,21 +28,22 @@ from .inputs import CalibrationInputs, Skipped
 NAME = ".splitwire-calibration.npz"
 
 INTERVAL_S = 30.0
-"""Seconds of calibration between two checkpoints; a shorter pass writes none."""
+"""Seconds between two checkpoints; a shorter calibration writes none."""
 
 SHARE = 0.05
-"""Share of the time that writing checkpoints may take: up to 512 MB each, on a slow disk."""
+"""Largest share of the time for writing checkpoints; each has up to 512 MB, and the disk may be slow."""
 
 
 class Checkpoint:
-    """The state of one calibration in `folder`; as a context manager, gone at the end unless the run was interrupted.
+    """The state of one calibration in `folder`. As a context manager it removes the file, unless the run is
+    interrupted.
 
-    It stays after what the user can do nothing about but start again: an interrupt, no memory, a crash. After an error
-    of ours the inputs or the network must change, and with them the key.
+    The file stays after an interrupt, lack of memory, or a crash: the user can start the same run again. It is removed
+    after a SplitwireError: then the inputs or the network must change, and the key changes too.
     """
 
     def __init__(self, folder: Path, *key: bytes | str) -> None:
-        """key: everything that the result depends on."""
+        """key: all that the result depends on."""
         self.path = folder / NAME
         self._unfinished = folder / f"{NAME}.tmp"
         parts = [k if isinstance(k, bytes) else k.encode() for k in key]
@@ -60,11 +62,13 @@ class Checkpoint:
                 for path in (self.path, self._unfinished):
                     path.unlink(missing_ok=True)
                 for folder in self._created:
-                    folder.rmdir()  # only if nothing else is in it
+                    folder.rmdir()  # fails if something else is in it
 
     def resume(self, state: Sequence[object], inputs: CalibrationInputs) -> int:
-        """Bring `state` and `inputs` to where the interrupted run was; returns how many inputs it had done, 0 if there
-        is none, or it was another one."""
+        """Set `state` and `inputs` to those of the interrupted run, and return how many inputs it had processed.
+
+        Returns 0 if there is no file for this calibration.
+        """
         if not self.path.is_file():
             return 0
         try:
@@ -72,19 +76,19 @@ class Checkpoint:
                 head = json.loads(arrays["head"].tobytes())
                 if head["key"] != self._key:
                     return 0
-                attributes = [{k: _unpack(v, arrays) for k, v in one.items()} for one in head["state"]]
+                attributes = [{k: _unpack(v, arrays) for k, v in part.items()} for part in head["state"]]
         except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error):
-            # damaged: begin again
+            # damaged: start again
             return 0
-        for one, values in zip(state, attributes, strict=True):
-            vars(one).update(values)
+        for part, values in zip(state, attributes, strict=True):
+            vars(part).update(values)
         inputs.skip_to(head["position"], [(i, Skipped(path=path, reason=why)) for i, path, why in head["skipped"]])
         return int(head["done"])
 
     def save_when_due(self, state: Sequence[object], inputs: CalibrationInputs, position: int, done: int) -> None:
-        """Write the state, if the last time is long enough ago. position: in the source, behind what `state` has seen.
+        """Write the state if enough time has passed since the last write. A full disk is no error.
 
-        A disk that cannot take it stops nothing.
+        position: in the source, after the items in `state`. done: number of processed inputs.
         """
         start = time.monotonic()
         if start < self._due:
@@ -95,7 +99,7 @@ class Checkpoint:
             "position": position,
             "done": done,
             "skipped": [(i, s.path, s.reason) for i, s in inputs.skipped_before(position)],
-            "state": [{k: _pack(v, arrays) for k, v in vars(one).items()} for one in state],
+            "state": [{k: _pack(v, arrays) for k, v in vars(part).items()} for part in state],
         }
         arrays["head"] = np.frombuffer(json.dumps(head).encode(), np.uint8)
         with suppress(OSError):
@@ -114,9 +118,9 @@ class Checkpoint:
 
 
 def _pack(value: Any, arrays: dict[str, np.ndarray[Any, Any]]) -> Any:
-    """As JSON, which keeps every float to the bit; arrays are put aside under a name.
+    """The value as JSON data, which keeps every float to the bit; arrays go into `arrays` under a name.
 
-    Raises TypeError for what no statistics should hold.
+    Raises TypeError for types that no statistics should contain.
     """
     if value is None or isinstance(value, (bool, int, float, str)):
         return value

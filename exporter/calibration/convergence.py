@@ -1,4 +1,4 @@
-"""After how many calibration images the clipping ranges and the rates stay as they are: that number would have done."""
+"""Find the number of calibration images after which the clipping ranges and rates no longer changed."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from splitwire.codec.design.clipping import uniform_cells
 from splitwire.codec.design.point import choose_range, known_slope
 
 FIRST_LOOK = 8
-"""Images at the first look; each later one is at twice as many."""
+"""Number of images at the first check; each later check has twice as many."""
 
 RANGE_TOLERANCE = 0.02
-"""How far an end of the clipping range may be from where it ends up, as a share of the range."""
+"""Largest change of an end of the clipping range until the last check, as a share of the range."""
 
 RATE_TOLERANCE = 0.01
-"""How far the mean code length, that of order 0, may be from what it ends up as, relative."""
+"""Largest relative change of the mean code length (order 0) until the last check."""
 
 
 class Settling:
-    """Looks at the statistics at 8, 16, 32, … images, and once more at the end.
+    """Checks ranges and rates at 8, 16, 32, … images, and at the end.
 
-    levels: the numbers of quantizer levels whose ranges are looked at. slopes: per tensor, as for the design.
+    levels: numbers of quantizer levels to check. slopes: per tensor, as for the design of quantizers.
     """
 
     def __init__(self, levels: Sequence[int], slopes: Sequence[float | None]) -> None:
@@ -36,34 +36,34 @@ class Settling:
         self._figures: list[NDArray[np.float64]] = []
 
     def look(self, statistics: Sequence[FeatureStatistics]) -> None:
-        """Take the figures if it is time."""
+        """Compute ranges and rates if a check is due."""
         if statistics[0].count >= self._next:
             self._take(statistics)
             while self._next <= statistics[0].count:
                 self._next *= 2
 
     def finish(self, statistics: Sequence[FeatureStatistics]) -> None:
-        """Take the figures of the end, unless that was just done."""
+        """Compute the final ranges and rates, unless the last check has them."""
         if statistics[0].count and (not self._counts or self._counts[-1] != statistics[0].count):
             self._take(statistics)
 
     @property
     def settled(self) -> int | None:
-        """The smallest number of images looked at from which on every range and code length stayed within the
-        tolerances of the last ones; None if only the last look itself is within them."""
+        """The number of images at the first check from which all ranges and code lengths stayed within the tolerances
+        of the final ones; None if only the last check is within them."""
         if len(self._counts) < 2:
             return None
         last = self._figures[-1]
         width = last[..., 1] - last[..., 0]
-        found = None
+        settled = None
         for count, figures in reversed(list(zip(self._counts, self._figures, strict=True))[:-1]):
             moved = np.abs(figures - last)
             if (moved[..., :2].max(axis=-1) > RANGE_TOLERANCE * width).any():
                 break
             if (moved[..., 2] > RATE_TOLERANCE * last[..., 2]).any():
                 break
-            found = count
-        return found
+            settled = count
+        return settled
 
     def _take(self, statistics: Sequence[FeatureStatistics]) -> None:
         pairs = zip(statistics, self._slopes, strict=True)
@@ -72,9 +72,9 @@ class Settling:
 
 
 def _figures(levels: int, statistics: FeatureStatistics, slope: float | None) -> tuple[float, float, float]:
-    """(c_min, c_max, bits per element of order 0) for N = `levels` on what has been seen so far."""
+    """(c_min, c_max, bits per element of order 0) for N = `levels` on the images so far."""
     histogram = statistics.histogram
-    if histogram.minimum == histogram.maximum:  # no range yet; the design refuses it if it stays so
+    if histogram.minimum == histogram.maximum:  # no range yet; the design refuses it if that does not change
         return histogram.minimum, histogram.maximum, 0.0
     (c_min, c_max), _ = choose_range(levels, statistics, known_slope(histogram, slope))
     _, thresholds = uniform_cells(c_min, c_max, levels)

@@ -1,4 +1,5 @@
-"""Frames of a video as calibration images, through PyAV (`pip install splitwire[video]`), which is loaded only here."""
+"""Read frames of a video as calibration images, with PyAV (`pip install splitwire[video]`). No other module loads
+it."""
 
 from __future__ import annotations
 
@@ -14,22 +15,22 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".mpg", ".mpeg")
-"""What counts as a video; only a file named outright, never one found in a folder."""
+"""Endings of videos. They apply to a file that the user names, not to files in a folder."""
 
 
 def count_frames(path: Path) -> int:
-    """How many frames the first video stream holds: its packets, counted without decoding. Raises UsageError."""
+    """The number of frames in the first video stream: its packets, counted without decoding. Raises UsageError."""
     with _stream(path) as (container, stream):
-        found = sum(1 for packet in container.demux(stream) if packet.size)
-    if not found:
+        count = sum(1 for packet in container.demux(stream) if packet.size)
+    if not count:
         raise UsageError(f"{path}: the video holds no frames")
-    return found
+    return count
 
 
 def frames(path: Path, chosen: Sequence[int]) -> Iterator[tuple[int, Image]]:
-    """(index, picture) of the frames `chosen`, which ascend, in order; fewer where the video is damaged or ends early.
+    """(index, picture) of the frames `chosen`, in order; fewer if the video is damaged or ends early.
 
-    Every frame up to the last is decoded, on all cores: most cannot be without those before them.
+    chosen: ascending indices. Decodes every frame up to the last one, on all cores: most frames depend on earlier ones.
     """
     wanted, last = set(chosen), max(chosen)
     with _stream(path) as (container, stream):
@@ -43,7 +44,7 @@ def frames(path: Path, chosen: Sequence[int]) -> Iterator[tuple[int, Image]]:
 
 @contextmanager
 def _stream(path: Path) -> Iterator[tuple[Any, Any]]:
-    """The opened file and its first video stream. Raises UsageError for whatever goes wrong in the library."""
+    """The opened file and its first video stream. Raises UsageError for any error in the library."""
     try:
         av = importlib.import_module("av")
     except ImportError as e:

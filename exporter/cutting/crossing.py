@@ -1,4 +1,4 @@
-"""What the halves hand over: shapes as the front half makes them, and the activations that make the tensors."""
+"""What crosses the cut: the shapes of the tensors, and the ReLUs that compute them."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from splitwire.exporter.network.inference import Float32Array, Graph
 def what_crosses(
     front: Graph, inputs: Float32Array, tensors: Sequence[str], sizes: Sequence[str]
 ) -> tuple[list[TensorSpec], tuple[SizeSpec, ...]]:
-    """Shapes as the front half makes them: shape inference may not know them."""
+    """The tensors and the sizes that cross the cut, from a run of the front half: inference may not know the shapes."""
     outputs = front.run(np.resize(inputs, (front.batch or 1, *inputs.shape[1:])))
     specs = [TensorSpec(name=n, shape=y.shape[1:]) for n, y in zip(tensors, outputs, strict=False)]
-    behind = outputs[len(tensors) : len(tensors) + len(sizes)]
-    return specs, tuple(SizeSpec(name=n, length=y.size) for n, y in zip(sizes, behind, strict=True))
+    size_vectors = outputs[len(tensors) : len(tensors) + len(sizes)]
+    return specs, tuple(SizeSpec(name=n, length=y.size) for n, y in zip(sizes, size_vectors, strict=True))
 
 
 def relu_slopes(front: ir.Model, tensors: Sequence[str]) -> list[float | None]:
-    """Per tensor the negative slope of the (leaky) ReLU that makes it; None where something else does."""
+    """Per tensor: the negative slope of the (leaky) ReLU that computes it; None if another operator computes it."""
     slopes: list[float | None] = []
     for value in front.graph.outputs[: len(tensors)]:
         node = value.producer()

@@ -1,7 +1,7 @@
-"""Which tensors separate the network: everything after them follows from them alone.
+"""Find the tensors that separate the network: everything after them depends only on them.
 
-`separation` (liveness.py) decides for given tensors; `find_cuts` finds all cuts, `find_cut` the one that the user
-names, or says why it is none.
+`separation` (separation.py) decides whether given tensors do. `find_cuts` finds all cuts. `find_cut` finds the one that
+the user names, or explains why it is no cut.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from .names import Names, Resolved
 from .separation import alive_sets, closed, separation, single_cuts
 
 MAX_DIMS = 3
-"""A tensor at the cut has 1 to 3 axes beside the batch (codec.profile.TensorSpec)."""
+"""Largest number of axes of a tensor at the cut, without the batch (codec.profile.TensorSpec)."""
 
 MAX_CLOSED = 8
-"""Most crossing tensors that an error message lists and proposes to cut at."""
+"""Largest number of crossing tensors that an error message lists or proposes as a cut."""
 
 SUGGESTED_EACH_SIDE = 2
 
@@ -32,10 +32,10 @@ SUGGESTED_EACH_SIDE = 2
 class Cut:
     """Tensors that together separate the network.
 
-    tensors: their ONNX names, in execution order. label: how the user names the cut, in the form that `--cut` takes.
-    shapes: of one image's tensors, without the batch axis. position: index of the last node before the cut, in
-    execution order. extra: indices of the nodes after `position` that the front half runs all the same, because an
-    output needs them that does not follow from the cut (a network with several outputs); mostly ().
+    tensors: their ONNX names, in execution order. label: the name of the cut for the user, in the form that `--cut`
+    takes. shapes: of the tensors of one image, without the batch axis. position: index of the last node before the cut,
+    in execution order. extra: indices of later nodes that are in the front half too, because they lead to an output
+    that does not depend on the cut (in networks with several outputs); mostly ().
     """
 
     tensors: tuple[str, ...]
@@ -46,15 +46,15 @@ class Cut:
 
     @property
     def elements(self) -> int:
-        """Elements that one image sends."""
+        """Number of elements that are sent for one image."""
         return sum(math.prod(shape) for shape in self.shapes)
 
 
 def find_cuts(graph: ir.Graph, names: Names, *, max_tensors: int = 1) -> list[Cut]:
     """The cuts that the codec can carry, in execution order.
 
-    The list is complete for single tensors. With max_tensors > 1 it also has the sets of at most max_tensors tensors
-    that are alive together between two nodes: the pyramids of detectors, skip connections, branches. names: of the same
+    The list has all single tensors. With max_tensors > 1 it also has the sets of at most max_tensors tensors that are
+    alive at the same time between two nodes: the pyramids of detectors, skip connections, branches. names: of the same
     graph.
     """
     flow = names.flow if names.flow.graph is graph else Flow(graph)
@@ -70,7 +70,7 @@ def find_cuts(graph: ir.Graph, names: Names, *, max_tensors: int = 1) -> list[Cu
 
 
 def _cut(flow: Flow, names: Names, values: Sequence[ir.Value], late: Collection[int] | None) -> Cut:
-    """late: positions of the nodes after the cut, None if they are all that come after the last of `values`."""
+    """late: positions of the nodes after the cut; None if these are all nodes after the last of `values`."""
     position = max(flow.made_at(v) for v in values)
     extra: tuple[int, ...] = ()
     if late is not None:
@@ -86,7 +86,8 @@ def _cut(flow: Flow, names: Names, values: Sequence[ir.Value], late: Collection[
 
 
 def carried_shape(value: ir.Value) -> tuple[int, ...] | None:
-    """Shape of one image's tensor, or None if the codec cannot carry it: float32, batch first, 1 to 3 fixed axes."""
+    """Shape of one image's tensor; None if the codec cannot carry it (it needs float32, batch first, 1 to 3 fixed
+    axes)."""
     if _not_carried(value) is not None or value.shape is None:
         return None
     sizes = tuple(d for d in list(value.shape)[1:] if isinstance(d, int))
@@ -94,7 +95,7 @@ def carried_shape(value: ir.Value) -> tuple[int, ...] | None:
 
 
 def _not_carried(value: ir.Value) -> str | None:
-    """Why the codec cannot carry the tensor; None if it can, or if its shape is not known before it is run."""
+    """Why the codec cannot carry the tensor; None if it can, or if only a run shows the shape."""
     if not isinstance(value.type, ir.TensorType):
         return "is no plain tensor (a sequence, say); the codec carries float32 tensors"
     if value.dtype != ir.DataType.FLOAT:
@@ -114,20 +115,20 @@ def _not_carried(value: ir.Value) -> str | None:
 
 
 def _is_batch(dim: object, value: ir.Value) -> bool:
-    """Whether `dim` is the batch of the graph's input, or unknown (the TorchScript exporter loses it)."""
+    """Whether `dim` is the batch of the graph's input, or unknown (in graphs of the TorchScript exporter)."""
     entry = value.graph.inputs[0] if value.graph is not None and value.graph.inputs else None
     known = isinstance(dim, int) or (isinstance(dim, ir.SymbolicDim) and dim.value is not None)
     return not known or entry is None or not entry.shape or dim == entry.shape[0]
 
 
 def find_cut(names: Names, layer: str) -> tuple[Cut, str | None]:
-    """The cut that `layer` names, made sure to be one, and a note about the name.
+    """The cut that `layer` names, after a check that it is one; and a note about the name.
 
     layer: module path, call of a module, ONNX tensor or node name; or several of these with commas between them. A
-    shape is () where it is not known before the front half is run.
-    Raises UsageError (unknown layer; nothing before or nothing after it; a tensor too many), CutNotBounded (does not
-    separate; the message names the tensors that cross, the cut with them, and the nearest cuts), UnsupportedModel (the
-    codec cannot carry the tensor).
+    shape is () if only a run of the front half shows it.
+    Raises UsageError (unknown layer; nothing before or after it; a tensor that the back half does not read),
+    CutNotBounded (the tensors do not separate the network; the message names the other tensors that cross, the cut with
+    all of them, and the nearest cuts), UnsupportedModel (the codec cannot carry a tensor).
     """
     flow = names.flow
     resolved = named(names, layer)
@@ -165,7 +166,7 @@ def find_cut(names: Names, layer: str) -> tuple[Cut, str | None]:
 
 
 def named(names: Names, layer: str) -> list[tuple[str, Resolved]]:
-    """Each name in `layer`, and what it means. A tensor's own name may hold commas."""
+    """Each name in `layer`, and its values. The name of a tensor may contain commas."""
     return [(part, names.resolve(part)) for part in split_names(layer, names.has_tensor)]
 
 
@@ -175,19 +176,19 @@ def _listed(names: Names, values: Sequence[ir.Value]) -> str:
 
 
 def _closed(flow: Flow, names: Names, values: Sequence[ir.Value]) -> str:
-    """The cut that `values` become when what crosses beside them is cut too, in words; empty if there is none."""
-    found = [
+    """In words: the cut of `values` and the other tensors that cross; empty if there is none."""
+    labels = [
         names.spec(members)
         for members in closed(flow, values)
         if len(members) <= MAX_CLOSED and not any(_not_carried(v) or v.is_graph_input() for v in members)
     ]
-    if not found:
+    if not labels:
         return ""
-    return f"together they do: --cut '{min(found, key=lambda spec: spec.count(','))}'; "
+    return f"together they do: --cut '{min(labels, key=lambda spec: spec.count(','))}'; "
 
 
 def _nearest(flow: Flow, names: Names, position: int) -> str:
-    """The nearest single-tensor cuts around a node, in words; those with a module path first."""
+    """In words: the nearest cuts of one tensor around a node. Cuts with a module path are preferred."""
     cuts = find_cuts(flow.graph, names)
     if names.knows_modules:
         cuts = [c for c in cuts if c.label != c.tensors[0]] or cuts
@@ -205,7 +206,7 @@ def _nearest(flow: Flow, names: Names, position: int) -> str:
 
 
 def why_not_carried(value: ir.Value) -> str | None:
-    """Why `carried_shape` has none; None where it has one."""
+    """Why `carried_shape` returns None for the value; None if it returns a shape."""
     if carried_shape(value) is not None:
         return None
     return _not_carried(value) or f"has the shape {value.shape}; a size is not known before the network is run"

@@ -1,7 +1,7 @@
-"""Does the tensor at the cut hold what the torch module of that name returns?
+"""Check that the tensor at the cut is the output of the torch module of that name.
 
-torch's exporter merges nodes across modules: of a ReLU behind a ReLU one is left, a padding goes into the convolution
-after it, a convolution into the batch norm after it. What then leaves the nodes of a module is not what it returns.
+torch's exporter merges nodes across modules: of two ReLUs in a row one remains, and a padding or a convolution is
+merged into the operator after it. Then the values that leave the nodes of a module are not its output.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from .names import Names, Resolved, fits
 from .torch_check import TORCH_TOLERANCE, arrays_of, run_module
 
 CANDIDATES = 32
-"""Tensors after the cut that are compared with what the module returns."""
+"""Largest number of tensors after the cut that are compared with the output of the module."""
 
 
 def true_layer(
     module: torch.nn.Module, source: Source, names: Names, layer: str, inputs: Float32Array
 ) -> tuple[str, str | None]:
-    """`layer`, or the tensors that hold what it returns, as `find_cut` takes them; and a note where that is not plain.
+    """`layer`, or the tensors with its output in the form of `find_cut`; and a note if these differ.
 
     source: of the module; names: of its graph. inputs: of the network, (n, …).
-    Raises UsageError where no tensor of the graph holds what a named module returns, and what `Names.resolve` raises.
+    Raises UsageError if no tensor of the graph has the output of a named module, and the errors of `Names.resolve`.
     """
     resolved = [(name, r, _checkable(module, source, r)) for name, r in named(names, layer)]
     calls = {call for _, _, call in resolved if call is not None}
@@ -67,8 +67,10 @@ def true_layer(
 
 
 def _checkable(module: torch.nn.Module, source: Source, resolved: Resolved) -> Call | None:
-    """The call to compare with; None where there is none. Of a detector that is its backbone: what comes later may hang
-    on the last digit of a score."""
+    """The call to compare with, or None.
+
+    In a detector only calls in the backbone are compared: later values may depend on the last digit of a score.
+    """
     call = resolved.call
     if call is None or call[0] not in source.modules or any(v.is_graph_input() for v in resolved.values):
         return None
@@ -78,8 +80,8 @@ def _checkable(module: torch.nn.Module, source: Source, resolved: Resolved) -> C
 
 
 def _returned(module: torch.nn.Module, calls: Collection[Call], x: Float32Array) -> dict[Call, list[NDArray[Any]]]:
-    """What the calls return, before anything changes it in place."""
-    found: dict[Call, list[NDArray[Any]]] = {}
+    """The outputs of the calls, copied before a later change in place."""
+    outputs: dict[Call, list[NDArray[Any]]] = {}
     with ExitStack() as stack:
         for path in {path for path, _ in calls}:
             count = iter(range(1 << 31))
@@ -87,11 +89,11 @@ def _returned(module: torch.nn.Module, calls: Collection[Call], x: Float32Array)
             def keep(_module: torch.nn.Module, _inputs: Any, output: Any, path: str = path, count: Any = count) -> None:
                 call = (path, next(count))
                 if call in calls:
-                    found[call] = [np.array(a) for a in arrays_of(output)]
+                    outputs[call] = [np.array(a) for a in arrays_of(output)]
 
             stack.enter_context(module.get_submodule(path).register_forward_hook(keep))
         run_module(module, x)
-    return found
+    return outputs
 
 
 def _computed(source: Source, values: Sequence[ir.Value], x: Float32Array) -> dict[ir.Value, Array]:
@@ -106,12 +108,12 @@ def _computed(source: Source, values: Sequence[ir.Value], x: Float32Array) -> di
 
 
 def _holds(ours: Sequence[Array], wanted: Sequence[NDArray[Any]]) -> bool:
-    """Whether the module returns each of our arrays, or they hold all that it returns."""
+    """Whether each of our arrays is an output of the module, or each of its outputs is one of our arrays."""
     return all(any(_same(a, b) for b in wanted) for a in ours) or all(any(_same(a, b) for a in ours) for b in wanted)
 
 
 def _same(ours: Array, wanted: NDArray[Any]) -> bool:
-    """Up to rounding, and to the shape of a row: exporters merge what only reshapes."""
+    """Whether the arrays are equal up to rounding and the shape of a row. (Exporters merge reshapes.)"""
     if len(np.atleast_1d(ours)) != len(np.atleast_1d(wanted)) or ours.size != wanted.size:
         return False
     a, b = (np.asarray(z, np.float64).reshape(-1) for z in (ours, wanted))
@@ -122,7 +124,7 @@ def _same(ours: Array, wanted: NDArray[Any]) -> bool:
 def _elsewhere(
     source: Source, names: Names, values: Sequence[ir.Value], wanted: Sequence[NDArray[Any]], x: Float32Array
 ) -> list[ir.Value]:
-    """Where the graph computes each of `wanted` after all, behind the first of `values`; [] if not all are there."""
+    """The values of the graph, after the first of `values`, that are equal to `wanted`; [] if one is missing."""
     flow = names.flow
     start = min((flow.made_at(v) for v in values), default=0)
     later = [
@@ -133,25 +135,25 @@ def _elsewhere(
     ]
     later = sorted(later, key=flow.made_at)[:CANDIDATES]
     computed = _computed(source, later, x) if later else {}
-    found = [next((v for v in later if _same(computed[v], a)), None) for a in wanted]
-    return [v for v in found if v is not None] if None not in found else []
+    matches = [next((v for v in later if _same(computed[v], a)), None) for a in wanted]
+    return [v for v in matches if v is not None] if None not in matches else []
 
 
 def _later(module: torch.nn.Module, call: Call, ours: Sequence[Array], x: Float32Array) -> str | None:
-    """The first module to return our array after `call` has returned."""
+    """The first module that returns our array after `call`."""
     if len(ours) != 1:
         return None
-    ended, found, count = False, list[str](), 0
+    ended, paths, count = False, list[str](), 0
     with ExitStack() as stack:
         for path, child in module.named_modules():
 
             def compare(_module: torch.nn.Module, _inputs: Any, output: Any, path: str = path) -> None:
                 nonlocal ended, count
-                if ended and not found and path and any(_same(ours[0], a) for a in arrays_of(output)):
-                    found.append(path)
+                if ended and not paths and path and any(_same(ours[0], a) for a in arrays_of(output)):
+                    paths.append(path)
                 if path == call[0]:
                     ended, count = ended or count == call[1], count + 1
 
             stack.enter_context(child.register_forward_hook(compare))
         run_module(module, x)
-    return found[0] if found else None
+    return paths[0] if paths else None

@@ -1,8 +1,8 @@
-"""What lies before and after a tensor or a set of tensors: graph theory, no names and no messages.
+"""Decide what lies before and after a set of tensors: graph theory, without names and messages.
 
-A node lies after a set of tensors if it needs the values of one of them, or anything, be it only a size, of another
-node that lies after. Sizes of the tensors themselves are known on both sides. Outputs that are made no later than the
-last tensor of the set, and not from the set alone, leave from the front.
+A node lies after the set if it reads the values of one of the tensors, or reads anything (even only a size) from
+another node that lies after the set. The sizes of the tensors themselves are known on both sides. An output belongs to
+the front half if it is computed no later than the last tensor of the set, and does not depend on the set alone.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from splitwire.exporter.network.dataflow import Flow, Kind
 
 @dataclass(frozen=True, kw_only=True)
 class Separation:
-    """What a set of tensors separates.
+    """How a set of tensors divides the graph.
 
-    late: outputs of the graph that follow from it. after: nodes that follow from it and that these outputs need, in
-    execution order. read: the tensors of the set whose values these nodes read. crossing: other activations whose
-    values they read: empty if the set is a cut.
+    late: outputs of the graph that depend on the set. after: nodes that depend on the set and lead to these outputs, in
+    execution order. read: tensors of the set whose values these nodes read. crossing: other activations whose values
+    they read; empty if the set is a cut.
     """
 
     late: tuple[ir.Value, ...]
@@ -31,22 +31,22 @@ class Separation:
 
 
 def separation(flow: Flow, tensors: Collection[ir.Value]) -> Separation:
-    """What lies after `tensors`, and what would have to cross beside them. O(graph)."""
+    """What lies after `tensors`, and which other activations cross. Takes time linear in the graph."""
     members = frozenset(tensors)
     last = max(flow.made_at(v) for v in members)
-    made: set[ir.Value] = set()
-    mixed: set[ir.Value] = set()  # of these, what does not follow from the members alone
+    following: set[ir.Value] = set()
+    mixed: set[ir.Value] = set()  # those of `following` that also depend on other activations
     follows = []
     for t, node in enumerate(flow.nodes):
         if members.isdisjoint(node.outputs) and (
-            not members.isdisjoint(flow.used[t]) or not made.isdisjoint(flow.reads[t])
+            not members.isdisjoint(flow.used[t]) or not following.isdisjoint(flow.reads[t])
         ):
             follows.append(t)
-            made.update(node.outputs)
-            beside = any(v not in members and v not in made for v in flow.used[t])
+            following.update(node.outputs)
+            beside = any(v not in members and v not in following for v in flow.used[t])
             if beside or not mixed.isdisjoint(flow.reads[t]):
                 mixed.update(node.outputs)
-    late = [v for v in flow.graph.outputs if v in made and (flow.made_at(v) > last or v not in mixed)]
+    late = [v for v in flow.graph.outputs if v in following and (flow.made_at(v) > last or v not in mixed)]
     needed = set(late)
     after: list[ir.Node] = []
     read: set[ir.Value] = set()
@@ -56,8 +56,8 @@ def separation(flow: Flow, tensors: Collection[ir.Value]) -> Separation:
         if needed.isdisjoint(node.outputs):
             continue
         after.append(node)
-        needed.update(v for v in flow.reads[t] if v in made)
-        outside = [v for v in flow.used[t] if v not in made]
+        needed.update(v for v in flow.reads[t] if v in following)
+        outside = [v for v in flow.used[t] if v not in following]
         read.update(v for v in outside if v in members)
         crossing.update(v for v in outside if v not in members)
     return Separation(
@@ -71,13 +71,15 @@ def separation(flow: Flow, tensors: Collection[ir.Value]) -> Separation:
 def single_cuts(flow: Flow) -> Iterator[tuple[ir.Value, frozenset[int]]]:
     """Every tensor that separates the graph, and the positions of the nodes after it; in execution order.
 
-    One sweep from the outputs to the input carries three sets of every value: what lies after it, what is made there,
-    and what is read there. The tensor separates exactly if all that is read there is itself or made there. The sets are
-    bits of Python integers: 6,000 nodes take a fraction of a second.
+    One sweep from the outputs to the input computes three sets for every value: the nodes after it, the values that
+    they make, and the values that they read. A tensor separates the graph if and only if these nodes read nothing but
+    the tensor and what they make. The sets are bits of Python integers: 6,000 nodes take a fraction of a second.
     """
     number = {v: i for i, v in enumerate(flow.kinds)}
     after, made, read = ([0] * len(number) for _ in range(3))
-    behind, made_behind, read_behind = ([0] * len(number) for _ in range(3))  # also what reads the value's size
+    behind, made_behind, read_behind = (
+        [0] * len(number) for _ in range(3)
+    )  # the same, but also for readers of only the size
     for t in reversed(range(len(flow.nodes))):
         if not flow.needed[t]:
             continue
@@ -104,7 +106,7 @@ def single_cuts(flow: Flow) -> Iterator[tuple[ir.Value, frozenset[int]]]:
 
 
 def _bits(number: int) -> Iterator[int]:
-    """Positions of the ones."""
+    """Positions of the bits that are set."""
     while number:
         low = number & -number
         yield low.bit_length() - 1
@@ -112,13 +114,13 @@ def _bits(number: int) -> Iterator[int]:
 
 
 def alive_sets(flow: Flow, most: int) -> Iterator[list[ir.Value]]:
-    """The tensors that are alive between two nodes, wherever they are at most `most` and the input is not among them.
+    """The sets of at most `most` tensors that are alive between two nodes, each set once; without the graph's input.
 
-    Each set once. An activation is alive from the node that makes it to the last node that reads its values. What all
-    nodes after the boundary read is made there or alive, so each set is a cut; unless an output is made between the
-    last tensor of the set and the boundary: then `separation` decides.
+    An activation is alive from the node that makes it to the last node that reads its values. The nodes after the
+    boundary read only living tensors and what they make themselves, so each set is a cut. The exception: if an output
+    is made between the last tensor of the set and the boundary, `separation` decides.
     """
-    made = [flow.made_at(v) for v in flow.graph.outputs]
+    output_positions = [flow.made_at(v) for v in flow.graph.outputs]
     last_use: dict[ir.Value, int] = {}
     for t, values in enumerate(flow.used):
         if flow.needed[t]:
@@ -127,7 +129,7 @@ def alive_sets(flow: Flow, most: int) -> Iterator[list[ir.Value]]:
     for value, t in last_use.items():
         dying.setdefault(t, []).append(value)
     alive = {v: None for v in flow.graph.inputs if v in last_use}
-    seen = set()
+    yielded = set()
     for t, node in enumerate(flow.nodes):
         alive.update((v, None) for v in node.outputs if v in last_use)
         for value in dying.get(t, ()):
@@ -135,21 +137,21 @@ def alive_sets(flow: Flow, most: int) -> Iterator[list[ir.Value]]:
         if 0 < len(alive) <= most and not any(v.is_graph_input() for v in alive):
             key = frozenset(alive)
             last = max(flow.made_at(v) for v in key)
-            if key not in seen and (not any(last < p <= t for p in made) or _separates(flow, key)):
-                seen.add(key)
+            if key not in yielded and (not any(last < p <= t for p in output_positions) or _separates(flow, key)):
+                yielded.add(key)
                 yield list(alive)
 
 
 def alive_after(flow: Flow, position: int) -> list[ir.Value]:
-    """The tensors that nodes after `position` read by value and nodes up to it, or the input, make."""
+    """The graph inputs and tensors made up to `position` whose values later nodes read."""
     later = range(position + 1, len(flow.nodes))
     read = {v for t in later if flow.needed[t] for v in flow.used[t]}
     return flow.in_order(v for v in read if flow.made_at(v) <= position)
 
 
 def closed(flow: Flow, tensors: Collection[ir.Value]) -> Iterator[list[ir.Value]]:
-    """Cuts that `tensors` become with others: with all that crosses beside them, and with all that is alive when the
-    last of them is made."""
+    """The cuts that contain `tensors`: with all other tensors that cross, and with all that are alive when the last of
+    `tensors` is made."""
     members, parts = flow.in_order(tensors), separation(flow, tensors)
     while parts.crossing:
         members = flow.in_order([*members, *parts.crossing])

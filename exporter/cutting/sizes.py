@@ -1,7 +1,8 @@
-"""Sizes of the front's tensors that the back half asks for, answered without the tensors.
+"""Give the back half the sizes of the front's tensors that it needs, without the tensors.
 
-swin and convnext with a dynamic batch: `Shape` of the input decides a Reshape behind the cut. What is fixed becomes a
-constant; what a tensor at the cut has too is read off it; what is left travels as an int64 vector of length 1.
+swin and convnext with a dynamic batch need this: the `Shape` of the input controls a Reshape after the cut. A fixed
+size becomes a constant. A size that a tensor at the cut has too is read from that tensor. Any other size is sent as an
+int64 vector of length 1.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ PREFIX = "splitwire_size"
 
 
 class Sizes:
-    """What the nodes after a cut ask about the sizes of the front, and the answers.
+    """The sizes of the front's tensors that the nodes after a cut read, and nodes that replace them.
 
-    sent: the values, mostly none, that the front has to hand over: int64 of shape (1,). Making this adds nodes to the
-    graph but changes no answer: the front can be taken out. `redirect` lets everything read the answers that the back
-    half can give: afterwards the back can be taken out, and the front no longer.
+    sent: the values that the front must send, int64 of shape (1,); mostly none. The constructor adds nodes to the
+    graph, but existing nodes do not read them yet: the front can be extracted. After `redirect`, all nodes read the
+    replacements in the back half: then the back can be extracted, and the front no longer.
     """
 
     def __init__(self, flow: Flow, cut: Sequence[ir.Value], parts: Separation) -> None:
@@ -36,7 +37,7 @@ class Sizes:
         self._answers = [(node.outputs[0], self._answer(node)) for node in _asked(flow, cut, parts)]
 
     def redirect(self) -> None:
-        """See above."""
+        """Let all nodes read the replacements; see the class."""
         for asked, answer in self._answers:
             if asked is not answer:
                 ir.convenience.replace_all_uses_with(asked, answer)
@@ -56,7 +57,7 @@ class Sizes:
         return whole if node.op_type == "Shape" else self._make("ReduceProd", [whole], keepdims=0)
 
     def _dim(self, asked: ir.Node, source: ir.Value, axis: int, dim: int | ir.SymbolicDim) -> ir.Value:
-        """The dimension `dim`, axis `axis` of `source`, as an int64 vector of length 1."""
+        """The dimension `dim` (axis `axis` of `source`) as an int64 vector of length 1."""
         if isinstance(dim, int):
             return self._constant([dim])
         key: object = (source, axis) if dim.value is None else dim
@@ -65,14 +66,17 @@ class Sizes:
         return self._known[key]
 
     def _from_cut(self, dim: ir.SymbolicDim) -> ir.Value | None:
-        """The dimension from the shapes of the cut's tensors: the same symbol, or a linear function of one."""
+        """The dimension from the shapes of the tensors at the cut: an equal symbol, or a linear function of a
+        symbol."""
         if dim.value is None:
             return None
-        own = [(v, axis, d) for v in self._cut for axis, d in enumerate(v.shape or ()) if isinstance(d, ir.SymbolicDim)]
-        for value, axis, symbol in own:
+        symbols = [
+            (v, axis, d) for v in self._cut for axis, d in enumerate(v.shape or ()) if isinstance(d, ir.SymbolicDim)
+        ]
+        for value, axis, symbol in symbols:
             if symbol == dim:
                 return self._take(value, axis)
-        for value, axis, symbol in own:
+        for value, axis, symbol in symbols:
             line = _line(dim, symbol)
             if line is not None:
                 factor, offset = (self._constant([n]) for n in line)
@@ -83,7 +87,7 @@ class Sizes:
         return self._make("Gather", [self._make("Shape", [value]), self._constant([axis])], axis=0)
 
     def _send(self, asked: ir.Node, source: ir.Value, axis: int) -> ir.Value:
-        """Let the front hand the dimension over; the nodes go where the front makes `asked`."""
+        """Let the front send the dimension. The new nodes follow `asked` in the front."""
         index = self._add(_constant_node([axis]), after=asked)
         shape = self._add(ir.node("Shape", [source]), after=index)
         taken = self._add(ir.node("Gather", [shape.outputs[0], index.outputs[0]], {"axis": 0}), after=shape)
@@ -98,8 +102,8 @@ class Sizes:
         return self._add(ir.node(operator, inputs, attributes)).outputs[0]
 
     def _add(self, node: ir.Node, after: ir.Node | None = None) -> ir.Node:
-        """Name the node and put it into the graph; before everything else unless said otherwise: in the back half the
-        cut's tensors are inputs."""
+        """Name the node and insert it after `after`, or else before all nodes: the tensors at the cut are inputs of the
+        back half, so they are available there."""
         node.name = f"{PREFIX}_{self._count}"
         node.outputs[0].name, node.outputs[0].dtype = node.name, ir.DataType.INT64
         self._count += 1
@@ -115,7 +119,7 @@ def _constant_node(numbers: list[int]) -> ir.Node:
 
 
 def _line(dim: ir.SymbolicDim, symbol: ir.SymbolicDim) -> tuple[int, int] | None:
-    """(a, b) if dim = a · symbol + b, as `4*batch`; None otherwise."""
+    """(a, b) if dim = a · symbol + b, as in `4*batch`; None otherwise."""
     if dim.free_symbols() != {symbol.value}:
         return None
     values = [n for n in (dim.evaluate({str(symbol.value): n}) for n in (1, 2, 5)) if isinstance(n, int)]
@@ -126,21 +130,21 @@ def _line(dim: ir.SymbolicDim, symbol: ir.SymbolicDim) -> tuple[int, int] | None
 
 
 def _asked(flow: Flow, cut: Sequence[ir.Value], parts: Separation) -> list[ir.Node]:
-    """The Shape and Size nodes over activations of the front that the nodes after the cut depend on, in order."""
-    known = set(parts.after)
-    own = {v for node in parts.after for v in node.outputs} | set(cut)
-    found = set()
+    """The Shape and Size nodes of front activations that the nodes after the cut depend on, in order."""
+    visited = set(parts.after)
+    in_back = {v for node in parts.after for v in node.outputs} | set(cut)
+    asked = set()
     stack = [v for node in parts.after for v in flow.reads[flow.position[node]]]
     while stack:
         value = stack.pop()
         node = value.producer()
-        if node is None or node in known or flow.kind(value) != Kind.SIZE:
+        if node is None or node in visited or flow.kind(value) != Kind.SIZE:
             continue
-        known.add(node)
+        visited.add(node)
         sources = flow.reads[flow.position[node]]
         if is_size_op(node) and any(flow.kind(v) == Kind.ACTIVATION for v in sources):
-            if own.isdisjoint(sources):
-                found.add(node)
+            if in_back.isdisjoint(sources):
+                asked.add(node)
         else:
             stack.extend(sources)
-    return [node for node in flow.nodes if node in found]
+    return [node for node in flow.nodes if node in asked]

@@ -1,8 +1,8 @@
-"""The split: one graph becomes two at the tensors that separate it.
+"""Split one graph into two at the tensors that separate it.
 
 Requires a cut (cuts.find_cut). Ensures that both halves pass the ONNX checker, that the front goes from the network's
-input to the cut and the back from the cut to the outputs; no initialiser is in both unless both read it.
-Names, doc strings, metadata and the dynamic batch stay.
+input to the cut, and that the back goes from the cut to the outputs. An initialiser is in both halves only if both read
+it. Names, doc strings, metadata and the dynamic batch stay.
 """
 
 from __future__ import annotations
@@ -22,12 +22,11 @@ from .sizes import Sizes
 
 @dataclass(frozen=True, kw_only=True)
 class Halves:
-    """front: input → the cut's tensors, then `sizes`, then `early`. back: the cut's tensors, then `sizes` → the other
+    """front: input → tensors at the cut, then `sizes`, then `early`. back: tensors at the cut, then `sizes` → the other
     outputs.
 
-    early: names of the outputs that are known before the cut and leave from the front. sizes: names of int64 vectors
-    that the front makes and the back reads: sizes of the front's tensors that the back can have neither from constants
-    nor from the shapes of the cut's tensors; mostly ().
+    early: names of the outputs that the front computes. sizes: names of int64 vectors that the front makes and the back
+    reads: sizes of the front's tensors that are neither constant nor known from the shapes at the cut; mostly ().
     """
 
     front: ir.Model
@@ -37,7 +36,7 @@ class Halves:
 
 
 def split(model: ir.Model, tensors: Sequence[str]) -> Halves:
-    """Split `model`, which is left as it is, at the values named `tensors`; weights are shared with it, not copied.
+    """Split `model` at the values named `tensors`. The model does not change; the halves share its weights.
 
     Raises UnsupportedModel if the rank of a tensor is not known, ExportError if a half does not pass the ONNX checker,
     ValueError if the tensors are not a cut (find_cut).
@@ -69,23 +68,23 @@ def split(model: ir.Model, tensors: Sequence[str]) -> Halves:
 
 
 def _extract(graph: ir.Graph, inputs: list[ir.Value], outputs: list[ir.Value]) -> ir.Graph:
-    """The part of `graph` between the values, as a graph of its own; its initialisers in the whole's order.
+    """The part of `graph` between the values, as a new graph. The initialisers keep the order of the whole graph.
 
-    (onnx_ir's own extract() misses what the body of an If, Loop or Scan only passes on from outside.)
+    (The extract() of onnx_ir misses values that the body of an If, Loop or Scan only returns from outside.)
     """
-    known, nodes = set(inputs), set()
-    stack = [v for v in outputs if v not in known]
+    boundary, nodes = set(inputs), set()
+    stack = [v for v in outputs if v not in boundary]
     while stack:
         node = stack.pop().producer()
         if node is None or node in nodes:
             continue
         nodes.add(node)
-        stack += [v for v in reads(node) if v not in known]
+        stack += [v for v in reads(node) if v not in boundary]
     read = {v for node in nodes for v in reads(node)} | set(outputs)
-    initialisers = [v for v in graph.initializers.values() if v in read and v not in known]
-    made = {v for node in nodes for v in node.outputs}
-    loose = [v for v in graph.inputs if v in read and v not in known and v not in initialisers]
-    if loose or any(v not in made and v not in known and v not in initialisers for v in outputs):
+    initialisers = [v for v in graph.initializers.values() if v in read and v not in boundary]
+    computed = {v for node in nodes for v in node.outputs}
+    loose = [v for v in graph.inputs if v in read and v not in boundary and v not in initialisers]
+    if loose or any(v not in computed and v not in boundary and v not in initialisers for v in outputs):
         raise ExportError("internal: a half is not closed; please report this network")
     return ir.GraphView(
         inputs,
@@ -114,7 +113,7 @@ def _model(whole: ir.Model, graph: ir.Graph) -> ir.Model:
 
 
 def _ensure(halves: Halves, tensors: Sequence[str]) -> None:
-    """The postconditions that need no inference; verify.py checks the numbers."""
+    """Check the postconditions that need no run; verify.py compares the numbers."""
     front, back = halves.front.graph, halves.back.graph
     meeting = [*tensors, *halves.sizes]
     if [v.name for v in front.outputs][: len(meeting)] != meeting or [v.name for v in back.inputs] != meeting:

@@ -1,4 +1,4 @@
-"""Is the export right? The ONNX graph against the torch module it was made from."""
+"""Compare the ONNX graph with the torch module that it was exported from."""
 
 from __future__ import annotations
 
@@ -21,27 +21,28 @@ from .names import Names
 from .verify import BATCHES
 
 TORCH_TOLERANCE = 1e-3
-"""Largest |ONNX − torch| / max(1, largest |torch|) that passes: other kernels, other summation order. Float32 networks
-agree to 1e-5; a graph that is wrong is off by far more (swin_t with free sizes: 0.03)."""
+"""Largest accepted |ONNX − torch| / max(1, largest |torch|). The kernels differ, and so does the order of sums. Float32
+networks agree to 1e-5; a wrong graph differs by far more (swin_t with free sizes: 0.03)."""
 
 SCORE_TOLERANCE, MIN_OVERLAP, MAX_SHIFT, MIN_FOUND = 0.02, 0.5, 1.0, 0.5
-"""Detections are the same if the class is, the scores differ by at most this, and the boxes overlap by this
-(intersection over union) or lie within this many pixels; the last is the share that must be found again. Loose, because
-selection is a cascade of comparisons: boxes whose scores differ in the last digit take each other's place (Faster R-CNN
-with random weights: 97 % found, scores off by 0.01). A selection that is wrong finds hardly any."""
+"""Two detections match if their classes are equal, their scores differ by at most SCORE_TOLERANCE, and their boxes have
+an intersection over union above MIN_OVERLAP or corners within MAX_SHIFT pixels. MIN_FOUND is the share of detections
+that must match. The limits are loose because the selection is a cascade of comparisons: boxes with scores that differ
+in the last digit change places (Faster R-CNN with random weights: 97 % match, scores differ by 0.01). With a wrong
+selection hardly any detection matches."""
 
 TIE = 1e-5
-"""Detections whose scores are this close are not compared: with random weights, which of them is kept is chance."""
+"""Detections with scores this close are not compared: with random weights, chance decides which one is kept."""
 
 
 def check_torch(module: torch.nn.Module, source: Source, whole: Graph, inputs: Float32Array) -> float:
     """Largest relative difference between the ONNX graph and the torch module it came from, over BATCHES.
 
     source: of the module. whole: its graph, made with exact=True. inputs: (3, …) float32.
-    Of a detector, the difference is that of what leaves its backbone and its head, before the boxes are selected: where
-    scores tie, the boxes themselves depend on the last digit. They are compared as sets.
-    Raises ExportError if the difference is over TORCH_TOLERANCE: the export is wrong, or holds for the traced batch
-    alone.
+    For a detector, the difference is that of the outputs of its backbone and its head, before the selection of boxes.
+    (Where scores tie, the selected boxes depend on the last digit. They are compared as sets.)
+    Raises ExportError if the difference is over TORCH_TOLERANCE: the export is wrong, or is right only for the traced
+    batch.
     """
     if is_torchvision_detector(module):
         return _check_detector(module, source, inputs)
@@ -65,17 +66,17 @@ def _check_detector(module: torch.nn.Module, source: Source, inputs: Float32Arra
     graph = Graph.of(_probing(source.model, inner), what="whole network", exact=True)
     for x in (inputs[:1], inputs[1:2]):
         with _tapped(module, probes) as taps:
-            (found,) = run_module(module, x)
+            (detections,) = run_module(module, x)
         answer = dict(zip(graph.outputs, graph.run(x), strict=True))
         for path, values in probes.items():
             ours = [answer[str(v.name)] for v in values]
             for expected in arrays_of(taps[path]):
-                # By shape: a pyramid's levels leave the graph in the order in which they are computed.
+                # Matched by shape: the levels of a pyramid leave the graph in the order of their computation.
                 same = [largest_difference([a], [expected], by_output=True) for a in ours if a.shape == expected.shape]
                 difference = min(same, default=float("inf"))
                 _judge(difference, f"at {path!r}", "please report this network")
                 worst = max(worst, difference)
-        share = found_again(answer, {name: t.cpu().numpy() for name, t in found.items()})
+        share = found_again(answer, {name: t.cpu().numpy() for name, t in detections.items()})
         if share < MIN_FOUND:
             raise ExportError(
                 f"the ONNX graph and the torch detector agree on only {share:.0%} of the boxes, {MIN_FOUND:.0%} is"
@@ -85,10 +86,10 @@ def _check_detector(module: torch.nn.Module, source: Source, inputs: Float32Arra
 
 
 def found_again(ours: dict[str, NDArray[Any]], theirs: dict[str, NDArray[Any]]) -> float:
-    """Share of the detections of either side that the other has too, the smaller of both; 1 if there are none at all.
+    """Share of the detections of each side that match one of the other side: the smaller share; 1 without detections.
 
-    ours, theirs: boxes (N, 4) float32 corners, scores (N,) float32, labels (N,) int64. Detections with tied scores are
-    looked for in neither direction, but may be what is found.
+    ours, theirs: boxes (N, 4) float32 corners, scores (N,) float32, labels (N,) int64. Detections with tied scores do
+    not count, but they can be the match of another one.
     """
     clear = [_untied(side["scores"]) for side in (ours, theirs)]
     same = (
@@ -96,8 +97,8 @@ def found_again(ours: dict[str, NDArray[Any]], theirs: dict[str, NDArray[Any]]) 
         & (np.abs(ours["scores"][:, None] - theirs["scores"]) <= SCORE_TOLERANCE)
         & _close(ours["boxes"], theirs["boxes"])
     )
-    found = [same.any(axis=1)[clear[0]], same.any(axis=0)[clear[1]]]
-    return min((float(f.mean()) for f in found if f.size), default=1.0)
+    matches = [same.any(axis=1)[clear[0]], same.any(axis=0)[clear[1]]]
+    return min((float(f.mean()) for f in matches if f.size), default=1.0)
 
 
 def _untied(scores: NDArray[Any]) -> NDArray[np.bool_]:
@@ -109,26 +110,28 @@ def _untied(scores: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def _close(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.bool_]:
-    """Which boxes of a (N, 4) are those of b (M, 4): (N, M). Of boxes without area, clipped away at the border, the
-    intersection says nothing: their corners are compared."""
+    """(N, M) whether boxes of a (N, 4) and of b (M, 4) are close.
+
+    The corners are compared too, because boxes without area (clipped at the border) have no intersection.
+    """
     shift = np.abs(a[:, None].astype(np.float64) - b).max(axis=2, initial=0.0)
     return np.asarray((shift <= MAX_SHIFT) | (box_iou(a, b) > MIN_OVERLAP))
 
 
 def _probes(module: torch.nn.Module, source: Source) -> dict[str, tuple[ir.Value, ...]]:
-    """Module path → the values that leave it, for the parts of a detector that come before any selection."""
-    names, found = Names.of(source), {}
+    """Module path → the values that leave it, for the parts of a detector before the selection of boxes."""
+    names, probes = Names.of(source), {}
     for path in ("backbone", "head", "rpn.head"):
         if path in source.modules:
             try:
-                found[path] = names.resolve(path).values
+                probes[path] = names.resolve(path).values
             except UsageError:  # a graph without module paths
                 continue
-    return found
+    return probes
 
 
 def _probing(model: ir.Model, values: Sequence[ir.Value]) -> ir.Model:
-    """The same graph with these values as further outputs."""
+    """A copy of the graph with these values as additional outputs."""
     copy = model.clone()
     inside = ir.convenience.create_value_mapping(copy.graph, include_subgraphs=False)
     extra = dict.fromkeys(inside[str(v.name)] for v in values)
@@ -138,7 +141,7 @@ def _probing(model: ir.Model, values: Sequence[ir.Value]) -> ir.Model:
 
 @contextmanager
 def _tapped(module: torch.nn.Module, paths: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """What the modules at `paths` return, while inside."""
+    """Collect what the modules at `paths` return, inside the block."""
     taps: dict[str, Any] = {}
     with ExitStack() as stack:
         for path in paths:
@@ -151,7 +154,7 @@ def _tapped(module: torch.nn.Module, paths: Iterable[str]) -> Iterator[dict[str,
 
 
 def run_module(module: torch.nn.Module, x: Float32Array) -> Any:
-    """What the module returns in evaluation mode, for a batch of inputs (n, …)."""
+    """The result of the module in evaluation mode, for a batch of inputs (n, …)."""
     place = next((p.device for p in module.parameters()), torch.device("cpu"))
     tensor = torch.from_numpy(np.ascontiguousarray(x)).to(place)
     with evaluating(module), torch.no_grad():
@@ -159,7 +162,7 @@ def run_module(module: torch.nn.Module, x: Float32Array) -> Any:
 
 
 def arrays_of(result: Any) -> list[NDArray[Any]]:
-    """The tensors in what a module returns, in order."""
+    """The tensors in the result of a module, in order."""
     return [t.cpu().numpy() for t in pytree.tree_leaves(plain(result)) if isinstance(t, torch.Tensor)]
 
 

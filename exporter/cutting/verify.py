@@ -1,4 +1,4 @@
-"""Is the split right? back(front(x)) against the whole network."""
+"""Compare back(front(x)) with the whole network."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from splitwire.exporter.network.inference import Array, Float32Array, Graph, Inp
 from .split import Halves
 
 TOLERANCE = 1e-4
-"""Largest |back(front(x)) − whole(x)| / max(1, |whole(x)|) that passes. The halves hold the same operators, so they
-are mostly equal to the bit; fusions across the cut may move the last digits."""
+"""Largest accepted |back(front(x)) − whole(x)| / max(1, |whole(x)|). The halves have the same operators, so results are
+mostly equal to the bit; fusions across the cut may change the last digits."""
 
 Answers = list[dict[str, Array]]
-"""One per batch: name of the output → what came."""
+"""Per batch: name of the output → its array."""
 
 BATCHES = (1, 3)
-"""The sizes that are tried; the graph was traced with batch 2, so that both are new to it."""
+"""Batch sizes of the comparison. The graph was traced with batch 2, so both are new to it."""
 
 
 def check_halves(whole: Graph | Answers, halves: Halves, inputs: Float32Array) -> float:
     """Largest relative difference between the joined halves and the whole, over BATCHES.
 
-    whole: the network as made with exact=True, or what it gave (`answers`): then one graph at a time is open in ONNX
-    Runtime, which takes the least memory. inputs: (3, C, H, W) float32. A graph with a fixed batch is tried at that
-    batch alone. Raises ExportError if the difference is over TOLERANCE.
+    whole: the network, made with exact=True; or its `answers`. With the answers, only one graph at a time is open in
+    ONNX Runtime, which saves memory. inputs: (3, C, H, W) float32. A graph with a fixed batch runs only at that batch.
+    Raises ExportError if the difference is over TOLERANCE.
     """
     expected = answers(whole, inputs) if isinstance(whole, Graph) else whole
-    made = answers(Graph.of(halves.front, what="front half", exact=True), inputs)
+    front_outputs = answers(Graph.of(halves.front, what="front half", exact=True), inputs)
     back = Graph.of(halves.back, what="back half", exact=True)
     worst = 0.0
-    for wanted, early in zip(expected, made, strict=True):
+    for whole_outputs, early in zip(expected, front_outputs, strict=True):
         late = dict(zip(back.outputs, back.run(*(early[name] for name in back.inputs)), strict=True))
         joined = {**early, **late}  # early outputs, and cut tensors that are outputs too, come from the front
-        difference = largest_difference([joined[n] for n in wanted], list(wanted.values()))
+        difference = largest_difference([joined[n] for n in whole_outputs], list(whole_outputs.values()))
         if difference > TOLERANCE:
             batch = len(early[back.inputs[0]])
             raise ExportError(
@@ -46,7 +46,7 @@ def check_halves(whole: Graph | Answers, halves: Halves, inputs: Float32Array) -
 
 
 def answers(graph: Graph, inputs: Float32Array) -> Answers:
-    """What the graph makes of the inputs at each of BATCHES, by the names of its outputs."""
+    """The outputs of the graph for the inputs at each of BATCHES, by name."""
     return [dict(zip(graph.outputs, graph.run(x), strict=True)) for x in _batches(inputs, graph.batch)]
 
 
@@ -57,11 +57,11 @@ def _batches(inputs: Float32Array, fixed: int | None) -> list[Float32Array]:
 
 
 def fill_up(inputs: list[Float32Array], shape: tuple[int, ...], dtype: InputType = "float32") -> Float32Array:
-    """The inputs that verification uses: the first calibration inputs, and noise for those that are missing.
+    """The inputs of the verification: the first calibration inputs, and noise in place of missing ones.
 
     Returns (max(BATCHES), *shape) of dtype.
     """
     rng = np.random.default_rng(0)
-    taken = inputs[: max(BATCHES)]
-    missing = [noise(shape, dtype, rng) for _ in range(max(BATCHES) - len(taken))]
-    return np.stack([*taken, *missing])
+    available = inputs[: max(BATCHES)]
+    missing = [noise(shape, dtype, rng) for _ in range(max(BATCHES) - len(available))]
+    return np.stack([*available, *missing])

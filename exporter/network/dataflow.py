@@ -1,6 +1,6 @@
-"""What a value of an ONNX graph depends on: nothing, the size of the input, or the input itself; and who reads it.
+"""What each value of an ONNX graph depends on (nothing, the size of the input, or the input), and which nodes read it.
 
-Sizes and constants never count as data that crosses a cut: the back half can make them again.
+Sizes and constants do not count as data that crosses a cut: the back half can compute them itself.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from enum import IntEnum
 import onnx_ir as ir
 
 SIZE_OPS = frozenset({"Shape", "Size"})
-"""Operators whose output depends on the size of their input only."""
+"""Operators with an output that depends only on the size of the input."""
 
 
 class Kind(IntEnum):
-    """What a value depends on; the kind of a node's output is the largest kind among what it reads."""
+    """What a value depends on. The kind of a node's output is the largest kind among the values that the node reads."""
 
     CONSTANT = 0
     SIZE = 1
@@ -32,7 +32,7 @@ def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
 
 
 def reads(node: ir.Node) -> list[ir.Value]:
-    """Values of the node's own graph that it reads: its inputs, and what the bodies of If, Loop and Scan capture."""
+    """The values of its graph that a node reads: its inputs, and those that its bodies (If, Loop, Scan) capture."""
     values = [v for v in node.inputs if v is not None]
     for body in subgraphs(node):
         values += [v for v in _mentioned(body) if v.graph is node.graph]
@@ -40,7 +40,7 @@ def reads(node: ir.Node) -> list[ir.Value]:
 
 
 def _mentioned(body: ir.Graph) -> Iterator[ir.Value]:
-    """Every value that the nodes of `body` and of the bodies inside it read, or that leaves one of these bodies."""
+    """Every value that `body`, or a body inside it, reads or returns."""
     for node in body:
         yield from (v for v in node.inputs if v is not None)
         for inner in subgraphs(node):
@@ -49,16 +49,17 @@ def _mentioned(body: ir.Graph) -> Iterator[ir.Value]:
 
 
 def is_size_op(node: ir.Node) -> bool:
-    """Whether the node's output depends on the size of its input only."""
+    """Whether the output of the node depends only on the size of its input."""
     return node.op_type in SIZE_OPS and node.domain in ("", "ai.onnx")
 
 
 class Flow:
-    """Who makes and who reads what in one graph, which must be in topological order and not change afterwards.
+    """The data flow of one graph. The graph must be in topological order, and must not change afterwards.
 
-    nodes: in execution order. position: of each node in it. reads: of each node, see `reads`. used: the activations
-    whose values, not just sizes, each node needs. kinds: of every graph input and every node output; initialisers are
-    absent, they are constants. needed: whether an output of the graph depends on the node.
+    nodes: in execution order. position: node → its index in `nodes`. Per node: reads: the values that it reads, see the
+    function `reads`; used: the activations of which it needs the values, not only the sizes; needed: whether an output
+    of the graph depends on it. kinds: of every graph input and every node output. Initialisers are not in `kinds`: they
+    are constants.
     """
 
     def __init__(self, graph: ir.Graph) -> None:
@@ -82,12 +83,12 @@ class Flow:
         return self.kinds.get(value, Kind.CONSTANT)
 
     def made_at(self, value: ir.Value) -> int:
-        """Position of the node that makes `value`; −1 for inputs and initialisers."""
+        """Position of the node that computes `value`; −1 for inputs and initialisers."""
         producer = value.producer()
         return -1 if producer is None else self.position[producer]
 
     def in_order(self, values: Iterable[ir.Value]) -> list[ir.Value]:
-        """The different ones of `values` in execution order."""
+        """`values` in execution order, each one once."""
         return sorted(set(values), key=lambda v: (self.made_at(v), v.index() or 0))
 
     def _needed(self) -> list[bool]:
@@ -101,5 +102,5 @@ class Flow:
 
 
 def classify(graph: ir.Graph) -> dict[ir.Value, Kind]:
-    """The kind of every graph input and every node output; see Flow.kinds."""
+    """The kind of every graph input and every node output (`Flow.kinds`)."""
     return Flow(graph).kinds

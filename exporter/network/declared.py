@@ -1,4 +1,4 @@
-"""What a graph declares of its values, against what they are: shapes that are out of date, types that are missing."""
+"""Correct what a graph declares about its values: outdated shapes are removed, missing types and shapes are added."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from .inference import types_in_runtime
 from .quiet import quiet
 
 _NO_TENSORS = frozenset({"SplitToSequence", "SequenceConstruct", "SequenceEmpty", "SequenceMap", "Optional", "ZipMap"})
-"""Where one of these is, values may be sequences, which onnx_ir's pass takes for tensors of their element type."""
+"""In a graph with one of these operators, values may be sequences. The pass of onnx_ir takes these for tensors."""
 
 
 def infer_missing(model: ir.Model) -> None:
-    """Fill in the types and shapes that are missing, as far as ONNX's inference goes; what is declared, its symbols
-    too, stays."""
+    """Add missing types and shapes, as far as ONNX's inference knows them. Declared ones stay, with their symbols."""
     missing = [v for n in model.graph for v in n.outputs if v.name and (v.shape is None or v.dtype is None)]
     if not missing:
         return
@@ -31,9 +30,9 @@ def infer_missing(model: ir.Model) -> None:
 
 
 def ask_types(model: ir.Model) -> None:
-    """Fill in the types that ONNX's inference does not know, those of com.microsoft's operators: ONNX Runtime does.
+    """Add the types that ONNX's inference does not know (those of com.microsoft operators) from ONNX Runtime.
 
-    Raises UnsupportedModel if a type is missing and ONNX Runtime does not take the graph.
+    Raises UnsupportedModel if a type is missing and ONNX Runtime does not load the graph.
     """
     by_name = {str(v.name): v for n in model.graph for v in n.outputs if v.name and v.type is None}
     if by_name:
@@ -41,14 +40,14 @@ def ask_types(model: ir.Model) -> None:
             value.shape = None
         for name, text in types_in_runtime(model, list(by_name)).items():
             by_name[name].type = _type(text)
-        infer_missing(model)  # their shapes, and what follows from them
+        infer_missing(model)  # the shapes of these values, and types and shapes that depend on them
 
 
 def drop_stale_shapes(model: ir.Model) -> None:
-    """Forget all shapes behind the input if one of them contradicts it, in place.
+    """Remove all shapes except the input's, in place, if one of them contradicts the input.
 
-    People write a symbol over the batch of input and output, or another size, and leave what an older inference wrote
-    between them. ONNX Runtime takes no notice of that; a cut must not be judged by it.
+    Some files were edited: the input and output have a new batch symbol or size, but the values between them still have
+    the old shapes. ONNX Runtime ignores these; the search for cuts must not rely on them.
     """
     graph = model.graph
     batch = graph.inputs[0].shape[0] if graph.inputs[0].shape else None
@@ -67,22 +66,24 @@ def drop_stale_shapes(model: ir.Model) -> None:
         if anew is not None and _contradicts(shape, anew):
             break
         if dynamic and unknown and value in activations and len(shape) > 1 and isinstance(shape[0], int):
-            break  # one image where there are many, behind an operator that inference does not see through
+            break  # a batch of 1 in a dynamic graph, after an operator that inference cannot follow
     else:
         return
     forget_shapes(graph)
 
 
 def forget_shapes(graph: ir.Graph) -> None:
-    """What the nodes make has no shape any more, until it is inferred from the input."""
+    """Remove the shapes of all node outputs; inference can compute them again from the input."""
     for node in graph:
         for value in node.outputs:
             value.shape = None
 
 
 def _contradicts(declared: ir.Shape, anew: ir.Shape) -> bool:
-    """Whether a declared shape cannot be that which follows from the input: a number against another, or against a
-    symbol. (A symbol against a number is a file that says less than it could.)"""
+    """Whether a declared shape differs from the inferred one: another number, or a number where a symbol is inferred.
+
+    (A symbol where a number is inferred is no contradiction: the file only says less than it could.)
+    """
     if len(declared) != len(anew):
         return True
     return any(
@@ -92,7 +93,7 @@ def _contradicts(declared: ir.Shape, anew: ir.Shape) -> bool:
 
 
 def _inferred(model: ir.Model, *, clone: bool = True) -> dict[str, ir.Value]:
-    """Name → value of a copy of the graph in which ONNX's inference has filled in what it can."""
+    """Name → value, in a copy of the graph with all types and shapes that ONNX's inference knows."""
     copy = model.clone() if clone else model
     with quiet():
         copy = ShapeInferencePass(strict_mode=False)(copy).model
@@ -100,7 +101,7 @@ def _inferred(model: ir.Model, *, clone: bool = True) -> dict[str, ir.Value]:
 
 
 def _type(text: str) -> ir.TypeProtocol | None:
-    """The type that ONNX Runtime calls "seq(tensor(float))", say; None for what onnx_ir has none for (maps)."""
+    """The type for ONNX Runtime's text, such as "seq(tensor(float))"; None if onnx_ir has no such type (maps)."""
     kind, _, inner = text.removesuffix(")").partition("(")
     if kind == "tensor":
         return ir.TensorType(ir.DataType[inner.upper()]) if inner.upper() in ir.DataType.__members__ else None

@@ -1,4 +1,4 @@
-"""ONNX Runtime as the exporter uses it: a graph in memory, arrays in, arrays out; and graphs as bytes and as files."""
+"""Graphs in ONNX Runtime (arrays in, arrays out), as bytes, and as files."""
 
 from __future__ import annotations
 
@@ -23,23 +23,27 @@ stop_events(ort)
 Array = NDArray[np.generic]
 Float32Array = NDArray[np.float32]
 InputType = Literal["float32", "uint8"]
-"""What a network's input may hold."""
+"""Element types that a network's input may have."""
 
 MAX_MODEL_BYTES = 1_900_000_000
-"""A protobuf message, and with it an ONNX file without external data, ends at 2 GiB; the graph itself takes a part."""
+"""The limit of a protobuf message, and of an ONNX file without external data, is 2 GiB; the graph needs some of it."""
 
 MIN_APART = 1024
-"""Smaller weights stay in the graph: ONNX Runtime reads shapes and axes from them while it loads."""
+"""Weights of fewer bytes stay in the graph: ONNX Runtime reads shapes and axes from them when it loads the graph."""
 
 _PLAIN = {getattr(ir.DataType, n) for n in ("FLOAT", "DOUBLE", "FLOAT16", "INT8", "UINT8", "INT32", "INT64")}
-"""Element types that NumPy has, and that ONNX Runtime therefore takes as arrays."""
+"""Element types that NumPy has too, so that ONNX Runtime accepts the weights as arrays."""
 
 _ALIGNMENT = 4096
-"""Of weights in a file of external data, so that they can be mapped into memory."""
+"""Alignment in bytes of weights in an external file, so that they can be mapped into memory."""
 
 
 class Graph:
-    """A graph in ONNX Runtime on the CPU. `batch` is None if the batch is dynamic, else the only size it takes."""
+    """A graph in ONNX Runtime on the CPU.
+
+    inputs, outputs: names, in order. types: output → type in ONNX Runtime's words. batch: None if the batch is dynamic,
+    otherwise the only batch size that the graph takes.
+    """
 
     def __init__(
         self,
@@ -52,10 +56,10 @@ class Graph:
     ) -> None:
         """data: the serialised model. what: its name in messages ("front half"). weights: those that are not in `data`.
 
-        exact: optimise up to EXTENDED only. Above it ONNX Runtime changes the memory layout of convolutions, which
-        moves results by up to 1e-6; the halves are compared with the whole without that (docs/exporter.md).
-        brief: for a few runs: nothing is optimised, and `weights` are used where they lie.
-        Raises UnsupportedModel if ONNX Runtime does not take the graph.
+        exact: optimise up to level EXTENDED. Higher levels change the memory layout of convolutions, which changes
+        results by up to 1e-6. The comparison of the halves with the whole avoids that (docs/exporter.md).
+        brief: for few runs: no optimisation, and no copy of `weights`.
+        Raises UnsupportedModel if ONNX Runtime does not load the graph.
         """
         level = ort.GraphOptimizationLevel
         options = ort.SessionOptions()
@@ -69,7 +73,7 @@ class Graph:
             options.add_external_initializers(list(self._weights), list(self._weights.values()))
         try:
             self._session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-        except Exception as e:  # ONNX Runtime raises its own kinds, derived from Exception alone
+        except Exception as e:  # ONNX Runtime's error classes derive directly from Exception
             raise UnsupportedModel(f"ONNX Runtime does not take the {what}: {_line(e)}") from e
         self._what = what
         entry = self._session.get_inputs()[0]
@@ -82,17 +86,19 @@ class Graph:
     def of(
         cls, model: ir.Model, *, what: str, exact: bool = False, brief: bool = False, limit: int = MAX_MODEL_BYTES
     ) -> Graph:
-        """A graph from an onnx_ir model. Weights of more than `limit` bytes, or of a brief graph, are handed over apart
-        from the graph: not copied."""
+        """A graph from an onnx_ir model.
+
+        If the weights have more than `limit` bytes, or if `brief`, ONNX Runtime gets them separately, without a copy.
+        """
         if weight_bytes(model) <= limit and not brief:
             return cls(serialise(model), what=what, exact=exact)
         lean, apart = _without_weights(model, "weights")
-        # ONNX Runtime uses the buffers of contiguous arrays only: torch's exporter leaves transposed views
+        # ONNX Runtime accepts contiguous arrays only, and torch's exporter leaves transposed views
         weights = {n: np.ascontiguousarray(t.numpy()) for n, t in apart.items()}
         return cls(_to_bytes(lean), what=what, exact=exact, brief=brief, weights=weights)
 
     def run(self, *arrays: Array) -> list[Array]:
-        """All outputs for one batch; `arrays` in the order of `inputs`. Raises UnsupportedModel where it fails."""
+        """All outputs for one batch. arrays: in the order of `inputs`. Raises UnsupportedModel if the run fails."""
         try:
             return list(self._session.run(None, dict(zip(self.inputs, arrays, strict=True))))
         except Exception as e:
@@ -101,9 +107,9 @@ class Graph:
 
 
 def types_in_runtime(model: ir.Model, names: Sequence[str]) -> dict[str, str]:
-    """Of each named value of the graph its type in ONNX Runtime's words: "tensor(int8)", "seq(tensor(float))".
+    """Name → type of the value in ONNX Runtime's words, such as "tensor(int8)" or "seq(tensor(float))".
 
-    Raises UnsupportedModel if ONNX Runtime does not take the graph.
+    Raises UnsupportedModel if ONNX Runtime does not load the graph.
     """
     model = model.clone()
     values = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
@@ -113,21 +119,21 @@ def types_in_runtime(model: ir.Model, names: Sequence[str]) -> dict[str, str]:
 
 
 def noise(shape: Sequence[int], dtype: InputType, rng: np.random.Generator) -> NDArray[Any]:
-    """An input of nothing in particular: normally distributed, or pixels where the network takes uint8."""
+    """A random input: normally distributed float32, or uniformly distributed uint8."""
     if dtype == "uint8":
         return rng.integers(0, 256, tuple(shape), dtype=np.uint8)
     return rng.standard_normal(tuple(shape), dtype=np.float32)
 
 
 def weight_bytes(model: ir.Model) -> int:
-    """Bytes that the weights take."""
+    """Total size of the weights in bytes."""
     return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
 
 
 def serialise(model: ir.Model) -> bytes:
-    """The bytes of the model, the same for the same model: what the files hold and the profile's hashes cover.
+    """The model as bytes; equal models give equal bytes. The files hold these, and the profile's hashes cover them.
 
-    Weights that lie in a file elsewhere are brought in. Raises UnsupportedModel if it does not fit (use `save`).
+    Weights in external files are included. Raises UnsupportedModel if they do not fit into one message (use `save`).
     """
     if weight_bytes(model) > MAX_MODEL_BYTES:
         raise UnsupportedModel(f"{weight_bytes(model) / 1e9:.1f} GB of weights do not fit into one ONNX message")
@@ -138,7 +144,7 @@ def serialise(model: ir.Model) -> bytes:
 
 
 def load_external(model: ir.Model, below: float = float("inf")) -> None:
-    """Bring in the weights of fewer than `below` bytes that lie in other files."""
+    """Load weights in external files into memory, if they have fewer than `below` bytes."""
     for value in model.graph.initializers.values():
         tensor = value.const_value
         if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes < below:
@@ -146,12 +152,14 @@ def load_external(model: ir.Model, below: float = float("inf")) -> None:
 
 
 def check_graph(model: ir.Model) -> str | None:
-    """What the ONNX checker has against the graph, a line; None if nothing. It does not see large weights, so that they
-    are in memory once, and may be larger than a protobuf message."""
+    """Why the ONNX checker rejects the graph, in one line; None if it accepts it.
+
+    The checker gets no large weights. So they are in memory only once, and may exceed the limit of a protobuf message.
+    """
     order = list(model.graph.initializers)
     ends = (*model.graph.inputs, *model.graph.outputs)
     loose = [(v, v.type, v.shape) for v in ends if v.type is None or v.shape is None]
-    for value, kind, _ in loose:  # ONNX Runtime infers them
+    for value, kind, _ in loose:  # the checker needs both; ONNX Runtime infers them
         value.type, value.shape = kind or ir.TensorType(ir.DataType.FLOAT), ir.Shape([])
     try:
         CheckerPass()(model)
@@ -160,13 +168,13 @@ def check_graph(model: ir.Model) -> str | None:
     finally:
         for value, kind, shape in loose:
             value.type, value.shape = kind, shape
-        # the pass leaves the weights in another order, and the same export would give other bytes
+        # The pass changes the order of the weights; without this, the same export would give other bytes.
         model.graph.initializers.update({name: model.graph.initializers.pop(name) for name in order})
     return None
 
 
 def digest(model: ir.Model, *, limit: int = MAX_MODEL_BYTES) -> str:
-    """SHA-256 in hex: of `serialise`, or, over `limit` bytes of weights, of the graph and then its weights in order."""
+    """SHA-256 in hex: of `serialise`, or, if the weights exceed `limit` bytes, of the graph and then the weights."""
     if weight_bytes(model) <= limit:
         return hashlib.sha256(serialise(model)).hexdigest()
     lean, apart = _without_weights(model, "weights")
@@ -177,10 +185,10 @@ def digest(model: ir.Model, *, limit: int = MAX_MODEL_BYTES) -> str:
 
 
 def save(model: ir.Model, path: Path, *, name: str | None = None, limit: int = MAX_MODEL_BYTES) -> list[Path]:
-    """Write the model to `path`; over `limit` bytes of weights, these go to a second file beside it, `path`.data.
+    """Write the model to `path`. If the weights exceed `limit` bytes, they go to a second file, `path`.data.
 
-    name: what `path` will be called in the end, for callers that rename (the second file must then be renamed to
-    name.data: the graph refers to it). Returns the files written, the graph last. OSError leaves what was written.
+    name: the final name of `path`, if the caller renames it. The caller must then rename the second file to name.data,
+    because the graph refers to it. Returns the written files, the graph last. After an OSError the files may be there.
     """
     if weight_bytes(model) <= limit:
         path.write_bytes(serialise(model))
@@ -196,7 +204,7 @@ def save(model: ir.Model, path: Path, *, name: str | None = None, limit: int = M
 
 
 def _without_weights(model: ir.Model, location: str) -> tuple[ir.Model, dict[str, ir.TensorProtocol]]:
-    """(the model with references to the file `location` in place of its large weights, these weights in file order)."""
+    """(the model with references to the file `location` in place of its large weights, these weights in file order)"""
     lean = model.clone()
     apart: dict[str, ir.TensorProtocol] = {}
     position = 0
@@ -222,11 +230,11 @@ def _to_bytes(model: ir.Model) -> bytes:
 
 
 def largest_difference(ours: Sequence[Array], reference: Sequence[Array], *, by_output: bool = False) -> float:
-    """Largest |ours − reference| / max(1, |reference|) over all outputs; infinite where the shapes differ.
+    """Largest |ours − reference| / max(1, |reference|) over all outputs; infinite if shapes differ.
 
-    by_output: |reference| is the largest magnitude of the output, not the element's own: for comparing different
-    kernels, whose rounding errors are as large as the sums they come from, and not as their results.
-    NaN against NaN, and infinity against the same infinity, count as equal: what is not finite is reported elsewhere.
+    by_output: divide by the largest magnitude of the output, not by that of the element. Use it to compare different
+    kernels: their rounding errors grow with the terms of a sum, not with its result.
+    NaN equals NaN here, and infinity equals the same infinity: other checks report values that are not finite.
     """
     worst = 0.0
     for a, b in zip(ours, reference, strict=True):

@@ -1,7 +1,7 @@
-"""Do the images of a batch influence each other? Batch norm in training mode, a standardisation over the whole batch.
+"""Find out whether the images of a batch influence each other (batch norm in training mode, scaling over the batch).
 
-The calibration runs images in batches, the edge one by one, a server as many as wait: such a network would answer each
-time otherwise. Found by running the same images alone and together.
+The calibration runs images in batches, the edge one by one, and a server all that wait. A network of this kind would
+answer differently each time. To find it, the same images run alone and together.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from splitwire.codec.errors import UnsupportedModel
 from .inference import Array, Graph, InputType, noise
 
 TOLERANCE = 1e-3
-"""Largest difference that an image may make to another, as a share of the output's largest magnitude. Both runs have
-the same kernels on the same shapes, so that images apart differ by nothing at all."""
+"""Largest difference that counts as no influence, as a share of the output's largest magnitude. Both runs use the same
+kernels on the same shapes, so independent images give exactly equal outputs."""
 
 SPREAD = (0.25, 1.0, 4.0)
-"""Scales of the images that are tried: what standardises or takes a largest value over the batch must notice."""
+"""Scales of the test images. A network that normalises over the batch gives other outputs for other scales."""
 
 
 def mixes_images(model: ir.Model, shape: tuple[int, ...], dtype: InputType) -> bool:
     """Whether an output of one image depends on the others of its batch.
 
-    model: of a dynamic batch, every output with the batch first. shape: of one input, (1, …).
-    Each image is run in a batch with others, and at the same place in a batch of its own copies: the same kernels run
-    on the same shapes, so that rounding is the same, and no choice by a last digit (suppression of boxes, a top k)
-    tips over. False where the network does not run.
+    model: with a dynamic batch; the batch is the first axis of every output. shape: of one input, (1, …).
+    Each image runs in a batch with others, and at the same position in a batch of its copies. Both runs use the same
+    kernels on the same shapes, so the rounding is the same, and selections (suppression of boxes, top k) do not change
+    because of a last digit. Returns False if the network does not run.
     """
     x = noise((len(SPREAD), *shape[1:]), dtype, np.random.default_rng(0))
     scale = np.array(SPREAD, np.float32).reshape(-1, *[1] * (len(shape) - 1))
@@ -45,7 +45,7 @@ def mixes_images(model: ir.Model, shape: tuple[int, ...], dtype: InputType) -> b
 
 
 def _differ(a: Array, b: Array, i: int) -> bool:
-    """Whether row i is another; False for outputs with as many elements as the data says."""
+    """Whether row i of the outputs differs. False if the shapes differ: then the size depends on the data."""
     if a.shape != b.shape or not a.ndim or a.dtype.kind not in "fiub":
         return False
     one, other = a[i].astype(np.float64), b[i].astype(np.float64)
@@ -55,7 +55,7 @@ def _differ(a: Array, b: Array, i: int) -> bool:
 
 
 def one_by_one(graph: ir.Graph, batch: int) -> str:
-    """What becomes of single pictures where the batch is fixed at more than one."""
+    """A note on single pictures, for a network with a fixed batch of more than one."""
     loose = [v.name for v in graph.outputs if v.shape is None or not len(v.shape) or v.shape[0] != batch]
     if loose:
         return (

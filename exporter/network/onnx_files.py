@@ -1,9 +1,9 @@
-"""An ONNX file as an onnx_ir model: what it declares is made safe to work with, and its weights are found.
+"""Read an ONNX file as an onnx_ir model, with corrected declarations and with its weights.
 
-Weights outside the file ("external data") are read from the model's own folder alone, as ONNX Runtime does: after all
-links are followed, they lie below the folder that the path names, or below the one in which the model file itself lies
-(the Hugging Face cache keeps both as links into one folder, `blobs/`). A model comes from anywhere, and what it reads
-ends up in front.onnx: no other file of the machine may.
+Weights outside the file ("external data") are read only from the folder of the model, as ONNX Runtime does. After all
+links are followed, they must lie below the folder of the given path, or below the folder of the model file itself (the
+Hugging Face cache keeps both files as links into one folder, `blobs/`). The reason: a model may come from an untrusted
+source, and the bytes that it refers to end up in front.onnx. Other files of the machine must not.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from onnx import numpy_helper
 from splitwire.codec.errors import UnsupportedModel, UsageError
 
 from .inference import MAX_MODEL_BYTES, MIN_APART, load_external, weight_bytes
-from .quiet import quiet
+from .quiet import first_line, quiet
 
 _SHOWN = 40
 """Characters of a file's text that a message shows."""
 
 _Message = Any
-"""Of protobuf, whose own class has no types."""
+"""A protobuf message; protobuf has no type annotations."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OnnxFile:
-    """model: as read. foreign: outputs of types that onnx_ir cannot hold, name → "is a map", say; their type is
-    missing in `model`."""
+    """model: the graph. foreign: the outputs of types that onnx_ir does not have, name → a phrase such as "is a map".
+    These outputs have no type in `model`."""
 
     model: ir.Model
     foreign: Mapping[str, str]
@@ -43,7 +43,7 @@ class OnnxFile:
 
 @dataclass(frozen=True, kw_only=True)
 class _Place:
-    """Bytes of a weight: `size` of them from `offset` in `file`, all links followed."""
+    """Where the bytes of a weight are: `size` bytes from `offset` in `file`, a path without links."""
 
     file: Path
     offset: int
@@ -51,10 +51,10 @@ class _Place:
 
 
 def read_onnx(path: Path) -> OnnxFile:
-    """Read a file. Large weights beside it stay there until they are needed, if there are over 2 GB of them.
+    """Read a file. If there are over 2 GB of weights, the large external ones are read when they are needed.
 
-    Axes that it declares as 0 or less are free. Raises UsageError (no such file, not ONNX), UnsupportedModel (weights
-    missing, too short, or outside the model's folder).
+    Axes that are declared as 0 or less become free. Raises UsageError (no such file, not ONNX), UnsupportedModel
+    (weights missing, too short, or outside the folder of the model).
     """
     try:
         if not path.is_file():
@@ -69,13 +69,13 @@ def read_onnx(path: Path) -> OnnxFile:
     except UsageError:
         raise
     except Exception as e:  # protobuf and onnx raise a dozen kinds for a damaged file
-        raise UsageError(f"{path}: not an ONNX file ({_line(e)})") from e
+        raise UsageError(f"{path}: not an ONNX file ({first_line(e)})") from e
     foreign = {v.name: f"is {kind}" for v in proto.graph.output if (kind := _foreign(v.type))}
     _make_safe(proto)
     apart = {t.name: _locate(path, t) for t in proto.graph.initializer if _is_external(t)}
     for tensor in proto.graph.initializer:
         _forget_place(tensor)
-    for message in _messages(proto):  # attributes, bodies, functions, the parts of sparse tensors
+    for message in _messages(proto):  # tensors in attributes, bodies, functions, and in sparse tensors
         if isinstance(message, onnx.TensorProto) and _is_external(message):
             _bring_in(message, _locate(path, message))
     for message in _messages(proto):
@@ -83,11 +83,11 @@ def read_onnx(path: Path) -> OnnxFile:
     try:
         with quiet():
             model = ir.from_proto(proto)
-    except Exception as e:  # onnx_ir's kinds: the innermost says what is wrong
+    except Exception as e:  # onnx_ir wraps its errors; the innermost names the cause
         cause: BaseException = e
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        raise UsageError(f"{path}: not an ONNX file ({_line(cause)})") from e
+        raise UsageError(f"{path}: not an ONNX file ({first_line(cause)})") from e
     for name, place in apart.items():
         value = model.graph.initializers.get(name)
         tensor = None if value is None else value.const_value
@@ -103,13 +103,13 @@ def read_onnx(path: Path) -> OnnxFile:
             base_dir=place.file.parent,
         )
     _check_weights(model)
-    # over 2 GB the large ones stay where they are: the rest needs their shapes alone
+    # over 2 GB the large ones stay in their file: the next steps need only their shapes
     load_external(model, below=float("inf") if weight_bytes(model) <= MAX_MODEL_BYTES else MIN_APART)
     return OnnxFile(model=model, foreign=foreign)
 
 
 def _parse(path: Path) -> onnx.ModelProto:
-    """Binary whatever it is called, as ONNX Runtime has it; else the text format that its name stands for."""
+    """Parse as binary, whatever the name is, as ONNX Runtime does; otherwise in the text format that the name says."""
     try:
         return onnx.load(path, format="protobuf", load_external_data=False)
     except Exception:
@@ -119,7 +119,7 @@ def _parse(path: Path) -> onnx.ModelProto:
 
 
 def _messages(message: _Message) -> Iterator[_Message]:
-    """Every message in `message`, itself too; of tensors not what is inside."""
+    """`message` and every message in it; tensors are not searched."""
     yield message
     if isinstance(message, onnx.TensorProto):
         return
@@ -130,11 +130,11 @@ def _messages(message: _Message) -> Iterator[_Message]:
 
 
 _SEQUENCE = type(onnx.GraphProto().node)
-"""How protobuf holds a repeated field of messages."""
+"""Protobuf's class for a repeated field of messages."""
 
 
 def _foreign(kind: onnx.TypeProto) -> str | None:
-    """The type in words, if onnx_ir cannot hold it."""
+    """The type in words, if onnx_ir does not have it."""
     which = kind.WhichOneof("value")
     if which in (None, "tensor_type", "sparse_tensor_type"):
         return None
@@ -147,7 +147,7 @@ def _foreign(kind: onnx.TypeProto) -> str | None:
 
 
 def _make_safe(proto: onnx.ModelProto) -> None:
-    """Free the axes declared as 0 or less; forget types that onnx_ir cannot hold: they are inferred anew."""
+    """Free axes that are declared as 0 or less. Remove types that onnx_ir does not have; they are inferred later."""
     for message in _messages(proto):
         if isinstance(message, onnx.TensorShapeProto.Dimension):
             if message.HasField("dim_value") and message.dim_value <= 0:
@@ -166,9 +166,9 @@ def _is_external(tensor: onnx.TensorProto) -> bool:
 
 
 def _locate(path: Path, tensor: onnx.TensorProto) -> _Place:
-    """Where the bytes of a weight lie, made sure that they are there. Raises UnsupportedModel."""
-    given = {e.key: e.value for e in tensor.external_data}
-    location, what = given.get("location", ""), f"{path}: the weight {tensor.name!r}"
+    """Where the bytes of a weight are. Raises UnsupportedModel if they are missing, too few, or outside the folder."""
+    reference = {e.key: e.value for e in tensor.external_data}
+    location, what = reference.get("location", ""), f"{path}: the weight {tensor.name!r}"
     unfit = f"{path}: the weights do not fit the model: {tensor.name!r}"
     if not location or "\0" in location:
         raise UnsupportedModel(f"{what} does not say in which file it lies; save the model again")
@@ -195,7 +195,7 @@ def _locate(path: Path, tensor: onnx.TensorProto) -> _Place:
         )
     if not file.is_file():
         raise UnsupportedModel(f"{unfit} lies in {location!r}, which is not a file")
-    numbers = {k: given[k] for k in ("offset", "length") if given.get(k)}
+    numbers = {k: reference[k] for k in ("offset", "length") if reference.get(k)}
     for key, text in numbers.items():
         if not re.fullmatch(r"\s*[+-]?[0-9]{1,19}\s*", text):
             raise UnsupportedModel(
@@ -221,7 +221,7 @@ def _short(text: str) -> str:
 
 
 def _size(tensor: onnx.TensorProto) -> int:
-    """Bytes that shape and type ask for. Raises ValueError."""
+    """The number of bytes that shape and type require. Raises ValueError."""
     if any(d < 0 for d in tensor.dims):
         raise ValueError(f"its shape is {list(tensor.dims)}")
     kind = ir.DataType(tensor.data_type)
@@ -231,7 +231,7 @@ def _size(tensor: onnx.TensorProto) -> int:
 
 
 def _bring_in(tensor: onnx.TensorProto, place: _Place) -> None:
-    """The bytes into the message, in place."""
+    """Copy the bytes into the message."""
     with place.file.open("rb") as file:
         file.seek(place.offset)
         tensor.raw_data = file.read(place.size)
@@ -244,7 +244,7 @@ def _forget_place(tensor: onnx.TensorProto) -> None:
 
 
 def _densify(message: _Message, path: Path) -> None:
-    """Sparse weights and constants become plain ones, in place: onnx_ir does not hold them."""
+    """Make sparse weights and constants dense, in place: onnx_ir has no sparse ones."""
     try:
         if isinstance(message, onnx.GraphProto):
             message.initializer.extend(_dense(s) for s in message.sparse_initializer)
@@ -255,15 +255,15 @@ def _densify(message: _Message, path: Path) -> None:
                     plain = onnx.helper.make_attribute("value", _dense(attribute.sparse_tensor))
                     attribute.CopyFrom(plain)
     except (ValueError, IndexError, MemoryError) as e:
-        raise UnsupportedModel(f"{path}: a sparse weight is damaged: {_line(e)}") from e
+        raise UnsupportedModel(f"{path}: a sparse weight is damaged: {first_line(e)}") from e
 
 
 def _dense(sparse: onnx.SparseTensorProto) -> onnx.TensorProto:
-    """Raises ValueError, IndexError, MemoryError where the parts do not fit together."""
+    """The dense tensor. Raises ValueError, IndexError, MemoryError if the parts contradict each other."""
     shape = tuple(sparse.dims)
     dense = np.zeros(shape, onnx.helper.tensor_dtype_to_np_dtype(sparse.values.data_type))
     indices, values = numpy_helper.to_array(sparse.indices), numpy_helper.to_array(sparse.values)
-    if indices.ndim == 1:  # positions in the flattened tensor, else one row of coordinates for each value
+    if indices.ndim == 1:  # positions in the flattened tensor; otherwise one row of coordinates for each value
         dense.reshape(-1)[indices] = values
     else:
         dense[tuple(indices.T)] = values
@@ -271,20 +271,14 @@ def _dense(sparse: onnx.SparseTensorProto) -> onnx.TensorProto:
 
 
 def _check_weights(model: ir.Model) -> None:
-    """Raises UnsupportedModel where a weight has not the bytes that its shape and type ask for."""
+    """Raise UnsupportedModel if a weight does not have the number of bytes that its shape and type require."""
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
         if tensor is not None and not isinstance(tensor, ir.ExternalTensor):
             try:
                 tensor.numpy()
-            except Exception as e:  # NumPy's and onnx_ir's kinds
+            except Exception as e:  # NumPy and onnx_ir raise various kinds
                 raise UnsupportedModel(
                     f"the weights do not fit the model: {name!r} of shape {tensor.shape} does not have the bytes for it"
-                    f" ({_line(e)})"
+                    f" ({first_line(e)})"
                 ) from e
-
-
-def _line(error: BaseException) -> str:
-    """The first telling line of a foreign error, at most 200 characters."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:200]

@@ -1,7 +1,7 @@
-"""How pictures become the network's input: what the user says, and what follows from the network.
+"""How pictures become network inputs: from the user's options and from the network's input.
 
-The user says as little as they like (PictureOptions); the shape and the type of the network's input say the rest
-(`completed`). What neither says is as for ImageNet, and a note tells so.
+The user may set any part of the options (PictureOptions). The shape and the type of the network's input give more of
+them (`completed`). All others have the values of ImageNet networks, and a note says so.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from splitwire.codec.errors import UsageError
 from splitwire.codec.profile import Preprocessing
 
 Sizes = tuple[int | None, ...]
-"""Of one input, without the batch; None where the network takes any."""
+"""The shape of one input without the batch; None where the network takes any size."""
 
 WantedShape = tuple[int, ...] | Callable[[Sizes], tuple[int, ...] | None] | None
-"""The shape of one input with a batch of 1, or what tells it from the sizes that a network declares; None: no wish."""
+"""The requested shape (1, …) of one input; a function that gives it from the sizes that a network declares; or None."""
 
 CHANNELS = (1, 3)
 SMALL = 128
-"""Smaller networks see the whole picture: there is no margin around the crop."""
+"""For input sides below this, the crop has no margin: the network gets the whole picture."""
 
 
 class PictureOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A Preprocessing of which only a part is said. The fields are those of `Preprocessing`, and a little wider:
+    """A Preprocessing with only some fields set. The fields are those of `Preprocessing`, but take more forms:
 
-    crop, resize: a side, or (height, width); "none" leaves the picture unresized. mean, std, scale: numbers or
-    fractions ("1/255"); one number of mean and std is for every channel.
+    crop, resize: a side, or (height, width). resize="none" keeps the size of the picture. mean, std, scale: numbers or
+    fractions ("1/255"); a single number for mean or std holds for every channel.
     """
 
     crop: int | tuple[int, int] | UnsetType = UNSET
@@ -50,8 +50,10 @@ class PictureOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     pad_at: Literal["both", "end"] | UnsetType = UNSET
 
     def size(self, sizes: tuple[int | None, int | None] = (None, None)) -> tuple[int, int] | None:
-        """(height, width) of the input: the crop; else the network's own, `sizes`; else that to which both sides go;
-        None if none of these says it."""
+        """(height, width) of the input: the crop, or else `sizes` of the network, or else the target of the resize.
+
+        None if none of these gives both.
+        """
         if not isinstance(self.crop, UnsetType):
             return _pair(self.crop)
         if sizes[0] is not None and sizes[1] is not None:
@@ -64,11 +66,11 @@ class PictureOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 Given = Preprocessing | PictureOptions | None
 
 
-def read_options(path: Path | None, said: Mapping[str, Any]) -> PictureOptions | None:
-    """What a TOML file and the command say together; the command comes first. None if neither says anything.
+def read_options(path: Path | None, arguments: Mapping[str, Any]) -> PictureOptions | None:
+    """The options in a TOML file and in the arguments of the command; None if there are none.
 
-    said: field → value, as the command has it. Raises UsageError, naming the file or the option: unreadable, an unknown
-    field (with the nearest one), a value that is none.
+    arguments: field → value; they override the file. Raises UsageError that names the file or the option: an unreadable
+    file, an unknown field (with the nearest known one), an invalid value.
     """
     fields: dict[str, Any] = {}
     if path is not None:
@@ -83,17 +85,17 @@ def read_options(path: Path | None, said: Mapping[str, Any]) -> PictureOptions |
             if name not in PictureOptions.__struct_fields__:
                 raise UsageError(f"{path}: there is no field {name!r} in a preprocessing; {_nearest(name)}")
         _checked(fields, f"{path}: ")
-    fields |= {name: value for name, value in said.items() if value is not None}
+    fields |= {name: value for name, value in arguments.items() if value is not None}
     return _checked(fields, "--") if fields else None
 
 
 def _looked_at(options: PictureOptions) -> PictureOptions:
-    """The same, with every value looked at: they may have been made in Python, which checks none."""
+    """The same options after a check of every value: Python code can make them with any values."""
     return _checked(msgspec.to_builtins(options), "preprocessing: ")
 
 
 def _checked(fields: Mapping[str, Any], where: str) -> PictureOptions:
-    """The options, with every value looked at. where: comes before the name of the field in messages."""
+    """The options, after a check of every value. where: text before the name of the field in messages."""
     for name, value in fields.items():
         try:
             one = msgspec.convert({name: value}, PictureOptions)
@@ -112,9 +114,9 @@ def _checked(fields: Mapping[str, Any], where: str) -> PictureOptions:
         del one
     options = msgspec.convert(dict(fields), PictureOptions)
     if isinstance(options.mean, UnsetType) != isinstance(options.std, UnsetType):
-        given, other = ("std", "mean") if isinstance(options.mean, UnsetType) else ("mean", "std")
-        neutral = "0" if other == "mean" else "1"
-        raise UsageError(f"{where}{given}: mean and std go together; give {other} too, {neutral} for none")
+        present, missing = ("std", "mean") if isinstance(options.mean, UnsetType) else ("mean", "std")
+        neutral = "0" if missing == "mean" else "1"
+        raise UsageError(f"{where}{present}: mean and std go together; give {missing} too, {neutral} for none")
     return options
 
 
@@ -145,7 +147,7 @@ def _nearest(name: str) -> str:
 
 
 def _sides(value: Any) -> bool:
-    """Whether it is a crop or a resize."""
+    """Whether the value is valid for `crop` and `resize`."""
     sides = [value] if isinstance(value, int) else value
     return value == "none" or (not isinstance(value, str) and all(side >= 1 for side in sides))
 
@@ -155,7 +157,7 @@ def _pair(side: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def _numbers(value: Any) -> tuple[float, ...] | None:
-    """Numbers and fractions as numbers; None if one is neither."""
+    """Numbers and fractions as numbers; None if one of them is neither."""
     try:
         return tuple(map(_number, value if isinstance(value, (list, tuple)) else [value]))
     except (ValueError, ZeroDivisionError):
@@ -168,9 +170,9 @@ def _number(value: float | str) -> float:
 
 
 def form(sizes: Sizes) -> tuple[Literal["nchw", "nhwc"], int | None]:
-    """(layout, channels) of inputs of these sizes, three of them; the channels are None where it is no picture.
+    """(layout, channels) of inputs with these three sizes; the channels are None if the input is no picture.
 
-    The channels are the axis of 1 or 3; where both ends have that, or neither says anything, the first.
+    The axis of the channels is the outer one with 1 or 3. If both or none have that, it is the first.
     """
     first, _, last = sizes
     if first not in CHANNELS and last in CHANNELS:
@@ -181,70 +183,75 @@ def form(sizes: Sizes) -> tuple[Literal["nchw", "nhwc"], int | None]:
 
 
 def is_picture(shape: tuple[int, ...]) -> bool:
-    """Whether inputs of this shape (without the batch) may be pictures."""
+    """Whether inputs of this shape (without the batch) can be pictures."""
     return len(shape) == 3 and form(shape)[1] is not None
 
 
-def wanted_shape(given: Given, image_size: tuple[int, int] | None) -> Callable[[Sizes], tuple[int, ...] | None]:
-    """What tells the shape of one input, (1, …), from the sizes that a network declares: the image's size is said by
-    `image_size` or by the preprocessing; None if by neither.
+def wanted_shape(preprocessing: Given, image_size: tuple[int, int] | None) -> Callable[[Sizes], tuple[int, ...] | None]:
+    """A function from the sizes that a network declares to the shape (1, …) of one input.
 
-    Raises UsageError: a value that is none; when it is called, if these contradict each other."""
-    given = _looked_at(given) if isinstance(given, PictureOptions) else given
+    The image size comes from `image_size` or from the preprocessing; without either, the function returns None.
+    Raises UsageError for an invalid value. The function raises UsageError if the sizes contradict each other.
+    """
+    preprocessing = _looked_at(preprocessing) if isinstance(preprocessing, PictureOptions) else preprocessing
 
-    def told(sizes: Sizes) -> tuple[int, ...] | None:
+    def shape_for(sizes: Sizes) -> tuple[int, ...] | None:
         if len(sizes) != 3:
             return None
-        if isinstance(given, Preprocessing):
-            if given.layout != "nhwc" and form(sizes)[0] == "nhwc":
+        if isinstance(preprocessing, Preprocessing):
+            if preprocessing.layout != "nhwc" and form(sizes)[0] == "nhwc":
                 raise UsageError(
                     f"the network takes inputs of {_text(sizes)}, channels last; give the preprocessing layout='nhwc'"
                 )
-            return (1, *given.input_shape)
+            return (1, *preprocessing.input_shape)
         layout, channels = form(sizes)
-        if given is None:
+        if preprocessing is None:
             size = image_size
         else:
-            _check_axes(given, sizes)
-            layout = layout if isinstance(given.layout, UnsetType) else given.layout
-            if not isinstance(given.color, UnsetType):
-                channels = 1 if given.color == "gray" else 3
-            size = given.size(image_size or ((sizes[0], sizes[1]) if layout == "nhwc" else (sizes[1], sizes[2])))
+            _check_axes(preprocessing, sizes)
+            layout = layout if isinstance(preprocessing.layout, UnsetType) else preprocessing.layout
+            if not isinstance(preprocessing.color, UnsetType):
+                channels = 1 if preprocessing.color == "gray" else 3
+            size = preprocessing.size(
+                image_size or ((sizes[0], sizes[1]) if layout == "nhwc" else (sizes[1], sizes[2]))
+            )
             if size is not None and image_size is not None and image_size != size:
                 raise UsageError(f"the image size is {_by(image_size)}, the crop {_by(size)}: they must be equal")
         if size is None:
             return None
         return (1, *size, channels or 3) if layout == "nhwc" else (1, channels or 3, *size)
 
-    return told
+    return shape_for
 
 
-def _check_axes(said: PictureOptions, sizes: Sizes) -> None:
-    """Raises UsageError for a layout, or a number of channels, that the network's input contradicts."""
-    own, channels = form(sizes)
-    layout = own if isinstance(said.layout, UnsetType) else said.layout
+def _check_axes(options: PictureOptions, sizes: Sizes) -> None:
+    """Raise UsageError if the network's input contradicts the layout or the number of channels."""
+    declared, channels = form(sizes)
+    layout = declared if isinstance(options.layout, UnsetType) else options.layout
     axis = sizes[2 if layout == "nhwc" else 0]
     if channels is None or axis is None:
         return
     if axis not in CHANNELS:
-        last = "last" if own == "nhwc" else "first"
-        raise UsageError(f"layout {layout}: the network takes inputs of {_text(sizes)}, channels {last}: {own}")
-    if not isinstance(said.color, UnsetType) and axis != (1 if said.color == "gray" else 3):
+        last = "last" if declared == "nhwc" else "first"
+        raise UsageError(f"layout {layout}: the network takes inputs of {_text(sizes)}, channels {last}: {declared}")
+    if not isinstance(options.color, UnsetType) and axis != (1 if options.color == "gray" else 3):
         raise UsageError(
-            f"color {said.color}: the network takes inputs of {_text(sizes)}, "
+            f"color {options.color}: the network takes inputs of {_text(sizes)}, "
             + ("one channel: gray" if axis == 1 else "three channels: rgb or bgr")
         )
 
 
 def completed(
-    given: Given, shape: tuple[int, ...], dtype: Literal["float32", "uint8"]
+    preprocessing: Given, shape: tuple[int, ...], dtype: Literal["float32", "uint8"]
 ) -> tuple[Preprocessing, list[str]]:
-    """The whole preprocessing, for a network whose inputs have this shape (without the batch) and type, and what the
-    user should know. Raises UsageError if it makes other inputs, or no picture can become one."""
-    if isinstance(given, Preprocessing):
-        check_fits(given, shape, dtype)
-        return given, []
-    options = _looked_at(given or PictureOptions())
+    """The complete preprocessing for network inputs of this shape (without the batch) and type, and notes for the user.
+
+    Raises UsageError if the preprocessing makes other inputs, or if pictures cannot become such inputs.
+    """
+    if isinstance(preprocessing, Preprocessing):
+        check_fits(preprocessing, shape, dtype)
+        return preprocessing, []
+    options = _looked_at(preprocessing or PictureOptions())
     layout, channels = form(shape) if len(shape) == 3 else ("nchw", None)
     if len(shape) == 3:
         _check_axes(options, shape)
@@ -256,18 +263,18 @@ def completed(
             "images make inputs of shape (batch, 3, H, W), (batch, H, W, 3), or with one channel; the network takes"
             f" ({', '.join(map(str, ('batch', *shape)))}); pass arrays of that shape as calibration"
         )
-    found: dict[str, str] = {}
+    inferred: dict[str, str] = {}
     if layout == "nhwc" and isinstance(options.layout, UnsetType):
-        found["layout"] = "nhwc"
+        inferred["layout"] = "nhwc"
     if channels == 1 and isinstance(options.color, UnsetType):
-        found["color"] = "gray"
+        inferred["color"] = "gray"
     if dtype == "uint8" and isinstance(options.dtype, UnsetType):
-        found["dtype"] = "uint8"
+        inferred["dtype"] = "uint8"
     crop = (shape[0], shape[1]) if layout == "nhwc" else (shape[1], shape[2])
     if options.size(crop) != crop:
         raise UsageError(f"the crop is {_by(options.size(crop) or crop)}, the network takes {_by(crop)} pixels")
     fields = {name: getattr(options, name) for name in _PLAIN if getattr(options, name) is not UNSET}
-    fields |= {**found, "crop": crop, "resize": _resized(options, crop)}
+    fields |= {**inferred, "crop": crop, "resize": _resized(options, crop)}
     gray = channels == 1
     for name in ("mean", "std"):
         values = _numbers(getattr(options, name)) if getattr(options, name) is not UNSET else None
@@ -280,31 +287,31 @@ def completed(
     except ValueError as e:
         raise UsageError(f"preprocessing: {e}") from e
     check_fits(how, shape, dtype)
-    return how, _notes(given is not None, how, found, shape)
+    return how, _notes(preprocessing is not None, how, inferred, shape)
 
 
 _PLAIN = ("interpolation", "color", "layout", "dtype", "exif", "pad", "pad_at")
 
 
 def overlaid(options: PictureOptions, base: Preprocessing) -> Preprocessing:
-    """A network's own preprocessing, with what the user says in its place. Raises UsageError."""
+    """The preprocessing `base` of a network, changed by the user's options. Raises UsageError."""
     options = _looked_at(options)
     fields = {name: getattr(base, name) for name in base.__struct_fields__}
-    own = {name for name in options.__struct_fields__ if getattr(options, name) is not UNSET}
-    if "scale" in own or "dtype" in own or ("color" in own and options.color != fields["color"]):
-        fields["mean"] = fields["std"] = UNSET  # in units, and an order, that are no longer these
+    present = {name for name in options.__struct_fields__ if getattr(options, name) is not UNSET}
+    if "scale" in present or "dtype" in present or ("color" in present and options.color != fields["color"]):
+        fields["mean"] = fields["std"] = UNSET  # their units, or the order of their channels, no longer apply
     for name in _PLAIN:
-        if name in own:
+        if name in present:
             fields[name] = getattr(options, name)
     for name in ("mean", "std"):
-        if name in own:
+        if name in present:
             values = _numbers(getattr(options, name)) or ()
             fields[name] = values * 3 if len(values) == 1 and fields["color"] != "gray" else values
     if not isinstance(options.scale, UnsetType):
         fields["scale"] = (_numbers(options.scale) or (0.0,))[0]
     if options.size(base.crop) != base.crop:
         raise UsageError(f"the crop is {_by(options.size(base.crop) or ())}, the network takes {_by(base.crop)} pixels")
-    if "resize" in own or "pad" in own:
+    if "resize" in present or "pad" in present:
         fields["resize"] = _resized(options, fields["crop"])
     try:
         return Preprocessing(**fields)
@@ -324,7 +331,7 @@ def check_fits(how: Preprocessing, shape: tuple[int, ...], dtype: str) -> None:
 
 
 def _resized(options: PictureOptions, crop: tuple[int, int]) -> int | tuple[int, int] | None:
-    """The Preprocessing's `resize`. Raises UsageError for one that contradicts the crop."""
+    """The field `resize` of the Preprocessing. Raises UsageError if it contradicts the crop."""
     resize = options.resize
     if not isinstance(options.pad, UnsetType):
         if not isinstance(resize, UnsetType) and resize not in (crop, max(crop)):
@@ -335,7 +342,7 @@ def _resized(options: PictureOptions, crop: tuple[int, int]) -> int | tuple[int,
         return None
     if isinstance(resize, UnsetType):
         if crop[0] != crop[1]:
-            return crop  # stretched: what is trained on another shape than pictures have sees the whole
+            return crop  # stretched: a network with an input that is not square is trained on whole pictures
         return crop[0] if crop[0] < SMALL else round(crop[0] * 8 / 7)
     if isinstance(resize, str):
         return None
@@ -351,12 +358,12 @@ def _least(resize: int | tuple[int, int], crop: tuple[int, int]) -> tuple[int, i
     return crop if isinstance(resize, tuple) else _pair(min(crop))
 
 
-def _notes(said: bool, how: Preprocessing, found: Mapping[str, str], shape: tuple[int, ...]) -> list[str]:
+def _notes(is_given: bool, how: Preprocessing, inferred: Mapping[str, str], shape: tuple[int, ...]) -> list[str]:
     notes = []
-    if found:
-        read = ", ".join(f"{name} {value}" for name, value in found.items())
-        notes.append(f"read off the network's input, {_text(shape)} {how.input_dtype}: {read}")
-    if not said:
+    if inferred:
+        fields = ", ".join(f"{name} {value}" for name, value in inferred.items())
+        notes.append(f"read off the network's input, {_text(shape)} {how.input_dtype}: {fields}")
+    if not is_given:
         cropped = "" if how.resize == how.crop else f", cropped to {_by(how.crop)}"
         rest = "given as uint8 pixels" if how.dtype == "uint8" else _normalised(how)
         notes.append(
@@ -373,7 +380,7 @@ def _normalised(how: Preprocessing) -> str:
 
 
 def in_words(how: Preprocessing) -> str:
-    """One line: the steps in their order."""
+    """One line with the steps, in order."""
     steps = ["turned by EXIF"] if how.exif is True else []
     if not isinstance(how.pad, UnsetType):
         where = "right and below" if how.pad_at == "end" else "on both sides"

@@ -1,6 +1,6 @@
-"""What a network is for, as far as its graph, its labels and its caller say it; nothing is guessed.
+"""The task of a network, from its graph, its labels and its caller. Nothing is guessed.
 
-The edge shows classes, boxes or segments by it (runtime_edge/findings.py).
+It decides whether the edge shows classes, boxes or segments (runtime_edge/findings.py).
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from splitwire.codec.errors import UsageError
 from splitwire.codec.tasks import DETECTION, TASKS, Task, is_detector
 
 _PASSED_THROUGH = ("Identity", "Cast", "Flatten", "Reshape", "Squeeze")
-"""Nodes behind which a softmax is still one over the classes."""
+"""Nodes that may follow a softmax over the classes without changing that it is one."""
 
 
-def task_of(graph: ir.Graph, labels: Sequence[str] | None, given: str | None = None) -> Task | None:
-    """The task of a network: the one `given`, else what its outputs say.
+def task_of(graph: ir.Graph, labels: Sequence[str] | None, task: str | None = None) -> Task | None:
+    """The task of a network: `task` if the caller gives one, otherwise the one that the outputs show.
 
-    detection: outputs boxes, scores and labels. classification: the first output is (B, classes) with a softmax at its
-    end or as many classes as there are labels. segmentation: the first output is (B, classes, H, W) with as many
-    classes as there are labels. None: neither. Raises UsageError for a task that the outputs cannot be of.
+    detection: there are outputs boxes, scores and labels. classification: the first output is (B, classes), and it ends
+    in a softmax or has one class per label. segmentation: the first output is (B, classes, H, W) with one class per
+    label. None: none of these. Raises UsageError for a task that does not fit the outputs.
     """
     names = [str(v.name) for v in graph.outputs]
-    if given is not None:
-        return _checked(given, graph, names)
+    if task is not None:
+        return _checked(task, graph, names)
     if is_detector(names):
         return "detection"
     if not graph.outputs:
@@ -40,22 +40,23 @@ def task_of(graph: ir.Graph, labels: Sequence[str] | None, given: str | None = N
     return "segmentation" if len(shape) == 4 and named else None
 
 
-def check_task(given: str) -> Task:
-    """`given` as a task. Raises UsageError."""
+def check_task(name: str) -> Task:
+    """The task of this name. Raises UsageError if there is none."""
     for task in TASKS:
-        if task == given:
+        if task == name:
             return task
-    raise UsageError(f"a task is {', '.join(TASKS)}; got {given!r}")
+    raise UsageError(f"a task is {', '.join(TASKS)}; got {name!r}")
 
 
-def check_labels(graph: ir.Graph, labels: Sequence[str], given: str | None) -> None:
-    """Raise UsageError where the network has another number of classes than there are labels.
+def check_labels(graph: ir.Graph, labels: Sequence[str], task: str | None) -> None:
+    """Raise UsageError if the number of classes of the network is known, and differs from the number of labels.
 
-    It is known where the one output is (B, classes), and where a task is `given` that has classes."""
-    ranks = {"segmentation": (4,), "detection": ()}.get(given or "", (2,))
+    It is known if the only output is (B, classes), or if the caller gives a task with classes.
+    """
+    ranks = {"segmentation": (4,), "detection": ()}.get(task or "", (2,))
     outputs = [v for v in graph.outputs if _is_float(v)]
     fitting = [(v, s) for v in outputs if (s := _shape(v)) is not None and len(s) in ranks]
-    if len(fitting) != 1 or (given is None and len(graph.outputs) > 1):
+    if len(fitting) != 1 or (task is None and len(graph.outputs) > 1):
         return
     (value, shape), count = fitting[0], len(labels)
     classes = shape[1]
@@ -66,9 +67,9 @@ def check_labels(graph: ir.Graph, labels: Sequence[str], given: str | None) -> N
         )
 
 
-def _checked(given: str, graph: ir.Graph, names: Sequence[str]) -> Task:
-    """`given`, if any output can be what it needs."""
-    task = check_task(given)
+def _checked(name: str, graph: ir.Graph, names: Sequence[str]) -> Task:
+    """The task of this name, if an output has the form that it needs. Raises UsageError."""
+    task = check_task(name)
     shown = ", ".join(f"{v.name} {_shown(_shape(v))}" for v in graph.outputs)
     if task == "detection":
         if not is_detector(names):
@@ -77,8 +78,8 @@ def _checked(given: str, graph: ir.Graph, names: Sequence[str]) -> Task:
     ranks = (2,) if task == "classification" else (3, 4)
     shapes = [_shape(v) for v in graph.outputs]
     if all(s is not None and len(s) not in ranks for s in shapes):
-        wanted = "(batch, classes)" if task == "classification" else "(batch, classes, height, width)"
-        raise UsageError(f"task {task} needs an output {wanted}; the network has {shown}")
+        form = "(batch, classes)" if task == "classification" else "(batch, classes, height, width)"
+        raise UsageError(f"task {task} needs an output {form}; the network has {shown}")
     return task
 
 

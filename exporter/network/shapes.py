@@ -1,8 +1,8 @@
-"""Shapes that shape inference leaves open, measured: the graph runs at several batch sizes.
+"""Measure the shapes that shape inference leaves open, by running the graph at several batch sizes.
 
-TorchScript exports compute the shape of a Reshape from sizes, by operators that ONNX does not infer through; from there
-on every axis is unknown (`unk__7`), the batch too. What is written here holds at three batch sizes with a different
-input each. Values whose shape may depend on the data are left alone.
+TorchScript exports compute the shape of a Reshape from sizes, with operators that ONNX's inference cannot follow. After
+that every axis is unknown (`unk__7`), and the batch too. A measured shape holds at three batch sizes, each with another
+input. Shapes that may depend on the data are not measured.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from .dataflow import Flow, Kind, subgraphs
 from .inference import Graph, InputType, noise
 
 SIZES = (1, 2, 3)
-"""Batch sizes that are run where the batch is dynamic: three, to tell a line from a quotient rounded up or down."""
+"""Batch sizes of the runs if the batch is dynamic. Three show whether an axis is linear in the batch."""
 
 _BY_DATA = frozenset({"NonZero", "NonMaxSuppression", "Unique", "Compress", "Loop", "StringSplit", "ImageDecoder"})
-"""Operators whose output has as many elements as the data says."""
+"""Operators with an output size that depends on the data."""
 
 _SHAPED_BY = {
     **dict.fromkeys(("Range", "ConstantOfShape", "HannWindow", "HammingWindow", "BlackmanWindow", "If"), 0),
@@ -32,15 +32,15 @@ _SHAPED_BY = {
     **dict.fromkeys(("AffineGrid", "DFT", "STFT", "MelWeightMatrix"), 1),
     "MaxUnpool": 2,
 }
-"""Operator → its first input whose value decides over the shape of its output."""
+"""Operator → index of the first input with values that determine the shape of the output."""
 
 
 def complete_shapes(model: ir.Model, shape: Sequence[int]) -> None:
-    """Write the shapes of activations that are missing or incomplete into the graph, as far as measuring gives them.
+    """Measure missing and incomplete shapes of activations, and write them into the graph.
 
-    shape: of one input, (1, …). Axes become numbers, the symbol of the input's batch, or a multiple of it with an
-    offset (`4*batch`). Does nothing if no tensor with a batch is open, or if ONNX Runtime cannot run the graph. The
-    weights are not copied; time: one run of the graph at each of SIZES, or two at the fixed batch.
+    shape: of one input, (1, …). Axes become numbers, the symbol of the input's batch, or a linear function of it
+    (`4*batch`). Does nothing if all tensors with a batch have a known shape, or if ONNX Runtime cannot run the graph.
+    Takes one run at each of SIZES, or two at the fixed batch; does not copy the weights.
     """
     graph = model.graph
     batch = _name_batch(graph)
@@ -52,13 +52,13 @@ def complete_shapes(model: ir.Model, shape: Sequence[int]) -> None:
         measured = _measure(model, values, shape, sizes)
     except UnsupportedModel:
         return
-    for value, seen in zip(values, measured, strict=True):
-        if len({len(dims) for dims in seen}) == 1:
-            value.shape = ir.Shape([_dim(batch, numbers) for numbers in zip(*seen, strict=True)])
+    for value, shapes_seen in zip(values, measured, strict=True):
+        if len({len(dims) for dims in shapes_seen}) == 1:
+            value.shape = ir.Shape([_dim(batch, numbers) for numbers in zip(*shapes_seen, strict=True)])
 
 
 def _name_batch(graph: ir.Graph) -> int | ir.SymbolicDim:
-    """The input's batch: its size, or its symbol; this gets a name with which one can calculate if it has none."""
+    """The size or the symbol of the input's batch. A symbol gets a name that formulas can use, if it has none."""
     entry = graph.inputs[0]
     old = next(iter(entry.shape or ()), None) or ir.SymbolicDim(None)
     if isinstance(old, int) or (old.value is not None and str(old.value).isidentifier()):
@@ -74,7 +74,7 @@ def _name_batch(graph: ir.Graph) -> int | ir.SymbolicDim:
 
 
 def _is_known(value: ir.Value, batch: int | ir.SymbolicDim) -> bool:
-    """Whether all axes are numbers or follow from the batch."""
+    """Whether each axis is a number or a function of the batch."""
     return value.shape is not None and all(d == batch or isinstance(d, int) or _follows(d, batch) for d in value.shape)
 
 
@@ -88,10 +88,10 @@ def _follows(dim: ir.SymbolicDim, batch: int | ir.SymbolicDim) -> bool:
 
 
 def _shaped_by_sizes(flow: Flow) -> Iterator[ir.Value]:
-    """The tensors among the activations whose shape follows from the shape of the input alone."""
+    """The activations (tensors only) with a shape that depends only on the shape of the input."""
     loose: set[ir.Value] = set()
-    for node, read in zip(flow.nodes, flow.reads, strict=True):
-        if not loose.isdisjoint(read) or _asks_data(flow, node):
+    for node, inputs in zip(flow.nodes, flow.reads, strict=True):
+        if not loose.isdisjoint(inputs) or _asks_data(flow, node):
             loose.update(node.outputs)
             continue
         for value in node.outputs:
@@ -100,7 +100,7 @@ def _shaped_by_sizes(flow: Flow) -> Iterator[ir.Value]:
 
 
 def _asks_data(flow: Flow, node: ir.Node) -> bool:
-    """Whether the shapes of the node's outputs depend on what its inputs hold."""
+    """Whether the values of the inputs influence the shapes of the node's outputs."""
     first = 1 if node.op_type.startswith("Reduce") else _SHAPED_BY.get(node.op_type, len(node.inputs))
     if any(v is not None and flow.kind(v) == Kind.ACTIVATION for v in node.inputs[first:]):
         return True
@@ -117,25 +117,25 @@ def _with_bodies(nodes: Iterable[ir.Node]) -> Iterator[ir.Node]:
 def _measure(
     model: ir.Model, values: Sequence[ir.Value], shape: Sequence[int], sizes: Sequence[int]
 ) -> list[tuple[tuple[int, ...], ...]]:
-    """Of each value its shapes at `sizes`, each with another input. Raises UnsupportedModel."""
+    """The shapes of each value at the batch sizes `sizes`, each run with another input. Raises UnsupportedModel."""
     model = model.clone()
     graph = model.graph
-    found = {v.name: v for node in graph for v in node.outputs}
-    asked = [ir.node("Shape", [found[v.name]], name=f"splitwire_shape_{i}") for i, v in enumerate(values)]
-    for node in asked:
+    by_name = {v.name: v for node in graph for v in node.outputs}
+    shape_nodes = [ir.node("Shape", [by_name[v.name]], name=f"splitwire_shape_{i}") for i, v in enumerate(values)]
+    for node in shape_nodes:
         node.outputs[0].name, node.outputs[0].dtype = node.name, ir.DataType.INT64
-    graph.extend(asked)
+    graph.extend(shape_nodes)
     graph.outputs.clear()
-    graph.outputs.extend(node.outputs[0] for node in asked)
+    graph.outputs.extend(node.outputs[0] for node in shape_nodes)
     session = Graph.of(RemoveUnusedNodesPass()(model).model, what="network", brief=True)
     rng = np.random.default_rng(0)
     dtype: InputType = "uint8" if graph.inputs[0].dtype == ir.DataType.UINT8 else "float32"
     runs = [session.run(noise((n, *shape[1:]), dtype, rng)) for n in sizes]
-    return [tuple(tuple(int(n) for n in dims) for dims in seen) for seen in zip(*runs, strict=True)]
+    return [tuple(tuple(int(n) for n in dims) for dims in shapes) for shapes in zip(*runs, strict=True)]
 
 
 def _dim(batch: int | ir.SymbolicDim, numbers: Sequence[int]) -> int | ir.SymbolicDim | None:
-    """The axis that has these lengths at SIZES, or at the fixed batch; None if it is not a line."""
+    """The axis that has these lengths at SIZES, or at the fixed batch; None if they are not linear in the batch."""
     if len(set(numbers)) == 1:
         return numbers[0]
     steps = {b - a for a, b in itertools.pairwise(numbers)}

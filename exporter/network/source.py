@@ -1,7 +1,7 @@
-"""Get the network as an ONNX graph: from a torch module, or from a file.
+"""Get the network as a checked ONNX graph, from a torch module or from a file.
 
-Dynamic batch wherever the network allows it; height and width always fixed (swin_t exported with free sizes is
-silently wrong, docs/exporter.md), so everything after this knows the shape of every image's tensor.
+The batch is dynamic if the network allows it. Height and width are always fixed: swin_t exported with free sizes gives
+wrong outputs without an error (docs/exporter.md). So the shape of every tensor is known, apart from the batch.
 """
 
 from __future__ import annotations
@@ -39,32 +39,32 @@ from .declared import ask_types, drop_stale_shapes, forget_shapes, infer_missing
 from .inference import Graph, InputType, check_graph, noise
 from .mixing import mixes_images, one_by_one
 from .onnx_files import read_onnx
-from .passthrough import Seen, watching
+from .passthrough import CallRecord, watching
 from .pictures import WantedShape
-from .quiet import quiet
+from .quiet import first_line, quiet
 from .shapes import complete_shapes
 
 OPSET = 20
-"""Asked of torch: the first with Gelu as one operator; every ONNX Runtime we support (1.20 and later) runs it.
-It is a wish: read `Source.opset` for what came."""
+"""The operator set that torch is asked for: the first with Gelu as one operator. Every supported ONNX Runtime (1.20 and
+later) runs it. torch may use another one: see `Source.opset`."""
 
 _AXES_OF_PICTURES = 4
 
 _PRIVATE_METADATA = ("pkg.torch.onnx.stack_trace",)
-"""File paths of the exporting machine: of no use to the edge, and nobody's business there."""
+"""Metadata with file paths of the exporting machine. The edge does not need them and must not see them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
     """The whole network as a checked ONNX graph with one image input.
 
-    model: the graph; every value typed as far as shape inference reaches. Not to be changed: steps clone it.
-    origin: where it came from: "dynamo" or "legacy" (torch's exporters), or "onnx" (a file).
-    input_shape: (1, C, H, W), (1, H, W, C), or (1, …) for other inputs: one image's input.
-    batch: None if the batch is dynamic, else the only batch size that the graph takes.
-    modules: module path → class name, where a torch module was given; ends the search for layers without nodes.
-    seen: how these modules ran: tells calls apart, and finds those without nodes that return what they are given.
-    stamped: the calls of modules around the graph's nodes, where the exporter knew them (calls.py).
+    model: the graph, with the types and shapes that inference knows. Later steps must clone it before a change.
+    origin: "dynamo" or "legacy" (torch's exporters), or "onnx" (a file).
+    input_shape: of one image's input: (1, C, H, W), (1, H, W, C), or (1, …) for other inputs.
+    batch: None if the batch is dynamic, otherwise the only batch size that the graph takes.
+    modules: module path → class name; empty for a file.
+    record: how these modules ran (passthrough.py); empty for a file.
+    stamped: the module calls around the graph's nodes, if the exporter knew them (calls.py).
     notes: what the user should know.
     """
 
@@ -73,7 +73,7 @@ class Source:
     input_shape: tuple[int, ...]
     batch: int | None
     modules: Mapping[str, str] = field(default_factory=dict)
-    seen: Seen = field(default_factory=Seen)
+    record: CallRecord = field(default_factory=CallRecord)
     stamped: Mapping[ir.Node, Stack] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -84,17 +84,17 @@ class Source:
 
     @property
     def opset(self) -> int:
-        """Version of the default operator set."""
+        """The version of the default operator set."""
         return int(self.model.opset_imports.get("", 0))
 
     @property
     def input_dtype(self) -> InputType:
-        """What the input holds."""
+        """The element type of the input."""
         return input_dtype(self.graph)
 
 
 def input_dtype(graph: ir.Graph) -> InputType:
-    """What the graph's input holds: float32, or uint8."""
+    """The element type of the graph's input."""
     return "uint8" if graph.inputs[0].dtype == ir.DataType.UINT8 else "float32"
 
 
@@ -104,16 +104,16 @@ def from_module(
     dtype: InputType = "float32",
     outputs: Sequence[str] | None = None,
 ) -> Source:
-    """Export a module to ONNX in evaluation mode, with a dynamic batch; its training flags are put back after.
+    """Export a module to ONNX in evaluation mode, with a dynamic batch. The training flags are restored afterwards.
 
-    module: float32, one tensor in; what it returns is a tensor, or tensors in tuples, lists, dicts and data classes.
+    module: float32, one tensor in. It returns a tensor, or tensors in tuples, lists, dicts and data classes.
     torchvision's detectors, which take a list of images, are exported for one image (detectors.py).
-    The graph shares the module's weights: do not change them while it is in use.
-    example: (1, C, H, W), the first number is ignored, of inputs of `dtype`; or an input tensor (N, …) of it.
-    outputs: the names of those to keep; None: all.
+    The graph shares the module's weights: do not change them while the graph is in use.
+    example: the shape (1, C, H, W) of inputs of `dtype`, where the first number is ignored; or an input tensor (N, …).
+    outputs: the names of the outputs to keep; None keeps all.
     Raises UsageError if the module does not take this input, UnsupportedModel if it cannot be exported.
     """
-    one = _one_input(example, dtype)
+    single = _one_input(example, dtype)
     device = _check_module(module)
     network, followable = module, cast("AbstractContextManager[None]", nullcontext())
     detects = is_torchvision_detector(module)
@@ -122,16 +122,16 @@ def from_module(
 
         network, followable = detectors.as_network(module), detectors.exportable()
     with evaluating(module), quiet(), torch.no_grad(), followable:
-        # Batch 2 first: torch.export treats 0 and 1 as special. Batch 1 is for networks that fix the batch.
+        # Batch 2 first: torch.export treats 0 and 1 specially. Batch 1 is for networks with a fixed batch.
         for batch in (1,) if detects else (2, 1):
-            inputs = torch.cat([one] * batch).to(device)
+            inputs = torch.cat([single] * batch).to(device)
             try:
-                with watching(module) as seen:
+                with watching(module) as record:
                     result = network(inputs)
-            except Exception as e:  # anything: it is the user's code
+            except Exception as e:  # the user's code may raise anything
                 if batch == 1:
-                    shape = tuple(one.shape)
-                    raise UsageError(f"the network does not take an input of shape {shape}: {_line(e)}") from e
+                    shape = tuple(single.shape)
+                    raise UsageError(f"the network does not take an input of shape {shape}: {first_line(e)}") from e
                 continue
             if plain(result) is not result:
                 network = _with_plain_outputs(network)
@@ -140,8 +140,8 @@ def from_module(
                 raise UnsupportedModel(f"forward() returns {type(result).__name__} without a tensor in it")
             model, origin = _export(network, inputs, dynamic=batch > 1)
             _name_outputs(model, result)
-            # The TorchScript exporter writes sizes of the example into the graph without a word.
-            if batch == 1 or not (_is_fixed(model) or (origin == "legacy" and not _runs_at(model, one.shape, 1))):
+            # The TorchScript exporter writes sizes of the example into the graph without a warning.
+            if batch == 1 or not (_is_fixed(model) or (origin == "legacy" and not _runs_at(model, single.shape, 1))):
                 break
     if detects:
         limit_suppression(model.graph)
@@ -149,10 +149,10 @@ def from_module(
     for node in model.graph.all_nodes():
         for key in _PRIVATE_METADATA:
             node.metadata_props.pop(key, None)
-    model.graph.metadata_props.clear()  # torch's signature of the whole program: wrong for a half
+    model.graph.metadata_props.clear()  # torch's signature of the whole program is wrong for a half
     paths = {path: type(m).__name__ for path, m in module.named_modules() if path}
-    notes = detectors.notes(module, (int(one.shape[2]), int(one.shape[3]))) if detects else []
-    return replace(_source(model, origin, tuple(one.shape), paths, notes), seen=seen)
+    notes = detectors.notes(module, (int(single.shape[2]), int(single.shape[3]))) if detects else []
+    return replace(_source(model, origin, tuple(single.shape), paths, notes), record=record)
 
 
 def from_file(
@@ -163,10 +163,10 @@ def from_file(
 ) -> Source:
     """Read and check an ONNX file (onnx_files.py).
 
-    input_shape: (1, C, H, W), or what tells it from the sizes that the file declares (pictures.py); needed only if it
-    leaves the image size open, and must agree with it otherwise. constants: values of the other inputs (constants.py).
-    outputs: the names of those to keep; None: all.
-    Raises UsageError (no such file, not ONNX, size missing or in conflict, a constant that does not fit),
+    input_shape: (1, C, H, W), or a function that gives it from the declared sizes (pictures.py). It is needed only if
+    the file leaves the image size open; otherwise it must agree with the file. constants: values of the other inputs
+    (constants.py). outputs: the names of the outputs to keep; None keeps all.
+    Raises UsageError (no such file, not ONNX, size missing or contradictory, a constant that does not fit),
     UnsupportedModel (invalid model, or an output that no reply can carry).
     """
     file = read_onnx(path)
@@ -179,7 +179,7 @@ def from_file(
 
 
 def is_torchvision_detector(module: torch.nn.Module) -> bool:
-    """Whether the module is one of torchvision's detectors. It is not imported for that: slow."""
+    """Whether the module is one of torchvision's detectors. Does not import torchvision, which is slow."""
     if "torchvision.models.detection" not in sys.modules:
         return False
     from splitwire.exporter.network.adapting.detectors import DETECTORS
@@ -188,7 +188,7 @@ def is_torchvision_detector(module: torch.nn.Module) -> bool:
 
 
 def _one_input(example: tuple[int, ...] | torch.Tensor, dtype: InputType) -> torch.Tensor:
-    """One input of the network, (1, …)."""
+    """One input of the network, (1, …), from a shape or an example tensor."""
     if isinstance(example, torch.Tensor):
         if example.dtype not in (torch.float32, torch.uint8) or example.dim() < 2 or not example.numel():
             raise UsageError(
@@ -208,7 +208,7 @@ def _one_input(example: tuple[int, ...] | torch.Tensor, dtype: InputType) -> tor
 
 
 def _check_module(module: torch.nn.Module) -> torch.device:
-    """The module's device. Raises UnsupportedModel for what cannot be exported, before minutes are spent on it."""
+    """The module's device. Raises UnsupportedModel if it cannot be exported: the export itself may take minutes."""
     weights = [*module.parameters(), *module.buffers()]
     odd = {w.dtype for w in weights if w.is_floating_point()} - {torch.float32}
     if odd:
@@ -241,14 +241,14 @@ def _source(
     notes: list[str],
     constants: Constants | None = None,
 ) -> Source:
-    """Normalise the graph (functions inlined, sorted, typed, float32, for our runtimes) and read off its input."""
+    """Normalise the graph (inlined, sorted, typed, float32, compatible), and determine its input and its batch."""
     for normalise in (InlinePass(), RemoveInitializersFromInputsPass(), TopologicalSortPass()):
         model = normalise(model).model
     graph = model.graph
     bake_constants(model, constants or {})
     if widened := widen(model):
         notes.append(widened)
-    if len(graph.inputs) == 1 and graph.inputs[0].shape is None:  # nothing is said, not even how many axes
+    if len(graph.inputs) == 1 and graph.inputs[0].shape is None:  # not even the number of axes is declared
         graph.inputs[0].shape = ir.Shape([None] * (len(wanted) if isinstance(wanted, tuple) else _AXES_OF_PICTURES))
     check_input(graph)
     entry = graph.inputs[0]
@@ -279,7 +279,7 @@ def _source(
     if batch is None:
         apart = _follows_batch(graph) or _runs_at(model, shape, 3)
         mixed = apart and mixes_images(model, shape, input_dtype(graph))
-        # Otherwise what the graph declares is not what it does: a size is written into it, or its outputs mix images.
+        # Otherwise the declared batch is wrong: the graph contains a fixed size, or images influence each other.
         batch = None if apart and not mixed else 1
     if batch == 1 and not isinstance(dims[0], int):
         _fix_input(graph, (1, *sizes))
@@ -313,19 +313,19 @@ def _source(
 
 
 def _fix_input(graph: ir.Graph, shape: tuple[Any, ...]) -> None:
-    """Give the input another shape; what was inferred from the old one is stale."""
+    """Set the shape of the input, and remove the shapes that were inferred from the old one."""
     graph.inputs[0].shape = ir.Shape(shape)
     forget_shapes(graph)
 
 
 def _follows_batch(graph: ir.Graph) -> bool:
-    """Whether every output is declared with the input's batch axis first."""
+    """Whether the first declared axis of every output is the batch of the input."""
     first = [v.shape[0] if v.shape else None for v in (*graph.inputs, *graph.outputs)]
     return None not in first and all(d == first[0] for d in first)
 
 
 def _runs_at(model: ir.Model, shape: Sequence[int], batch: int) -> bool:
-    """Whether the graph runs at this batch size and every output has it as its first axis."""
+    """Whether the graph runs at this batch size, and every output has this size in its first axis."""
     x = noise((batch, *shape[1:]), input_dtype(model.graph), np.random.default_rng(0))
     graph = Graph.of(model, what="network")
     try:
@@ -335,13 +335,13 @@ def _runs_at(model: ir.Model, shape: Sequence[int], batch: int) -> bool:
 
 
 def _is_fixed(model: ir.Model) -> bool:
-    """Whether the exporter found that the network takes one batch size only."""
+    """Whether the exporter made a graph with a fixed batch size."""
     shape = model.graph.inputs[0].shape
     return shape is not None and isinstance(shape[0], int)
 
 
 def _export(module: torch.nn.Module, example: torch.Tensor, *, dynamic: bool) -> tuple[ir.Model, str]:
-    """The dynamo exporter, and the TorchScript exporter for what that cannot take."""
+    """Export with the dynamo exporter; if it fails, with the TorchScript exporter. Returns the model and the origin."""
     try:
         program = torch.onnx.export(
             module,
@@ -357,7 +357,7 @@ def _export(module: torch.nn.Module, example: torch.Tensor, *, dynamic: bool) ->
                 stamp(program.model, program.exported_program)
             return program.model, "dynamo"
         first: Exception = RuntimeError("torch.onnx.export returned nothing")
-    except Exception as e:  # torch.export raises dozens of kinds, few of them public
+    except Exception as e:  # torch.export raises dozens of kinds, and few of them are public
         first = e
     try:
         buffer = io.BytesIO()
@@ -374,12 +374,12 @@ def _export(module: torch.nn.Module, example: torch.Tensor, *, dynamic: bool) ->
         return ir.from_proto(onnx.load_from_string(buffer.getvalue())), "legacy"
     except Exception as e:
         raise UnsupportedModel(
-            f"torch cannot export this network to ONNX: {_line(first)}; its TorchScript exporter: {_line(e)}"
+            f"torch cannot export this network to ONNX: {first_line(first)}; its TorchScript exporter: {first_line(e)}"
         ) from first
 
 
 def _name_outputs(model: ir.Model, result: Any) -> None:
-    """Give the graph's outputs names that stay: torch's own (`linear`, `add_561`) change from export to export."""
+    """Give the outputs stable names: the names that torch gives (`linear`, `add_561`) change from export to export."""
     outputs = list(model.graph.outputs)
     leaves = [(path, leaf) for path, leaf in pytree.tree_flatten_with_path(result)[0] if isinstance(leaf, torch.Tensor)]
     if len(leaves) != len(outputs):
@@ -394,14 +394,14 @@ def _name_outputs(model: ir.Model, result: Any) -> None:
 
 
 def plain(result: Any) -> Any:
-    """The result of a forward with data classes as dicts of their fields, which torch.export needs."""
+    """The result of a forward, with data classes replaced by dicts of their fields, as torch.export needs it."""
     if dataclasses.is_dataclass(result) and not isinstance(result, (type, dict)):
         return {f.name: plain(getattr(result, f.name)) for f in dataclasses.fields(result)}
     return result
 
 
 def _with_plain_outputs(module: torch.nn.Module) -> torch.nn.Module:
-    """The module, sharing its state, with `plain` after its forward; as the root, so that module paths stay."""
+    """The module with `plain` after its forward. It shares the state, and is the root, so that module paths stay."""
     kind = type(module)
     view: torch.nn.Module = object.__new__(
         type(kind.__name__, (kind,), {"forward": lambda self, x: plain(kind.forward(self, x))})
@@ -412,7 +412,7 @@ def _with_plain_outputs(module: torch.nn.Module) -> torch.nn.Module:
 
 @contextmanager
 def evaluating(module: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; every submodule's own flag back afterwards."""
+    """Evaluation mode inside the block; afterwards the flag of every submodule is restored."""
     flags = [(m, m.training) for m in module.modules()]
     module.eval()
     try:
@@ -420,12 +420,6 @@ def evaluating(module: torch.nn.Module) -> Iterator[None]:
     finally:
         for m, training in flags:
             m.training = training
-
-
-def _line(error: BaseException) -> str:
-    """The first telling line of a foreign error, at most 200 characters."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:200]
 
 
 def _fits(sizes: tuple[int | None, ...], wanted: tuple[int, ...]) -> bool:

@@ -1,1 +1,1 @@
-"""Two graphs and a profile → front.onnx + back.onnx, in the precision asked for."""
+"""Two graphs and a profile → front.onnx + back.onnx, in the chosen precision."""

@@ -1,4 +1,4 @@
-"""The last step: the profile goes into both graphs, and both files appear, or neither."""
+"""The last step: write both graphs with the profile in them. Either both files appear, or neither."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from splitwire.exporter.network.inference import MAX_MODEL_BYTES
 from . import metadata
 
 MAX_SHOWN = 60
-"""Characters of a folder's name that an error message about its length shows."""
+"""Largest number of characters of a folder's name in an error message about its length."""
 
 ROOM = 64
-"""Bytes of a path left for the names of the files, and of those that are written first."""
+"""Bytes of a path to leave for the names of the files and of the temporary files."""
 
 
 def digest(model: ir.Model) -> str:
@@ -34,7 +34,7 @@ def digest(model: ir.Model) -> str:
 
 
 def check_folder(out: Path) -> None:
-    """Raise UsageError if the two files could not be written to `out`: asked before the long work, not after it."""
+    """Raise UsageError if the two files cannot be written to `out`. Call it before the long work."""
     if _exists(out) and not out.is_dir():
         raise UsageError(f"{out} is a file; --out names the folder for {FRONT} and {BACK}")
     place = next(p for p in (out, *out.absolute().parents) if _exists(p))
@@ -48,12 +48,12 @@ def check_folder(out: Path) -> None:
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except (OSError, ValueError):  # a name that no file system takes; not every Python says False
+    except (OSError, ValueError):  # an invalid name; some Python versions raise instead of returning False
         return False
 
 
 def _unfit(out: Path, place: Path) -> str | None:
-    """Why no folder of this name can be made below `place`, which is there; None if one can."""
+    """Why no folder of this name can be made below the existing folder `place`; None if one can."""
     if "\0" in str(out):
         return "has a zero byte in its name"
     if not hasattr(os, "pathconf"):  # Windows
@@ -72,10 +72,10 @@ def write_pair(
 ) -> tuple[Path, Path]:
     """Write front.onnx and back.onnx with the profile in their metadata; returns their paths.
 
-    A half with more than `limit` bytes of weights keeps them in a file beside it, front.onnx.data or back.onnx.data.
-    All files or none: if anything fails, a pair that was there before is there unchanged, and nothing half-written
-    remains. (A crash of the machine between two renames can leave files of two pairs; their fingerprints differ, and
-    the cloud refuses them.) Raises ExportError.
+    If the weights of a half have more than `limit` bytes, they go to a second file, front.onnx.data or back.onnx.data.
+    Either all files appear or none: after a failure, a previous pair is unchanged, and no half-written file remains. (A
+    crash of the machine between two renames can leave files of two pairs. Their fingerprints differ, and the cloud
+    refuses them.) Raises ExportError.
     """
     created = missing_folders(out)
     targets = (out / FRONT, out / BACK)
@@ -94,12 +94,12 @@ def write_pair(
         _replace_all(ready)
         for target in targets:
             if _data(target) not in [place for _, place in ready]:
-                _data(target).unlink(missing_ok=True)  # of an older, larger pair
+                _data(target).unlink(missing_ok=True)  # from an older, larger pair
     except BaseException as e:
         for path in started:
             path.unlink(missing_ok=True)
         for folder in created:
-            with suppress(OSError):  # somebody else's file is in it
+            with suppress(OSError):  # another file is in it
                 folder.rmdir()
         if isinstance(e, OSError):
             raise ExportError(f"cannot write the pair to {out}: {e.strerror or e}; nothing was changed there") from e
@@ -110,11 +110,11 @@ def write_pair(
 def write_default(folder: Path, op: str) -> None:
     """Make the operating point `op` the default of the pair in `folder`, in both files or in neither.
 
-    Only the profile in the files' metadata changes: the graphs, and with them the hashes and the fingerprint, stay, so
-    that running edges and clouds keep understanding each other. Large weights beside the graphs are not touched. Where
-    a crash of the machine between two renames leaves two defaults, the pair still works; calling it again repairs that.
-    Raises UsageError if `folder` holds no pair or cannot be written to, ProfileError if a file carries no profile or
-    the profile has no such operating point, FingerprintMismatch if the files are of two pairs.
+    Only the profile in the metadata of the files changes. The graphs stay, and so do the hashes and the fingerprint:
+    running edges and clouds still accept each other. Large weights beside the graphs do not change. If the machine
+    crashes between two renames, the files may have different defaults; the pair still works, and a second call corrects
+    it. Raises UsageError if `folder` holds no pair or cannot be written to, ProfileError if a file has no profile or
+    the profile has no such operating point, FingerprintMismatch if the files belong to two pairs.
     """
     targets = (folder / FRONT, folder / BACK)
     for target in targets:
@@ -149,7 +149,7 @@ def write_default(folder: Path, op: str) -> None:
 
 
 def _replace_all(ready: list[tuple[Path, Path]]) -> None:
-    """Rename every (finished file, target); put the predecessors of those done back if a rename fails."""
+    """Rename every (finished file, target). If a rename fails, restore the old files of the targets."""
     backups: list[tuple[Path, Path]] = []
     done: list[Path] = []
     try:
@@ -177,21 +177,21 @@ def _replace_all(ready: list[tuple[Path, Path]]) -> None:
 def _keep_copy(path: Path, backup: Path) -> None:
     try:
         backup.hardlink_to(path)
-    except OSError:  # a file system without hard links, such as a memory card's
+    except OSError:  # a file system without hard links, as on memory cards
         shutil.copy2(path, backup)
 
 
 def _to_disk(path: Path) -> None:
-    """Before the rename, so that no crash leaves an empty file under the final name."""
+    """Write the file to disk before the rename, so that no crash leaves an empty file under the final name."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
 
 def _data(path: Path) -> Path:
-    """Where `inference.save` puts large weights."""
+    """The file in which `inference.save` puts large weights."""
     return path.with_name(f"{path.name}.data")
 
 
 def _spare_name(target: Path, ending: str) -> Path:
-    """In the target's folder: a rename within one file system is atomic."""
+    """A temporary name in the folder of the target: a rename within one file system is atomic."""
     return target.with_name(f".{target.name}.{secrets.token_hex(4)}.{ending}")

@@ -1,4 +1,4 @@
-"""Class names from a file, in the forms in which people have them."""
+"""Read class names from a file, in the common formats."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ FORMS = "one label per line, or JSON: a list, numbers to labels, or labels to nu
 def read_labels(path: Path) -> tuple[str, ...]:
     """The labels in `path`, by class number.
 
-    One label per line (empty lines at the end do not count); or JSON: a list of labels; an object from number to label,
-    or to [identifier, label] as in Keras' imagenet_class_index.json; an object from label to number; one of these under
-    "id2label", as in a configuration of Hugging Face.
-    Raises UsageError: no such file, not text, numbers that do not go from 0 on without a gap, a label that is empty.
+    The file has one label per line (empty lines at the end do not count), or it is JSON: a list of labels; an object
+    from number to label, or to [identifier, label] as in Keras' imagenet_class_index.json; an object from label to
+    number; or one of these under "id2label", as in a configuration of Hugging Face.
+    Raises UsageError: no such file, not text, class numbers with gaps, an empty label.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")

@@ -1,7 +1,7 @@
-"""The profile in an ONNX file, read and replaced where it stands: nothing else is parsed, loaded or changed.
+"""Read and replace the profile in an ONNX file, without parsing, loading or changing anything else.
 
-An ONNX file is one protobuf message; its `metadata_props` are fields of the outermost level, beside the graph, which
-is a single field and is stepped over.
+An ONNX file is one protobuf message. Its `metadata_props` are fields of the outermost level. The graph is a single
+field of the same level, and is skipped.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where the profile stands in a file: its bytes `start` to `end`, tag and length with it."""
+    """Where the profile is in a file: the bytes `start` to `end`, with tag and length."""
 
     path: Path
     start: int
@@ -34,7 +34,7 @@ class Place:
 
 
 def find_profile(path: Path) -> Place:
-    """Raises ProfileError for a file that is not ONNX or carries no profile, OSError where it cannot be read."""
+    """Find the profile. Raises ProfileError if the file is not ONNX or has no profile, OSError if it cannot be read."""
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         while (start := file.tell()) < size:
@@ -47,7 +47,7 @@ def find_profile(path: Path) -> Place:
             if not field or length is None or length > size - file.tell():
                 raise _not_onnx(path)
             end = file.tell() + length
-            # of what is no metadata, or too long for a profile, nothing is read
+            # other fields, and metadata too long for a profile, are not read
             if field == _METADATA_FIELD and kind == _BYTES and length <= 2 * MAX_PROFILE_BYTES:
                 try:
                     entry = onnx.StringStringEntryProto.FromString(file.read(length))
@@ -60,7 +60,7 @@ def find_profile(path: Path) -> Place:
 
 
 def copy_with(place: Place, profile: CodecProfile, target: Path) -> None:
-    """Write the file to `target` with another profile in the old one's place; every other byte is as it was."""
+    """Write the file to `target` with another profile in place of the old one. All other bytes stay."""
     entry = onnx.StringStringEntryProto(key=METADATA_KEY, value=profile.to_json()).SerializeToString(deterministic=True)
     with place.path.open("rb") as source, target.open("wb") as file:
         _copy(source, file, place.start)
@@ -70,7 +70,7 @@ def copy_with(place: Place, profile: CodecProfile, target: Path) -> None:
 
 
 def _copy(source: IO[bytes], target: IO[bytes], count: int | None) -> None:
-    """`count` bytes, None for all that are left: in pieces, as a half may have gigabytes."""
+    """Copy `count` bytes, or all remaining ones if None, in pieces: a half may have gigabytes."""
     left = count
     while piece := source.read(_CHUNK if left is None else min(_CHUNK, left)):
         target.write(piece)

@@ -1,8 +1,8 @@
-"""A folder that holds another pair is not written over without being told to.
+"""Protect a pair of another network in the output folder: it is replaced only on request.
 
-Another pair is one of another network: of another model name, cut after another layer, or with other halves in float32
-(other weights, graph or input shape). Other operating points, calibration images, preprocessing, labels or precisions
-of the halves make the same pair anew.
+A pair belongs to another network if its model name or its cut differs, or if its float32 halves differ (weights, graph
+or input shape). With other operating points, calibration images, preprocessing, labels or precisions of the halves, it
+is the same pair, and is replaced.
 """
 
 from __future__ import annotations
@@ -21,30 +21,36 @@ ADVICE = "name another folder with --out, or --force (overwrite=True) to replace
 
 
 def check_names(out: Path, model: str, cut: str) -> None:
-    """Before the long work. Raises UsageError where `out` holds a pair of another model or cut, or a foreign file of
-    that name."""
-    found = held(out)
-    if found is not None and (found.model, found.cut) != (model, cut):
-        raise UsageError(f"{out} holds {found.model} cut after {found.cut}, not {model} cut after {cut}; {ADVICE}")
+    """Raise UsageError if `out` holds a pair of another model or cut, or another program's file of that name.
+
+    Call it before the long work.
+    """
+    existing = held(out)
+    if existing is not None and (existing.model, existing.cut) != (model, cut):
+        raise UsageError(
+            f"{out} holds {existing.model} cut after {existing.cut}, not {model} cut after {cut}; {ADVICE}"
+        )
 
 
 def check_halves(out: Path, front_sha256: str, back_sha256: str) -> None:
-    """As soon as the halves are there. The digests are those of the float32 halves; one that the pair in `out` holds in
-    other arithmetic cannot be compared."""
-    found = held(out)
-    if found is None:
+    """Raise UsageError if `out` holds a pair with other halves. Call it as soon as the halves exist.
+
+    front_sha256, back_sha256: of the float32 halves. A half at reduced precision in `out` cannot be compared.
+    """
+    existing = held(out)
+    if existing is None:
         return
-    same_front = found.front_precision is not msgspec.UNSET or found.front_sha256 == front_sha256
-    same_back = found.back_precision is not msgspec.UNSET or found.back_sha256 == back_sha256
+    same_front = existing.front_precision is not msgspec.UNSET or existing.front_sha256 == front_sha256
+    same_back = existing.back_precision is not msgspec.UNSET or existing.back_sha256 == back_sha256
     if not (same_front and same_back):
         raise UsageError(
-            f"{out} holds a pair of another network with the same name and cut, {found.model} after {found.cut}:"
+            f"{out} holds a pair of another network with the same name and cut, {existing.model} after {existing.cut}:"
             f" its weights, graph or input shape differ; {ADVICE}"
         )
 
 
 def held(out: Path) -> CodecProfile | None:
-    """The profile of the pair in `out`; None if neither file is there."""
+    """The profile of the pair in `out`; None if neither file exists. Raises UsageError for a file without a profile."""
     for path in (out / FRONT, out / BACK):
         if not os.path.lexists(path):
             continue

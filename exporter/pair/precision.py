@@ -1,7 +1,7 @@
-"""Halves at reduced precision: an int8 front, a float16 back. ONNX Runtime's tools convert; this prepares and checks.
+"""Make halves at reduced precision: an int8 front, a float16 back. ONNX Runtime's tools do the conversion.
 
-Inputs, outputs and the tensors at the cut keep their names and stay float32 (sizes int64), so neither the codec nor the
-runtimes depend on the precision. Both functions leave their arguments unchanged.
+Inputs, outputs and the tensors at the cut keep their names and stay float32 (sizes stay int64), so the codec and the
+runtimes do not depend on the precision. Both functions leave their arguments unchanged.
 """
 
 from __future__ import annotations
@@ -33,33 +33,33 @@ QUANTIZED = (
     *("Relu", "LeakyRelu", "Clip", "Sigmoid", "MaxPool", "AveragePool", "GlobalAveragePool", "Resize"),
     *("Concat", "Split", "Slice", "Pad", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"),
 )
-"""Operators that compute in int8 or pass int8 on. Normalisations and softmax stay float32: 8 bits hold neither their
-small differences nor their small probabilities."""
+"""Operators that compute with int8 or move int8 values. Normalisations and softmax stay float32: 8 bits are not enough
+for their small differences and probabilities."""
 
 WITH_WEIGHTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _SUMS = (*WITH_WEIGHTS, "Add", "Sum", "Sub", "AveragePool", "GlobalAveragePool", "ReduceMean", "LayerNormalization")
 
 KEPT_FLOAT32 = ("LayerNormalization", "InstanceNormalization", "GroupNormalization", "RMSNormalization")
-"""Not float16: their sums of squares lose digits, and ONNX Runtime 1.32 crashes where it opens a ViT with the first
-of them in float16 on a CPU."""
+"""Operators that do not become float16: their sums of squares lose digits. With the first one in float16, ONNX Runtime
+1.32 also crashes when it opens a ViT on a CPU."""
 
 _NOT_BY_HAND = ("Cast", "If", "Loop", "Scan")
-"""What float16_by_hand leaves: casts are there, and a body takes what its node is given."""
+"""Operators that float16_by_hand does not change: casts exist already, and a body gets the inputs of its node."""
 
 _MAX_BRANCHES = 4
-"""A Concat of more (densenet's blocks) is not looked through: half the front would stay float32."""
+"""The search for the last layer stops at a Concat of more inputs (densenet): half the front would stay float32."""
 
 _BATCH = 8
-"""Inputs per run while the ranges are measured."""
+"""Inputs per run during the measurement of the ranges."""
 
 
 def int8_front(front: ir.Model, inputs: Sequence[Float32Array]) -> ir.Model:
     """The front with 8-bit weights, one scale per output channel, and 8-bit activations (QDQ; static quantization).
 
-    inputs: (C, H, W) float32, those of the calibration; the range of each activation is its smallest and largest value
-    on them. The layers that make the front's outputs stay float32, since 8 bits there would add their rounding to the
-    codec's and their grid to its statistics: the last convolution, or the last sum. Raises UsageError without inputs,
-    UnsupportedModel if ONNX Runtime's quantizer does not take the front or finds nothing in it to quantize.
+    inputs: (C, H, W) float32 calibration inputs. The range of each activation is its smallest to its largest value on
+    them. The last layer before each output (a convolution or a sum) stays float32: with 8 bits, its rounding would add
+    to that of the codec, and its grid would appear in the statistics. Raises UsageError without inputs,
+    UnsupportedModel if ONNX Runtime's quantizer refuses the front or finds nothing to quantize.
     """
     if not inputs:
         raise UsageError("an int8 front needs calibration inputs to measure its ranges on")
@@ -69,23 +69,23 @@ def int8_front(front: ir.Model, inputs: Sequence[Float32Array]) -> ir.Model:
         )
     named = _foldable(front)
     for i, node in enumerate(named.graph):
-        node.name = node.name or f"splitwire_{i}"  # what is left out is named by its nodes
+        node.name = node.name or f"splitwire_{i}"  # the quantizer takes the excluded nodes by name
     kept = _makers(named.graph)
     if not any(n.op_type in WITH_WEIGHTS and n.name not in kept for n in named.graph):
         raise UnsupportedModel(
             "nothing in the front can be int8: the last layer before the cut stays float32, and no convolution or"
             " matrix product comes before it; cut later, or keep the float32 front"
         )
-    made = _restored(_quantized(named, inputs, sorted(kept)), front)
-    _outputs_from_float(made.graph)
-    return _checked(made, front, "int8 front")
+    quantized = _restored(_quantized(named, inputs, sorted(kept)), front)
+    _outputs_from_float(quantized.graph)
+    return _checked(quantized, front, "int8 front")
 
 
 def float16_back(back: ir.Model) -> ir.Model:
-    """The back with float16 weights and activations between float32 inputs and outputs.
+    """The back with float16 weights and activations, and with float32 inputs and outputs.
 
-    Normalisations stay float32, as do operators without a float16 kernel (NonMaxSuppression, RoiAlign, TopK, …). For
-    GPUs: on a CPU ONNX Runtime computes in float32 all the same, and converts in between. Raises UnsupportedModel if
+    Normalisations and operators without a float16 kernel (NonMaxSuppression, RoiAlign, TopK, …) stay float32. It is for
+    GPUs: on a CPU, ONNX Runtime still computes in float32 and converts between operators. Raises UnsupportedModel if
     the conversion fails.
     """
     if weight_bytes(back) > MAX_MODEL_BYTES:
@@ -98,17 +98,17 @@ def float16_back(back: ir.Model) -> ir.Model:
         with _quiet():
             whole = onnx.load_from_string(serialise(back))
             converted = convert_float_to_float16(whole, keep_io_types=True, op_block_list=exact)
-    except Exception as e:  # a tool's script: asserts, KeyError, and what protobuf raises
+    except Exception as e:  # the converter is a script: it raises AssertionError, KeyError and protobuf's errors
         raise UnsupportedModel(f"ONNX Runtime's converter does not take the back half: {_line(e)}") from e
-    made = _restored(converted, back)
-    made.graph.sort()  # the converter puts its casts behind everything
-    return _checked(made, back, "float16 back")
+    restored = _restored(converted, back)
+    restored.graph.sort()  # the converter adds its casts at the end
+    return _checked(restored, back, "float16 back")
 
 
 def _quantized(front: ir.Model, inputs: Sequence[Float32Array], kept: Sequence[str]) -> onnx.ModelProto:
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-    options = {"MatMulConstBOnly": True}  # attention's products of two activations stay float32
+    options = {"MatMulConstBOnly": True}  # products of two activations (attention) stay float32
     with tempfile.TemporaryDirectory(prefix="splitwire-int8-") as folder, _quiet():
         source, target = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
         source.write_bytes(serialise(front))
@@ -127,12 +127,12 @@ def _quantized(front: ir.Model, inputs: Sequence[Float32Array], kept: Sequence[s
                 extra_options=options,
             )
             return onnx.load(target)
-        except Exception as e:  # a tool's script: it raises whatever its parts do
+        except Exception as e:  # the quantizer is a script: it may raise anything
             raise UnsupportedModel(f"ONNX Runtime's quantizer does not take the front half: {_line(e)}") from e
 
 
 def _reader(front: ir.Model, inputs: Sequence[Float32Array]) -> Any:
-    """The inputs in batches, as the quantizer asks for them."""
+    """A reader that gives the quantizer the inputs in batches."""
     from onnxruntime.quantization import CalibrationDataReader
 
     entry = front.graph.inputs[0]
@@ -154,7 +154,7 @@ def _reader(front: ir.Model, inputs: Sequence[Float32Array]) -> Any:
 
 
 def _foldable(front: ir.Model) -> ir.Model:
-    """A copy of the front; batch normalisations behind convolutions are folded into these, as every session does it."""
+    """A copy of the front with batch normalisations folded into the convolutions before them, as every session does."""
     if not any(n.op_type == "BatchNormalization" for n in front.graph):
         return front.clone()
     with tempfile.TemporaryDirectory(prefix="splitwire-int8-") as folder:
@@ -172,21 +172,21 @@ def _foldable(front: ir.Model) -> ir.Model:
 
 
 def _makers(graph: ir.Graph) -> set[str]:
-    """Names of the nodes that make the outputs: from each back through activations and moves to a layer or a sum."""
-    found: set[str] = set()
+    """Names of the nodes that make the outputs: from each output back to a layer or a sum."""
+    names: set[str] = set()
     stack = [v.producer() for v in graph.outputs if v.dtype in (None, ir.DataType.FLOAT)]
     while stack:
         node = stack.pop()
-        if node is None or str(node.name) in found:
+        if node is None or str(node.name) in names:
             continue
-        found.add(str(node.name))
+        names.add(str(node.name))
         if node.op_type not in _SUMS and (node.op_type != "Concat" or len(node.inputs) <= _MAX_BRANCHES):
             stack += [v.producer() for v in node.inputs if v is not None]
-    return found
+    return names
 
 
 def _outputs_from_float(graph: ir.Graph) -> None:
-    """An output that layers of the front read, too, is put out before it is rounded for them."""
+    """Return the exact values of outputs that the front itself also reads, not those rounded for its layers."""
     for i, output in enumerate(graph.outputs):
         restore = output.producer()
         if restore is None or restore.op_type != "DequantizeLinear" or restore.inputs[0] is None:
@@ -204,14 +204,14 @@ def _outputs_from_float(graph: ir.Graph) -> None:
             graph.remove([restore, rounding], safe=True)
 
 
-def _restored(made: onnx.ModelProto, half: ir.Model) -> ir.Model:
-    """As onnx_ir has it, with what the half says about itself, and no operator sets that nothing uses."""
-    model = ir.from_proto(made)
+def _restored(converted: onnx.ModelProto, half: ir.Model) -> ir.Model:
+    """The converted graph in onnx_ir, with the names and metadata of the half, and without unused operator sets."""
+    model = ir.from_proto(converted)
     model.producer_name, model.producer_version = half.producer_name, half.producer_version
     model.doc_string, model.domain, model.model_version = half.doc_string, half.domain, half.model_version
-    for own, origin in ((model, half), (model.graph, half.graph)):
-        own.metadata_props.clear()
-        own.metadata_props.update(origin.metadata_props)
+    for target, origin in ((model, half), (model.graph, half.graph)):
+        target.metadata_props.clear()
+        target.metadata_props.update(origin.metadata_props)
     model.graph.name, model.graph.doc_string = half.graph.name, half.graph.doc_string
     used = {"", *(n.domain for n in model.graph.all_nodes())}
     for domain in [d for d in model.opset_imports if d not in used]:
@@ -219,20 +219,21 @@ def _restored(made: onnx.ModelProto, half: ir.Model) -> ir.Model:
     return model
 
 
-def _checked(made: ir.Model, half: ir.Model, what: str) -> ir.Model:
-    """The same inputs and outputs as the half; passes the ONNX checker; opens in ONNX Runtime."""
-    for old, new in ((half.graph.inputs, made.graph.inputs), (half.graph.outputs, made.graph.outputs)):
+def _checked(converted: ir.Model, half: ir.Model, what: str) -> ir.Model:
+    """Return the converted half if it has the inputs and outputs of the half, and is valid. Raises UnsupportedModel."""
+    for old, new in ((half.graph.inputs, converted.graph.inputs), (half.graph.outputs, converted.graph.outputs)):
         if [(v.name, v.dtype) for v in old] != [(v.name, v.dtype) for v in new]:
             raise UnsupportedModel(f"ONNX Runtime's tool changed the ends of the {what}; keep this half in float32")
-    if reason := check_graph(made):
+    if reason := check_graph(converted):
         raise UnsupportedModel(f"the {what} does not pass the ONNX checker: {reason}")
-    Graph.of(made, what=what)
-    return made
+    Graph.of(converted, what=what)
+    return converted
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The tools write to the root logger, and the first write would set it up; its own handlers get it as before."""
+    """Keep the tools from setting up the root logger with their first log line. Existing handlers still get the
+    lines."""
     root, handler = logging.getLogger(), logging.NullHandler()
     root.addHandler(handler)
     try:
@@ -246,13 +247,13 @@ def _line(error: Exception) -> str:
 
 
 def float16_by_hand(back: ir.Model) -> ir.Model:
-    """A float16 back whose values are rounded to float16 on a CPU, too: each operator in float32, casts around it.
+    """A float16 back that rounds values to float16 on a CPU too: float32 operators with casts around each. To measure.
 
-    (ONNX Runtime would put these casts there itself, and drop them between two operators: neither the rounding of the
-    activations nor an overflow would show.) For measuring; weights stay as they are.
+    (ONNX Runtime adds such casts itself, but removes them between two operators. So the activations would not be
+    rounded, and would not overflow.) The weights stay unchanged.
     """
     proto = ir.to_proto(back)
-    del proto.graph.value_info[:]  # the converter leaves some wrong
+    del proto.graph.value_info[:]  # some of them are wrong after the conversion
     model = ir.from_proto(onnx.shape_inference.infer_shapes(proto))
     for node in list(model.graph.all_nodes()):
         if node.op_type in _NOT_BY_HAND or node.graph is None or not any(_is_half(v) for v in node.inputs):

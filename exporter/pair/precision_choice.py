@@ -1,7 +1,7 @@
-"""The choice of halves at reduced precision: each is measured against float32 before it is accepted.
+"""Choose halves at reduced precision: each is compared with float32 before it is accepted.
 
-All candidates run on the same inputs, those kept from the calibration, and are compared with the float32 network
-without the codec. An int8 front has different features, so the codec is calibrated again on them.
+All candidates run on the same inputs, kept from the calibration. The reference is the float32 network without the
+codec. An int8 front has other features, so the codec is calibrated again on them.
 """
 
 from __future__ import annotations
@@ -43,18 +43,18 @@ BackPrecision = Literal["float32", "float16"]
 Coder = Literal["predictive", "context"]
 
 REPEATS = 40
-"""Runs of each half that is timed, the two in turn; the median counts."""
+"""Timed runs of each of the two halves, in turn; the result is the median."""
 
 TYPICAL_LEVELS = 4
-"""Whose range is watched while calibrating, where only budgets are asked for."""
+"""Number of levels whose range the convergence check uses if all operating points are bit budgets."""
 
 TIME_LIMIT_S = 4.0
-"""No further repeat begins after this; three are made in any case."""
+"""No new run starts after this time, except for the first three."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Half:
-    """One half, opened. digest: as the profile holds it (bake.digest)."""
+    """One half, opened. digest: the hash in the profile (bake.digest)."""
 
     model: ir.Model
     graph: Graph
@@ -63,22 +63,22 @@ class Half:
 
     @classmethod
     def of(cls, model: ir.Model, what: str, precision: str = "float32") -> Half:
-        """what: its name in messages. Raises UnsupportedModel if ONNX Runtime does not take it."""
+        """what: the name of the half in messages. Raises UnsupportedModel if ONNX Runtime does not load it."""
         return cls(model=model, graph=Graph.of(model, what=what), precision=precision, digest=bake.digest(model))
 
     @property
     def megabytes(self) -> float:
-        """Of the graph, without the profile."""
+        """Size of the graph without the profile."""
         size = weight_bytes(self.model)
         return (size if size > MAX_MODEL_BYTES else len(serialise(self.model))) / 1e6
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A pair with the codec that was made for it.
+    """A pair with the codec that was designed for it.
 
-    calibrated, tensors: on this front's features. points, options, measures: as in export.ExportResult. default: name
-    of the default operating point.
+    calibrated, tensors: from the features of this front. points: the operating points. options, measures: as in
+    result.ExportResult. default: name of the default operating point.
     """
 
     front: Half
@@ -93,10 +93,10 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class CodecMaker:
-    """Calibrates, designs and measures the codec of a pair; the same for each pair of one cut.
+    """Calibrates, designs and measures the codec of a pair, in the same way for each pair of one cut.
 
-    specs: of the tensors. slopes: per tensor, as for the design. kinds: one operating point each. default_op:
-    the caller's, None chooses by measurement. coder: the caller's, too.
+    specs: of the tensors. slopes: per tensor, as for the design. kinds: one per operating point. default_op: the
+    caller's choice; None chooses by measurement. coder: the caller's choice.
     """
 
     specs: Sequence[TensorSpec]
@@ -115,7 +115,8 @@ class CodecMaker:
         checkpoint: Checkpoint | None = None,
         reference: Reference | None = None,
     ) -> Candidate:
-        """One pass over the inputs, and the codec that follows. checkpoint: calibrate.py. reference: measure.py."""
+        """Run the inputs once, and design the codec from them. checkpoint: see calibrate.py. reference: see
+        measure.py."""
         calibrated = calibrate(
             front.graph,
             inputs,
@@ -146,11 +147,12 @@ class CodecMaker:
         )
 
     def _levels_watched(self) -> list[int]:
-        """Numbers of levels whose ranges show whether the calibration has settled."""
+        """Numbers of levels for the convergence check."""
         return sorted({int(kind.value) for kind in self.kinds if kind.family != "r"}) or [TYPICAL_LEVELS]
 
     def with_back(self, pair: Candidate, back: Half, graph: Graph, reference: Reference) -> Candidate:
-        """The same front and codec with another back, measured again. graph: what is measured in its place."""
+        """The same front and codec with another back, measured again. graph: the graph to measure in place of
+        `back`."""
         kept, large = pair.calibrated.kept, is_large(self.specs)
         measures = measure_points(pair.front.graph, graph, pair.points, kept, self.progress, reference, large=large)
         return replace(
@@ -160,11 +162,11 @@ class CodecMaker:
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """One half in one arithmetic, in a pair whose other half stays the same.
+    """One half in one precision. The other half of the pair stays the same.
 
-    op: the pair's default operating point; bits_per_element and one of agreement and relative_error are at it, against
-    the float32 network (measure.PointMeasure). milliseconds: of the half alone, median, on this machine's CPU.
-    megabytes: of the graph, without the profile.
+    op: the default operating point of the pair. bits_per_element, and either agreement or relative_error: at that
+    point, compared with the float32 network (measure.PointMeasure). milliseconds: median time of the half on this
+    machine's CPU. megabytes: of the graph, without the profile.
     """
 
     precision: str
@@ -178,10 +180,11 @@ class Figures:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """An int8 front or a float16 back beside float32: what it gains and costs.
+    """An int8 front or a float16 back compared with float32.
 
-    inputs: how many were measured; they are of the calibration, not held out: what is fitted to them is two numbers
-    per activation. batch: of the timed runs; 1 unless the graph fixes another. kept: whether the option was accepted.
+    inputs: the number of measured inputs. They come from the calibration and are not held out, but only two numbers per
+    activation are fitted to them. batch: of the timed runs; 1 unless the graph has another fixed one. kept: whether the
+    option was accepted.
     """
 
     half: Literal["front", "back"]
@@ -197,14 +200,14 @@ Accept = Callable[[Comparison], bool]
 
 
 def check_precisions(front: str, back: str) -> None:
-    """Raises UsageError for a precision that there is not: asked before the long work."""
-    for half, given, known in (("front", front, ("float32", "int8")), ("back", back, ("float32", "float16"))):
-        if given not in known:
-            raise UsageError(f"the {half} can be {' or '.join(known)}, not {given!r}")
+    """Raise UsageError for an unknown precision. Call it before the long work."""
+    for half, precision, known in (("front", front, ("float32", "int8")), ("back", back, ("float32", "float16"))):
+        if precision not in known:
+            raise UsageError(f"the {half} can be {' or '.join(known)}, not {precision!r}")
 
 
 def check_coder(coder: str) -> None:
-    """Raises UsageError for a coder that there is not."""
+    """Raise UsageError for an unknown coder."""
     if coder not in ("predictive", "context"):
         raise UsageError(f"the coder can be predictive or context, not {coder!r}")
 
@@ -218,11 +221,11 @@ def choose(
     back: BackPrecision,
     accept: Accept | None,
 ) -> tuple[Candidate, tuple[Comparison, ...]]:
-    """The pair with the halves that were accepted, and what they were judged by: the front first, then the back.
+    """The pair with the accepted halves, and the comparisons that decided: first for the front, then for the back.
 
-    base: the float32 pair. reopen: another pass over the calibration; None where there is none, then the kept inputs
-    make it. accept: asked once per half that is not float32, after its measurement; None accepts.
-    Raises UnsupportedModel where ONNX Runtime's tools do not take a half, or float16 overflows.
+    base: the float32 pair. reopen: gives a second pass over the calibration, or None; then the kept inputs are used.
+    accept: called once per half that is not float32, after its measurement; None accepts.
+    Raises UnsupportedModel if ONNX Runtime's tools refuse a half, or if float16 overflows.
     """
     kept, report = base.calibrated.kept, maker.progress
     chosen, comparisons = base, list[Comparison]()
@@ -286,23 +289,23 @@ def _crossing(pair: Candidate, x: Float32Array) -> list[Array]:
 
 
 def milliseconds(graphs: Sequence[Graph], arrays: Sequence[Array]) -> list[float]:
-    """Median time of a run of each graph on the same arrays, ms. The graphs take turns: a busy machine slows all."""
-    taken: list[list[float]] = [[] for _ in graphs]
+    """Median time of a run of each graph on the same arrays, ms. The graphs run in turn: a busy machine slows all."""
+    times_of: list[list[float]] = [[] for _ in graphs]
     for graph in graphs:
         graph.run(*arrays)
     end = time.perf_counter() + TIME_LIMIT_S
     for i in range(REPEATS):
         if i > 2 and time.perf_counter() > end:
             break
-        for graph, times in zip(graphs, taken, strict=True):
+        for graph, times in zip(graphs, times_of, strict=True):
             start = time.perf_counter()
             graph.run(*arrays)
             times.append((time.perf_counter() - start) * 1e3)
-    return [float(np.median(times)) for times in taken]
+    return [float(np.median(times)) for times in times_of]
 
 
 def _check_finite(pair: Candidate, back: Graph) -> None:
-    """float16 ends at 65,504; what is beyond becomes infinite, and soon NaN, or an index that nothing has."""
+    """Raise UnsupportedModel if the float16 back overflows: values above 65,504 become infinite, and then NaN."""
     arrays = _crossing(pair, padded(pair.front.graph, pair.calibrated.kept[:1]))
     try:
         outputs = back.run(*arrays)

@@ -1,4 +1,4 @@
-"""What an export gives: the two files, what was measured, and what the user should know."""
+"""The result of an export: the two files, the measurements, and notes for the user."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from .precision_choice import Comparison
 
 @dataclass(frozen=True, kw_only=True)
 class ExportResult:
-    """What `splitwire.export` wrote and measured.
+    """The files and the measurements of `splitwire.export`.
 
-    front, back: the two files. profile: what was baked into both.
-    measures: one per operating point, in the profile's order. options: per tensor, the quantizers that the
-    operating points were chosen from. settled: after how many calibration images the clipping ranges stayed within 2 %
-    and the code lengths within 1 % of where they ended; None if they still moved. torch_difference: largest relative
-    difference between the ONNX graph and the torch module, None for ONNX files (the difference of the halves from the
-    whole is `profile.max_difference`). origin, opset: how the graph was made. skipped: images that could not be read.
-    notes: what the user should know, one sentence each. comparisons: of an int8 front or a float16 back with float32,
-    one for each that was asked for.
+    front, back: the two files. profile: the profile in both files.
+    measures: one per operating point, in the order of the profile. options: per tensor, the quantizers that the
+    operating points were chosen from. settled: the number of calibration images after which the clipping ranges stayed
+    within 2 %, and the code lengths within 1 %, of their final values; None if they still changed. torch_difference:
+    largest relative difference between the ONNX graph and the torch module; None for ONNX files. (The difference
+    between the halves and the whole is `profile.max_difference`.) origin, opset: how the graph was made. skipped:
+    images that could not be read. notes: what the user should know, one sentence each. comparisons: one for an int8
+    front and one for a float16 back, if requested.
     """
 
     front: Path
@@ -42,7 +42,7 @@ class ExportResult:
     comparisons: tuple[Comparison, ...] = ()
 
     def __str__(self) -> str:
-        """A summary: what was cut where, a line per operating point, the notes, the folder."""
+        """A summary: the network and the cut, a line per operating point, the notes, the folder."""
         p = self.profile
         elements = sum(t.elements for t in p.tensors)
         lines = [f"{p.model} cut after {p.cut}: {elements:,} elements, calibrated on {p.calibration_images} images"]
@@ -61,22 +61,22 @@ class ExportResult:
 
 
 def remarks(skipped: Sequence[Skipped], measures: Sequence[PointMeasure], profile: CodecProfile) -> list[str]:
-    """Sentences on skipped images, on outputs that cannot be judged, and on a default that is not good enough."""
-    found = []
+    """Notes on skipped images, on outputs of unknown meaning, and on a default point that is not good enough."""
+    sentences = []
     if skipped:
         used = profile.calibration_images
-        found.append(f"{len(skipped)} calibration image(s) could not be read and were skipped; {used} were used")
+        sentences.append(f"{len(skipped)} calibration image(s) could not be read and were skipped; {used} were used")
     chosen = next(m for m in measures if m.op == profile.default_op)
     if chosen.task == "values" and not profile.task:
-        found.append(
+        sentences.append(
             "what the outputs say is not known (they may be the raw outputs of a detector): the operating points are"
             " judged by the error of their numbers alone; `splitwire evaluate --metric` measures how much of the"
             " answers a point keeps (docs/evaluate.md)"
         )
     if not chosen.good:
         figure = f"{chosen.agreement:.1%} agreement" if chosen.agreement is not None else f"error {chosen.loss:.3f}"
-        found.append(
+        sentences.append(
             f"the default {chosen.op} has only {figure} with the whole network on {chosen.inputs} calibration inputs;"
             " try more levels, or cut elsewhere"
         )
-    return found
+    return sentences

@@ -1,1 +1,1 @@
-"""Where it pays to cut: costs, devices, links."""
+"""Find the best place to cut: costs, devices, links."""

@@ -1,6 +1,6 @@
-"""What a network costs: multiply–accumulates, parameters and bytes moved, per node and up to a cut.
+"""The costs of a network: multiply–accumulates, parameters and moved bytes, per node and up to a cut.
 
-All figures are of one image. They come from the shapes alone; `codec.device.DeviceProfile` makes seconds of them.
+All figures are for one image, and come from the shapes alone. `codec.device.DeviceProfile` converts them to seconds.
 """
 
 from __future__ import annotations
@@ -20,32 +20,32 @@ from splitwire.exporter.network.source import Source
 Work = Literal["conv", "depthwise", "matmul", "other"]
 Shape = tuple[int, ...]
 Counter = Callable[[ir.Node, list[Shape], list[Shape]], tuple[Work, int]]
-"""(node, shapes of its inputs, shapes of its outputs) → kind of the work, multiply–accumulates."""
+"""(node, shapes of its inputs, shapes of its outputs) → (kind of work, multiply–accumulates)."""
 
 DEPTHWISE_CHANNELS = 8
-"""A grouped convolution with at most this many input channels per group runs at the depthwise rate: it has too little
-work per element loaded to be a matrix product."""
+"""A grouped convolution with at most this number of input channels per group runs at the depthwise rate: it does too
+little work per loaded element to run as a matrix product."""
 
 ACTIVATIONS = frozenset({"Clip", "HardSigmoid", "LeakyRelu", "Relu", "Sigmoid", "Tanh"})
 """ONNX Runtime computes these inside the convolution before them, at no cost."""
 
 EIGHT_BITS = frozenset({ir.DataType.INT8, ir.DataType.UINT8})
-"""What weights are quantized to."""
+"""Element types of quantized weights."""
 
 VIEWS = frozenset({"Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
-"""Nothing is moved for these."""
+"""Operators that move no data."""
 
 FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class NodeCost:
-    """One node, one image.
+    """The costs of one node for one image.
 
-    macs: multiply–accumulates of convolutions and matrix products; 0 for all other nodes, which bytes describe.
-    parameters: elements of the weights that this node is the first to read. bytes: of activations, read and written.
-    weight_bytes: of all weights that it reads.
-    free: fused into the node before, or computed once when the graph is loaded.
+    macs: multiply–accumulates of a convolution or matrix product; 0 for other nodes, whose cost is in `bytes`.
+    parameters: elements of the weights that no earlier node reads. bytes: of activations, read and written.
+    weight_bytes: of all weights that the node reads.
+    free: the node is fused into the one before, or computed once when the graph is loaded.
     """
 
     work: Work
@@ -56,7 +56,7 @@ class NodeCost:
     free: bool = False
 
     def seconds(self, device: DeviceProfile) -> float:
-        """The slowest of computing, moving activations and reading weights; and the fixed overhead."""
+        """The longest of the times for computing, moving activations and reading weights, plus the fixed overhead."""
         if self.free:
             return 0.0
         computing = self.macs / device.rate(self.work)
@@ -94,7 +94,7 @@ class Costs:
         return sum(n.seconds(device) for n in self.nodes[: position + 1])
 
     def seconds_after(self, position: int, device: DeviceProfile) -> float:
-        """Estimated time of the nodes behind `position` on `device`."""
+        """Estimated time of the nodes after `position` on `device`."""
         return sum(n.seconds(device) for n in self.nodes[position + 1 :])
 
     def seconds(self, device: DeviceProfile) -> float:
@@ -103,20 +103,20 @@ class Costs:
 
 
 def measure_costs(source: Source) -> Costs:
-    """The costs of every node, from the shapes at batch 1 (or at the graph's fixed batch, divided by it).
+    """The costs of every node, from the shapes at batch 1, or at the fixed batch and divided by it.
 
-    A size that shape inference cannot find counts as 1. The body of an If, Loop or Scan counts once, whatever the
-    number of rounds.
+    A size that shape inference does not find counts as 1. The body of an If, Loop or Scan counts once, independent of
+    the number of iterations.
     """
     shapes = _shapes(source)
     batch = source.batch or 1
-    seen: set[str] = set()
+    counted: set[str] = set()
     kinds = classify(source.graph)
-    return Costs(nodes=tuple(_cost(node, shapes, kinds, seen, batch) for node in source.graph))
+    return Costs(nodes=tuple(_cost(node, shapes, kinds, counted, batch) for node in source.graph))
 
 
 def _shapes(source: Source) -> Callable[[ir.Value | None], Shape]:
-    """Every value's shape by name, with the batch bound to 1 and inferred anew: many shapes depend on the batch."""
+    """A function from value to shape. The shapes are inferred again at batch 1, because many depend on the batch."""
     model = source.model.clone()
     graph = model.graph
     entry = graph.inputs[0]
@@ -130,16 +130,20 @@ def _shapes(source: Source) -> Callable[[ir.Value | None], Shape]:
     known = ir.convenience.create_value_mapping(graph)
 
     def shape(value: ir.Value | None) -> Shape:
-        found = known.get(value.name or "", value) if value is not None else None
-        if found is None or found.shape is None:
+        typed = known.get(value.name or "", value) if value is not None else None
+        if typed is None or typed.shape is None:
             return ()
-        return tuple(d if isinstance(d, int) else 1 for d in found.shape)
+        return tuple(d if isinstance(d, int) else 1 for d in typed.shape)
 
     return shape
 
 
 def _cost(
-    node: ir.Node, shapes: Callable[[ir.Value | None], Shape], kinds: dict[ir.Value, Kind], seen: set[str], batch: int
+    node: ir.Node,
+    shapes: Callable[[ir.Value | None], Shape],
+    kinds: dict[ir.Value, Kind],
+    counted: set[str],
+    batch: int,
 ) -> NodeCost:
     parameters = 0
     weights = 0
@@ -147,8 +151,8 @@ def _cost(
         tensor = _weight(value)
         if tensor is not None:
             weights += tensor.nbytes
-            if value.name not in seen:
-                seen.add(str(value.name))
+            if value.name not in counted:
+                counted.add(str(value.name))
                 parameters += tensor.size
     if is_size_op(node) or all(kinds.get(v) != Kind.ACTIVATION for v in node.outputs):
         return NodeCost(work="other", parameters=parameters, free=True)
@@ -166,8 +170,10 @@ def _cost(
 
 
 def _weight(value: ir.Value) -> ir.TensorProtocol | None:
-    """The tensor that the network has learned, if the value is one: in an initializer, or in a Constant node, as Paddle
-    writes them, where a single number is none. Floating-point, or quantized to 8 bits; sizes and axes are int64."""
+    """The tensor, if the value is a weight: an initializer, or a Constant node of several numbers, as Paddle writes it.
+
+    Weights are floating-point, or quantized to 8 bits. (Sizes and axes are int64.)
+    """
     node = value.producer()
     if value.is_initializer():
         tensor = value.const_value
@@ -183,8 +189,10 @@ def _weight(value: ir.Value) -> ir.TensorProtocol | None:
 
 
 def _is_fused(node: ir.Node) -> bool:
-    """Whether ONNX Runtime runs the node inside the convolution before it: an activation, or a batch norm, that is the
-    only reader."""
+    """Whether ONNX Runtime fuses the node into the convolution before it.
+
+    It fuses an activation or a batch norm that is the only reader of the convolution.
+    """
     if node.op_type not in ACTIVATIONS and node.op_type != "BatchNormalization":
         return False
     source = node.inputs[0]
@@ -193,19 +201,19 @@ def _is_fused(node: ir.Node) -> bool:
 
 
 def _macs(node: ir.Node, shapes: Callable[[ir.Value | None], Shape]) -> tuple[Work, int]:
-    """Kind of the work, and its multiply–accumulates at the graph's batch."""
+    """Kind of the work, and multiply–accumulates at the batch of the graph."""
     if node.domain not in ("", "ai.onnx") or node.op_type not in _COUNTERS:
         return "other", 0
     inputs = [shapes(v) for v in node.inputs]
     outputs = [shapes(v) for v in node.outputs]
     try:
         return _COUNTERS[node.op_type](node, inputs, outputs)
-    except IndexError:  # a shape that is not known
+    except IndexError:  # an unknown shape
         return "other", 0
 
 
 def _convolution(weight: int) -> Counter:
-    """Weights (M, C/groups, k…): every output element takes C/groups·k… products."""
+    """Weights (M, C/groups, k…): every output element needs C/groups·k… products."""
 
     def count(node: ir.Node, inputs: list[Shape], outputs: list[Shape]) -> tuple[Work, int]:
         w = inputs[weight]
@@ -215,7 +223,7 @@ def _convolution(weight: int) -> Counter:
 
 
 def _transposed(node: ir.Node, inputs: list[Shape], outputs: list[Shape]) -> tuple[Work, int]:
-    """Weights (C, M/groups, k…): every input element takes M/groups·k… products."""
+    """Weights (C, M/groups, k…): every input element needs M/groups·k… products."""
     w = inputs[1]
     return _conv_work(node, w[1]), math.prod(inputs[0]) * math.prod(w[1:])
 
@@ -225,11 +233,11 @@ def _conv_work(node: ir.Node, channels: int) -> Work:
     return "depthwise" if groups > 1 and channels <= DEPTHWISE_CHANNELS else "conv"
 
 
-def _matmul(left: int) -> Counter:
-    """(…, n, k) by (…, k, m): every output element takes k products."""
+def _matmul(left_input: int) -> Counter:
+    """(…, n, k) by (…, k, m): every output element needs k products."""
 
     def count(node: ir.Node, inputs: list[Shape], outputs: list[Shape]) -> tuple[Work, int]:
-        return "matmul", math.prod(outputs[0]) * inputs[left][-1]
+        return "matmul", math.prod(outputs[0]) * inputs[left_input][-1]
 
     return count
 
@@ -240,7 +248,7 @@ def _gemm(node: ir.Node, inputs: list[Shape], outputs: list[Shape]) -> tuple[Wor
 
 
 def _einsum(node: ir.Node, inputs: list[Shape], outputs: list[Shape]) -> tuple[Work, int]:
-    """The product of the sizes of all letters; an ellipsis counts by the elements that it stands for."""
+    """The product of the sizes of all letters, and of the elements that an ellipsis stands for."""
     terms = node.attributes.get_string("equation", "").replace(" ", "").split("->")[0].split(",")
     sizes: dict[str, int] = {}
     broadcast = 1

@@ -1,14 +1,14 @@
-"""Device profiles that ship with splitwire. All are estimates from data sheets, and named so; measure your own device
-with `splitwire edge profile`.
+"""The device profiles of splitwire: estimates from data sheets. `splitwire edge profile` measures your own device.
 
-One rule for all, on the cautious side (docs/plan.md compares it with measured times):
+One cautious rule holds for all of them (docs/plan.md compares it with measured times):
     convolutions and matrix products  25 % of the float32 peak of all cores: clock × multiply–accumulates per cycle
     depthwise convolutions            a quarter of that on a CPU, a tenth on a GPU
     weights and feature maps          a third of the memory's bandwidth
     overhead per node                 1 µs on an x86 core, longer by clock and width on ARM; a kernel launch on a GPU
     codec, JPEG                       half of what one x86 core of 2024 did with this code; a third of that for a
                                       Cortex-A76 or A78, a sixth for a Cortex-A72
-Power, where given, is what others have measured or the maker's power mode; docs/plan.md names them.
+The power, where known, comes from measurements of others or from the maker's power mode; docs/plan.md names the
+sources.
 """
 
 from __future__ import annotations
@@ -35,8 +35,11 @@ def _estimate(
     codec: float = 1.0,
     watts: float | None = None,
 ) -> DeviceProfile:
-    """peak: multiply–accumulates per second. memory: bytes per second. codec: speed relative to an
-    x86 core, for which half of what was measured on one stands."""
+    """A profile from data sheet figures.
+
+    peak: multiply–accumulates per second. memory: bytes per second. depthwise: rate relative to other convolutions.
+    codec: speed relative to an x86 core; the figures below are half of those measured on such a core.
+    """
     return DeviceProfile(
         name=name,
         source="estimate",
@@ -87,14 +90,14 @@ ESTIMATES = {
 """Name → profile."""
 
 
-def find_device(given: str | os.PathLike[str] | DeviceProfile) -> DeviceProfile:
-    """A profile as it is, the built-in estimate of this name, or the file at this path.
+def find_device(device: str | os.PathLike[str] | DeviceProfile) -> DeviceProfile:
+    """The profile itself, the built-in estimate of this name, or the profile in this file.
 
-    Raises UsageError: unknown name (the known ones are listed), missing or damaged file.
+    Raises UsageError: unknown name (the message lists the known ones), missing or damaged file.
     """
-    if isinstance(given, DeviceProfile):
-        return given
-    text = os.fspath(given)
+    if isinstance(device, DeviceProfile):
+        return device
+    text = os.fspath(device)
     if text in ESTIMATES:
         return ESTIMATES[text]
     if text.lower().endswith(".json") or os.sep in text or "/" in text or Path(text).is_file():

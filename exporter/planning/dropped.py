@@ -1,4 +1,4 @@
-"""Tensors that separate the network and are no cuts all the same, since the codec cannot carry them; and why."""
+"""Find tensors that separate the network but are no cuts, because the codec cannot carry them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from splitwire.exporter.cutting.separation import single_cuts
 from splitwire.exporter.network.dataflow import Flow
 
 NAMED = 3
-"""Labels of each group that a sentence shows."""
+"""Number of labels per group in a sentence."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DroppedCut:
-    """label: the tensor, as `--cut` would take it. reason: of this tensor, with its type or shape. kind: the same
-    without them, to group by."""
+    """A tensor that separates the network, and that the codec cannot carry.
+
+    label: the tensor, in the form of `--cut`. reason: why, with its type or shape. kind: the reason without these, to
+    group the tensors.
+    """
 
     label: str
     reason: str
@@ -29,16 +32,16 @@ class DroppedCut:
 def dropped_cuts(graph: ir.Graph, names: Names) -> list[DroppedCut]:
     """The single tensors that separate the network and that the codec cannot carry, in execution order."""
     flow = names.flow if names.flow.graph is graph else Flow(graph)
-    found = []
+    dropped = []
     for value, _ in single_cuts(flow):
         reason = why_not_carried(value)
         if reason is not None:
-            found.append(DroppedCut(label=names.spec([value]), reason=reason, kind=_kind(reason)))
-    return found
+            dropped.append(DroppedCut(label=names.spec([value]), reason=reason, kind=_kind(reason)))
+    return dropped
 
 
 def _kind(reason: str) -> str:
-    """The reason without the shape of the one tensor."""
+    """The reason without the shape of the tensor."""
     if not reason.startswith("has the shape "):
         return reason
     kind = reason.rpartition("; ")[2]
@@ -46,15 +49,15 @@ def _kind(reason: str) -> str:
 
 
 def grouped(dropped: Sequence[DroppedCut]) -> dict[str, list[DroppedCut]]:
-    """By kind of reason, the largest group first."""
+    """Kind of reason → its tensors, the largest group first."""
     groups: dict[str, list[DroppedCut]] = {}
-    for one in dropped:
-        groups.setdefault(one.kind, []).append(one)
+    for cut in dropped:
+        groups.setdefault(cut.kind, []).append(cut)
     return dict(sorted(groups.items(), key=lambda group: -len(group[1])))
 
 
 def in_words(dropped: Sequence[DroppedCut]) -> list[str]:
-    """One line for each kind of reason: how many, why, and the first of them."""
+    """One line per kind of reason: the number of tensors, the first ones, and the reason."""
     lines = []
     for kind, members in grouped(dropped).items():
         first = ", ".join(m.label for m in members[:NAMED])

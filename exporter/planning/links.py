@@ -1,4 +1,4 @@
-"""The link between device and cloud: bandwidth and round trip, as the user writes them."""
+"""The link between device and cloud, parsed from the user's bandwidth and round trip."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ DEFAULT_RTT = "20ms"
 class Link:
     """A link between edge and cloud.
 
-    bits_per_second: each way. rtt_ms: milliseconds of one round trip.
+    bits_per_second: in each direction. rtt_ms: milliseconds of one round trip.
     """
 
     bits_per_second: float
     rtt_ms: float
 
     def milliseconds(self, sent: float, received: float = 0.0) -> float:
-        """One request and its reply over a connection that is open: the round trip, and the bytes both ways."""
+        """Time of one request and its reply over an open connection: the round trip, and the bytes in both
+        directions."""
         return self.rtt_ms + 8e3 * (sent + received) / self.bits_per_second
 
     def __str__(self) -> str:
@@ -39,7 +40,7 @@ def parse_bandwidth(text: str) -> float | None:
     if text.strip().lower() == "none":
         return None
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]?)(?:bits?(?:/s|ps)?|bps)\s*", text.lower())
-    if match is None or re.search(r"B(?!it)", text):  # a capital B alone means bytes
+    if match is None or re.search(r"B(?!it)", text):  # a capital B means bytes
         raise UsageError(f"a link is written like 250kbit, 5mbit, 1gbit (bits per second) or none; got {text!r}")
     rate = float(match[1]) * BITS[match[2]]
     if rate <= 0:

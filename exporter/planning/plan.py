@@ -1,7 +1,7 @@
-"""What every cut of a network costs on a device, a link and a cloud, beside not cutting at all; and what to do.
+"""Estimate the latency of every cut of a network, of the device alone, and of a JPEG; and recommend the fastest.
 
-Times are estimates: shapes (costs.py) over the rates of two device profiles. Bytes of the likely cuts are measured by a
-quick calibration (quick.py); a cut that was not calibrated has no total.
+Times are estimates from shapes (costs.py) and the rates of two device profiles. A quick calibration (quick.py) measures
+the bytes of the likely cuts. A cut without calibration has no total.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from splitwire.codec.device import DeviceProfile
 from splitwire.codec.errors import UsageError
 from splitwire.codec.frame import side_information
 from splitwire.codec.profile import Preprocessing, TensorSpec
-from splitwire.codec.progress import ProgressFn
+from splitwire.codec.progress import ProgressFn, no_progress
 from splitwire.codec.tables import MAX_LEVELS
 from splitwire.exporter.cutting.cuts import Cut, find_cuts
 from splitwire.exporter.cutting.names import Names
@@ -32,25 +32,25 @@ from .replies import OutputBytes, come_down, output_bytes, total
 
 PLANNED_LEVELS = (2, 4, 8)
 RANKED_BY = 4
-"""The number of levels at which cuts are compared; the exporter measures afterwards what it does to the answers."""
+"""The number of levels at which cuts are compared. The exporter measures the output distortion later."""
 
 CALIBRATED_CUTS = 12
 HEAD_BYTES = 140
-"""HTTP head of a request, with the frame or with the JPEG (docs/runtime.md)."""
+"""Bytes of the HTTP head of a request with a frame or a JPEG (docs/runtime.md)."""
 
 CLOSE = 0.2
-"""Options whose times differ by less than this are called equal in words: the estimates are no better."""
+"""Relative difference below which two times count as equal in the advice: the estimates are not more accurate."""
 
 DEFAULT_DEVICE, DEFAULT_CLOUD = "raspberry-pi-5", "server-cpu"
 AUTO_LINK = Link(bits_per_second=10e6, rtt_ms=30.0)
-"""What `--cut auto` of the export assumes where nothing is known of the link."""
+"""The link that `--cut auto` assumes if the user names none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """Milliseconds per stage of one image. For a JPEG, front is 0, encode and decode are the JPEG's, back is the whole.
+    """Milliseconds per stage for one image. For a JPEG: front is 0, and back is the whole network.
 
-    link: round trip, and the bytes both ways at the link's bandwidth.
+    link: the round trip, and the bytes in both directions at the bandwidth of the link.
     """
 
     front: float
@@ -67,7 +67,7 @@ class Latency:
 
 @dataclass(frozen=True, kw_only=True)
 class Rate:
-    """One number of levels. bytes: of the frame of one image. bits_per_element: of the features alone."""
+    """The rate at one number of levels. bytes: of the frame of one image. bits_per_element: of the features alone."""
 
     levels: int
     bits_per_element: float
@@ -76,10 +76,10 @@ class Rate:
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """Where the network runs, and what that costs. label: the cut as `--cut` takes it, or "device" or "jpeg".
+    """Where the network runs, and the costs. label: the cut in the form of `--cut`, or "device" or "jpeg".
 
-    bytes: of the frame of one image, or of its JPEG. sent: what crosses the socket for it, with the HTTP head. down: of
-    the outputs that come back. joules: of the device per image, where its profile knows its power.
+    bytes: of the frame of one image, or of its JPEG. sent: the same with the HTTP head. down: bytes of the outputs that
+    come back. joules: energy of the device per image; None if its profile has no power.
     """
 
     kind: Literal["device", "jpeg", "cut"]
@@ -93,12 +93,12 @@ class Placement:
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedCut:
-    """One cut and what it costs.
+    """One cut and its costs.
 
-    macs_share, parameters_share: of the network's, in [0, 1], that the edge takes.
+    macs_share, parameters_share: the part of the network in the front half, in [0, 1].
 
-    front_ms, back_ms: estimated. down: bytes of the outputs that the back half makes. rates: of the quick calibration,
-    () where there was none. reason: why it failed.
+    front_ms, back_ms: estimated. down: bytes of the outputs that the back half makes. rates: from the quick
+    calibration, () if there is none. reason: why the calibration failed.
     option: at the plan's `ranked_by` levels; None without rates or without a link.
     """
 
@@ -115,14 +115,14 @@ class PlannedCut:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The figures of a plan: every cut beside the device alone and a JPEG, and what is recommended.
+    """The figures of a plan: every cut, the device alone, a JPEG, and the recommendation.
 
-    macs, parameters: of the network. images: used by the quick calibration. cuts: in execution order.
+    macs, parameters: of the network. images: number of inputs of the quick calibration. cuts: in execution order.
 
-    jpeg: None without a link, or where the input is no picture. jpeg_bytes: of the picture alone.
-    recommended: the option with the least end-to-end latency. best_cut: the cut with the least, None without any.
-    advice: the recommendation in words. dropped: tensors that separate the network and that the codec cannot carry.
-    outputs: what comes back for an image.
+    jpeg: None without a link, or if the input is no picture. jpeg_bytes: of the picture alone.
+    recommended: the option with the least end-to-end latency. best_cut: the cut with the least; None if no cut has one.
+    advice: the recommendation in words. dropped: tensors that separate the network, but that the codec cannot carry.
+    outputs: the sizes of the outputs for one image.
     """
 
     device: DeviceProfile
@@ -160,13 +160,14 @@ def plan_cuts(
 ) -> Plan:
     """Compare every cut of `source` with up to `max_tensors` tensors, the whole network on the device, and a JPEG.
 
-    inputs: some network inputs, (C, H, W) float32 each; 32 are plenty. preprocessing: how they were made of pictures;
-    None where they were not, then there is no JPEG. device, cloud: profiles, names of estimates, or files. link: None
-    if there is none. levels: to calibrate; ranked_by: the one that decides. calibrated_cuts: how many cuts get bytes.
+    inputs: network inputs, (C, H, W) float32 each; 32 are enough. preprocessing: how they were made from pictures; None
+    if they are no pictures, and then there is no JPEG. device, cloud: profiles, names of estimates, or files. link:
+    None if there is none. levels: to calibrate; ranked_by: the one that decides. calibrated_cuts: the number of cuts to
+    calibrate.
 
-    Raises UsageError (levels, device), UnsupportedModel (ONNX Runtime does not run it).
+    Raises UsageError (levels, device), UnsupportedModel (ONNX Runtime does not run the network).
     """
-    report = progress or (lambda stage, done, total: None)
+    report = progress or no_progress
     if ranked_by not in levels or not all(2 <= n <= MAX_LEVELS for n in levels):
         raise UsageError(f"levels must be from 2 to {MAX_LEVELS}, and hold {ranked_by}; they are {list(levels)}")
     near, far = find_device(device), find_device(cloud)
@@ -193,8 +194,8 @@ def plan_cuts(
     on_device = machines.whole()
     recommended, best, advice = recommend(planned, on_device, jpeg)
     if best is None and (link is not None or not any(c.rates for c in planned)):
-        left = advice if jpeg is not None else "the whole network on the device"
-        advice = f"{_nothing_to_compare(planned, dropped, max_tensors)}; what is left: {left}"
+        remaining = advice if jpeg is not None else "the whole network on the device"
+        advice = f"{_nothing_to_compare(planned, dropped, max_tensors)}; what is left: {remaining}"
     elif recommended.down > recommended.sent:
         down = come_down(outputs, None if recommended.kind != "cut" or best is None else best.cut)
         advice += (
@@ -211,14 +212,14 @@ def plan_cuts(
 def recommend(
     cuts: Sequence[PlannedCut], on_device: Placement, jpeg: Placement | None
 ) -> tuple[Placement, PlannedCut | None, str]:
-    """(the option with the least end-to-end latency, the best cut, why in words). Equal times: the device, the JPEG."""
+    """(the option with the least latency, the best cut, the reason). If times are equal: the device, then the JPEG."""
     best = min((c for c in cuts if c.option), key=lambda c: c.option.latency.total if c.option else 0.0, default=None)
     options = [on_device, *([jpeg] if jpeg else []), *([best.option] if best and best.option else [])]
     first, *others = sorted(options, key=lambda o: o.latency.total)
     if not others:
         return first, best, "no link, so nothing can be sent: run the whole network on the device"
-    told = ", ".join(f"{_DOING[o.kind].format(o.label)} {o.latency.total:.1f} ms" for o in others)
-    text = f"{_DOING[first.kind].format(first.label)}: {first.latency.total:.1f} ms end to end ({told})"
+    alternatives = ", ".join(f"{_DOING[o.kind].format(o.label)} {o.latency.total:.1f} ms" for o in others)
+    text = f"{_DOING[first.kind].format(first.label)}: {first.latency.total:.1f} ms end to end ({alternatives})"
     if first.kind != "cut" and best is not None:
         text = f"splitting does not pay here; {text}"
     second = others[0]
@@ -228,7 +229,7 @@ def recommend(
 
 
 def _nothing_to_compare(planned: Sequence[PlannedCut], dropped: Sequence[DroppedCut], max_tensors: int) -> str:
-    """Why splitting could not be judged, in words."""
+    """In words: why splitting cannot be judged."""
     if planned:
         reasons = sorted({c.reason for c in planned if c.reason})
         why = f"none of {len(planned)} cuts could be calibrated ({'; '.join(reasons)})"
@@ -246,9 +247,9 @@ _DOING = {"device": "whole network on the device", "jpeg": "JPEG to the cloud", 
 def recommend_cut(
     source: Source, names: Names, inputs: Sequence[Float32Array], *, link: Link = AUTO_LINK, **options: object
 ) -> tuple[Cut, str]:
-    """What `--cut auto` takes: the cut with the least end-to-end latency, and a note that says on what assumptions, and
-    whether splitting pays at all. The options are those of `plan_cuts`.
+    """The cut of `--cut auto`, with the least end-to-end latency, and a note on the assumptions.
 
+    The note also says if the network without a cut is faster. options: those of `plan_cuts`.
     Raises UsageError if no cut can be recommended, and what `plan_cuts` raises.
     """
     plan = plan_cuts(source, names, inputs, link=link, **options)  # type: ignore[arg-type]  # plan_cuts names and checks them
@@ -262,7 +263,7 @@ def recommend_cut(
 
 @dataclass(frozen=True, kw_only=True)
 class _Machines:
-    """Both ends and what is between them. outputs: what the network gives for one image."""
+    """Both ends and the link. outputs: of the network, for one image."""
 
     costs: Costs
     device: DeviceProfile
@@ -329,7 +330,7 @@ class _Machines:
         )
 
     def _joules(self, latency: Latency, sent: float) -> float | None:
-        """Computing and sending; None where the profile does not know the power. Waiting is not counted."""
+        """Energy for computing and sending; None if the profile has no power. Waiting does not count."""
         if self.device.compute_watts is None:
             return None
         radio = (self.device.radio_joules_per_byte or 0.0) * sent

@@ -1,6 +1,6 @@
 """Quick calibration for planning: bits per element at the likely cuts, from one pass of the whole network.
 
-No graph is split: the tensors are tapped, as further outputs.
+The graph is not split: the tensors become additional outputs (taps).
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from splitwire.exporter.network.source import Source
 
 BATCH = 8
 TAPPED_BYTES = 256 << 20
-"""Bound on the tapped tensors of one run, and on all samples kept together."""
+"""Largest size of the tapped tensors of one run, and of all samples together."""
 
 JPEG_QUALITY = 90
 MAX_CHANNELS = 128
-"""Channels of a tensor that the rate is estimated on, evenly spread: designing tables takes time by channels. On
-MobileNetV2's expansions of 192 and 576 channels the estimate was 1 to 4 % below that on all of them."""
+"""Largest number of channels (evenly spread) for the estimate of a rate: the design of tables takes time per channel.
+On tensors of 192 and 576 channels of MobileNetV2, the estimate was 1 to 4 % below that on all channels."""
 
 SAMPLE_BYTES = 16 << 20
 
 
 def shortlist(cuts: Sequence[Cut], seconds: Sequence[float], macs: Sequence[int], limit: int) -> list[int]:
-    """Indices of at most `limit` cuts worth calibrating, in execution order.
+    """Indices of at most `limit` promising cuts, in execution order.
 
-    seconds, macs: front time and multiply–accumulates before each. The Pareto front of (time, elements) first; then the
-    front of the rest, and so on, since a larger tensor may still make fewer bytes. Of a front that is too long, every
-    k-th. Of cuts of one size with nothing but an activation or a view between them, the last, which is sparser, among
-    those with the most axes, which the coder makes use of. Never one before the first convolution or matrix product: it
-    would send the picture itself.
+    seconds, macs: front time and multiply–accumulates before each cut. The Pareto front of (time, elements) comes
+    first, then the Pareto front of the remaining cuts, and so on: a larger tensor may still need fewer bytes. If a
+    front is too long, every k-th cut is taken. Of cuts of equal size with only an activation or a view between them,
+    the candidates are those with the most axes, which the coder uses; the last of these is taken, because it is
+    sparser. Cuts before the first convolution or matrix product are excluded: they would send the picture itself.
     """
     best: dict[tuple[int, int], int] = {}
     for i, cut in enumerate(cuts):
@@ -51,14 +51,14 @@ def shortlist(cuts: Sequence[Cut], seconds: Sequence[float], macs: Sequence[int]
         rival = best.get((macs[i], cut.elements))
         if rival is None or _axes(cut) >= _axes(cuts[rival]):
             best[macs[i], cut.elements] = i
-    left = sorted(best.values(), key=lambda i: (seconds[i], cuts[i].elements))
+    remaining = sorted(best.values(), key=lambda i: (seconds[i], cuts[i].elements))
     chosen: list[int] = []
-    while left and len(chosen) < limit:
+    while remaining and len(chosen) < limit:
         front: list[int] = []
-        for i in left:
+        for i in remaining:
             if not front or cuts[i].elements < cuts[front[-1]].elements:
                 front.append(i)
-        left = [i for i in left if i not in front]
+        remaining = [i for i in remaining if i not in front]
         chosen += [front[k] for k in spread(len(front), limit - len(chosen))]
     return sorted(chosen)
 
@@ -70,9 +70,9 @@ def _axes(cut: Cut) -> int:
 def quick_bits(
     source: Source, cuts: Sequence[Cut], inputs: Sequence[Float32Array], levels: Sequence[int], progress: ProgressFn
 ) -> dict[str, tuple[float, ...] | str]:
-    """Tensor name → bits per element for each N in `levels`, or why it has none, in words.
+    """Tensor name → bits per element for each N in `levels`, or a reason why there are none.
 
-    inputs: (C, H, W) float32 each. The tables are designed on the same images, so that the rates are slightly low:
+    inputs: (C, H, W) float32 each. The tables are designed on the same images, so the rates are slightly too low;
     tests/exporter/planning/test_plan.py compares them with coded frames.
     """
     shapes = {name: shape for cut in cuts for name, shape in zip(cut.tensors, cut.shapes, strict=True)}
@@ -104,7 +104,7 @@ def quick_bits(
 
 
 def _tapped(source: Source, names: Sequence[str]) -> Graph:
-    """The network with the named values, and nothing else, as its outputs."""
+    """The network with the named values as its only outputs."""
     model = source.model.clone()
     values = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
     outputs = model.graph.outputs
@@ -122,11 +122,11 @@ def _design(statistics: FeatureStatistics, levels: Sequence[int]) -> tuple[float
 
 
 def cut_bits(cut: Cut, bits: Mapping[str, tuple[float, ...] | str]) -> tuple[float, ...] | str | None:
-    """Bits of one image's frame at each N, without headers; why there are none; or None if not calibrated."""
-    found = [bits.get(name) for name in cut.tensors]
-    reason = next((b for b in found if isinstance(b, str)), None)
-    rates = [b for b in found if isinstance(b, tuple)]
-    if reason is not None or len(rates) < len(found):
+    """Bits of one image's frame at each N, without headers; or the reason why not; or None if not calibrated."""
+    per_tensor = [bits.get(name) for name in cut.tensors]
+    reason = next((b for b in per_tensor if isinstance(b, str)), None)
+    rates = [b for b in per_tensor if isinstance(b, tuple)]
+    if reason is not None or len(rates) < len(per_tensor):
         return reason
     sizes = [math.prod(shape) for shape in cut.shapes]
     return tuple(sum(n * r for n, r in zip(sizes, column, strict=True)) for column in zip(*rates, strict=True))

@@ -1,4 +1,4 @@
-"""What comes back for one image: the bytes of each output of the network."""
+"""The size of a reply: the bytes of each output of the network for one image."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ from splitwire.exporter.network.source import Source
 
 @dataclass(frozen=True, kw_only=True)
 class OutputBytes:
-    """bytes: of one image, without heads; None where the size depends on the picture. shape: without the batch; ()
-    where it is not known. position: of the node that makes it: an output of the front half does not come down."""
+    """The size of one output.
+
+    bytes: for one image, without headers; None if the size depends on the picture. shape: without the batch; () if
+    unknown. position: of the node that makes the output; the cloud does not send outputs of the front half.
+    """
 
     name: str
     dtype: str
@@ -29,7 +32,7 @@ class OutputBytes:
 
 
 def output_bytes(source: Source) -> list[OutputBytes]:
-    """Of every output that a node makes, in the network's order."""
+    """The size of every output that a node makes, in the order of the network."""
     position = {value: i for i, node in enumerate(source.graph) for value in node.outputs}
     entry = source.graph.inputs[0].shape
     batch = None if entry is None or not len(entry) else entry[0]
@@ -37,7 +40,7 @@ def output_bytes(source: Source) -> list[OutputBytes]:
 
 
 DTYPES = {"float": "float32", "double": "float64"}
-"""What ONNX calls otherwise than numpy."""
+"""Types with different names in ONNX and NumPy."""
 
 
 def _output(value: ir.Value, position: int, batch: object) -> OutputBytes:
@@ -45,7 +48,7 @@ def _output(value: ir.Value, position: int, batch: object) -> OutputBytes:
     kind = "unknown type" if dtype is None else DTYPES.get(dtype.name.lower(), dtype.name.lower())
     sizes: list[object] | None = None if value.shape is None else list(value.shape)
     if sizes and (sizes[0] == batch or getattr(sizes[0], "value", 0) is None):
-        sizes = sizes[1:]  # the batch, or unknown where the graph lost it
+        sizes = sizes[1:]  # the batch; it may be unknown
     elif sizes and batch is not None and not all(isinstance(d, int) for d in sizes):
         sizes = None
     fixed = tuple(d for d in sizes or () if isinstance(d, int))
@@ -58,12 +61,12 @@ def _output(value: ir.Value, position: int, batch: object) -> OutputBytes:
 
 
 def come_down(outputs: Sequence[OutputBytes], cut: Cut | None = None) -> list[OutputBytes]:
-    """The outputs that the back half makes; of the whole network in the cloud all."""
+    """The outputs that the back half makes; all outputs if the cloud runs the whole network (no cut)."""
     if cut is None:
         return list(outputs)
     return [o for o in outputs if o.position > cut.position and o.position not in cut.extra]
 
 
 def total(outputs: Sequence[OutputBytes]) -> int:
-    """Bytes of those whose size is known."""
+    """Sum of the known sizes in bytes."""
     return sum(o.bytes or 0 for o in outputs)

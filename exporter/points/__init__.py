@@ -1,1 +1,1 @@
-"""Statistics → operating points: quantizers, ranges, tables, and what each does to the answers."""
+"""Statistics → operating points: quantizers, ranges, tables, and their effect on the outputs."""

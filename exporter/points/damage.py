@@ -1,8 +1,7 @@
-"""How far a network's outputs have moved from what they were, in the terms of its task.
+"""Measure how far the outputs of a network are from their references, in the terms of its task.
 
-Three tasks are told apart by the outputs: classes ((B, K) logits or probabilities first), detections (boxes, scores and
-labels, of one image or, with an axis in front, of each image of a batch), and anything else, where there is only the
-error of the numbers.
+The outputs determine the task: classes (the first output is (B, K) logits or probabilities), detections (boxes, scores
+and labels, of one image or, with a batch axis, of each image), or values (all other outputs: their numerical error).
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ Float64Array = NDArray[np.float64]
 
 
 class Damage:
-    """Sums up, over batches, how far outputs are from their references.
+    """Adds up, over batches, how far outputs are from their references.
 
     names: of the outputs, in order. task: known after the first batch.
     """
@@ -46,7 +45,7 @@ class Damage:
         self._energy: list[Float64Array] = [np.zeros(0)] * len(self._names)
 
     def add(self, reference: Sequence[Array], outputs: Sequence[Array], count: int) -> None:
-        """Take in one batch, of which the first `count` inputs are looked at."""
+        """Add one batch. Only its first `count` inputs count."""
         if self.task is None:
             self.task = judged_as(self._names, reference)
         self._inputs += count
@@ -57,9 +56,9 @@ class Damage:
             self._moved += float(divergence(old, new).sum())
         elif self.task == "detections":
             before, after = (dict(zip(self._names, y, strict=True)) for y in (reference, outputs))
-            for wanted, found in zip(_images(before, count), _images(after, count), strict=True):
-                overlap = overlaps(wanted, found)
-                scores = wanted["scores"].astype(np.float64)
+            for expected, detected in zip(_images(before, count), _images(after, count), strict=True):
+                overlap = overlaps(expected, detected)
+                scores = expected["scores"].astype(np.float64)
                 self._kept += float(scores[overlap >= MIN_OVERLAP].sum())
                 self._all += float(scores.sum())
                 self._moved += float((scores * (1 - overlap)).sum())
@@ -72,27 +71,32 @@ class Damage:
 
     @property
     def agreement(self) -> float | None:
-        """Share of the answers that stay, in [0, 1]: of Top-1 classes; of detections, weighted by score, those for
-        which there is one of the same class that overlaps by MIN_OVERLAP. None for other tasks."""
+        """Share of the answers that do not change, in [0, 1]; None for task "values".
+
+        For classes: the share of equal Top-1 classes. For detections: the share, weighted by score, that has a match: a
+        box of the same class that overlaps by MIN_OVERLAP.
+        """
         if self.task == "values":
             return None
         return self._kept / self._all if self._all else 1.0
 
     @property
     def relative_error(self) -> float | None:
-        """‖ŷ − y‖ / ‖y‖ of each channel over all inputs, root mean square over channels and outputs; None for classes
-        and detections.
+        """‖ŷ − y‖ / ‖y‖ per channel over all inputs, root mean square over channels and outputs; None for classes and
+        detections.
 
-        By channel, since the raw output of a detector holds boxes in pixels beside scores below 1: its norm is that of
-        the boxes alone.
+        It is per channel because the raw output of a detector has boxes in pixels and scores below 1: the norm of the
+        whole output is that of the boxes.
         """
         return float(np.sqrt(self._relative().mean())) if self.task == "values" else None
 
     @property
     def total(self) -> float:
-        """A smooth figure to minimise, which adds up, nearly, over small independent changes: for classes the mean
-        Kullback–Leibler divergence from the reference, nats; for detections the share of overlap lost, weighted by
-        score; else the square of the relative error."""
+        """A smooth figure to minimise. The figures of small independent changes nearly add up.
+
+        For classes: the mean Kullback–Leibler divergence from the reference, in nats. For detections: the lost share of
+        the overlap, weighted by score. For values: the square of the relative error.
+        """
         if self.task == "classes":
             return self._moved / max(self._inputs, 1)
         if self.task == "detections":
@@ -100,28 +104,33 @@ class Damage:
         return float(self._relative().mean())
 
     def _relative(self) -> Float64Array:
-        """Squared, one for each output that holds anything but zeros."""
+        """The squared error of each output; outputs of only zeros are left out."""
         pairs = [(e[s > 0], s[s > 0]) for e, s in zip(self._errors, self._energy, strict=True)]
         return np.array([(e / s).mean() for e, s in pairs if s.size] or [0.0])
 
 
 def judged_as(names: Sequence[str], outputs: Sequence[Array]) -> Task:
-    """What outputs of these names are taken for."""
+    """The task of outputs with these names, for the measurement of the damage."""
     if is_detector(names):
         return "detections"
     return "classes" if are_class_scores(outputs[0]) else "values"
 
 
-def _images(found: dict[str, Array], count: int) -> list[dict[str, Array]]:
-    """Boxes (N, 4), scores and labels (N,) of each of the first `count` images, without the rows of score 0 with which
-    a detector of batches fills up."""
-    images = [found] if found["boxes"].ndim == 2 else [{n: found[n][i] for n in DETECTION} for i in range(count)]
+def _images(outputs: dict[str, Array], count: int) -> list[dict[str, Array]]:
+    """Boxes (N, 4), scores (N,) and labels (N,) of each of the first `count` images.
+
+    Rows of score 0 are left out: detectors with a batch axis fill up their outputs with them.
+    """
+    images = [outputs] if outputs["boxes"].ndim == 2 else [{n: outputs[n][i] for n in DETECTION} for i in range(count)]
     return [{n: image[n][np.asarray(image["scores"], np.float32) > 0] for n in DETECTION} for image in images]
 
 
 def by_channel(values: Float64Array) -> Float64Array:
-    """(channels,) sums of (B, …). The channels are the last axis of (B, K); the shorter of the two of (B, A, N); of
-    (B, C, H, W) the first, and of (B, H, W, C) the last where that is the shortest; of more axes the last."""
+    """(channels,) sums of values (B, …).
+
+    The axis of the channels: the last of (B, K), the shorter one of (B, A, N), the last of (B, H, W, C) if it is the
+    shortest, otherwise the first of (B, C, H, W), and the last of more axes.
+    """
     sides = values.shape[1:]
     if not sides:
         return np.atleast_1d(values.sum())
@@ -134,13 +143,13 @@ def by_channel(values: Float64Array) -> Float64Array:
 
 
 def _added(a: Float64Array, b: Float64Array) -> Float64Array:
-    """Filled up with zeros to the longer: an output whose size depends on the data may have more channels later."""
+    """The sum, with zeros for missing channels: the size of an output may depend on the data."""
     total: Float64Array = np.pad(a, (0, max(0, b.size - a.size))) + np.pad(b, (0, max(0, a.size - b.size)))
     return total
 
 
 def _to_one_shape(a: Array, b: Array) -> tuple[Array, Array]:
-    """Both filled up with zeros to the larger shape: an output whose size depends on the data may have changed it."""
+    """Both arrays, filled up with zeros to the larger shape: the size of an output may depend on the data."""
     if a.shape == b.shape or a.ndim != b.ndim:
         return a, b
     shape = np.maximum(a.shape, b.shape)

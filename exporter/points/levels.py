@@ -1,4 +1,4 @@
-"""The operating points that a caller asks for: "4", "a4", "e4", "r0.4"."""
+"""Parse the operating points that a caller requests: "4", "a4", "e4", "r0.4"."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from splitwire.codec.tables import MAX_LEVELS
 from .design import Kind
 
 LEVELS = (2, 3, 4, 6, 8, "r0.1", "r0.2", "r0.3", "r0.4", "r0.6", "r0.8")
-"""The operating points made unless the caller says otherwise: what Cohen et al. 2021 tabulate, and six budgets."""
+"""The default operating points: those in the tables of Cohen et al. 2021, and six budgets."""
 
 FINE = (16, 32, 64, 128)
-"""Made as well where nothing is said and the outputs are neither classes nor detections: there is no task to choose a
-coarse point by."""
+"""Additional default operating points if the outputs are neither classes nor detections: without a task, no coarse
+point can be chosen."""
 
 Levels = Sequence[int | str]
-"""What `levels` takes: N for a uniform quantizer, "a<N>" for the one over the range that serves the task best, "e<N>"
-for the entropy-constrained one of the rate of N, "r<bits>" for the uniform one that serves the task best at that
-many bits per element."""
+"""What `levels` takes: N for a uniform quantizer with N levels; "a<N>" for N levels over the range with the least
+output distortion; "e<N>" for an entropy-constrained quantizer at the rate of N; "r<bits>" for the uniform quantizer
+with the least output distortion at that many bits per element."""
 
 MAX_RATE = 4
-"""Most bits per element of "r<bits>"."""
+"""Largest number of bits per element in "r<bits>"."""
 
 
 def check_levels(levels: Levels, default_op: str | None) -> list[Kind]:
-    """The operating points to make, in their order. Raises UsageError."""
+    """The operating points to make, in order. Raises UsageError."""
     kinds = sorted(filter(None, map(_kind, levels)), key=_order)
     if not kinds or len(set(kinds)) != len(levels):
         raise UsageError(
@@ -42,7 +42,7 @@ def check_levels(levels: Levels, default_op: str | None) -> list[Kind]:
 
 
 def _order(kind: Kind) -> tuple[bool, float, int]:
-    """n2, a2, e2, n3, …, then the budgets."""
+    """Sort key: n2, a2, e2, n3, …, then the budgets."""
     return kind.family == "r", kind.value, "naer".index(kind.family)
 
 

@@ -1,7 +1,7 @@
-"""What each operating point costs the task: the back half on quantized features against the whole network.
+"""Measure the output distortion of each operating point: the back half on quantized features against the whole network.
 
-The inputs are a sample of the calibration's: a quantizer has a handful of numbers, estimated from millions of
-elements, so that there is nothing to overfit; the entropy coder is lossless and need not run.
+The inputs are a sample of the calibration inputs. A quantizer has only a few numbers, estimated from millions of
+elements, so it cannot overfit. The entropy coder is lossless, so it does not run.
 """
 
 from __future__ import annotations
@@ -26,42 +26,43 @@ from .damage import Damage, Task
 
 MIN_AGREEMENT = 0.985
 """The default operating point is the cheapest that keeps this share of the answers (damage.py): Top-1 classes, or
-detections. Where a class changes the whole network is often wrong itself, so that 1.5 % of changed answers cost well
-under 1 point of accuracy, the loss that Cohen et al. 2021 allow themselves."""
+detections. Where a class changes, the whole network is often wrong too. So 1.5 % of changed answers cost well under 1
+point of accuracy, the loss that Cohen et al. 2021 accept."""
 
 MAX_ERROR = 0.05
-"""The same for outputs that are neither: the relative error of a channel (damage.py). Of three detectors whose outputs
-are raw (docs/results/field.md) it keeps 98.5 % and more of what they find; 0.1 of the whole output kept 77 to 95 %."""
+"""The limit for all other outputs: the relative error per channel (damage.py). Three detectors with raw outputs keep at
+least 98.5 % of their detections at it (docs/results/field.md); at 0.1 of the whole output they kept 77 to 95 %."""
 
 ONE_BY_ONE = 64
-"""Inputs measured where the batch is fixed: these networks run one by one and are mostly detectors, whose images hold
-several answers each and take a second."""
+"""Number of measured inputs if the batch is fixed. Such networks are mostly detectors: an image takes a second, and has
+several answers."""
 
 AT_ONCE = 2
-"""Choices in work at a time: each holds activations of the back, and ONNX Runtime uses further cores by itself."""
+"""Choices that run at the same time. Each needs memory for the activations of the back; ONNX Runtime uses the other
+cores."""
 
 LARGE = 1 << 20
 INPUTS_LARGE = 24
-"""Elements of several tensors at the cut, from which the back half takes about a second for an input (a feature pyramid
-of ResNet-50), and how many inputs the operating points are then measured on."""
+"""From LARGE elements in several tensors at the cut, the back half takes about a second per input (a feature pyramid of
+ResNet-50). Then the operating points are measured on INPUTS_LARGE inputs."""
 
 Quantizers = Sequence[Quantizer | None]
-"""One per tensor at the cut; None leaves the tensor as it is."""
+"""One per tensor at the cut; None leaves the tensor unquantized."""
 
 DamageOf = Callable[[Sequence[Quantizers], str, int], list[float]]
 """damage_of(choices, stage, inputs): the damage of each choice (Damage.total) on at most `inputs` inputs. stage: the
 name for progress reports."""
 
 Reference = Callable[[Float32Array], list[Array]]
-"""What the network should answer to a batch of inputs: the outputs of the back half."""
+"""The correct outputs of the back half for a batch of inputs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PointMeasure:
-    """How well one operating point keeps the answers of the calibration inputs. Exactly one of the two figures is set.
+    """How well one operating point keeps the answers to the calibration inputs. Exactly one of the two figures is set.
 
-    agreement: share of the answers that stay, in [0, 1], for task "classes" and "detections".
-    relative_error: ‖ŷ − y‖ / ‖y‖ by channel over all inputs (damage.py), otherwise.
+    agreement: share of the answers that do not change, in [0, 1], for task "classes" and "detections".
+    relative_error: ‖ŷ − y‖ / ‖y‖ per channel over all inputs (damage.py), for task "values".
     """
 
     op: str
@@ -93,13 +94,13 @@ def measure_points(
     *,
     large: bool = False,
 ) -> list[PointMeasure]:
-    """Measure every point on the kept inputs. large: whether the back takes long (is_large). reference: None means the
-    back half on the features as they are.
+    """Measure every point on the kept inputs.
 
-    (That this equals the whole network was verified before; verify.py. Halves at reduced precision have another one.)
+    large: whether the back is slow (is_large). reference: None means the back half on unquantized features, which
+    verify.py has compared with the whole network. Halves at reduced precision need another reference.
     """
     if front.batch is not None:
-        kept = some(kept, (INPUTS_LARGE if large else ONE_BY_ONE) * front.batch)
+        kept = subsample(kept, (INPUTS_LARGE if large else ONE_BY_ONE) * front.batch)
     choices = [[t.quantizer for t in p.tensors] for p in points]
     answers = len(kept) * len(points)
     damages = measure_damage(
@@ -121,10 +122,10 @@ def measure_damage(
     progress: Callable[[int], None],
     reference: Reference | None = None,
 ) -> list[Damage]:
-    """What each choice of quantizers does to the outputs, one Damage per choice. progress: called with the number of
-    answers done, one for each input and choice.
+    """Measure the damage of each choice of quantizers to the outputs.
 
-    Backs that take one input at a time, mostly detectors, select boxes on one core: two choices run at a time there.
+    progress: called with the number of finished answers; each input has one for each choice.
+    If the batch is fixed (mostly in detectors), AT_ONCE choices run at the same time: boxes are selected on one core.
     """
     damages = [Damage(back.outputs) for _ in choices]
     done = 0
@@ -141,7 +142,7 @@ def measure_damage(
 
 
 def _answer(back: Graph, received: Sequence[Array], quantizers: Quantizers) -> list[Array]:
-    n = len(quantizers)  # sizes may come behind the tensors
+    n = len(quantizers)  # sizes may follow the tensors
     quantized = [_through(y, q) for y, q in zip(received[:n], quantizers, strict=True)]
     return back.run(*quantized, *received[n:])
 
@@ -149,7 +150,7 @@ def _answer(back: Graph, received: Sequence[Array], quantizers: Quantizers) -> l
 def _in_order(
     pool: ThreadPoolExecutor, answer: Callable[[Quantizers], list[Array]], choices: Sequence[Quantizers]
 ) -> Iterator[list[Array]]:
-    """answer(choice) for each choice, AT_ONCE of them in memory at most: the outputs may be large."""
+    """answer(choice) for each choice, in order. At most AT_ONCE are in memory: the outputs may be large."""
     running: deque[Future[list[Array]]] = deque()
     for choice in choices:
         running.append(pool.submit(answer, choice))
@@ -160,23 +161,23 @@ def _in_order(
 
 
 def is_large(specs: Sequence[TensorSpec]) -> bool:
-    """Whether so much crosses in several tensors that their back half takes long."""
+    """Whether several tensors cross that are large enough to make the back half slow."""
     return len(specs) > 1 and sum(spec.elements for spec in specs) >= LARGE
 
 
-def some(kept: Sequence[Float32Array], limit: int) -> list[Float32Array]:
-    """At most `limit` of the kept inputs, evenly spread: they may come class by class, or picture by picture."""
+def subsample(kept: Sequence[Float32Array], limit: int) -> list[Float32Array]:
+    """At most `limit` of the kept inputs, evenly spread, since neighbours may be of the same class or picture."""
     return [kept[i] for i in spread(len(kept), limit)]
 
 
-def alone(quantizers: Sequence[Sequence[Quantizer]]) -> list[Quantizers]:
-    """[tensor][k] → the choices that quantize one tensor and leave the others as they are, in this order."""
+def one_at_a_time(quantizers: Sequence[Sequence[Quantizer]]) -> list[Quantizers]:
+    """[tensor][k] → choices, in this order, that quantize only this tensor with this quantizer."""
     tensors = range(len(quantizers))
-    return [[q if i == t else None for i in tensors] for t, own in enumerate(quantizers) for q in own]
+    return [[q if i == t else None for i in tensors] for t, of_tensor in enumerate(quantizers) for q in of_tensor]
 
 
 def _batches(front: Graph, kept: Sequence[Float32Array]) -> Iterator[tuple[int, Float32Array]]:
-    """(inputs that count, the batch): a graph of a fixed batch gets the last one filled up."""
+    """(number of inputs, batch). If the batch is fixed, repeated inputs fill up the last one; they do not count."""
     for start in range(0, len(kept), front.batch or BATCH):
         chunk = kept[start : start + (front.batch or BATCH)]
         yield len(chunk), padded(front, chunk)
@@ -189,8 +190,10 @@ def _through(y: Array, quantizer: Quantizer | None) -> Array:
 
 
 def choose_default(points: Sequence[OperatingPoint], measures: Sequence[PointMeasure]) -> str:
-    """Name of the cheapest point that is good enough; if none is, of the best. One that is over its budget
-    (overspent.py) is taken only where all are."""
+    """The name of the cheapest point that is good enough, or of the best point if none is.
+
+    A point that exceeds its budget (overspent.py) is chosen only if all do.
+    """
     both = list(zip(points, measures, strict=True))
     both = [(p, m) for p, m in both if not is_overspent(p)] or both
     good = [(p, m) for p, m in both if m.good]

@@ -1,7 +1,7 @@
-"""The clipping range that the answers like best at a number of levels: what one finds by trying ranges by hand.
+"""Search the clipping range with the least output distortion, for a number of levels.
 
-The quantizer stays that of Cohen et al. 2021, uniform with pinned ends; only its range is not the one with the least
-squared error. budget.py looks for more, at a rate: the number of levels and the preserved means too.
+The quantizer is that of Cohen et al. 2021, uniform with pinned ends; only its range differs from the one with the least
+squared error. budget.py also searches the number of levels, and whether to preserve means, at a given rate.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .measure import DamageOf
 from .tensors import CalibratedTensor
 
 SCALES = tuple(np.geomspace(0.75, 2.0, 12).tolist())
-"""Multiples of the range with the least squared error that are tried, 9 % from one to the next."""
+"""Candidates: multiples of the range with the least squared error, in steps of 9 %."""
 
 
 def search_ranges(
@@ -25,14 +25,14 @@ def search_ranges(
     tensors: Sequence[CalibratedTensor],
     damage_of: DamageOf,
 ) -> list[list[DesignedPoint]]:
-    """Per point, per tensor: the quantizer over the multiple of its range that does the least damage to the answers.
+    """Per point and tensor: the quantizer over the multiple of its range with the least output distortion.
 
     rows: per point, the number of levels of each tensor. All tensors of a point have the same multiple.
     """
-    tried = [
+    widenings = [
         [Widening(n, t.statistics, t.slope, taps=t.taps) for n, t in zip(row, tensors, strict=True)] for row in rows
     ]
-    choices = [[widening.quantizer(scale) for widening in row] for row in tried for scale in SCALES]
+    choices = [[widening.quantizer(scale) for widening in row] for row in widenings for scale in SCALES]
     damages = damage_of(choices, "Search ranges", INPUTS if len(tensors) == 1 else INPUTS_SHARED)
     best = np.reshape(damages, (len(rows), len(SCALES))).argmin(axis=1)
-    return [[widening.point(SCALES[k]) for widening in row] for row, k in zip(tried, best.tolist(), strict=True)]
+    return [[widening.point(SCALES[k]) for widening in row] for row, k in zip(widenings, best.tolist(), strict=True)]

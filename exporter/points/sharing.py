@@ -1,7 +1,7 @@
-"""Sharing a bit budget among tensors for the least output distortion.
+"""Share a bit budget among tensors for the least output distortion.
 
-Damages of small independent changes nearly add up. So a division is optimal if the next bit reduces the damage equally
-in every tensor: take steps along the lower convex hulls of (bits, damage), steepest first.
+The damages of small independent changes nearly add up. So a division is optimal if the next bit reduces the damage
+equally in every tensor. The algorithm takes steps along the lower convex hulls of (bits, damage), steepest first.
 Source: Shoham and Gersho 1988, bit allocation for an arbitrary set of quantizers.
 """
 
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 
 class Cost(NamedTuple):
-    """What quantizing one tensor in one way costs. bits: per image. damage: of the answers, if only this tensor is
+    """The cost of one quantizer for one tensor. bits: per image. damage: to the outputs, if only this tensor is
     quantized (damage.py)."""
 
     bits: float
@@ -21,22 +21,23 @@ class Cost(NamedTuple):
 
 
 def share_bits(costs: Sequence[Sequence[Cost]], start: Sequence[int]) -> list[int]:
-    """Per tensor the index of what it gets: the least damage in sum that costs no more bits than `start` does.
+    """Per tensor: the index of its choice. The sum of damages is small, and the bits are no more than those of `start`.
 
-    costs: per tensor those of its choices. Where what `share_budget` finds is worse than `start`, it is `start`.
+    costs: per tensor, those of its choices. Returns `start` if `share_budget` finds nothing better.
     """
     budget = _total(costs, start).bits
     chosen = share_budget(costs, budget)
-    found = _total(costs, chosen)
-    return chosen if found.bits <= budget and found.damage < _total(costs, start).damage else list(start)
+    shared = _total(costs, chosen)
+    return chosen if shared.bits <= budget and shared.damage < _total(costs, start).damage else list(start)
 
 
 def share_budget(costs: Sequence[Sequence[Cost]], budget: float) -> list[int]:
-    """Per tensor the index of what it gets: the least damage in sum for at most `budget` bits, or else the fewest bits.
+    """Per tensor: the index of its choice, for a small sum of damages and at most `budget` bits.
 
-    Greedy along the convex hulls, so at most one step short of the best.
+    If the budget is too small, each tensor has the fewest bits. The search is greedy along the convex hulls, so it is
+    at most one step from the optimum.
     """
-    hulls = [_hull(own) for own in costs]
+    hulls = [_hull(of_tensor) for of_tensor in costs]
     chosen = [hull[0] for hull in hulls]
     spent = _total(costs, chosen).bits
     steps = [(_slope(costs[i][a], costs[i][b]), i, b) for i, hull in enumerate(hulls) for a, b in pairwise(hull)]
@@ -44,29 +45,29 @@ def share_budget(costs: Sequence[Sequence[Cost]], budget: float) -> list[int]:
     for _, i, b in sorted(steps, key=lambda step: -step[0]):
         extra = costs[i][b].bits - costs[i][chosen[i]].bits
         if i in blocked or spent + extra > budget:
-            blocked.add(i)  # its later steps build on this one
+            blocked.add(i)  # its later steps need this one
             continue
         chosen[i], spent = b, spent + extra
     return chosen
 
 
-def _hull(own: Sequence[Cost]) -> list[int]:
-    """Indices of those on the lower convex hull of (bits, damage), from the cheapest to the least damage."""
+def _hull(costs: Sequence[Cost]) -> list[int]:
+    """Indices of the costs on the lower convex hull of (bits, damage), from the fewest bits to the least damage."""
     hull: list[int] = []
-    for k in sorted(range(len(own)), key=lambda k: own[k]):
-        if hull and own[k].damage >= own[hull[-1]].damage:
+    for k in sorted(range(len(costs)), key=lambda k: costs[k]):
+        if hull and costs[k].damage >= costs[hull[-1]].damage:
             continue
-        while len(hull) > 1 and _slope(own[hull[-1]], own[k]) >= _slope(own[hull[-2]], own[hull[-1]]):
+        while len(hull) > 1 and _slope(costs[hull[-1]], costs[k]) >= _slope(costs[hull[-2]], costs[hull[-1]]):
             hull.pop()
         hull.append(k)
     return hull
 
 
 def _slope(a: Cost, b: Cost) -> float:
-    """Damage that is saved per bit on the way from a to b."""
+    """Reduction of the damage per additional bit from a to b."""
     return (a.damage - b.damage) / max(b.bits - a.bits, 1e-9)
 
 
 def _total(costs: Sequence[Sequence[Cost]], chosen: Sequence[int]) -> Cost:
-    taken = [own[k] for own, k in zip(costs, chosen, strict=True)]
-    return Cost(sum(c.bits for c in taken), sum(c.damage for c in taken))
+    costs_taken = [of_tensor[k] for of_tensor, k in zip(costs, chosen, strict=True)]
+    return Cost(sum(c.bits for c in costs_taken), sum(c.damage for c in costs_taken))

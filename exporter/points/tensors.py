@@ -1,5 +1,4 @@
-"""The tensors at the cut as the quantizers are designed for them: shape, statistics of the features, and what predicts
-what."""
+"""The tensors at the cut, with all that the design of quantizers needs: shape, statistics and prediction taps."""
 
 from __future__ import annotations
 
@@ -17,8 +16,8 @@ from splitwire.codec.tables import Taps
 class CalibratedTensor:
     """One tensor at the cut.
 
-    slope: of the (leaky) ReLU whose output it is, as the design takes it; None where it is not known. taps: of the
-    predictive coder; None leaves the context coder.
+    slope: of the (leaky) ReLU that computes the tensor; None if unknown. taps: of the predictive coder; None selects
+    the context coder.
     """
 
     spec: TensorSpec
@@ -33,7 +32,7 @@ def specs_of(tensors: Sequence[CalibratedTensor]) -> list[TensorSpec]:
 
 
 def with_taps(tensors: Sequence[CalibratedTensor], report: ProgressFn) -> list[CalibratedTensor]:
-    """The same tensors with the taps of the predictive coder, where that coder is worth its time.
+    """The same tensors with taps of the predictive coder, if it saves enough bytes for its time.
 
     Raises ExportError for a tensor that never changes.
     """

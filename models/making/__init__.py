@@ -1,1 +1,1 @@
-"""Maintainers' code: what trains and describes the networks that ship with the package."""
+"""Maintainers' code: train the networks of the package, and write their model cards."""

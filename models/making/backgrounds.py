@@ -1,4 +1,4 @@
-"""What lies behind the garments of a scene: noise, gradients, stripes, checks, and photographs of scikit-image."""
+"""Backgrounds of scenes: noise, gradients, stripes, checks, and photographs of scikit-image."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ TRAINING = (
 )
 """Files of scikit-image, for the training scenes."""
 HELD_OUT = ("chelsea.png", "rocket.jpg", "gravel.png", "moon.png", "motorcycle_left.png")
-"""The same for all others: held-out scenes have other photographs, as they have other garments."""
+"""The same for all other scenes: held-out scenes have other photographs and other garments."""
 LONGEST = 512
 
 
 def photographs(split: str) -> tuple[UInt8Array, ...]:
-    """Those for scenes of a split ("train", or others), (H, W, 3) uint8, the longer side at most 512 pixels.
+    """The photographs for a split ("train", or another one): (H, W, 3) uint8, the longer side at most 512 pixels.
 
     Raises UsageError if scikit-image is not installed.
     """
@@ -41,16 +41,16 @@ def photographs(split: str) -> tuple[UInt8Array, ...]:
         import skimage
     except ImportError as e:
         raise UsageError("scenes need the photographs of scikit-image; `pip install splitwire[demo]`") from e
-    found = []
+    pictures = []
     for name in TRAINING if split == "train" else HELD_OUT:
         picture = Image.open(Path(skimage.__file__).parent / "data" / name).convert("RGB")
         picture.thumbnail((LONGEST, LONGEST))
-        found.append(np.asarray(picture))
-    return tuple(found)
+        pictures.append(np.asarray(picture))
+    return tuple(pictures)
 
 
 def any_of(pictures: Sequence[UInt8Array], draw: Draw) -> Float32Array:
-    """(160, 160, 3) float32 in [0, 255]: half of them crops of `pictures`, the others drawn."""
+    """A background, (160, 160, 3) float32 in [0, 255]: with probability ½ a crop of `pictures`, otherwise drawn."""
     kind = int(draw.integers(8))
     if kind < 4:
         return _crop(pictures[int(draw.integers(len(pictures)))], draw)
@@ -58,7 +58,7 @@ def any_of(pictures: Sequence[UInt8Array], draw: Draw) -> Float32Array:
 
 
 def _crop(photograph: UInt8Array, draw: Draw) -> Float32Array:
-    """A square of a photograph, at least 160 pixels, or its whole shorter side, wide; scaled, flipped, dimmed."""
+    """A square of a photograph, at least 160 pixels wide if it has them; scaled, flipped at random, and dimmed."""
     height, width = photograph.shape[:2]
     shorter = min(height, width)
     side = int(draw.integers(min(SIDE, shorter), shorter + 1))
@@ -83,7 +83,7 @@ def _mix(share: Float32Array, draw: Draw) -> Float32Array:
 
 
 def _noise(draw: Draw) -> Float32Array:
-    """Coloured noise of a few scales, the finer the weaker, and a little grain."""
+    """Coloured noise at several scales, weaker at finer scales, with a little grain."""
     total = np.zeros((SIDE, SIDE, 3), np.float32)
     for cells, weight in ((3, 0.5), (9, 0.3), (30, 0.2)):
         coarse = draw.integers(0, 256, (cells, cells, 3), dtype=np.uint8)
@@ -94,7 +94,7 @@ def _noise(draw: Draw) -> Float32Array:
 
 
 def _ramp(draw: Draw) -> Float32Array:
-    """(160, 160) float32: the distance in pixels along a random direction."""
+    """(160, 160) float32: the position in pixels along a random direction."""
     angle = float(draw.uniform(0, 2 * np.pi))
     axis = np.arange(SIDE, dtype=np.float32) - SIDE / 2
     return np.float32(np.cos(angle)) * axis + np.float32(np.sin(angle)) * axis[:, None]

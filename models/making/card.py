@@ -1,4 +1,4 @@
-"""The measured figures of the demo network, and the model card that is written from them and from nothing else."""
+"""The measured figures of the demo network, and its model card, which is written only from them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ R = TypeVar("R", bound=Struct)
 
 
 class Training(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How the weights were made. settings: training.Settings as a map. seconds: wall time on `machine`."""
+    """How the weights were trained. settings: classifier_training.Settings as a map. seconds: wall time on
+    `machine`."""
 
     settings: dict[str, int | float | str]
     images: int
@@ -25,11 +26,11 @@ class Training(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Results(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What `models/data/fashion_squeezenet1_1.json` holds.
+    """The content of `models/data/fashion_squeezenet1_1.json`.
 
-    correct: right answers of `images`, all 10,000 test images; correct_sample: of the first `images_sample`, those
-    shipped. correct_per_class: in the order of the class names. feature_zeros: share of exact zeros in the
-    tensor at the cut, over the test images.
+    correct: number of correct answers for `images` test images (all 10,000). correct_sample: the same for the first
+    `images_sample` of them, which the package contains. correct_per_class: in the order of the class names.
+    feature_zeros: share of exact zeros in the tensor at the cut, over the test images.
     """
 
     name: str
@@ -49,12 +50,12 @@ class Results(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def accuracy(self) -> float:
-        """Share of right answers on all test images, in [0, 1]."""
+        """Share of correct answers on all test images, in [0, 1]."""
         return self.correct / self.images
 
 
 def read(path: Path, kind: type[R]) -> R:
-    """Read a results file of a network. Raises UsageError if it is missing or not one."""
+    """Read a results file of a network. Raises UsageError if it is missing or has another content."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except (OSError, msgspec.DecodeError) as e:
@@ -82,7 +83,7 @@ def versions_words(t: Training) -> str:
 def render(r: Results) -> str:
     """The model card, Markdown."""
     t = r.training
-    # Fashion-MNIST's test images are a tenth of each class.
+    # A tenth of Fashion-MNIST's test images belongs to each class.
     per_class = "\n".join(
         f"| {name} | {10 * right / r.images:.1%} |" for name, right in zip(CLASSES, r.correct_per_class, strict=True)
     )

@@ -1,8 +1,8 @@
-"""Training of the demo network: seeded, resumable, plain torch on the CPU.
+"""Train the demo network: seeded, resumable, in plain torch on the CPU.
 
-Every epoch seeds itself from (seed, epoch): order of the images, flips, shifts and dropout. So a checkpoint after an
-epoch holds the weights and the optimiser and nothing else of the past, and a run that was killed and continued ends
-with the same weights, bit for bit on the same machine, as one that was never stopped.
+Every epoch has a seed from (seed, epoch), for the order of the images, flips, shifts and dropout. So a checkpoint after
+an epoch needs only the weights and the state of the optimiser. A run that is killed and resumed ends with the same
+weights as an uninterrupted one, bit for bit on the same machine.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ from splitwire.models.making.settings import check_settings
 from splitwire.models.weights import torch_load
 
 EpochFn = Callable[[int, float, float], None]
-"""report(epochs done, mean training loss of the last, seconds it took)."""
+"""report(finished epochs, mean training loss of the last one, its seconds)."""
 
 StepFn = Callable[[int, int], None]
-"""step(steps done, steps of the whole run)."""
+"""step(finished steps, steps of the whole run)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What decides the weights. All of it is kept in the checkpoint and in the model card.
+    """All that determines the weights. The checkpoint and the model card contain it.
 
-    learning_rate: peak, of AdamW; linear warm-up over `warmup` epochs, then a half cosine to zero.
-    shift: largest shift in pixels of the 56×56 image, in each direction. precision: of the convolutions while training
-    ("bfloat16" or "float32"); weights, optimiser and every measurement are float32. threads: of torch; more is faster
-    on an idle machine, and changes the order of additions, so other bits come out.
+    learning_rate: the peak for AdamW, after a linear warm-up over `warmup` epochs; then it falls to zero in a half
+    cosine. shift: largest shift of the 56×56 image, in pixels, in each direction. precision: of the convolutions in
+    training ("bfloat16" or "float32"); weights, optimiser and measurements are float32. threads: of torch. More threads
+    are faster on an idle machine, but they change the order of additions, and so the bits of the weights.
 
-    detector_training.py has some of the same fields, with other defaults: a base class would spread the list
-    over two files.
+    detector_training.Settings repeats some of these fields, with other defaults. A shared base class would spread
+    the fields of each training over two files.
     """
 
     epochs: int = 20
@@ -75,7 +75,7 @@ def resize(images: UInt8Array) -> Tensor:
 
 
 def normalise(pixels: Tensor) -> Tensor:
-    """(n, H, W) uint8 → (n, 3, H, W) float32, the network's input; a grey image has three equal channels."""
+    """(n, H, W) uint8 → (n, 3, H, W) float32, the network's input, with three equal channels."""
     mean = torch.tensor(PREPROCESSING.mean).view(1, 3, 1, 1)
     std = torch.tensor(PREPROCESSING.std).view(1, 3, 1, 1)
     return (pixels.unsqueeze(1).to(torch.float32) / 255 - mean) / std
@@ -110,17 +110,17 @@ def train(
     on_step: StepFn | None = None,
     on_epoch: EpochFn | None = None,
 ) -> tuple[nn.Module, float]:
-    """Train from `checkpoint` if it exists, else from the seed, and leave a checkpoint after every epoch.
+    """Train from `checkpoint` if it exists, otherwise from the seed. Write a checkpoint after every epoch.
 
-    images: (n, 28, 28) uint8; labels: (n,) uint8. stop_after: leave after this many epochs of the run, as if killed.
-    Returns the network in eval mode and the seconds of training so far, over all sessions.
+    images: (n, 28, 28) uint8; labels: (n,) uint8. stop_after: return after this number of epochs, as if killed.
+    Returns the network in eval mode, and the seconds of training in all sessions.
     Raises UsageError if the checkpoint is damaged or was made with other settings.
     """
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
     network = build_network(settings.dropout)
     for module in network.modules():
-        # SqueezeNet ends in a ReLU: a class whose logit starts at or below 0 for every image would never learn.
+        # SqueezeNet ends in a ReLU: a class with initial logits ≤ 0 for every image would never learn.
         if isinstance(module, nn.Conv2d) and module.out_channels == len(CLASSES):
             nn.init.constant_(_bias(module), 1.0)
     network = network.to(memory_format=torch.channels_last)  # 1.8 times as fast: max pooling in bfloat16
@@ -147,7 +147,7 @@ def _epoch(
     epoch: int,
     on_step: StepFn | None,
 ) -> float:
-    """One pass over the images; returns the mean loss. Everything random comes from (seed, epoch)."""
+    """One pass over the images; returns the mean loss. All random numbers come from (seed, epoch)."""
     generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + epoch)
     torch.manual_seed(settings.seed * 1_000_003 + epoch)  # dropout
     network.train()
@@ -177,8 +177,8 @@ def predict(network: nn.Module, images: UInt8Array, batch: int = 250) -> UInt8Ar
     """(n, 28, 28) uint8 → (n,) uint8 class indices, in float32."""
     parts = resize(images).split(batch)  # type: ignore[no-untyped-call]  # torch has no types there
     with torch.inference_mode():
-        found = [network(normalise(part)).argmax(1) for part in parts]
-    predicted: UInt8Array = torch.cat(found).numpy().astype(np.uint8)
+        classes = [network(normalise(part)).argmax(1) for part in parts]
+    predicted: UInt8Array = torch.cat(classes).numpy().astype(np.uint8)
     return predicted
 
 
@@ -204,13 +204,13 @@ def _save(
 
 
 def _restore(path: Path, settings: Settings, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
-    """Load a checkpoint into network and optimizer; returns (epochs done, seconds so far)."""
+    """Load a checkpoint into network and optimizer; returns (finished epochs, seconds so far)."""
     state: Any = torch_load(path)
     try:
         made_with = state["settings"]
         if made_with != dataclasses.asdict(settings):
-            wanted = dataclasses.asdict(settings)
-            differing = ", ".join(k for k in sorted(wanted) if made_with.get(k) != wanted[k])
+            current = dataclasses.asdict(settings)
+            differing = ", ".join(k for k in sorted(current) if made_with.get(k) != current[k])
             raise UsageError(f"{path} was made with other settings ({differing}); delete it or use another --out")
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])

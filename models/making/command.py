@@ -1,4 +1,4 @@
-"""The frame of the two training commands: options, errors as one line, progress, files written and shipped."""
+"""The shared parts of the two training commands: options, errors in one line, progress, output files."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Shipped:
 def make_parser(
     module: str, description: str, *, out: Path, seed: int, threads: int, precision: str
 ) -> argparse.ArgumentParser:
-    """A parser with the options that both commands take. The numbers are the defaults."""
+    """A parser with the options of both commands. The arguments give the defaults."""
     parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
     parser.add_argument("--data", type=Path, default=fashion.DEFAULT_FOLDER, help="folder of the Fashion-MNIST files")
     parser.add_argument("--out", type=Path, default=out, help="working folder [%(default)s]")
@@ -55,7 +55,7 @@ def make_parser(
 
 
 def run(work: Callable[[], None], *, resumes_from: str) -> int:
-    """Do the work; returns the exit status: 0, 1 or 2 as the error says, 130 if interrupted."""
+    """Call `work`; returns the exit status: 0, the status of the error (1 or 2), or 130 if interrupted."""
     try:
         work()
     except SplitwireError as e:
@@ -69,7 +69,7 @@ def run(work: Callable[[], None], *, resumes_from: str) -> int:
 
 @contextmanager
 def progress(description: str, total: int | None) -> Iterator[tuple[Progress, TaskID]]:
-    """A bar on stderr with the time that the run took and has left; nothing where stderr is no terminal."""
+    """A bar on stderr with the elapsed and the remaining time; without a terminal there is none."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -85,9 +85,9 @@ def progress(description: str, total: int | None) -> Iterator[tuple[Progress, Ta
 def write_results(
     shipped: Shipped, weights: bytes, figures: bytes, card: str, options: argparse.Namespace, *, out: Path | None
 ) -> Path:
-    """Write figures and card to `out`, and with --ship all three files into the package; with --json print the figures.
+    """Write figures and card to `out`. With --ship, write all three files into the package. With --json, print figures.
 
-    out: the working folder; None where nothing was trained. Returns the folder to name in the last line.
+    out: the working folder; None without a training. Returns the folder for the last line of the output.
     """
     text = card.encode()
     if out is not None:
@@ -103,7 +103,7 @@ def write_results(
 
 
 def machine() -> str:
-    """Processor and threads, in words."""
+    """A description of the processor, with the number of threads."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         model = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

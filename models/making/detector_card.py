@@ -1,4 +1,4 @@
-"""The measured figures of the detector, and the model card that is written from them and from nothing else."""
+"""The measured figures of the detector, and its model card, which is written only from them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from splitwire.models.making.card import Training, settings_words, versions_word
 
 
 class Precision(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """COCO's average precision, by pycocotools, in [0, 1], on `scenes` scenes of `split` and `seed` with `garments`.
+    """COCO's average precision in [0, 1], from pycocotools, on `scenes` scenes of a split and a seed.
 
-    map50: at an intersection over union of 0.5; map: mean over 0.5 to 0.95; map50_per_class: in the order of CLASSES.
+    garments: in these scenes. map50: at an intersection over union of 0.5. map: mean over 0.5 to 0.95. map50_per_class:
+    in the order of CLASSES.
     """
 
     split: str
@@ -24,12 +25,12 @@ class Precision(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Results(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What `models/data/fashion_detector.json` holds.
+    """The content of `models/data/fashion_detector.json`.
 
-    macs, macs_front: multiply-accumulates of one picture, convolutions, of all and of what is before the cut.
-    feature_negative: share of negative values in the tensor at the cut. held_out: on garments and photographs that the
-    training never saw; samples: the same of the 1,000 garments in the package.
-    training.images: scenes. remark: what else to know of the run.
+    macs, macs_front: multiply-accumulates of the convolutions for one picture, in the whole network and before the cut.
+    feature_negative: share of negative values in the tensor at the cut. held_out: on garments and photographs that are
+    not in the training scenes; samples: on the 1,000 garments in the package. training.images: number of scenes.
+    remark: more information about the training.
     """
 
     name: str

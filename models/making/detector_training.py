@@ -1,7 +1,7 @@
-"""Training of the detector: scenes composed as they are needed, seeded, resumable, plain torch on the CPU.
+"""Train the detector on scenes that are composed when they are needed: seeded, resumable, in plain torch on the CPU.
 
-Step k learns from scenes k·batch … k·batch + batch − 1 of the seed, so the step alone says what comes next. A
-checkpoint holds weights, their running average, the optimiser and the step.
+Step k learns from scenes k·batch … k·batch + batch − 1 of the seed, so the number of the step determines its scenes. A
+checkpoint contains the weights, their running average, the state of the optimiser and the step.
 """
 
 from __future__ import annotations
@@ -31,22 +31,23 @@ from splitwire.models.making.settings import check_settings
 from splitwire.models.weights import torch_load
 
 Batch = tuple[Tensor, Tensor, Tensor]
-"""(B, 160, 160, 3) uint8 pictures; (B, 6, 4) float32 boxes; (B, 6) int64 labels, 0 where there is no garment."""
+"""(B, 160, 160, 3) uint8 pictures; (B, 6, 4) float32 boxes; (B, 6) int64 labels, 0 in unused rows."""
 
 NEAR = 0.2
-"""Cells whose share of a garment's centre is larger learn its class and box."""
+"""A cell learns the class and the box of a garment if its share in the garment's centre is larger than this."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What decides the weights. All of it is kept in the checkpoint and in the model card.
+    """All that determines the weights. The checkpoint and the model card contain it.
 
-    learning_rate: peak, of AdamW; linear warm-up over `warmup` steps, then a half cosine to zero. average: decay of
-    the running average of the weights, which is what is kept. precision: of the convolutions while training; weights,
-    losses and every measurement are float32. threads: of torch; changes the order of additions, so other bits come out.
+    learning_rate: the peak for AdamW, after a linear warm-up over `warmup` steps; then it falls to zero in a half
+    cosine. average: decay of the running average of the weights; the average is the result. precision: of the
+    convolutions in training; weights, losses and measurements are float32. threads: of torch; they change the order of
+    additions, and so the bits of the weights.
 
-    classifier_training.py has some of the same fields, with other defaults: a base class would spread the list
-    over two files.
+    classifier_training.Settings repeats some of these fields, with other defaults. A shared base class would spread
+    the fields of each training over two files.
     """
 
     steps: int = 5_500
@@ -95,7 +96,7 @@ def inputs_of(pictures: UInt8Array) -> Tensor:
 
 
 def centres_of(boxes: Tensor, labels: Tensor) -> Tensor:
-    """(B, G, 4), (B, G) → (B, G, 20, 20): how much each cell is each garment's centre; 1 at one cell, then falling."""
+    """(B, G, 4), (B, G) → (B, G, 20, 20): share of each cell in each garment's centre; 1 at one cell, then falling."""
     cells = torch.arange(CELLS)
 
     def along(low: Tensor, high: Tensor) -> Tensor:
@@ -109,9 +110,9 @@ def centres_of(boxes: Tensor, labels: Tensor) -> Tensor:
 
 
 def loss_of(raw: Tensor, boxes: Tensor, labels: Tensor, settings: Settings) -> Tensor:
-    """The loss to minimise: of centres (penalty-reduced focal), of classes, of boxes (1 − GIoU).
+    """The loss to minimise: for centres (penalty-reduced focal loss), for classes, and for boxes (1 − GIoU).
 
-    Source: the first as in Zhou et al., "Objects as Points", 2019; the last of Rezatofighi et al., 2019.
+    Sources: Zhou et al., "Objects as Points", 2019 (centres); Rezatofighi et al., 2019 (boxes).
     """
     shares, owner = centres_of(boxes, labels).max(1)  # (B, 20, 20) each
     sure, unsure = F.logsigmoid(raw[:, 0]), F.logsigmoid(-raw[:, 0])
@@ -122,8 +123,10 @@ def loss_of(raw: Tensor, boxes: Tensor, labels: Tensor, settings: Settings) -> T
     weight = torch.where(shares > NEAR, shares, 0.0)
     total = weight.sum().clamp(min=1e-6)
     flat = owner.flatten(1)
-    wanted = (labels.gather(1, flat).view(owner.shape) - 1).clamp(min=0)
-    named = F.cross_entropy(raw[:, 1 : 1 + CLASSES], wanted, reduction="none", label_smoothing=settings.class_smoothing)
+    classes = (labels.gather(1, flat).view(owner.shape) - 1).clamp(min=0)
+    named = F.cross_entropy(
+        raw[:, 1 : 1 + CLASSES], classes, reduction="none", label_smoothing=settings.class_smoothing
+    )
     target = boxes.gather(1, flat.unsqueeze(-1).expand(-1, -1, 4)).view(*owner.shape, 4)
     placed = 1 - giou(boxes_of(raw[:, 1 + CLASSES :]), target)
     return centre + ((named + settings.box_weight * placed) * weight).sum() / total
@@ -147,13 +150,14 @@ def train(
     on_step: Callable[[int, float], None] | None = None,
     on_keep: Callable[[int, Detector], None] | None = None,
 ) -> tuple[Detector, float]:
-    """Train from `checkpoint` if it exists, else from the seed; leave a checkpoint every `keep_every` steps.
+    """Train from `checkpoint` if it exists, otherwise from the seed. Write a checkpoint every `keep_every` steps.
 
-    workers: processes that compose scenes beside this one; 0: this one does.
-    on_step: called with the steps done and the last loss; on_keep: after a checkpoint, with the averaged network.
-    Returns the averaged network in eval mode, and the seconds of training so far, over all sessions.
-    Raises UsageError if the checkpoint is damaged or was made with other settings. Other `steps` than the checkpoint's
-    are allowed: the learning rate goes on where the new schedule has it.
+    workers: number of processes that compose scenes; 0: this process composes them.
+    on_step: called with the number of finished steps and the last loss. on_keep: called after a checkpoint, with the
+    averaged network.
+    Returns the averaged network in eval mode, and the seconds of training in all sessions.
+    Raises UsageError if the checkpoint is damaged or was made with other settings. Only `steps` may differ: then the
+    learning rate follows the new schedule.
     """
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
@@ -168,7 +172,7 @@ def train(
         batch_size=None,
         sampler=order,
         num_workers=workers,
-        **side,  # type: ignore[arg-type]  # of two kinds
+        **side,  # type: ignore[arg-type]  # values of two types
     )
     begun = time.monotonic()
     network.train()
@@ -202,7 +206,7 @@ def _step(network: Detector, optimizer: torch.optim.Optimizer, batch: Batch, set
 
 @torch.no_grad()
 def _average(averaged: Detector, network: Detector, decay: float) -> None:
-    """Into averaged: decay · averaged + (1 − decay) · network; counters are copied."""
+    """Set averaged to decay · averaged + (1 − decay) · network; counters are copied."""
     for old, new in zip(averaged.state_dict().values(), network.state_dict().values(), strict=True):
         if old.is_floating_point():
             old.lerp_(new, 1 - decay)
@@ -235,11 +239,11 @@ def _save(
 def _restore(
     path: Path, settings: Settings, network: Detector, averaged: Detector, optimizer: torch.optim.Optimizer
 ) -> tuple[int, float]:
-    """Load a checkpoint into all three; returns (steps done, seconds so far)."""
+    """Load a checkpoint into both networks and the optimizer; returns (finished steps, seconds so far)."""
     state: Any = torch_load(path)
     try:
-        wanted, made_with = dataclasses.asdict(settings), state["settings"]
-        differing = ", ".join(k for k in sorted(wanted) if k != "steps" and made_with.get(k) != wanted[k])
+        current, made_with = dataclasses.asdict(settings), state["settings"]
+        differing = ", ".join(k for k in sorted(current) if k != "steps" and made_with.get(k) != current[k])
         if differing:
             raise UsageError(f"{path} was made with other settings ({differing}); delete it or use another --out")
         network.load_state_dict(state["network"])

@@ -1,10 +1,10 @@
-"""Scenes to detect garments in, composed from Fashion-MNIST; and the same as a COCO data set. No torch here.
+"""Compose scenes of garments from Fashion-MNIST, for detection; and write them as a COCO data set. Without torch.
 
     python -m splitwire.models.making.scenes OUT --count 1000 --seed 1
 
-A scene is a picture of 160×160 pixels: a background (smooth noise, a gradient, stripes, checks, or a crop of a
-photograph that scikit-image carries), and on it one to six garments of any size and tint, cut out along their
-silhouettes, which hardly overlap. Scene i of a seed is always the same, whatever was composed before it.
+A scene is a picture of 160×160 pixels with a background (smooth noise, a gradient, stripes, checks, or a crop of a
+photograph of scikit-image). It has one to six garments of various sizes and tints, cut out along their silhouettes,
+that hardly overlap. Scene i of a seed is always the same, independent of the scenes before it.
 """
 
 from __future__ import annotations
@@ -32,22 +32,25 @@ from splitwire.models.making.backgrounds import Draw, Float32Array
 
 MAX_GARMENTS = 6
 SIZES = (32, 80)
-"""Smallest and largest side that a garment's 28×28 image is scaled to, pixels; log-uniform."""
+"""Smallest and largest side of a scaled garment image, in pixels; the distribution is log-uniform."""
 
 MAX_COVERED = 0.15
-"""Share of a garment's box that another's may overlap."""
+"""Largest share of a garment's box that another box may overlap."""
 
 SPLITS = ("train", "test", "samples")
 OPAQUE = 128
 BLACK = 10
-"""Fashion-MNIST's ground is not quite 0 near a garment: nothing darker than this is seen as garment."""
+"""Darker pixels do not belong to the garment: near a garment, the background of Fashion-MNIST is not exactly 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """picture: (160, 160, 3) uint8 RGB. boxes: (n, 4) float32, x0 y0 x1 y1 in pixels, tight around each garment's
-    silhouette, also where another covers it. labels: (n,) int64 in 1…10. owners: (160, 160) uint8, the garment seen
-    at each pixel, counted from 1 in the order of boxes; 0 where the background is."""
+    """One scene.
+
+    picture: (160, 160, 3) uint8 RGB. boxes: (n, 4) float32, x0 y0 x1 y1 in pixels, tight around each silhouette, also
+    where another garment covers it. labels: (n,) int64 in 1…10. owners: (160, 160) uint8, the visible garment at each
+    pixel, counted from 1 in the order of boxes; 0 for the background.
+    """
 
     picture: UInt8Array
     boxes: Float32Array
@@ -56,7 +59,7 @@ class Scene:
 
 
 class Composer:
-    """Composes scene after scene from garments, photographs and a seed.
+    """Composes scenes from garments, photographs and a seed.
 
     images: (n, 28, 28) uint8; labels: (n,) uint8 in 0…9; photographs: (H, W, 3) uint8 each, at least one.
     """
@@ -96,8 +99,10 @@ class Composer:
 
 
 def composer(split: str, seed: int, folder: Path = fashion.DEFAULT_FOLDER) -> Composer:
-    """Scenes of a split: "train" (60,000 garments), "test" (10,000 others, other photographs), or "samples": as test,
-    but of the 1,000 test images in the package, for a machine without the data set.
+    """Scenes of a split.
+
+    "train" has 60,000 garments. "test" has 10,000 others, and other photographs. "samples" is like "test", but with the
+    1,000 test images in the package, for a machine without the data set.
 
     Raises UsageError if Fashion-MNIST is not in `folder`, or scikit-image is not installed.
     """
@@ -108,20 +113,23 @@ def composer(split: str, seed: int, folder: Path = fashion.DEFAULT_FOLDER) -> Co
 
 
 def silhouette(image: UInt8Array) -> UInt8Array:
-    """(28, 28) uint8 in; 255 inside the garment, 0 outside: what is not black, and what lies between such pixels both
-    along its row and along its column (black parts of a garment, not the gap between trouser legs)."""
-    seen = image >= BLACK
-    if not seen.any():  # a garment so dark is all there is
-        seen = image > 0
+    """(28, 28) uint8 in and out; 255 inside the garment, 0 outside.
+
+    Inside are all pixels that are not black, and black pixels with such pixels on both sides in their row and in their
+    column (black parts of a garment, but not the gap between trouser legs).
+    """
+    bright = image >= BLACK
+    if not bright.any():  # a very dark garment
+        bright = image > 0
     between = [
-        np.logical_or.accumulate(seen, axis) & np.flip(np.logical_or.accumulate(np.flip(seen, axis), axis), axis)
+        np.logical_or.accumulate(bright, axis) & np.flip(np.logical_or.accumulate(np.flip(bright, axis), axis), axis)
         for axis in (0, 1)
     ]
     return np.where(between[0] & between[1], np.uint8(255), np.uint8(0))
 
 
 def _garment(image: UInt8Array, draw: Draw) -> tuple[Float32Array, UInt8Array]:
-    """Flipped or not, scaled, cropped to its silhouette, tinted: (h, w, 3) float32 in [0, 255], (h, w) uint8 alpha."""
+    """A garment, flipped at random, scaled, cropped and tinted: (h, w, 3) float32 in [0, 255], (h, w) uint8 alpha."""
     if draw.random() < 0.5:
         image = image[:, ::-1]
     side = float(np.exp(draw.uniform(*np.log(SIZES))))
@@ -140,7 +148,7 @@ def _garment(image: UInt8Array, draw: Draw) -> tuple[Float32Array, UInt8Array]:
 
 
 def _place(opacity: UInt8Array, boxes: list[tuple[int, int, int, int]], draw: Draw) -> tuple[int, int] | None:
-    """Left and top of a place inside the picture where no two boxes overlap too much; None if 20 draws found none."""
+    """(left, top) of a place in the picture where no two boxes overlap too much; None after 20 failed draws."""
     h, w = opacity.shape
     for _ in range(20):
         x, y = int(draw.integers(SIDE - w + 1)), int(draw.integers(SIDE - h + 1))
@@ -154,18 +162,18 @@ def _place(opacity: UInt8Array, boxes: list[tuple[int, int, int, int]], draw: Dr
 
 
 def coco_document(scenes: Sequence[Scene], names: Sequence[str]) -> dict[str, Any]:
-    """The COCO document of scenes whose pictures have these file names. Category ids are the labels 1…10."""
-    found: list[dict[str, Any]] = []
+    """The COCO document of scenes. names: file names of their pictures. Category ids are the labels 1…10."""
+    annotations: list[dict[str, Any]] = []
     for i, scene in enumerate(scenes):
         for (x0, y0, x1, y1), label in zip(scene.boxes.tolist(), scene.labels.tolist(), strict=True):
             box = [x0, y0, x1 - x0, y1 - y0]
-            found.append(
-                {"id": len(found) + 1, "image_id": i + 1, "category_id": label, "bbox": box,
+            annotations.append(
+                {"id": len(annotations) + 1, "image_id": i + 1, "category_id": label, "bbox": box,
                  "area": box[2] * box[3], "iscrowd": 0}
             )  # fmt: skip
     return {
         "images": [{"id": i + 1, "file_name": n, "width": SIDE, "height": SIDE} for i, n in enumerate(names)],
-        "annotations": found,
+        "annotations": annotations,
         "categories": [{"id": i, "name": name} for i, name in enumerate(LABELS) if i],
     }
 
@@ -179,9 +187,9 @@ def write_coco(
     data: Path = fashion.DEFAULT_FOLDER,
     on_scene: Callable[[int], None] | None = None,
 ) -> Path:
-    """Write scenes 0…n−1 of a seed: folder/000000.png …, and last folder/annotations.json, whose path is returned.
+    """Write scenes 0…n−1 of a seed: folder/000000.png …, and at the end folder/annotations.json. Returns its path.
 
-    on_scene: called with the number written so far. Raises UsageError as `composer` does, and if n is below 1.
+    on_scene: called with the number of written scenes. Raises the errors of `composer`, and UsageError if n is below 1.
     """
     if n < 1:
         raise UsageError(f"the number of scenes must be at least 1; got {n}")

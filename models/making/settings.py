@@ -1,4 +1,4 @@
-"""What the settings of both trainings must hold. Their fields stay apart: each training has defaults of its own."""
+"""Checks that the settings of both trainings share. Their fields are separate, because the defaults differ."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ PRECISIONS = ("bfloat16", "float32")
 
 
 def check_settings(precision: str, **counts: int) -> None:
-    """Raise UsageError for a count below 1, or a precision that no training has."""
+    """Raise UsageError for a count below 1, or an unknown precision."""
     for name, count in counts.items():
         if count < 1:
             raise UsageError(f"{name} must be at least 1; got {count}")

@@ -1,7 +1,7 @@
 """Train, measure and ship the demo network: `python -m splitwire.models.making.train_classifier`.
 
-Works in a folder of its own (--out). Stop it at any time; the same command goes on after the last whole epoch, and ends
-with the same weights. `--ship` copies what came out into the package, for a new release.
+It works in a separate folder (--out). If it is stopped, the same command resumes after the last complete epoch, and
+ends with the same weights. `--ship` copies the result into the package, for a new release.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SHIPPED = command.Shipped(weights=demo.WEIGHTS, results=demo.RESULTS, card=Path(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status: 0, 1 or 2 as the error says, 130 if interrupted."""
+    """Run the command; returns the exit status (command.run)."""
     options = _parser().parse_args(arguments)
 
     def work() -> None:
@@ -63,10 +63,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(options: argparse.Namespace) -> None:
-    """Train or go on, measure, and write weights, figures and card."""
+    """Train or resume, measure, and write weights, figures and card."""
     settings = Settings(epochs=options.epochs, seed=options.seed, threads=options.threads, precision=options.precision)
     images, labels = fashion.read_split(options.data, "train")
-    fashion.read_split(options.data, "test")  # rather now than after half an hour
+    fashion.read_split(options.data, "test")  # fail now, not after half an hour
     with _progress(settings.epochs) as (on_step, on_epoch):
         network, seconds = train(
             images, labels, settings, options.out / "checkpoint.pt", on_step=on_step, on_epoch=on_epoch
@@ -85,12 +85,13 @@ def _train(options: argparse.Namespace) -> None:
             "torchvision": str(torchvision.__version__),
         },
     )
-    # Measured as users run it: read back from the file.
+    # The measurement reads the weights from the file, as users do.
     _finish(measure(demo.load_network(weights), weights, options.data, record), data, options.out, options)
 
 
 def measure(network: nn.Module, weights: Path, data: Path, record: card.Training) -> card.Results:
-    """Accuracy of `network`, read from the file `weights`, on all test images; and its features at the demo's cut."""
+    """Measure `network`, read from the file `weights`: accuracy on all test images, and its features at the demo's
+    cut."""
     images, labels = fashion.read_split(data, "test")
     shapes: list[tuple[int, ...]] = []
     zeros: list[float] = []
@@ -122,7 +123,7 @@ def measure(network: nn.Module, weights: Path, data: Path, record: card.Training
 
 
 def _finish(results: card.Results, weights: bytes, out: Path | None, options: argparse.Namespace) -> None:
-    """Write what is asked for, and print the result."""
+    """Write the requested files, and print the result."""
     where = command.write_results(SHIPPED, weights, card.encode(results), card.render(results), options, out=out)
     if not options.json:
         print(f"{results.name}: {results.correct:,} of {results.images:,} test images right ({results.accuracy:.2%}), "
@@ -137,7 +138,7 @@ def _write_samples(data: Path) -> None:
 
 @contextmanager
 def _progress(epochs: int) -> Iterator[tuple[Callable[[int, int], None], Callable[[int, float, float], None]]]:
-    """A bar with the time left on a terminal; elsewhere a line per epoch. Both on stderr."""
+    """On a terminal a bar with the remaining time, otherwise a line per epoch; on stderr."""
     with command.progress(f"epoch 1 of {epochs}", None) as (bar, task):
 
         def on_step(done: int, total: int) -> None:

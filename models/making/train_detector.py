@@ -1,7 +1,7 @@
 """Train, measure and ship the detector: `python -m splitwire.models.making.train_detector`.
 
-Works in a folder of its own (--out). Stop it at any time; the same command goes on after the last checkpoint. `--ship`
-copies what came out into the package, for a new release.
+It works in a separate folder (--out). If it is stopped, the same command resumes after the last checkpoint. `--ship`
+copies the result into the package, for a new release.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ SHIPPED = command.Shipped(
 )
 
 HELD_OUT, SEED = 1000, 1
-"""The held-out scenes: how many, and of which seed."""
+"""Number and seed of the held-out scenes."""
 CHECK, CHECK_SEED = 200, 2
-"""The same of the scenes that are looked at while training; other scenes of the test garments."""
+"""Number and seed of the scenes for measurements during the training: other scenes of the test garments."""
 BATCH = 50
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status: 0, 1 or 2 as the error says, 130 if interrupted."""
+    """Run the command; returns the exit status (command.run)."""
     options = _parser().parse_args(arguments)
 
     def work() -> None:
@@ -75,21 +75,21 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(options: argparse.Namespace) -> None:
-    """Train or go on, measure, and write weights, figures and card."""
+    """Train or resume, measure, and write weights, figures and card."""
     settings = detector_training.Settings(
         steps=options.steps, seed=options.seed, threads=options.threads, precision=options.precision
     )
     if options.check_every < 1:
         raise UsageError(f"--check-every must be at least 1; got {options.check_every}")
-    _pycocotools()  # rather now than after an hour
+    _pycocotools()  # fail now, not after an hour
     compose, check = (
         scenes.composer(s, seed, options.data) for s, seed in (("train", settings.seed), ("test", CHECK_SEED))
     )
     with _progress(settings.steps) as (on_step, say):
 
         def on_keep(step: int, network: detector.Detector) -> None:
-            found = precision(network, check, CHECK, split="test", seed=CHECK_SEED)
-            say(f"step {step}: mAP@0.5 {found.map50:.3f} on {CHECK} scenes")
+            measured = precision(network, check, CHECK, split="test", seed=CHECK_SEED)
+            say(f"step {step}: mAP@0.5 {measured.map50:.3f} on {CHECK} scenes")
 
         network, seconds = detector_training.train(
             compose, settings, options.out / "checkpoint.pt", keep_every=options.check_every, on_step=on_step,
@@ -98,7 +98,7 @@ def _train(options: argparse.Namespace) -> None:
     weights = options.out / detector.WEIGHTS.name
     content = safetensors.torch.save(
         {
-            # Most of the file, and as good in half precision; the figures are of what is in the file.
+            # Most of the file; half precision is as good. The figures are measured on the content of the file.
             k: v.contiguous().to(torch.float16 if v.ndim > 1 else v.dtype)
             for k, v in network.state_dict().items()
         }
@@ -111,7 +111,7 @@ def _train(options: argparse.Namespace) -> None:
         machine=command.machine(),
         versions={"python": platform.python_version(), "torch": str(torch.__version__)},
     )
-    # Measured as users run it: read back from the file.
+    # The measurement reads the weights from the file, as users do.
     results = measure(detector.load_detector(weights), content, options.data, record, options.remark or "")
     _finish(results, content, options.out, options)
 
@@ -119,9 +119,9 @@ def _train(options: argparse.Namespace) -> None:
 def measure(
     network: detector.Detector, content: bytes, data: Path, record: Training, remark: str
 ) -> detector_card.Results:
-    """Precision on the held-out scenes and on those of the shipped garments; costs; the features at the cut.
+    """Measure the precision on the held-out scenes and on scenes of the shipped garments, the costs, and the features.
 
-    content: of the weights file. Raises UsageError as `scenes.composer` does.
+    content: of the weights file. Raises the errors of `scenes.composer`.
     """
     held_out = precision(network, scenes.composer("test", SEED, data), HELD_OUT, split="test", seed=SEED)
     compose = scenes.composer("samples", SEED)
@@ -148,7 +148,7 @@ def measure(
 def precision(
     network: nn.Module, compose: scenes.Composer, count: int, *, split: str, seed: int
 ) -> detector_card.Precision:
-    """COCO's average precision of the network on scenes 0…count−1, by pycocotools; split and seed: what to record.
+    """COCO's average precision of the network on scenes 0…count−1, from pycocotools. split, seed: to record.
 
     Raises UsageError if pycocotools is not installed.
     """
@@ -158,13 +158,13 @@ def precision(
         batch = [compose(i) for i in range(start, min(start + BATCH, count))]
         rows += found_rows(network, [scene.picture for scene in batch], first_id=start + 1)
         truth += batch
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints as it goes
-        known = coco()
-        known.dataset = scenes.coco_document(truth, [str(i) for i in range(count)])
-        known.createIndex()
-        # It cannot load an empty list; a sure-to-miss row changes no figure.
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+        truth_index = coco()
+        truth_index.dataset = scenes.coco_document(truth, [str(i) for i in range(count)])
+        truth_index.createIndex()
+        # pycocotools cannot load an empty list; a row that matches nothing changes no figure.
         nothing = [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 0, 0], "score": 0.0}]
-        judge = evaluator(known, known.loadRes(rows or nothing), "bbox")
+        judge = evaluator(truth_index, truth_index.loadRes(rows or nothing), "bbox")
         judge.evaluate()
         judge.accumulate()
         judge.summarize()
@@ -181,12 +181,12 @@ def precision(
 
 
 def found_rows(network: nn.Module, pictures: Sequence[fashion.UInt8Array], first_id: int) -> list[dict[str, Any]]:
-    """What the network finds in pictures (160, 160, 3) uint8, as COCO's results: one map for each detection."""
+    """The detections in pictures (160, 160, 3) uint8, as COCO results: one map per detection."""
     with torch.inference_mode():
-        found = network(detector_training.inputs_of(np.stack(pictures)))
+        outputs = network(detector_training.inputs_of(np.stack(pictures)))
     rows = []
-    for i, scores in enumerate(found["scores"].tolist()):
-        boxes, labels = found["boxes"][i].tolist(), found["labels"][i].tolist()
+    for i, scores in enumerate(outputs["scores"].tolist()):
+        boxes, labels = outputs["boxes"][i].tolist(), outputs["labels"][i].tolist()
         rows += [
             {"image_id": first_id + i, "category_id": label, "bbox": [x0, y0, x1 - x0, y1 - y0], "score": score}
             for (x0, y0, x1, y1), label, score in zip(boxes, labels, scores, strict=True)
@@ -211,7 +211,7 @@ def _macs(network: nn.Module, x: Tensor) -> int:
     def count(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
         nonlocal total
         weight = module.get_parameter("weight")
-        # Each weight meets every place of the output; of a transposed convolution, of the input.
+        # Each weight is used at every place of the output; in a transposed convolution, of the input.
         places = inputs[0] if isinstance(module, nn.ConvTranspose2d) else output
         total += weight.numel() * places[0, 0].numel()
 
@@ -225,7 +225,7 @@ def _macs(network: nn.Module, x: Tensor) -> int:
 
 
 def _finish(results: detector_card.Results, weights: bytes, out: Path | None, options: argparse.Namespace) -> None:
-    """Write what is asked for, and print the result."""
+    """Write the requested files, and print the result."""
     where = command.write_results(
         SHIPPED, weights, card.encode(results), detector_card.render(results), options, out=out
     )
@@ -238,7 +238,7 @@ def _finish(results: detector_card.Results, weights: bytes, out: Path | None, op
 
 @contextmanager
 def _progress(steps: int) -> Iterator[tuple[Callable[[int, float], None], Callable[[str], None]]]:
-    """A bar with the time left on a terminal, and a line per check; both on stderr."""
+    """On a terminal a bar with the remaining time; and a line per check; both on stderr."""
     with command.progress("training", steps) as (bar, task):
 
         def on_step(done: int, loss: float) -> None:

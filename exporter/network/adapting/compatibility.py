@@ -1,7 +1,7 @@
-"""Which graphs the runtimes can run: operator sets, IR version, operators.
+"""Check that the runtimes can run a graph: operator sets, IR version, operators.
 
-The halves run wherever ONNX Runtime 1.20 or later does. Newer graphs are restamped where that changes nothing, and
-refused with the runtime that they need where it would.
+The halves must run in ONNX Runtime 1.20 and later. A newer graph gets a lower version number if all its operators are
+unchanged since then. Otherwise it is refused, and the message names the runtime that it needs.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ OLDEST_RUNTIME = "1.20"
 """The oldest ONNX Runtime that the runtimes support (pyproject.toml)."""
 
 MAX_OPSET, MAX_ML_OPSET, MAX_IR = 21, 5, 10
-"""What that release runs; it refuses anything newer, whether the network needs it or not (tried, as the next line)."""
+"""The latest versions that this release runs. It refuses newer ones, even where no operator needs them (tested)."""
 
 RUNTIME_OF_OPSET = {22: "1.21", 23: "1.23"}
-"""The first ONNX Runtime release that runs an operator set; later ones need a later release than these."""
+"""Operator set → the first ONNX Runtime release that runs it (tested). Later sets need a later release."""
 
 OPTIMISED = "com.microsoft.nchwc"
 ML, MICROSOFT = "ai.onnx.ml", "com.microsoft"
 _KNOWN_DOMAINS = ("", ML, MICROSOFT)
 
 _NEW_TYPES = ("FLOAT4E2M1", "FLOAT8E8M0", "INT2", "UINT2")
-"""Element types that came after IR version 10."""
+"""Element types that are newer than IR version 10."""
 
 
 def make_compatible(model: ir.Model) -> str | None:
-    """Lower the model's operator set and IR version, in place, to what ONNX Runtime 1.20 runs; a note if it was needed.
+    """Lower the model's operator set and IR version, in place, to those of ONNX Runtime 1.20. Returns a note if it did.
 
-    model: functions inlined. Raises UnsupportedModel if an operator is of another domain, or of a version that
-    older runtimes do not have.
+    model: with inlined functions. Raises UnsupportedModel for an operator of another domain, or of a version that older
+    runtimes do not have.
     """
     for node in model.graph.all_nodes():
         if node.domain == OPTIMISED:
@@ -58,7 +58,7 @@ def make_compatible(model: ir.Model) -> str | None:
             f" {MAX_ML_OPSET}"
         )
     for domain in [d for d in model.opset_imports if d not in _KNOWN_DOMAINS]:
-        del model.opset_imports[domain]  # of functions that are inlined now
+        del model.opset_imports[domain]  # only the inlined functions used it
     if model.ir_version > MAX_IR:
         new = _types(model.graph) & set(_NEW_TYPES)
         if new:
@@ -75,7 +75,7 @@ def make_compatible(model: ir.Model) -> str | None:
 
 
 def _check_operators(model: ir.Model, opset: int) -> None:
-    """Raise UnsupportedModel unless every operator is, as it is used, the same in MAX_OPSET."""
+    """Raise UnsupportedModel unless every operator, as the model uses it, is the same in MAX_OPSET."""
     for node in model.graph.all_nodes():
         if node.domain == "" and not _unchanged(node, opset):
             runtime = RUNTIME_OF_OPSET.get(opset)
@@ -87,7 +87,7 @@ def _check_operators(model: ir.Model, opset: int) -> None:
 
 
 def _unchanged(node: ir.Node, opset: int) -> bool:
-    """Later versions of an operator mostly add element types, or attributes whose default is how it was."""
+    """Whether the node is valid in both versions. New versions mostly add types, or attributes with defaults."""
     try:
         new, old = (onnx.defs.get_schema(node.op_type, v) for v in (opset, MAX_OPSET))
     except onnx.defs.SchemaError:
@@ -108,7 +108,7 @@ def _slots(schema: onnx.defs.OpSchema) -> list[tuple[str, object]]:
 
 
 def _takes(parameters: Sequence[onnx.defs.OpSchema.FormalParameter], values: Sequence[ir.Value | None]) -> list[bool]:
-    """Whether each value's element type is allowed. Types that are not known pass: the checker sees them next."""
+    """Per value: whether its element type is allowed. Unknown types pass: the checker tests them next."""
     variadic = [parameters[min(i, len(parameters) - 1)] for i in range(len(values))]
     return [
         v is None or v.dtype is None or not p.types or any(t.endswith(f"tensor({_name(v.dtype)})") for t in p.types)
@@ -117,7 +117,7 @@ def _takes(parameters: Sequence[onnx.defs.OpSchema.FormalParameter], values: Seq
 
 
 def _name(kind: ir.DataType) -> str:
-    """As operator definitions write it."""
+    """The name of the type in operator definitions."""
     return {"FLOAT": "float", "DOUBLE": "double"}.get(kind.name, kind.name.lower())
 
 

@@ -1,7 +1,7 @@
-"""Inputs that are the same in deployment become constants: an image's shape, a scale factor, a threshold.
+"""Make constants of inputs that never change in deployment: the shape of the image, a scale factor, a threshold.
 
-Detectors of other frameworks take them beside the image. The cut needs one input; a constant is in whichever half reads
-it, and crosses nothing.
+Detectors of other frameworks have such inputs beside the image, but the cut needs a single input. A constant is part of
+the half that reads it, and does not cross the cut.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ Constants = Mapping[str, ArrayLike]
 """Name of an input → its value: a number, nested lists of numbers, an array."""
 
 _FOLLOWS = "splitwire_constant"
-"""Begins the names of what gives a constant the batch of the image."""
+"""Prefix of the nodes that repeat a constant for each image of the batch."""
 
 
 def bake_constants(model: ir.Model, constants: Constants) -> None:
-    """Make constants of inputs of the main graph, in place.
+    """Replace inputs of the main graph by constants, in place.
 
-    A value with one element fills an input of a fixed shape, one with as many elements is brought into it; an input
-    whose first axis is the batch has the same row for every image. Raises UsageError: no such input; a value that does
-    not fit its type or shape; no input left.
+    A single number fills an input of a fixed shape. A value with the right number of elements is reshaped. If the first
+    axis of the input is the batch, every image gets the same row. Raises UsageError: no such input, a value that does
+    not fit the type or the shape of the input, or no input left for the image.
     """
     graph = model.graph
     inputs = {str(v.name): v for v in graph.inputs}
@@ -36,7 +36,7 @@ def bake_constants(model: ir.Model, constants: Constants) -> None:
             raise UsageError(f"there is no input {name!r} to make constant; the network takes {described(graph)}")
     if constants and len(constants) == len(inputs):
         raise UsageError(f"every input is made constant: nothing is left for the image; inputs: {described(graph)}")
-    arrays = {name: _array(inputs[name], given) for name, given in constants.items()}
+    arrays = {name: _array(inputs[name], constant) for name, constant in constants.items()}
     image = next((v for name, v in inputs.items() if name not in arrays), None)
     for name, array in arrays.items():
         value = inputs[name]
@@ -56,7 +56,7 @@ def bake_constants(model: ir.Model, constants: Constants) -> None:
 
 
 def check_none(constants: Constants | None) -> None:
-    """Raises UsageError if there are any: for torch modules."""
+    """Raise UsageError if there are constants: torch modules take none."""
     if constants:
         raise UsageError(
             "constants are for the inputs of an ONNX file; a torch module takes one tensor: wrap it in one that makes"
@@ -65,7 +65,7 @@ def check_none(constants: Constants | None) -> None:
 
 
 def check_input(graph: ir.Graph) -> None:
-    """Raises UnsupportedModel unless the network takes one tensor that can be an image."""
+    """Raise UnsupportedModel unless the network takes one tensor that can be an image."""
     if len(graph.inputs) > 1:
         named = f"{graph.inputs[-1].name}=VALUE"
         raise UnsupportedModel(
@@ -94,25 +94,25 @@ def _dims(value: ir.Value) -> str:
     return " " + ("×".join(str(d) if isinstance(d, int) else str(d.value or "?") for d in value.shape) or "scalar")
 
 
-def _array(value: ir.Value, given: ArrayLike) -> NDArray[Any]:
-    """`given` as the input takes it. Raises UsageError."""
+def _array(value: ir.Value, constant: ArrayLike) -> NDArray[Any]:
+    """The constant in the type and the shape of the input. Raises UsageError."""
     what = f"the constant for {value.name!r}{_dims(value)}"
     try:
-        wanted = value.dtype.numpy() if value.dtype is not None else None
-        raw = np.asarray(given)
+        dtype = value.dtype.numpy() if value.dtype is not None else None
+        raw = np.asarray(constant)
     except (TypeError, ValueError):
-        raise UsageError(f"{what} must be numbers in equal rows; got {_shown(given)}") from None
-    if wanted is None or wanted.kind not in "fiubV" or (raw.dtype.kind not in "fiub" and raw.dtype != wanted):
+        raise UsageError(f"{what} must be numbers in equal rows; got {_shown(constant)}") from None
+    if dtype is None or dtype.kind not in "fiubV" or (raw.dtype.kind not in "fiub" and raw.dtype != dtype):
         kind = value.dtype.name.lower() if value.dtype else "no tensor"
-        raise UsageError(f"{what} must be numbers, and the input {kind}; got {_shown(given)}")
-    if wanted.kind in "iub":
-        info = (0, 1) if wanted.kind == "b" else (np.iinfo(wanted).min, np.iinfo(wanted).max)
+        raise UsageError(f"{what} must be numbers, and the input {kind}; got {_shown(constant)}")
+    if dtype.kind in "iub":
+        info = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
         whole = raw.dtype.kind != "f" or bool((np.isfinite(raw) & (raw == np.trunc(raw))).all())
         if not whole or (raw.size and not info[0] <= raw.min() <= raw.max() <= info[1]):
-            raise UsageError(f"{what} takes whole numbers from {info[0]} to {info[1]}; got {_shown(given)}")
-    elif raw.dtype.kind in "fiu" and raw.size and np.abs(raw[np.isfinite(raw)]).max(initial=0) > _largest(wanted):
-        raise UsageError(f"{what} takes {wanted.name} numbers up to {_largest(wanted):g}; got {_shown(given)}")
-    array = raw.astype(wanted)
+            raise UsageError(f"{what} takes whole numbers from {info[0]} to {info[1]}; got {_shown(constant)}")
+    elif raw.dtype.kind in "fiu" and raw.size and np.abs(raw[np.isfinite(raw)]).max(initial=0) > _largest(dtype):
+        raise UsageError(f"{what} takes {dtype.name} numbers up to {_largest(dtype):g}; got {_shown(constant)}")
+    array = raw.astype(dtype)
     if value.shape is None:
         return array
     dims = [d if isinstance(d, int) and d > 0 else None for d in value.shape]
@@ -124,27 +124,28 @@ def _array(value: ir.Value, given: ArrayLike) -> NDArray[Any]:
         return array.reshape(shape)
     if len(shape) == len(dims) and array.size == 1:
         return np.full(shape, array.reshape(()))
-    raise UsageError(f"{what} has another shape than the input; got {_shown(given)} of shape {array.shape}")
+    raise UsageError(f"{what} has another shape than the input; got {_shown(constant)} of shape {array.shape}")
 
 
 def _largest(dtype: np.dtype[Any]) -> float:
-    return float(np.finfo(dtype).max) if dtype.kind == "f" else float(np.finfo(np.float32).max)  # bfloat16: as float32
+    """The largest finite number; bfloat16, which NumPy does not know, has the range of float32."""
+    return float(np.finfo(dtype).max) if dtype.kind == "f" else float(np.finfo(np.float32).max)
 
 
-def _shown(given: object) -> str:
-    text = " ".join(str(given).split())
+def _shown(constant: object) -> str:
+    text = " ".join(str(constant).split())
     return text if len(text) <= 60 else text[:59] + "…"
 
 
 def _follow(graph: ir.Graph, image: ir.Value, value: ir.Value, array: NDArray[Any]) -> None:
-    """Let the nodes that read `value` read the constant, repeated for each image of the batch."""
+    """Let the readers of `value` read the constant instead, repeated for each image of the batch."""
     name = str(value.name)
 
     def constant(what: str, data: NDArray[Any]) -> ir.Value:
-        made = ir.Value(name=f"{_FOLLOWS}_{name}_{what}", const_value=ir.tensor(data))
-        made.dtype, made.shape = ir.DataType.from_numpy(data.dtype), ir.Shape(data.shape)
-        graph.register_initializer(made)
-        return made
+        initializer = ir.Value(name=f"{_FOLLOWS}_{name}_{what}", const_value=ir.tensor(data))
+        initializer.dtype, initializer.shape = ir.DataType.from_numpy(data.dtype), ir.Shape(data.shape)
+        graph.register_initializer(initializer)
+        return initializer
 
     row, rest = constant("row", array), constant("axes", np.array(array.shape[1:], np.int64))
     sizes = ir.node("Shape", [image], name=f"{_FOLLOWS}_{name}_sizes")

@@ -1,4 +1,4 @@
-"""Which outputs the pair gives: those that the caller keeps, if a reply can carry them (codec/reply.py)."""
+"""Keep the outputs that the caller names, and check that a reply can carry them (codec/reply.py)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from splitwire.codec.reply import DTYPES, MAX_DIMS, MAX_NAME, MAX_OUTPUTS
 from splitwire.exporter.network.inference import Array
 
 _SHOWN = 8
-"""Names that a message lists."""
+"""Largest number of names in a message."""
 
 
 def split_names(text: str, known: Callable[[str], bool]) -> list[str]:
-    """The names in `text`, with commas between them. A known name may hold commas itself: the longest one is taken."""
+    """The names in `text`, which commas separate. A known name may contain commas: the longest one is taken."""
     parts = text.split(",")
     names: list[str] = []
     start = 0
@@ -29,18 +29,18 @@ def split_names(text: str, known: Callable[[str], bool]) -> list[str]:
 
 
 def keep_outputs(model: ir.Model, kept: str | Sequence[str] | None, foreign: Mapping[str, str] | None = None) -> None:
-    """Leave the named outputs, in the network's order and each once; then every one must fit into a reply.
+    """Remove all outputs but the named ones, and check that a reply can carry these.
 
-    kept: names, or several in one with commas between them; None keeps all. foreign: outputs whose type onnx_ir does
-    not hold, and what they are, in words.
+    The order stays that of the network, and each output stays once. kept: names; a text may have several names with
+    commas between them; None keeps all. foreign: output → its type in words, for types that onnx_ir does not have.
     Raises UsageError for a name that is no output, UnsupportedModel for an output that no reply can carry.
     """
     graph = model.graph
     outputs = list(dict.fromkeys(graph.outputs))
     names = [str(v.name) for v in outputs]
     if kept is not None:
-        given = [kept] if isinstance(kept, str) else list(kept)
-        wanted = [name for text in given for name in split_names(text, names.__contains__)]
+        texts = [kept] if isinstance(kept, str) else list(kept)
+        wanted = [name for text in texts for name in split_names(text, names.__contains__)]
         if not all(wanted) or not wanted:
             wrong = "holds an empty name" if wanted else "is empty"
             raise UsageError(f"--outputs (outputs=) {wrong}; the network has {_listed(names)}")
@@ -56,17 +56,20 @@ def keep_outputs(model: ir.Model, kept: str | Sequence[str] | None, foreign: Map
 
 
 def check_outputs(graph: ir.Graph) -> None:
-    """Raise UnsupportedModel for an output that no reply can carry, in a graph whose types have been inferred."""
+    """Raise UnsupportedModel for an output that no reply can carry. The types of the graph must be inferred before."""
     refuse({str(v.name): "is no tensor" if v.type is None else _not_carried(v) for v in graph.outputs})
 
 
 def check_arrays(arrays: Mapping[str, Array]) -> None:
-    """The same for outputs as they came: their number of axes may not be known before."""
+    """The same check for computed outputs: the number of axes may be unknown before."""
     refuse({name: _rank(array.ndim) for name, array in arrays.items()})
 
 
 def refuse(reasons: Mapping[str, str | None]) -> None:
-    """Raise UnsupportedModel if an output has a reason not to be carried; the message says how to go on."""
+    """Raise UnsupportedModel if an output has a reason against it. The message says what to do.
+
+    reasons: output → why no reply can carry it; None if a reply can.
+    """
     good = [name for name, reason in reasons.items() if reason is None]
     if len(reasons) > MAX_OUTPUTS:
         raise UnsupportedModel(
@@ -97,7 +100,7 @@ def _rank(axes: int) -> str | None:
 
 
 def _dtype(kind: ir.DataType) -> str:
-    """As NumPy and the reply call it; bfloat16 becomes float32 (widen.py)."""
+    """The name of the type in NumPy and in the reply; bfloat16 becomes float32 (widen.py)."""
     return {"FLOAT": "float32", "DOUBLE": "float64", "BFLOAT16": "float32"}.get(kind.name, kind.name.lower())
 
 
