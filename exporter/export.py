@@ -283,8 +283,8 @@ def _recommended_cut(prepared: Prepared, target: PlanTarget, report: ProgressFn)
 def _named_cut(prepared: Prepared, cut: str) -> tuple[Cut, str | None]:
     """The cut that the caller names, and a note about it."""
     spec, merged = _true_layer(prepared, cut)
-    found, note = find_cut(prepared.names, spec)
-    return found, "; ".join(filter(None, (merged, note))) or None
+    chosen, note = find_cut(prepared.names, spec)
+    return chosen, "; ".join(filter(None, (merged, note))) or None
 
 
 def _true_layer(prepared: Prepared, cut: str) -> tuple[str, str | None]:

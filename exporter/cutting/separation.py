@@ -76,32 +76,31 @@ def single_cuts(flow: Flow) -> Iterator[tuple[ir.Value, frozenset[int]]]:
     the tensor and what they make. The sets are bits of Python integers: 6,000 nodes take a fraction of a second.
     """
     number = {v: i for i, v in enumerate(flow.kinds)}
-    after, made, read = ([0] * len(number) for _ in range(3))
-    behind, made_behind, read_behind = (
-        [0] * len(number) for _ in range(3)
-    )  # the same, but also for readers of only the size
+    after, produced, consumed = ([0] * len(number) for _ in range(3))
+    # the same three sets, but also for nodes that read only the size of the value
+    behind, produced_behind, consumed_behind = ([0] * len(number) for _ in range(3))
     for t in reversed(range(len(flow.nodes))):
         if not flow.needed[t]:
             continue
         nodes, makes, takes = 1 << t, 0, 0
         for value in flow.nodes[t].outputs:
             i = number[value]
-            nodes, makes, takes = nodes | behind[i], makes | made_behind[i] | 1 << i, takes | read_behind[i]
+            nodes, makes, takes = nodes | behind[i], makes | produced_behind[i] | 1 << i, takes | consumed_behind[i]
         for value in flow.used[t]:
             takes |= 1 << number[value]
         for value in flow.used[t]:
             i = number[value]
-            after[i], made[i], read[i] = after[i] | nodes, made[i] | makes, read[i] | takes
+            after[i], produced[i], consumed[i] = after[i] | nodes, produced[i] | makes, consumed[i] | takes
         for value in flow.reads[t]:
             if flow.kind(value) != Kind.CONSTANT:
                 i = number[value]
-                behind[i], made_behind[i] = behind[i] | nodes, made_behind[i] | makes
-                read_behind[i] |= takes
+                behind[i], produced_behind[i] = behind[i] | nodes, produced_behind[i] | makes
+                consumed_behind[i] |= takes
     outputs = sum(1 << number[v] for v in set(flow.graph.outputs) if v in number)
     for value, i in number.items():
         if value.producer() is None or flow.kinds[value] != Kind.ACTIVATION or not value.name:
             continue
-        if made[i] & outputs and not read[i] & ~made[i] & ~(1 << i):
+        if produced[i] & outputs and not consumed[i] & ~produced[i] & ~(1 << i):
             yield value, frozenset(_bits(after[i]))
 
 

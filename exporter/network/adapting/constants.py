@@ -155,7 +155,7 @@ def _follow(graph: ir.Graph, image: ir.Value, value: ir.Value, array: NDArray[An
     for i, node in enumerate((sizes, batch, shape, whole)):
         node.name = f"{_FOLLOWS}_{name}_{i}"
         node.outputs[0].name, node.outputs[0].dtype = node.name, ir.DataType.INT64
-    made = whole.outputs[0]
-    made.type, made.shape = value.type, value.shape
-    ir.convenience.replace_all_uses_with(value, made, replace_graph_outputs=True)
+    repeated = whole.outputs[0]
+    repeated.type, repeated.shape = value.type, value.shape
+    ir.convenience.replace_all_uses_with(value, repeated, replace_graph_outputs=True)
     graph.insert_before(graph[0], [sizes, batch, shape, whole])

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import typer
-from exporter_helpers import network, write_images
+from exporter_helpers import SHAPE, inputs, network, write_images
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -137,6 +137,13 @@ def test_what_is_refused(model, tmp_path, options, said):
     assert said in str(result.exception)
     assert "\n" not in str(result.exception)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_module_takes_its_shape_from_an_array_of_data(monkeypatch):
+    monkeypatch.setattr(quick, "MAX_CHANNELS", 4)  # for speed
+    result = splitwire.plan(network(), data=inputs(2), images=2)
+    assert result.input_shape == (1, *SHAPE)
+    assert (result.pictures, result.synthetic) == ("2 images", False)
 
 
 def test_a_module_needs_its_shape():
