@@ -128,7 +128,7 @@ def _shared(
     rates = []
     for budget in budgets:
         bits = budget * sum(spec.elements for spec in specs)
-        chosen = [per_level[k] for per_level, k in zip(costs, share_budget(costs, bits), strict=True)]
+        chosen = [of_tensor[k] for of_tensor, k in zip(costs, share_budget(costs, bits), strict=True)]
         scale = bits / sum(c.bits for c in chosen)  # bits that no step could use; or a budget below the smallest rates
         rates.append([scale * c.bits / spec.elements for c, spec in zip(chosen, specs, strict=True)])
     return rates
