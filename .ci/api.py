@@ -91,8 +91,8 @@ class Page:
 
     def at(self, path: str) -> griffe.Object:
         """The object at a path with "splitwire." in front, wherever it was passed on from."""
-        found = self.package[path.removeprefix("splitwire.")]
-        target = found.final_target if isinstance(found, griffe.Alias) else found
+        member = self.package[path.removeprefix("splitwire.")]
+        target = member.final_target if isinstance(member, griffe.Alias) else member
         return _as(griffe.Object, target)
 
     def render(self) -> str:
@@ -165,14 +165,14 @@ class Page:
 
     def arguments(self, function: griffe.Function) -> list[str]:
         """Parameters without self, and a `*` before those that are passed by name."""
-        found = []
+        arguments = []
         for p in function.parameters:
             if p.name in ("self", "cls"):
                 continue
-            if p.kind is griffe.ParameterKind.keyword_only and "*" not in found:
-                found.append("*")
-            found.append(self.argument(p.name, p.annotation, p.default))
-        return found
+            if p.kind is griffe.ParameterKind.keyword_only and "*" not in arguments:
+                arguments.append("*")
+            arguments.append(self.argument(p.name, p.annotation, p.default))
+        return arguments
 
     def argument(self, name: str, kind: griffe.Expr | str | None, default: griffe.Expr | str | None) -> str:
         """`name: kind = default`."""
@@ -237,9 +237,9 @@ class Page:
         ]
 
         def chain(name: str) -> list[griffe.Class]:
-            found = _as(griffe.Class, self.object(name))
-            base = str(found.bases[0])
-            return [found, *(chain(base) if base in self.homes else [])]
+            error = _as(griffe.Class, self.object(name))
+            base = str(error.bases[0])
+            return [error, *(chain(base) if base in self.homes else [])]
 
         def inherited(classes: list[griffe.Class], attribute: str) -> str:
             return next(str(c.attributes[attribute].value) for c in classes if attribute in c.attributes).strip("'\"")
@@ -288,11 +288,11 @@ def _as(kind: type[Kind], thing: object) -> Kind:
     return thing
 
 
-def _anchor(heading: str, seen: Counter[str]) -> str:
+def _anchor(heading: str, counts: Counter[str]) -> str:
     """A heading's anchor as GitHub makes it: the second of one spelling gets "-1"."""
     anchor = heading.lower()
-    seen[anchor] += 1
-    return anchor if seen[anchor] == 1 else f"{anchor}-{seen[anchor] - 1}"
+    counts[anchor] += 1
+    return anchor if counts[anchor] == 1 else f"{anchor}-{counts[anchor] - 1}"
 
 
 def _homes(init: Path) -> dict[str, tuple[str, str]]:

@@ -68,9 +68,9 @@ def main(which: str, arguments: list[str]) -> int:
         # A kernel that does not compile fails tests, which say more about it.
         subprocess.run([sys.executable, "tests/helpers/kernels.py", *cold], cwd=ROOT, check=False)
         warm = time.monotonic()
-        some = ["-m", "not slow"] if which == "check" else []
+        selection = ["-m", "not slow"] if which == "check" else []
         spread = ["-n", "auto", "--maxprocesses", str(PROCESSES), "--dist", "worksteal"]
-        tests = lint.beside([sys.executable, "-m", "pytest", *spread, *some, *arguments])
+        tests = lint.beside([sys.executable, "-m", "pytest", *spread, *selection, *arguments])
         end = time.monotonic()
         lint.join()
     finally:

@@ -51,12 +51,12 @@ def find_pythons(project: dict[str, Any]) -> list[str]:
     """Commands of the Pythons in the classifiers that start on this machine, oldest first."""
     versions = [m[1] for c in project["classifiers"] if (m := re.search(r":: (3\.\d+)$", c))]
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
-    found = []
+    pythons = []
     for version in versions:
         # pyenv puts a command on the path for every version that it knows; only those that it has chosen start.
         choices = [shutil.which(f"python{version}"), *map(str, sorted(pyenv.glob(f"{version}.*/bin/python")))]
-        found += [next((c for c in choices if c is not None and starts(c)), None)]
-    return [python for python in found if python is not None]
+        pythons += [next((c for c in choices if c is not None and starts(c)), None)]
+    return [python for python in pythons if python is not None]
 
 
 def starts(python: str) -> bool:

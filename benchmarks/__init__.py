@@ -1,10 +1,10 @@
-"""Benchmarks are code: fixed seeds, warm-up apart, medians, every figure beside a peer measured in the same run.
+"""The benchmarks: fixed seeds, warm-up not counted, medians, and every figure beside a peer measured in the same run.
 
-    python -m benchmarks.run            everything below, into build/bench/
+    python -m benchmarks.run            the four below, into build/bench/ (`make bench`)
     python -m benchmarks.codec          the codec beside bit-pack + zstd (`make bench-codec`)
-    python -m benchmarks.ecsq           error at equal rate: entropy-constrained against uniform
-    python -m benchmarks.task           what squared error is worth to the task
-    python -m benchmarks.startup        a new process's first tensor, and memory
+    python -m benchmarks.ecsq           error at equal rate: entropy-constrained and uniform quantizers
+    python -m benchmarks.task           the effect of a smaller squared error on the task
+    python -m benchmarks.startup        the first tensor of a new process, and memory
 
-Figures are per core and depend on the machine; only the ratios travel.
+Figures are for one core and depend on the machine. Only ratios can be compared between machines.
 """

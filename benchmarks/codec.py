@@ -1,8 +1,8 @@
-"""The codec beside what a user would put together: bytes, throughput, cost of a call (`make bench-codec`).
+"""Compares the codec with what a user would combine: bytes, throughput, time of a call (`make bench-codec`).
 
-Writes build/bench/codec.json (machine, rows) and prints the same as a table. One core; whole paths: encode is
-float32 → bytes, decode is bytes → float32, checks and checksums included. The bit-pack peers get our own quantizer,
-bit-packer and table look-up, compiled, so that only the entropy coders differ.
+It writes build/bench/codec.json (machine, rows) and prints the same as a table. Everything runs on one core. Whole
+paths are measured: encode is float32 → bytes, decode is bytes → float32, checks and checksums included. The bit-pack
+peers use splitwire's compiled quantizer, bit-packer and table look-up, so that only the entropy coders differ.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ T = TypeVar("T")
 OUT = Path("build/bench")
 OURS = "splitwire"
 CONTEXT, BINARY = "splitwire, context", "splitwire, CABAC"
-"""The faster coder of `--coder context`, and the paper's."""
+"""The faster coder of `--coder context`, and the paper's coder."""
 CALL_REPEATS = 301
 
 
 class Row(Struct, frozen=True, kw_only=True):
-    """One coder on one tensor. bytes: of the whole batch, headers included.
+    """One coder on one tensor. bytes: bytes of the whole batch, headers included.
 
-    encode_melem_s, decode_melem_s: millions of elements per second at this batch. call_us: what an encode and a decode
-    of one image cost beyond their elements at that throughput, µs.
+    encode_melem_s, decode_melem_s: millions of elements per second at this batch. encode_call_us, decode_call_us: the
+    time for one image minus the time of its elements at that throughput, µs.
     """
 
     tensor: str
@@ -77,7 +77,7 @@ class Splitwire:
 
 
 class BitPackZstd:
-    """What a careful user would do: level indices, ⌈log2 N⌉ bits rounded up to a divisor of 8 each, zstd."""
+    """What a careful user would do: pack level indices into ⌈log2 N⌉ bits, rounded up to a divisor of 8; then zstd."""
 
     def __init__(self, quantizer: Quantizer, level: int) -> None:
         self._quantizer = quantizer
@@ -104,7 +104,7 @@ class BitPackZstd:
 
 
 class Zlib:
-    """One byte per element, zlib level 6: what comes to mind first."""
+    """The simplest way: one byte per element, then zlib level 6."""
 
     def __init__(self, quantizer: Quantizer) -> None:
         self._quantizer = quantizer
@@ -117,7 +117,7 @@ class Zlib:
 
 
 class ConstrictionAns:
-    """The per-symbol ANS coder of `constriction` with the tensor's own histogram as its model (sent beforehand)."""
+    """The per-symbol ANS coder of `constriction`. Its model is the tensor's histogram; the bytes do not include it."""
 
     def __init__(self, quantizer: Quantizer, x: Floats) -> None:
         self._quantizer, self._size = quantizer, x.size
@@ -136,7 +136,7 @@ class ConstrictionAns:
 
 
 def contenders(tensor: Tensor, op: str) -> dict[str, Contender]:
-    """Everyone, ours first."""
+    """All coders by name, splitwire's first."""
     quantizer = tensor.profile.operating_points[tensor.profile.point_index(op)].tensors[0].quantizer
     return {
         OURS: Splitwire(FeatureCodec(tensor.profile), op),
@@ -152,18 +152,18 @@ def rows_for(tensor: Tensor) -> list[Row]:
     """Every coder at every operating point."""
     x, rows = tensor.features, []
     for point in tensor.profile.operating_points:
-        everyone = contenders(tensor, point.name)
-        data = {name: c.encode(x) for name, c in everyone.items()}
+        coders = contenders(tensor, point.name)
+        data = {name: c.encode(x) for name, c in coders.items()}
         expected = dequantize(quantize(x, point.tensors[0].quantizer), point.tensors[0].quantizer).reshape(-1)
-        for name, c in everyone.items():
+        for name, c in coders.items():
             if not np.array_equal(c.decode(data[name]), expected):
                 raise AssertionError(f"{name} does not decode to the same features")
-        encode = medians({n: bind(c.encode, x) for n, c in everyone.items()})
-        decode = medians({n: bind(c.decode, data[n]) for n, c in everyone.items()})
-        alone = {n: c for n, c in everyone.items() if n != "constriction ANS"}  # its model is of the whole batch
-        first = {n: c.encode(x[:1]) for n, c in alone.items()}
-        encode_one = medians({n: bind(c.encode, x[:1]) for n, c in alone.items()}, CALL_REPEATS)
-        decode_one = medians({n: bind(c.decode, first[n]) for n, c in alone.items()}, CALL_REPEATS)
+        encode = medians({n: bind(c.encode, x) for n, c in coders.items()})
+        decode = medians({n: bind(c.decode, data[n]) for n, c in coders.items()})
+        single = {n: c for n, c in coders.items() if n != "constriction ANS"}  # its model fits the whole batch only
+        first = {n: c.encode(x[:1]) for n, c in single.items()}
+        encode_one = medians({n: bind(c.encode, x[:1]) for n, c in single.items()}, CALL_REPEATS)
+        decode_one = medians({n: bind(c.decode, first[n]) for n, c in single.items()}, CALL_REPEATS)
         rows += [
             Row(
                 tensor=tensor.name,
@@ -173,23 +173,23 @@ def rows_for(tensor: Tensor) -> list[Row]:
                 bytes=len(data[name]),
                 encode_melem_s=x.size / encode[name] / 1e6,
                 decode_melem_s=x.size / decode[name] / 1e6,
-                encode_call_us=1e6 * (encode_one[name] - encode[name] / len(x)) if name in alone else None,
-                decode_call_us=1e6 * (decode_one[name] - decode[name] / len(x)) if name in alone else None,
+                encode_call_us=1e6 * (encode_one[name] - encode[name] / len(x)) if name in single else None,
+                decode_call_us=1e6 * (decode_one[name] - decode[name] / len(x)) if name in single else None,
             )
-            for name in everyone
+            for name in coders
         ]
     return rows
 
 
 def bind(call: Callable[[T], object], argument: T) -> Callable[[], object]:
-    """A call without arguments."""
+    """The call with its argument, as a function without arguments."""
     return lambda: call(argument)
 
 
 def table(rows: list[Row]) -> Table:
-    """One line per row; bytes also relative to ours on the same tensor at the same N."""
+    """One line per row; bytes also relative to splitwire's on the same tensor at the same N."""
     out = Table(
-        caption="Whole paths on one core; call: what one image costs beyond its elements", caption_justify="left"
+        caption="Whole paths on one core; call: time for one image beyond that of its elements", caption_justify="left"
     )
     for name in ("tensor", "N", "coder"):
         out.add_column(name)
@@ -208,19 +208,19 @@ def table(rows: list[Row]) -> Table:
 
 
 PEERS = (BINARY, "bit-pack + zstd 3", "bit-pack + zstd 19")
-"""Those that the sizes of our coders are held against."""
+"""The coders with which the sizes are compared."""
 
 
 def sizes(rows: list[Row]) -> Table:
-    """Bytes of our coders over those of PEERS."""
-    out = Table(title="Our bytes over theirs", title_justify="left")
+    """Bytes of splitwire's coders divided by those of PEERS."""
+    out = Table(title="Bytes of splitwire divided by those of the peer", title_justify="left")
     out.add_column("tensor")
     for name in ("N", "coder", *PEERS):
         out.add_column(name, justify="right")
-    found = {(r.tensor, r.levels, r.coder): r.bytes for r in rows}
-    for (tensor, levels, coder), ours in found.items():
+    byte_counts = {(r.tensor, r.levels, r.coder): r.bytes for r in rows}
+    for (tensor, levels, coder), ours in byte_counts.items():
         if coder in (OURS, CONTEXT):
-            ratios = (f"{ours / found[tensor, levels, peer]:.3f}" for peer in PEERS)
+            ratios = (f"{ours / byte_counts[tensor, levels, peer]:.3f}" for peer in PEERS)
             out.add_row(tensor, str(levels), coder, *ratios)
     return out
 

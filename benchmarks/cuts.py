@@ -1,8 +1,8 @@
-"""`make cuts`: measure the cuts that the recipes suggest; writes models/data/cuts.json, which ships with the package.
+"""`make cuts`: measures the cuts that the recipes suggest, and writes models/data/cuts.json, a part of the package.
 
-Shares of work and weights come from the exported graph at the recipe's input shape. Bits per element are measured where
-weights are at hand without a download (the demo network; mobilenet_v2 from its package): the default operating point
-of an export on the demo's calibration images, or on crops of scikit-image's photographs.
+Shares of work and weights come from the exported graph at the recipe's input shape. Bits per element are measured only
+if weights are available without a download (the demo network; mobilenet_v2 from its package). They are those of the
+default operating point of an export on the demo's calibration images, or on crops of scikit-image's photographs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from splitwire.models.recipes import RECIPES, Recipe
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Measure the recipes named, or all; the figures of the others stay."""
+    """Measure the named recipes, or all. The figures of the others stay."""
     known = dict(figures.read())
     for name in track(arguments or list(RECIPES), "Cuts", console=Console(stderr=True)):
         known[name] = measured(RECIPES[name])
@@ -45,7 +45,7 @@ def measured(recipe: Recipe) -> tuple[figures.CutFigures, ...]:
     source = from_module(loaded.module, loaded.input_shape)
     names = Names.of(source)
     costs = measure_costs(source)
-    found = []
+    rows = []
     for layer in recipe.layers:
         cut, _ = find_cut(names, layer)
         bits = None
@@ -53,7 +53,7 @@ def measured(recipe: Recipe) -> tuple[figures.CutFigures, ...]:
             with tempfile.TemporaryDirectory() as out:
                 profile = splitwire.export(loaded.module, cut=layer, calibration=inputs, out=out).profile
             bits = profile.operating_points[profile.point_index()].bits_per_element
-        found.append(
+        rows.append(
             figures.CutFigures(
                 cut=layer,
                 tensors=cut.tensors,
@@ -64,11 +64,11 @@ def measured(recipe: Recipe) -> tuple[figures.CutFigures, ...]:
                 bits_per_element=bits,
             )
         )
-    return tuple(found)
+    return tuple(rows)
 
 
 def calibration(recipe: Recipe) -> NDArray[np.float32] | None:
-    """Network inputs for the recipes whose weights are at hand; None for the others."""
+    """Network inputs for the recipes with available weights; None for the others."""
     if recipe.name == demo.NAME:
         return to_inputs(demo.calibration_set())
     if recipe.name == photos.MODEL:

@@ -1,9 +1,9 @@
-"""Error at equal rate: the entropy-constrained quantizer against the uniform one.
+"""Error at equal rate: compares the entropy-constrained quantizer with the uniform one.
 
-Writes build/bench/ecsq.json (machine, rows, coded) and prints the same as tables. `rows` are of the measured
-distribution of the calibration features, where both quantizers have their optimum, and the rate is that of the cost
-model; `coded` are bytes of whole frames, of other features than those of the design. Squared error is not the task: a
-smaller one at the same rate need not mean more right answers.
+It writes build/bench/ecsq.json (machine, rows, coded) and prints the same as tables. `rows` use the measured
+distribution of the calibration features, on which both quantizers are optimal, and the rate of the cost model. `coded`
+has bytes of whole frames, for other features than those of the design. A smaller squared error at the same rate does
+not always mean more right answers.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ def rows_for(tensor: Tensor) -> list[Row]:
         unary = float(histogram.cells(start.thresholds)[0] @ words)
         rates: dict[Cost, float] = {"ideal": histogram.entropy(start.thresholds), "unary": unary}
         for cost, rate in rates.items():
-            found = [ecsq_at_rate(histogram, s, rate, cost=cost) for s in (start, *fine)]
-            ratios = [error_at_rate(*pair, rate) / error for pair in found]
+            designs = [ecsq_at_rate(histogram, s, rate, cost=cost) for s in (start, *fine)]
+            ratios = [error_at_rate(*pair, rate) / error for pair in designs]
             rows.append(
                 Row(
                     tensor=tensor.name, levels=n, cost=cost, rate=rate,
@@ -93,7 +93,7 @@ def rows_for(tensor: Tensor) -> list[Row]:
 
 
 def coded(tensor: Tensor) -> Coded:
-    """The two quantizers through FeatureCodec, the second designed for the rate of the first."""
+    """Run both quantizers in FeatureCodec. The second is designed for the rate of the first."""
     statistics, taps = tensor.statistics, tensor.taps
     uniform, bits = design_operating_point(levels=CODED_LEVELS, statistics=statistics, taps=taps)
     constrained, less = design_entropy_constrained(bits=bits, statistics=statistics, taps=taps)
@@ -119,7 +119,7 @@ def coded(tensor: Tensor) -> Coded:
 
 
 def tables(rows: list[Row], frames: list[Coded]) -> list[Table]:
-    """What is written, for people."""
+    """The results as tables."""
     first = grid("Squared error at equal rate, uniform = 1", "tensor", "N", "cost")
     for name in ("bits/el", "uniform, error/variance", "start N", "start 16", "start 32", "best"):
         first.add_column(name, justify="right")

@@ -1,9 +1,9 @@
-"""`make bench-export`: what an export takes, stage by stage, for a classifier, a small detector and a feature pyramid.
+"""`make bench-export`: the time of an export, stage by stage, of a classifier, a small detector and feature pyramids.
 
-Writes build/bench/export.json (machine, rows) and prints the same as tables; after each network, so that an interrupted
-run leaves something. CPU seconds stand beside those of the clock: on a machine that does other work as well they say
-what the export itself took. The calibration is crops of photographs; the detectors have random weights.
-`ARGS=ssdlite` measures one of them.
+After each network it writes build/bench/export.json (machine, rows) and prints a table, so that an interrupted run
+keeps the networks so far. It shows CPU seconds beside wall-clock seconds, because only CPU seconds are meaningful on a
+busy machine. The calibration uses crops of photographs. The detectors have random weights. `ARGS=ssdlite` measures one
+network.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from splitwire.exporting import export
 
 OUT = Path("build/bench/export.json")
 CROPS = 24
-"""Of each of eleven photographs: enough for 256 images."""
+"""Crops of each of eleven photographs: enough for 256 images."""
 
 
 class Subject(NamedTuple):
-    """target_s: on two idle cores."""
+    """One export. images: most images to calibrate on. target_s: seconds that it may take on two idle cores."""
 
     model: str
     weights: str | None
@@ -50,7 +50,7 @@ SUBJECTS = {
 
 
 class Stage(Struct, kw_only=True):
-    """seconds, cpu_s: wall and CPU time. steps: how often it said how far it was. silent_s: the longest it did not."""
+    """One stage. seconds, cpu_s: wall and CPU time. steps: progress reports. silent_s: longest time between two."""
 
     stage: str
     seconds: float = 0.0
@@ -60,7 +60,7 @@ class Stage(Struct, kw_only=True):
 
 
 class Row(Struct, frozen=True, kw_only=True):
-    """One export. seconds and cpu_s are of all of it, what is before and after the stages included."""
+    """One export. seconds, cpu_s: of the whole export, with the time before and after the stages."""
 
     model: str
     cut: str
@@ -77,7 +77,7 @@ class Row(Struct, frozen=True, kw_only=True):
 
 
 class Stopwatch:
-    """Follows `progress(stage, done, total)`; passes it on to `shown`."""
+    """A ProgressFn that measures the time of each stage, and passes the reports on to `shown`."""
 
     def __init__(self, shown: Callable[[str, int, int | None], None] | None) -> None:
         self.stages: dict[str, Stage] = {}
@@ -87,7 +87,7 @@ class Stopwatch:
         self._clock, self._cpu = time.perf_counter(), cpu_seconds()
 
     def __call__(self, stage: str, done: int, total: int | None) -> None:
-        """The time since the last call is that of the stage which that call named."""
+        """Add the time since the last call to the stage that the last call named."""
         self._take()
         self._now = self.stages.setdefault(stage, Stage(stage=stage))
         self._now.steps += 1
@@ -95,7 +95,7 @@ class Stopwatch:
             self._shown(stage, done, total)
 
     def finish(self) -> None:
-        """The rest: the files are written."""
+        """Add the time since the last report to its stage."""
         self._take()
 
     def _take(self) -> None:
@@ -107,13 +107,13 @@ class Stopwatch:
 
 
 def cpu_seconds() -> float:
-    """Of this process, all threads, and its children."""
+    """CPU seconds of this process, with all threads, and of its children."""
     used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(u.ru_utime + u.ru_stime for u in used)
 
 
 def measured(subject: Subject, calibration: Path, out: Path) -> Row:
-    """Export once."""
+    """Export once and measure it."""
     with progress_bar() as bar:
         watch = Stopwatch(bar)
         result = export(
@@ -140,7 +140,7 @@ def measured(subject: Subject, calibration: Path, out: Path) -> Row:
 
 
 def table(row: Row) -> Table:
-    """What is written, for people."""
+    """The row as a table."""
     title = (
         f"{row.model} cut after {row.cut}: {row.tensors} tensor{'s' if row.tensors > 1 else ''},"
         f" {row.elements:,} elements, {row.images} images"
@@ -156,7 +156,7 @@ def table(row: Row) -> Table:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Measure those named, or all; print; write build/bench/export.json."""
+    """Measure the named networks, or all; print; write build/bench/export.json."""
     unknown = set(arguments) - set(SUBJECTS)
     if unknown:
         Console(stderr=True).print(f"there is no export {', '.join(sorted(unknown))}; there are {', '.join(SUBJECTS)}")
@@ -165,7 +165,7 @@ def main(arguments: Sequence[str]) -> int:
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_crops(natural(), folder / "photographs", each=CROPS)
+        write_crops(natural(), folder / "photographs", count=CROPS)
         for network in arguments or SUBJECTS:
             rows.append(measured(SUBJECTS[network], folder / "photographs", folder / network))
             Console(width=120).print(table(rows[-1]))

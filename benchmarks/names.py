@@ -1,7 +1,7 @@
-"""`python -m benchmarks.names`: for how many leaf modules of the recipes' networks a module path names a cut.
+"""`python -m benchmarks.names`: counts the leaf modules of the recipes' networks whose path names a cut.
 
-A module that runs several times counts if its first run, which the message asks for (`layer1.0.relu[0]`), does. Random
-weights. Writes build/bench/names.json.
+A module that runs several times counts if its first call names a cut (`layer1.0.relu[0]`). The weights are random. It
+writes build/bench/names.json.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ OUT = Path("build/bench/names.json")
 
 
 class Row(Struct, frozen=True, kw_only=True):
-    """One network. resolved: leaf modules whose path alone names values; numbered: that need the number of the run.
+    """One network. resolved: leaf modules whose path names values; numbered: those that need the number of the call.
 
-    reasons: of the others, what is said, the module's own name left out.
+    reasons: message → number of the other modules; "…" replaces the name of the module.
     """
 
     network: str
@@ -68,7 +68,7 @@ def _refused(names: Names, path: str) -> str | None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """The networks named, or all recipes but the demo's."""
+    """Measure the named networks, or all recipes except the demo's."""
     console = Console()
     wanted = arguments or [name for name in RECIPES if name != demo.NAME]
     rows = [measured(name) for name in track(wanted, "Names", console=Console(stderr=True))]

@@ -1,6 +1,6 @@
-"""`make readme`: put the measured figures between the markers of README.md, and the demo's plot under docs/results/.
+"""`make readme`: writes the measured figures between the markers of README.md, and the demo's plot into docs/results/.
 
-Reads what `make demo`, `make bench` and `make reports` wrote; nothing in those parts of the README is typed by hand.
+It reads what `make demo`, `make bench` and `make reports` wrote. No figure in these parts is typed by hand.
 """
 
 from __future__ import annotations
@@ -66,17 +66,17 @@ def as_markdown(rows: list[Row]) -> str:
 
 
 def answers() -> str:
-    """What each of the evaluations under docs/results/ needs at the usual loss, as a Markdown table."""
+    """The bytes of each evaluation under docs/results/ at the usual loss, as a Markdown table."""
     lines = [
         "| network, data | splitwire | paper's codec | zstd 19 | HEVC of features | smallest picture |",
         "|---|--:|--:|--:|--:|--:|",
     ]
     for name, data in EVALUATED.items():
         for upper in (False, True):
-            found = compare(read_results(PAGES / name), USUAL_LOSS, upper=upper)
-            picture = next((s for s in found.standings if s.sends == "image"), None)
+            comparison = compare(read_results(PAGES / name), USUAL_LOSS, upper=upper)
+            picture = next((s for s in comparison.standings if s.sends == "image"), None)
             groups = [(SPLITWIRE,), PAPER, (ZSTD[19],), (HEVC, HEVC_SCREEN)]
-            best = [next((s for s in found.standings if s.family in group), None) for group in groups]
+            best = [next((s for s in comparison.standings if s.family in group), None) for group in groups]
             cells = [_cell(s) for s in best] + [_cell(picture, named=True)]
             what = "by the upper bound" if upper else f"[{data}](docs/results/{name}/report.html)"
             lines.append(f"| {what} | " + " | ".join(cells) + " |")
@@ -91,7 +91,7 @@ def _cell(standing: Standing | None, *, named: bool = False) -> str:
 
 
 def fill(text: str, marker: str, content: str) -> str:
-    """Replace what stands between `<!-- marker: … -->` and `<!-- /marker -->`."""
+    """Replace the text between `<!-- marker: … -->` and `<!-- /marker -->`."""
     pattern = re.compile(rf"(<!-- {marker}:[^>]*-->\n).*?(<!-- /{marker} -->)", re.DOTALL)
     if not pattern.search(text):
         raise SystemExit(f"{README} has no part marked {marker!r}")

@@ -1,9 +1,9 @@
-"""`make reports`: the evaluations under docs/results/, from weights and pictures that come with packages.
+"""`make reports`: the evaluations under docs/results/, from weights and pictures in packages.
 
-Three pairs are exported, each with operating points of every kind, and evaluated on pictures that they were not
-calibrated on: the demo classifier (labels), MobileNetV2 on photographs of ImageNet (agreement with the whole network:
-twenty labels are all that is to be had offline), and the detector of garments (COCO annotations). Everything is left in
-build/reports/NAME; an interrupted evaluation goes on. `make reports ARGS=detector` makes one.
+It exports three pairs with operating points of every kind, and evaluates them on pictures that were not used for the
+calibration: the demo classifier (with labels), MobileNetV2 on photographs from ImageNet (agreement with the whole
+network, because only twenty labels are available offline), and the detector of garments (COCO annotations). The files
+stay in build/reports/NAME, and an interrupted evaluation continues. `make reports ARGS=detector` makes one report.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ TEST_SCENES = 1000
 CALIBRATION_SEED, TEST_SEED = 2, 1
 
 CALIBRATION_CROPS, TEST_CROPS = 24, 40
-"""Of each photograph."""
+"""Crops of each photograph."""
 PHOTO_CUT = "features.18"
 """The last ReLU6, 1280×7×7: nearly all of the work and 63 % of the weights are before it. Without labels every changed
-answer counts, also between two classes as good as each other."""
+answer counts, also between two classes with nearly equal scores."""
 
 
 class Task(NamedTuple):
-    """What is exported and what it is evaluated on. data: where the pictures are; made by `prepare`."""
+    """A network to export, and the data to evaluate it on. data: the file or folder of the pictures."""
 
     module: Network
     cut: str
@@ -75,12 +75,12 @@ def demo_task(folder: Path) -> Task:
 
 
 def photographs_task(folder: Path) -> Task:
-    """MobileNetV2 on crops of photographs that none of the calibration is of."""
+    """MobileNetV2 on crops of photographs that are not used for the calibration."""
     loaded = load(photos.MODEL, "DEFAULT")
     data = folder / "photographs"
-    write_crops(imagenet(), data, each=TEST_CROPS)
+    write_crops(imagenet(), data, count=TEST_CROPS)
     pictures = folder / "calibration"
-    write_crops(natural(), pictures, each=CALIBRATION_CROPS)
+    write_crops(natural(), pictures, count=CALIBRATION_CROPS)
     return Task(
         loaded.module, PHOTO_CUT, pictures, loaded.preprocessing,
         loaded.input_shape, loaded.name, tuple(loaded.labels or ()), data,
@@ -107,7 +107,7 @@ TASKS: dict[str, Callable[[Path], Task]] = {
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Make the reports named, or all."""
+    """Make the named reports, or all."""
     console = Console(stderr=True)
     unknown = set(arguments) - set(TASKS)
     if unknown:

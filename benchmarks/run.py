@@ -1,4 +1,4 @@
-"""`make bench`: every benchmark, one after the other."""
+"""`make bench`: runs the benchmarks one after the other."""
 
 from __future__ import annotations
 

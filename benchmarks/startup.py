@@ -1,7 +1,8 @@
-"""How fast a new process codes its first tensor, and how much memory a large one takes. Codec only.
+"""Measures how fast a new process codes its first tensor, and how much memory a large tensor takes. Codec only.
 
-Writes build/bench/startup.json (machine, first_encode, memory) and prints the same as tables. Every figure is taken in
-a process of its own: the time is that of the whole process up to the first frame, interpreter and imports included.
+It writes build/bench/startup.json (machine, first_encode, memory) and prints the same as tables. Every figure is
+measured in a new process. The time is that of the whole process up to the first frame, interpreter and imports
+included.
 """
 
 from __future__ import annotations
@@ -46,9 +47,9 @@ end = time.perf_counter()
 print(json.dumps({"import_s": imported - start, "encode_s": end - begin, "cpu_s": time.process_time()}))
 """
 
-# The kernels are loaded before the baseline is taken, with a tiny tensor: a large one would leave freed memory behind
-# for the next to use unseen. VmHWM, because ru_maxrss of a child begins with its parent's; writing 5 to clear_refs sets
-# it back to what is in memory now.
+# A tiny tensor loads the kernels before the baseline is measured. A large one would leave freed memory behind, which
+# the next tensor would use without an effect on the peak. VmHWM is read because ru_maxrss of a child begins with its
+# parent's; writing 5 to clear_refs sets VmHWM to the current size.
 PEAK = """
 import json, sys
 import numpy as np
@@ -81,8 +82,10 @@ print(json.dumps({"tensor_bytes": x.nbytes, "frame_bytes": len(frame), "peak_byt
 
 
 class FirstEncode(Struct, frozen=True, kw_only=True):
-    """cache: warm or cold. Medians of new processes, seconds: process_s from starting Python to its end; import_s of
-    the codec; encode_s of the first tensor, kernels included; total_s = both; cpu_s the process's own.
+    """Medians of new processes, seconds.
+
+    cache: warm or cold. process_s: from the start of Python to its end. import_s: import of the codec. encode_s: first
+    tensor, kernels included. total_s: the sum of the two. cpu_s: CPU time of the process.
     """
 
     cache: str
@@ -95,9 +98,11 @@ class FirstEncode(Struct, frozen=True, kw_only=True):
 
 
 class Memory(Struct, frozen=True, kw_only=True):
-    """peak_bytes: what the call added at its highest point, with the float tensor and the frame themselves. op: of
-    codec/warmup.py: whole blocks of 2×2, blocks of 1×3 with planes padded to them, the coder without
-    tables, the predictive one.
+    """The memory of one call.
+
+    peak_bytes: the largest increase during the call, with the float tensor and the frame. op: operating point of
+    codec/warmup.py: whole blocks of 2×2, blocks of 1×3 with padded planes, the coder without tables, the predictive
+    one.
     """
 
     call: str
@@ -109,18 +114,18 @@ class Memory(Struct, frozen=True, kw_only=True):
 
 
 def child(code: str, *arguments: str, cache: Path) -> dict[str, float]:
-    """Run the code in a new process with this kernel cache; what it printed."""
+    """Run the code in a new process with this kernel cache, and return what it prints."""
     environment = {**os.environ, "SPLITWIRE_CACHE_DIR": str(cache)}
     start = time.perf_counter()
     command = [sys.executable, "-c", code, *arguments]
-    run = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)  # noqa: S603 - ours, above
+    run = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)  # noqa: S603 - our own code, above
     seconds = time.perf_counter() - start
-    found: dict[str, float] = json.loads(run.stdout)
-    return {**found, "process_s": seconds}
+    figures: dict[str, float] = json.loads(run.stdout)
+    return {**figures, "process_s": seconds}
 
 
 def first_encode(profile: Path, folder: Path) -> list[FirstEncode]:
-    """Warm and cold, turn by turn."""
+    """Measure with a warm and with a cold cache, in turns."""
     runs: dict[str, list[dict[str, float]]] = {"warm": [], "cold": []}
     child(FIRST_ENCODE, str(profile), cache=folder / "warm")
     for i in range(REPEATS):
@@ -150,8 +155,8 @@ def memory(profile: Path, folder: Path) -> list[Memory]:
         return []
     rows = []
     for op, call in itertools.product(OPERATING_POINTS, ("encode", "decode")):
-        found = child(PEAK, str(profile), call, str(folder / "frame"), op, cache=folder / "warm")
-        sizes = {k: int(found[k]) for k in ("tensor_bytes", "frame_bytes", "peak_bytes")}
+        figures = child(PEAK, str(profile), call, str(folder / "frame"), op, cache=folder / "warm")
+        sizes = {k: int(figures[k]) for k in ("tensor_bytes", "frame_bytes", "peak_bytes")}
         rows.append(Memory(call=call, op=op, tensors=sizes["peak_bytes"] / sizes["tensor_bytes"], **sizes))
     return rows
 

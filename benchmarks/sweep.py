@@ -276,8 +276,8 @@ def _frame(model: Path, label: str, inputs: NDArray[np.float32]) -> Frame:
         pair = splitwire.export(model, cut=label, calibration=inputs, out=folder, levels=(4,))
         cloud = CloudSession(pair.back)
         with EdgeSession(pair.front, transport=LoopbackTransport(cloud.handle)) as edge:
-            made = edge.run_front(inputs[:1])
-            frame = edge.encode(made.features, sizes=made.sizes)
+            front = edge.run_front(inputs[:1])
+            frame = edge.encode(front.features, sizes=front.sizes)
             decoded = cloud.decode(frame)
             again = edge.encode(decoded.tensors, sizes=decoded.sizes)
             if again != frame:

@@ -1,8 +1,9 @@
-"""What squared error is worth to the task: uniform and entropy-constrained quantizers of the same rate.
+"""Measures how the squared error affects the task, with uniform and entropy-constrained quantizers of the same rate.
 
-Writes build/bench/task.json (machine, rows) and prints the same as a table. The features are replaced at the cut by
-what the decoder makes of them. The demo network: 1,000 test images, calibrated on the calibration set. MobileNetV2 with
-ImageNet weights: random crops of photographs, every other one calibrates; no labels, but features of either sign.
+It writes build/bench/task.json (machine, rows) and prints the same as a table. The decoded features replace the
+features at the cut. The demo network runs on 1,000 test images, calibrated on the calibration set. MobileNetV2 with
+ImageNet weights runs on random crops of photographs, of which every second one is for calibration; it has no labels,
+but features of both signs.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ CUTS = {
     demo.NAME: {demo.CUT: "ReLU", "features.5": "ReLU", "features.2": "ReLU"},
     photos.MODEL: {"features.14.conv.0": "ReLU6", "features.13": "linear", photos.CUT: "linear"},
 }
-"""Network → layer → what makes its features."""
+"""Network → layer → the operator that makes its features."""
 TASK_LEVELS = (2, 4, 8)
 
 
@@ -47,10 +48,11 @@ class Subject(NamedTuple):
 
 
 class Row(Struct, frozen=True, kw_only=True):
-    """One quantizer at one cut. kind: of the features. levels: N. like: N of the uniform quantizer whose rate it has.
+    """One quantizer at one cut.
 
-    bits_per_element: whole frames. error: mean squared, over the variance. agreement: share of images with the class
-    of the whole network. accuracy: of right answers, None without labels. divergence: Kullback–Leibler, of the class
+    kind: of the features. levels: N. like: N of the uniform quantizer with the same rate. bits_per_element: of whole
+    frames. error: mean squared error divided by the variance. agreement: share of images with the class of the whole
+    network. accuracy: share of right answers; None without labels. divergence: Kullback–Leibler divergence of the class
     probabilities from the whole network's, nats.
     """
 
@@ -119,7 +121,7 @@ def through_codec(point: TensorPoint, features: Floats, statistics: FeatureStati
 
 
 def back(network: torch.nn.Module, cut: str, inputs: Floats, features: Floats) -> Floats:
-    """(n, K) outputs with the features in the place of what the layer gives."""
+    """(n, K) outputs of the network with these features in place of the layer's output."""
     out = []
     for x, y in zip(batches(inputs), batches(features), strict=True):
         put = torch.from_numpy(y)
@@ -131,7 +133,7 @@ def back(network: torch.nn.Module, cut: str, inputs: Floats, features: Floats) -
 
 
 def log_softmax(scores: Floats) -> NDArray[np.float64]:
-    """Of each row."""
+    """The logarithm of the softmax of each row."""
     z = scores.astype(np.float64) - scores.max(axis=1, keepdims=True)
     out: NDArray[np.float64] = z - np.log(np.exp(z).sum(axis=1, keepdims=True))
     return out

@@ -35,11 +35,11 @@ def test_the_options_do_what_the_code_of_the_package_does(network: field.Network
         assert set(said) == {p.name for p in tmp_path.iterdir()} and all(said.values())
     for path in tmp_path.iterdir():
         with Image.open(path) as image:
-            own = network.own(image)
-            how, _ = completed(pictures._options(**options(network)), own.shape[1:], "float32")
+            expected = network.package_input(image)
+            how, _ = completed(pictures._options(**options(network)), expected.shape[1:], "float32")
             ours = preprocessing.apply(image, how)
-        assert ours.shape == own.shape[1:] and np.ptp(own) > 0.5
-        assert np.abs(ours - own[0]).max() <= TOLERANCE.get(network.name, 2e-6)
+        assert ours.shape == expected.shape[1:] and np.ptp(expected) > 0.5
+        assert np.abs(ours - expected[0]).max() <= TOLERANCE.get(network.name, 2e-6)
 
 
 def test_pictures_are_the_same_by_the_same_seed(tmp_path: Path) -> None:
