@@ -1,8 +1,8 @@
-"""What `make arm` runs on both machines, in one process: `arm_suite.py FOLDER_OF_TESTS`.
+"""The checks that `make arm` runs on both machines, in one process: `arm_suite.py FOLDER_OF_TESTS`.
 
-Encodes and decodes every golden vector and compares it with the bytes that lie there, and prints one line with a digest
-for each; then for streams made here from a seed, larger and of more kinds than are worth storing. Needs only what the
-wheel requires. Anything that is not as it should be is an exception.
+It encodes and decodes every golden vector, compares it with the stored bytes, and prints one line with a digest. Then
+it does the same for seeded streams, which are larger and of more kinds than the stored vectors. It needs only what the
+wheel requires. Any difference is an exception.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ PREDICTED = ((2, 3, 4, 5, 6, 8, 16, 64), (*SHAPES, (26, 16, 15), (90, 3, 4)))
 
 
 def digest(*parts: bytes) -> str:
-    """Of all the bytes."""
+    """A digest of all the bytes."""
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def golden(name: str) -> str:
-    """Its line; the bytes and the features are those that lie there."""
+    """The line of a vector, whose bytes and features must equal the stored ones."""
     v = vectors.load(name)
     codec = FeatureCodec(CodecProfile.from_json(v.profile))
     frame = codec.encode(v.features, op=v.op, frame_id=v.frame_id, sizes=v.sizes)
@@ -48,7 +48,7 @@ def golden(name: str) -> str:
 
 
 def seeded(shape: tuple[int, ...], levels: int, coder: int) -> str:
-    """Its line: digest of profile, features, frame and what is decoded."""
+    """The line of a seeded stream: a digest of profile, frame and decoded features."""
     block = {
         1: BLOCKS.get(levels),
         4: make_vectors.Predicted(
@@ -67,14 +67,14 @@ def seeded(shape: tuple[int, ...], levels: int, coder: int) -> str:
 
 
 def preserving(shape: tuple[int, ...], levels: int) -> str:
-    """Its line: digest of the level indices of a mean-preserving quantizer, which subtracts and multiplies."""
+    """The line of a mean-preserving quantizer, which subtracts and multiplies: a digest of its level indices."""
     x = np.random.default_rng((levels, *shape)).normal(0.3, 1, (3, *shape)).astype(np.float32)
     quantizer = msgspec.structs.replace(Quantizer.uniform(-0.7, 2.1, levels), mean_preserving=True)
     return f"means {levels} {shape} {digest(quantize(x, quantizer).tobytes())}"
 
 
 def main() -> None:
-    """Print all lines; the last is a digest of the others and the same for every machine."""
+    """Print all lines. The last line is a digest of the others, which is the same on every machine."""
     if Path(splitwire.__file__).is_relative_to(Path(__file__).parent.parent / "splitwire"):
         raise SystemExit("this is to test the built wheel, not the sources")
     lines = [golden(name) for name in vectors.names()]

@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PROCESSES = 4
 MINUTES = {"check": 3, "test": 9}
-"""What each may take on two idle cores."""
+"""Longest time of each on two idle cores."""
 
 
 class Lint(threading.Thread):
@@ -65,7 +65,7 @@ def main(which: str, arguments: list[str]) -> int:
     lint = Lint()
     try:
         cold = ["--cold"] if which == "test" and not arguments else []
-        # A kernel that does not compile fails tests, which say more about it.
+        # If a kernel does not compile, tests fail with a better message.
         subprocess.run([sys.executable, "tests/helpers/kernels.py", *cold], cwd=ROOT, check=False)
         warm = time.monotonic()
         selection = ["-m", "not slow"] if which == "check" else []

@@ -1,9 +1,8 @@
 """`make lint`: ruff, mypy and the import rules between the packages. `lint.py NAME…` runs only the named checks.
 
 In the wheel all packages are inside `splitwire` (`codec/` is `splitwire.codec`; pyproject.toml, [tool.setuptools]).
-mypy and import-linter do not know that mapping, so they read a copy of the sources laid out as the wheel is, made anew
-in build/lint, with the tests and benchmarks beside it. Paths in their messages are turned back to where the file is
-edited.
+mypy and import-linter do not know that mapping. So each run copies the sources to build/lint, in the layout of the
+wheel and with the tests and benchmarks beside them, and checks the copy. Paths in messages are mapped back.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ def bases() -> list[str]:
 
 
 def lay_out(copy: Path = COPY) -> None:
-    """Copy the sources to `copy` as the wheel has them; times are kept, so that mypy's cache stays valid."""
+    """Copy the sources to `copy` in the layout of the wheel. File times stay, so that mypy's cache stays valid."""
     shutil.rmtree(copy, ignore_errors=True)
     places = [(package.replace(".", "/"), folder) for package, folder in packages().items()]
     for place, folder in [*places, *((folder, folder) for folder in BESIDE)]:
@@ -48,7 +47,7 @@ def lay_out(copy: Path = COPY) -> None:
 
 
 def python(*arguments: str, cwd: Path = ROOT) -> bool:
-    """Run python with these arguments; print what it says, with the paths of the tree; True if it is content."""
+    """Run python with these arguments, and print its output with the paths of the tree. True if its status is 0."""
     environment = {**os.environ, "PYTHONPATH": str(COPY), "NO_COLOR": "1", "COLUMNS": "200"}
     environment["MYPYPATH"] = os.pathsep.join(str(COPY / folder) for folder in (".", *bases()))
     run = subprocess.run(
@@ -73,13 +72,13 @@ def ruff() -> bool:
 
 
 def types() -> bool:
-    """Mypy on the package, strict, and in the same process on the tests and benchmarks (pyproject.toml)."""
+    """Run mypy on the package, the tests, the benchmarks and the tools (pyproject.toml)."""
     options = ("--config-file", str(ROOT / "pyproject.toml"), "--cache-dir", str(ROOT / ".mypy_cache"))
     return python("-m", "mypy", *options, "splitwire", *BESIDE, cwd=COPY)
 
 
 def imports() -> bool:
-    """The contracts in pyproject.toml."""
+    """Check the import contracts in pyproject.toml."""
     run = "import sys; from importlinter.cli import lint_imports as lint; sys.exit(lint(sys.argv[1], no_logo=True))"
     return python("-c", run, str(ROOT / "pyproject.toml"), cwd=COPY)
 

@@ -1,8 +1,8 @@
-"""`make versions`: the codec and both runtimes on the lowest and on the newest versions that pyproject.toml allows.
+"""`make versions`: tests the codec and both runtimes on the lowest and the newest versions that pyproject.toml allows.
 
-Lowest: each requirement of the base, edge and cloud installs at the bottom of its range, on the oldest Python. Newest:
-what pip takes without constraints, on the newest Python that starts here. The tests run against the built wheel, as
-users install it, and need no torch. Environments are kept in build/versions; one takes about a minute to make.
+Lowest: each requirement of the base, edge and cloud installs has its lowest version, on the oldest Python. Newest: pip
+installs without constraints, on the newest Python that starts here. The tests run against the built wheel, as users
+install it, and need no torch. The environments stay in build/versions; one takes about a minute to make.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ TESTS = (
 """The codec and the runtimes; none of these needs torch."""
 
 TOOLS = ("filelock", "hypothesis", "onnx", "packaging", "pytest", "scipy", "setuptools", "threadpoolctl")
-"""What these tests import beside the installs: it makes their graphs and tables, and is not under test."""
+"""Other packages that these tests import. They make graphs and tables, and are not under test."""
 
 
 def read_project() -> dict[str, Any]:
@@ -53,7 +53,7 @@ def find_pythons(project: dict[str, Any]) -> list[str]:
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
     pythons = []
     for version in versions:
-        # pyenv puts a command on the path for every version that it knows; only those that it has chosen start.
+        # pyenv has a command on the path for every installed version; only the selected versions start.
         choices = [shutil.which(f"python{version}"), *map(str, sorted(pyenv.glob(f"{version}.*/bin/python")))]
         pythons += [next((c for c in choices if c is not None and starts(c)), None)]
     return [python for python in pythons if python is not None]
@@ -65,8 +65,10 @@ def starts(python: str) -> bool:
 
 
 def lowest(project: dict[str, Any]) -> list[str]:
-    """`name==version` for the bottom of each range in the base, edge and cloud installs; where two ranges differ, the
-    higher bottom."""
+    """`name==version` with the lowest version of each requirement in the base, edge and cloud installs.
+
+    If a package has two requirements, the higher of the lowest versions counts.
+    """
     extras = project["optional-dependencies"]
     texts = [*project["dependencies"], *(text for extra in EXTRAS for text in extras[extra])]
     pins: dict[str, str] = {}
@@ -80,7 +82,7 @@ def lowest(project: dict[str, Any]) -> list[str]:
 
 
 def run(command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
-    """The command, with its output to read where it fails."""
+    """Run a command and capture its output."""
     return subprocess.run(
         command,
         cwd=ROOT,
@@ -93,7 +95,7 @@ def run(command: list[str], **environment: str) -> subprocess.CompletedProcess[s
 
 
 def must(command: list[str]) -> str:
-    """The output of a command that has to succeed."""
+    """Run a command that must succeed, and return its output."""
     done = run(command)
     if done.returncode:
         sys.exit(f"make versions: {' '.join(command[:6])} … ended with {done.returncode}\n{done.stdout[-4000:]}")

@@ -1,7 +1,7 @@
-"""Pictures for `make field`: lines and pages of text, captchas, photographs; seeded, in the sizes that networks see.
+"""Seeded pictures for `make field`: lines and pages of text, captchas, photographs, in sizes that the networks take.
 
-The fonts are those that matplotlib carries. A picture needs no resizing by the code that comes with its network, so
-that what this code does can be written down in NumPy and compared, value by value.
+The fonts are matplotlib's. The code of a network's package need not resize its pictures. So NumPy can repeat that code,
+and the inputs can be compared value by value.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def font(face: str, size: int) -> ImageFont.FreeTypeFont:
 
 
 def colors(rng: np.random.Generator) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Ink and paper, dark on light or the other way."""
+    """Colours of ink and paper, dark on light or light on dark."""
     dark, light = (tuple(int(v) for v in rng.integers(low, low + 70, 3)) for low in (0, 185))
     return (dark, light) if rng.random() < 0.7 else (light, dark)
 
@@ -42,7 +42,7 @@ def noisy(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def line(rng: np.random.Generator, text: str, *, height: int, widest: int) -> Image.Image:
-    """One line of text, `height` pixels high and as wide as it is, at most `widest`."""
+    """One line of text, `height` pixels high and at most `widest` wide."""
     ink, paper = colors(rng)
     size = int(height * rng.uniform(0.5, 0.7))
     face = font(str(rng.choice(FACES)), size)
@@ -55,7 +55,7 @@ def line(rng: np.random.Generator, text: str, *, height: int, widest: int) -> Im
 
 
 def lines(folder: Path, count: int, seed: int, *, words: int, widest: int, turned: bool = False) -> dict[str, str]:
-    """Lines of text 48 pixels high; `turned`: every other upside down. Returns what each says, by file."""
+    """Write lines of text, 48 pixels high. turned: every second one is upside down. Returns the text by file name."""
     rng, said = np.random.default_rng(seed), {}
     for i in range(count):
         text = " ".join(rng.choice(WORDS, words))
@@ -70,7 +70,7 @@ def lines(folder: Path, count: int, seed: int, *, words: int, widest: int, turne
 
 
 def pages(folder: Path, count: int, seed: int, *, side: int) -> dict[str, str]:
-    """Photographs with six lines of text on them."""
+    """Write photographs with six lines of text on them."""
     rng, photographs = np.random.default_rng(seed), natural()
     for i in range(count):
         photo = Image.open(photographs[int(rng.integers(len(photographs)))]).convert("RGB")
@@ -88,7 +88,7 @@ def pages(folder: Path, count: int, seed: int, *, side: int) -> dict[str, str]:
 
 
 def captchas(folder: Path, count: int, seed: int, *, width: int, height: int, share: float) -> dict[str, str]:
-    """Four to six signs in different colours, askew, with strokes across. share: of the height that a sign takes."""
+    """Write captchas: four to six turned signs in different colours with lines across. share: height of a sign."""
     rng, said = np.random.default_rng(seed), {}
     for i in range(count):
         _, paper = colors(rng)
@@ -114,7 +114,7 @@ def captchas(folder: Path, count: int, seed: int, *, width: int, height: int, sh
 
 
 def photographs(folder: Path, count: int, seed: int, *, longest: int) -> dict[str, str]:
-    """Photographs and random parts of them, `longest` pixels on the longer side."""
+    """Write photographs and random parts of them, with `longest` pixels on the longer side."""
     rng, files = np.random.default_rng(seed), [*natural(), *imagenet()]
     for i in range(count):
         picture = Image.open(files[i % len(files)]).convert("RGB")

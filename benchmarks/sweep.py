@@ -1,9 +1,9 @@
-"""`make sweep-models`: export, cut and verify torchvision's networks, and send one frame through each.
+"""`make sweep-models`: exports, cuts and verifies torchvision's networks, and sends one frame through each.
 
-For every network: the ONNX export, the search for cuts, the cut itself (seconds, and memory beside the model's own
-size), back(front(x)) against the whole at several cuts, and one pair through `splitwire.export`, EdgeSession and
-CloudSession. Weights are random, so accuracy and rate mean nothing here and are not shown. Each network runs in
-processes of its own; what was done is kept in build/sweep/, so that a second start goes on. Writes
+For every network it measures the ONNX export, the search for cuts and the cut (seconds, and memory in sizes of the
+model). It compares back(front(x)) with the whole network at several cuts, and runs one pair through `splitwire.export`,
+EdgeSession and CloudSession. The weights are random, so accuracy and rate are meaningless here and not shown. Each
+network runs in its own processes. The results so far stay in build/sweep/, so that a second start continues. It writes
 build/sweep/models.json and docs/results/models.md.
 """
 
@@ -31,10 +31,10 @@ from splitwire.evaluation.measuring.stages import machine
 OUT = Path("build/sweep")
 PAGE = Path("docs/results/models.md")
 CUTS = 6
-"""Single-tensor cuts verified per network, spread over its length; all of them where there are fewer."""
+"""Number of single-tensor cuts to verify per network, spread over its length."""
 
 PYRAMID = 8
-"""Most tensors of a multi-tensor cut that is looked for."""
+"""Most tensors of a multi-tensor cut in the search."""
 
 NETWORKS: dict[str, tuple[str, ...]] = {
     "alexnet": (),
@@ -61,8 +61,8 @@ NETWORKS: dict[str, tuple[str, ...]] = {
     "fasterrcnn_resnet50_fpn_v2": ("backbone.body", "backbone"),
     "maskrcnn_resnet50_fpn_v2": ("backbone.body", "backbone"),
 }
-"""Network → layers whose outputs, several tensors, must separate it; of a network that has some, the last listed cut of
-three tensors or more is verified too."""
+"""Network → layers with several output tensors, which must separate the network. For such a network the last listed cut
+of three tensors or more is verified too."""
 
 
 SIZES = {
@@ -72,7 +72,7 @@ SIZES = {
     "fasterrcnn_resnet50_fpn_v2": 320,
     "maskrcnn_resnet50_fpn_v2": 320,
 }
-"""Side of the input in pixels where the recipe's (520, 640) would take many minutes."""
+"""Side of the input in pixels, for networks that would take many minutes at the recipe's size (520 or 640)."""
 
 
 class CutResult(Struct, frozen=True, kw_only=True):
@@ -118,7 +118,7 @@ class Result(Struct, frozen=True, kw_only=True):
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the networks named, or all; returns how many failed."""
+    """Run the named networks, or all. Returns the number of failures."""
     if arguments[:1] == ["--export"]:
         return _export(arguments[1], Path(arguments[2]))
     if arguments[:1] == ["--cut"]:

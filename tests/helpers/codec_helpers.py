@@ -71,7 +71,7 @@ def make_profile(
 
 
 def expected(codec: FeatureCodec, op: str, tensor: int, x: Float32Array) -> Float32Array:
-    """What decoding must give: quantized by the definition, with numpy."""
+    """The expected result of decoding: the features, quantized by the definition with NumPy."""
     point = codec.profile.operating_points[codec.profile.point_index(op)].tensors[tensor]
     q = np.searchsorted(np.array(point.quantizer.thresholds, np.float32), x, side="right")
     return np.array(point.quantizer.levels, np.float32)[q]
@@ -86,7 +86,7 @@ def spec_of(planes: tuple[int, int, int], taps: Taps | UnsetType = UNSET) -> Ten
 def random_pair(
     rng: np.random.Generator, coder: int, levels: int, planes: tuple[int, int, int]
 ) -> tuple[TensorSpec, TensorPoint]:
-    """A tensor of (C, H, W) and a valid point for the coder of this id, random in all that the coder looks up."""
+    """A tensor of (C, H, W) and a valid point for the coder of this id, with random tables."""
     if coder != PREDICTIVE:
         return spec_of(planes), random_point(rng, levels, planes[0])
     taps = random_taps(rng, planes[0])

@@ -1,4 +1,4 @@
-"""What every entropy coder must do. A new coder is one line in `CODERS` of codec/entropy, and its page in the spec."""
+"""The checks that every entropy coder must pass. A new coder needs one line in `CODERS` and its section in the spec."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def check_codec(
 
 
 def damages(payload: bytes, rng: np.random.Generator, number: int = 24) -> list[bytes]:
-    """Payloads that are nearly this one, and a few that are nothing like it."""
+    """Payloads that differ slightly from this one, and a few that are entirely different."""
     out = [b"", b"\0", b"\xff" * len(payload), bytes(len(payload)), payload + b"\0", payload + b"\0\0", payload[:-1]]
     for _ in range(number):
         b = bytearray(payload[: rng.integers(len(payload) + 1)] if rng.random() < 0.3 else payload)

@@ -1,4 +1,4 @@
-"""A made-up evaluation with the shape of a real one: what the report and `splitwire compare` are tested on."""
+"""A synthetic evaluation with the structure of a real one, for tests of the report and of `splitwire compare`."""
 
 from __future__ import annotations
 

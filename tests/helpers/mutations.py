@@ -1,4 +1,4 @@
-"""What can happen to a frame, on the way or by an attacker; each change takes another frame of the same pair along."""
+"""Changes to a frame, as by a link or by an attacker. Each change also gets another frame of the same pair."""
 
 from __future__ import annotations
 

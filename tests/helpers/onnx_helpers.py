@@ -84,7 +84,7 @@ def export(path: Path, cut: str = "r", **options: Any) -> Path:
 
 
 def answers(pair: Path, x: np.ndarray) -> dict[str, np.ndarray]:
-    """What edge and cloud make of a batch."""
+    """The outputs of edge and cloud for a batch."""
     cloud = splitwire.CloudSession(pair / "back.onnx")
     transport = splitwire.LoopbackTransport(cloud.handle)
     with splitwire.EdgeSession(pair / "front.onnx", transport=transport) as session:
@@ -92,7 +92,7 @@ def answers(pair: Path, x: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def in_runtime(path: Path, x: np.ndarray) -> dict[str, Any]:
-    """What ONNX Runtime makes of it from the whole file."""
+    """The outputs of the whole file in ONNX Runtime for a batch."""
     session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     names = [o.name for o in session.get_outputs()]
     return dict(zip(names, session.run(names, {session.get_inputs()[0].name: x}), strict=True))

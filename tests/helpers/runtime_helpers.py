@@ -1,4 +1,4 @@
-"""What the tests of the two runtimes share: a tiny front/back pair, servers, and sockets that misbehave."""
+"""Shared by the tests of both runtimes: a tiny front/back pair, servers, and sockets that misbehave."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
 
 
 def good_answer(frame_id: int = 0) -> bytes:
-    """A whole, correct HTTP answer of a server of ours."""
+    """A complete and correct HTTP answer of `splitwire cloud serve`."""
     body = encode_reply({"logits": np.zeros((1, CLASSES), np.float32)}, frame_id=frame_id, decode_ms=0.1, back_ms=0.2)
     return http_answer(200, body, "application/vnd.splitwire.reply")
 
@@ -214,7 +214,7 @@ def http_answer(status: int, body: bytes, content_type: str, *headers: str) -> b
 
 @dataclass
 class Canned:
-    """A server that answers requests with what it was given. None: it hangs up. A float: it is silent that long."""
+    """A server with prepared answers. None: it closes the connection. A float: it waits for that many seconds."""
 
     url: str
     connections: int = 0
