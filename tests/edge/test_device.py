@@ -30,10 +30,10 @@ def measured() -> DeviceProfile:
 
 
 def test_the_committed_probes_are_what_the_script_makes():
-    made = make_probes.probes()
-    assert {p.name for p in make_probes.FOLDER.glob("*")} == set(made)
-    assert {name.removesuffix(".onnx") for name in made} == set(device.PROBES)
-    for name, model in made.items():
+    graphs = make_probes.probes()
+    assert {p.name for p in make_probes.FOLDER.glob("*")} == set(graphs)
+    assert {name.removesuffix(".onnx") for name in graphs} == set(device.PROBES)
+    for name, model in graphs.items():
         data = (make_probes.FOLDER / name).read_bytes()
         assert data == model.SerializeToString(deterministic=True)
         assert len(data) < MAX_PROBE_BYTES

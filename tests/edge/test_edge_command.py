@@ -114,9 +114,9 @@ def test_bytes_are_the_frame_and_sent_is_the_request(pair: Pair, pictures: Path,
         assert row["bytes_sent"] - row["frame_bytes"] == len(server.heads[0])
     with canned(good_answer()) as server:
         run([pictures / "a.png"], front=pair.front, url=server.url, lean=True)
-        found = re.search(r"(\d+) bytes  (\d+) sent", capsys.readouterr().out)
-        assert found is not None
-        frame, sent = found.groups()
+        counts = re.search(r"(\d+) bytes  (\d+) sent", capsys.readouterr().out)
+        assert counts is not None
+        frame, sent = counts.groups()
         assert (int(frame), int(sent)) == (row["frame_bytes"], server.received)
         assert int(sent) < row["bytes_sent"] - 60
 
