@@ -62,7 +62,7 @@ class PointMeasure:
     """How well one operating point keeps the answers to the calibration inputs. Exactly one of the two figures is set.
 
     agreement: share of the answers that do not change, in [0, 1], for task "classes" and "detections".
-    relative_error: ‖ŷ − y‖ / ‖y‖ per channel over all inputs (damage.py), for task "values".
+    relative_error: ‖ŷ − y‖ / ‖y‖ per channel over all inputs, for task "values".
     """
 
     op: str
