@@ -24,10 +24,10 @@ from rich.table import Table
 from benchmarks.features import Floats, Tensor, tensors, without_tables
 from benchmarks.measure import medians
 from splitwire.codec.codec import FeatureCodec
-from splitwire.codec.files import write_json
 from splitwire.codec.kernels import quantize as kernels
 from splitwire.codec.profile import Quantizer
 from splitwire.codec.quantizer import dequantize, quantize
+from splitwire.codec.shared.files import write_json
 from splitwire.evaluation.measuring.stages import machine
 
 T = TypeVar("T")

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.photographs import natural, write_crops
-from splitwire.codec.files import write_json
+from splitwire.codec.shared.files import write_json
 from splitwire.console import progress_bar
 from splitwire.evaluation.measuring.stages import machine
 from splitwire.exporting import export

@@ -30,8 +30,8 @@ from rich.console import Console
 from benchmarks import field_pictures as pictures
 from splitwire.codec import preprocessing
 from splitwire.codec.errors import UsageError
-from splitwire.codec.files import write_json
-from splitwire.codec.tasks import box_iou
+from splitwire.codec.shared.files import write_json
+from splitwire.codec.shared.tasks import box_iou
 from splitwire.demo.server import cloud_process
 from splitwire.runtime_edge.session import EdgeSession
 from splitwire.runtime_edge.transport import HttpTransport

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.codec import CONTEXT, OURS, Row
-from splitwire.codec.files import write_json
+from splitwire.codec.shared.files import write_json
 
 HISTORY = Path(__file__).parent / "history"
 MEASURED = Path("build/bench/codec.json")

@@ -17,7 +17,7 @@ from rich.progress import track
 
 from benchmarks.sweep import SIZES
 from splitwire.codec.errors import SplitwireError
-from splitwire.codec.files import write_json
+from splitwire.codec.shared.files import write_json
 from splitwire.exporter.cutting.names import Names
 from splitwire.exporter.network.source import from_module
 from splitwire.models import demo

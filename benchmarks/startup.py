@@ -21,7 +21,7 @@ from msgspec import Struct
 from rich.console import Console
 from rich.table import Table
 
-from splitwire.codec.files import write_json
+from splitwire.codec.shared.files import write_json
 from splitwire.evaluation.measuring.stages import machine
 
 OUT = Path("build/bench")

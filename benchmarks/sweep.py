@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from splitwire.codec.files import write_json
+from splitwire.codec.shared.files import write_json
 from splitwire.evaluation.measuring.stages import machine
 
 OUT = Path("build/sweep")

@@ -21,8 +21,8 @@ from rich.table import Table
 from benchmarks.features import Floats, activations, mobilenet_inputs, profile
 from splitwire.codec.codec import FeatureCodec
 from splitwire.codec.design import FeatureStatistics, design_entropy_constrained, design_operating_point
-from splitwire.codec.files import write_json
 from splitwire.codec.profile import OperatingPoint, TensorPoint
+from splitwire.codec.shared.files import write_json
 from splitwire.demo import photos
 from splitwire.demo.fashion import batches, to_inputs
 from splitwire.evaluation.measuring.stages import machine

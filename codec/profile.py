@@ -16,8 +16,8 @@ import numpy as np
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from .errors import ProfileError
+from .shared.tasks import Task
 from .tables import MAX_LEVELS, ContextTables, PredictionTables, Taps
-from .tasks import Task
 
 METADATA_KEY = "splitwire.profile"
 """Key of the profile in `metadata_props` (ONNX) / `custom_metadata_map` (ONNX Runtime) of both graphs."""

@@ -23,7 +23,7 @@ from .kernels import statistics
 from .kernels.cache import Loaded
 from .kernels.policy import INTERPRETED, STORE
 from .profile import Clipping, CodecProfile, OperatingPoint, Quantizer, TensorPoint, TensorSpec
-from .progress import ProgressFn
+from .shared.progress import ProgressFn
 from .tables import ACTIVITY_SUMS, CELLS, OWN, TABLE_SIZE, ContextTables, PredictionTables, Taps
 
 CHANNELS, HEIGHT, WIDTH = 2, 8, 4

@@ -16,9 +16,9 @@ from msgspec import UNSET, UnsetType
 
 from splitwire.codec.errors import UsageError
 from splitwire.codec.profile import CodecProfile, SizeSpec, TensorSpec
-from splitwire.codec.progress import ProgressFn, no_progress
-from splitwire.codec.tasks import Task
-from splitwire.codec.text import printable
+from splitwire.codec.shared.progress import ProgressFn, no_progress
+from splitwire.codec.shared.tasks import Task
+from splitwire.codec.shared.text import printable
 from splitwire.exporter.calibration.checkpoint import Checkpoint
 from splitwire.exporter.calibration.items import Calibration
 from splitwire.exporter.cutting import verify

@@ -12,7 +12,7 @@ from msgspec import UNSET
 
 from splitwire.codec.errors import UsageError
 from splitwire.codec.profile import Preprocessing
-from splitwire.codec.progress import ProgressFn
+from splitwire.codec.shared.progress import ProgressFn
 from splitwire.exporter.calibration.inputs import CalibrationInputs, open_inputs
 from splitwire.exporter.calibration.items import Calibration, are_images
 from splitwire.exporter.cutting import verify

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
-from splitwire.codec.device import DeviceProfile
 from splitwire.codec.profile import Preprocessing
-from splitwire.codec.tasks import Task
+from splitwire.codec.shared.device import DeviceProfile
+from splitwire.codec.shared.tasks import Task
 from splitwire.exporter.calibration.inputs import LIMIT
 from splitwire.exporter.network.adapting.constants import Constants
 from splitwire.exporter.network.pictures import PictureOptions

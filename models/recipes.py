@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from splitwire.codec.profile import Preprocessing
-from splitwire.codec.tasks import Task
+from splitwire.codec.shared.tasks import Task
 from splitwire.models import demo, figures
 
 __all__ = ["RECIPES", "Recipe", "SuggestedCut", "Task"]

@@ -1,7 +1,7 @@
 """back.onnx as a plain function: feature tensors at the cut → the network's outputs.
 
-`runtime_edge/graph.py` does the same for front.onnx. Both open their file through `codec/sessions.py`; what follows
-there, the check of the graph's inputs and outputs, differs.
+`runtime_edge/graph.py` does the same for front.onnx. Both open their file through `codec/shared/sessions.py`; what
+follows there, the check of the graph's inputs and outputs, differs.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from splitwire.codec.errors import ProfileError, ShapeMismatch, UsageError
 from splitwire.codec.profile import CodecProfile
 from splitwire.codec.reply import DTYPES, Outputs
-from splitwire.codec.sessions import open_graph
+from splitwire.codec.shared.sessions import open_graph
+from splitwire.codec.shared.telemetry import stop_events
 from splitwire.codec.sizes import Int64Array
-from splitwire.codec.telemetry import stop_events
 
 stop_events(ort)
 

@@ -18,10 +18,10 @@ import onnxruntime as ort
 from PIL import Image
 
 from splitwire.codec.codec import FeatureCodec
-from splitwire.codec.device import DeviceProfile, check_threads
 from splitwire.codec.errors import DeviceError
-from splitwire.codec.progress import ProgressFn
-from splitwire.codec.sessions import DEFAULT_PROVIDERS, open_session
+from splitwire.codec.shared.device import DeviceProfile, check_threads
+from splitwire.codec.shared.progress import ProgressFn
+from splitwire.codec.shared.sessions import DEFAULT_PROVIDERS, open_session
 from splitwire.codec.warmup import example_profile
 
 WARM_UP_RUNS = 3

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from splitwire.codec.errors import UsageError
 from splitwire.codec.profile import CodecProfile, Preprocessing
 from splitwire.codec.reply import Outputs
-from splitwire.codec.tasks import (
+from splitwire.codec.shared.tasks import (
     DETECTION,
     TASKS,
     Task,

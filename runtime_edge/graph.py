@@ -1,7 +1,7 @@
 """front.onnx as a plain function: input array → feature tensors at the cut.
 
-`runtime_cloud/graph.py` does the same for back.onnx. Both open their file through `codec/sessions.py`; what follows
-there, the check of the graph's inputs and outputs, differs.
+`runtime_cloud/graph.py` does the same for back.onnx. Both open their file through `codec/shared/sessions.py`; what
+follows there, the check of the graph's inputs and outputs, differs.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from splitwire.codec.device import int8_overflows
 from splitwire.codec.errors import ProfileError, ShapeMismatch, UsageError
 from splitwire.codec.profile import CodecProfile
 from splitwire.codec.reply import Outputs
-from splitwire.codec.sessions import open_graph
+from splitwire.codec.shared.device import int8_overflows
+from splitwire.codec.shared.sessions import open_graph
+from splitwire.codec.shared.telemetry import stop_events
 from splitwire.codec.sizes import Int64Array
-from splitwire.codec.telemetry import stop_events
 
 stop_events(ort)
 

@@ -17,11 +17,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from splitwire.codec import telemetry
+from splitwire.codec.shared import telemetry
 
 if TYPE_CHECKING:
     from splitwire.codec.codec import DecodedFrame, FeatureCodec
-    from splitwire.codec.device import DeviceProfile
     from splitwire.codec.errors import (
         AuthRefused,
         BadResponse,
@@ -57,6 +56,7 @@ if TYPE_CHECKING:
         TensorPoint,
         TensorSpec,
     )
+    from splitwire.codec.shared.device import DeviceProfile
     from splitwire.evaluation.answer.compare import Comparison, compare
     from splitwire.evaluation.answer.results import Estimate, Evaluation, read_results
     from splitwire.evaluation.answer.results import Point as MeasuredPoint
@@ -129,7 +129,7 @@ _HOME = {
     "DetectionTruth": "splitwire.evaluation.data.coco:Truth",
     "Detections": "splitwire.runtime_edge.findings",
     "DeviceError": "splitwire.codec.errors",
-    "DeviceProfile": "splitwire.codec.device",
+    "DeviceProfile": "splitwire.codec.shared.device",
     "EdgeSession": "splitwire.runtime_edge.session",
     "Estimate": "splitwire.evaluation.answer.results",
     "Evaluation": "splitwire.evaluation.answer.results",

@@ -14,7 +14,7 @@ from typing import TextIO
 
 from rich.markup import escape
 
-from splitwire.codec.text import printable
+from splitwire.codec.shared.text import printable
 from splitwire.console import err, prepare_streams, written
 
 CLOSED_PIPE = 141

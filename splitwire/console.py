@@ -20,7 +20,7 @@ import typer
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from splitwire.codec.text import printable
+from splitwire.codec.shared.text import printable
 
 if TYPE_CHECKING:
     from rich.table import Table

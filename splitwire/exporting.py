@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 from splitwire.network import find_network
 
 if TYPE_CHECKING:
-    from splitwire.codec.device import DeviceProfile
     from splitwire.codec.profile import Preprocessing
-    from splitwire.codec.progress import ProgressFn
-    from splitwire.codec.tasks import Task
+    from splitwire.codec.shared.device import DeviceProfile
+    from splitwire.codec.shared.progress import ProgressFn
+    from splitwire.codec.shared.tasks import Task
     from splitwire.exporter.calibration.items import Calibration
     from splitwire.exporter.network.adapting.constants import Constants
     from splitwire.exporter.network.pictures import PictureOptions

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from splitwire.codec.errors import UsageError
-from splitwire.codec.text import printable
+from splitwire.codec.shared.text import printable
 
 if TYPE_CHECKING:
     from splitwire.codec.profile import Preprocessing
-    from splitwire.codec.tasks import Task
+    from splitwire.codec.shared.tasks import Task
     from splitwire.exporter.network.pictures import PictureOptions
     from splitwire.exporter.options import Network
 

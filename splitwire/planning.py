@@ -9,14 +9,14 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from splitwire.codec.errors import UsageError
-from splitwire.codec.progress import no_progress
-from splitwire.codec.text import printable
+from splitwire.codec.shared.progress import no_progress
+from splitwire.codec.shared.text import printable
 from splitwire.network import FoundNetwork, find_network
 
 if TYPE_CHECKING:
-    from splitwire.codec.device import DeviceProfile
     from splitwire.codec.profile import Preprocessing
-    from splitwire.codec.progress import ProgressFn
+    from splitwire.codec.shared.device import DeviceProfile
+    from splitwire.codec.shared.progress import ProgressFn
     from splitwire.exporter.calibration.items import Calibration
     from splitwire.exporter.network.adapting.constants import Constants
     from splitwire.exporter.network.inference import Float32Array, InputType

@@ -13,7 +13,7 @@ from hypothesis import settings
 from PIL import Image
 from typer.testing import CliRunner
 
-from splitwire.codec import telemetry
+from splitwire.codec.shared import telemetry
 
 if TYPE_CHECKING:
     from runtime_helpers import Pair

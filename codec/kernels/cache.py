@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from splitwire.codec.errors import DeviceError
-from splitwire.codec.files import write_atomically
+from splitwire.codec.shared.files import write_atomically
 
 log = logging.getLogger("splitwire.codec")
 

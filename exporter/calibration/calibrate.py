@@ -18,7 +18,7 @@ from splitwire.codec.design import FeatureStatistics
 from splitwire.codec.design.statistics import SAMPLE_BYTES
 from splitwire.codec.errors import NonFiniteFeatures
 from splitwire.codec.profile import TensorSpec
-from splitwire.codec.progress import ProgressFn
+from splitwire.codec.shared.progress import ProgressFn
 from splitwire.exporter.network.inference import Array, Float32Array, Graph
 
 from .checkpoint import Checkpoint

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from splitwire.codec.errors import SplitwireError
-from splitwire.codec.files import missing_folders
+from splitwire.codec.shared.files import missing_folders
 
 from .inputs import CalibrationInputs, Skipped
 

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from splitwire.codec import preprocessing as images
 from splitwire.codec.errors import UsageError
-from splitwire.codec.pictures import image_files, spread
 from splitwire.codec.profile import Preprocessing
+from splitwire.codec.shared.pictures import image_files, spread
 from splitwire.exporter.network.inference import InputType
 
 from . import video

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch.utils import _pytree as pytree
 
 from splitwire.codec.errors import ExportError, UsageError
-from splitwire.codec.tasks import box_iou
+from splitwire.codec.shared.tasks import box_iou
 from splitwire.exporter.network.inference import Float32Array, Graph, largest_difference
 from splitwire.exporter.network.source import Source, evaluating, is_torchvision_detector, plain
 

@@ -14,9 +14,9 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx_ir.passes.common import CheckerPass
 
-from splitwire.codec.device import int8_overflows
 from splitwire.codec.errors import UnsupportedModel
-from splitwire.codec.telemetry import stop_events
+from splitwire.codec.shared.device import int8_overflows
+from splitwire.codec.shared.telemetry import stop_events
 
 stop_events(ort)
 

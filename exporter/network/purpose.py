@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from splitwire.codec.errors import UsageError
-from splitwire.codec.tasks import DETECTION, TASKS, Task, is_detector
+from splitwire.codec.shared.tasks import DETECTION, TASKS, Task, is_detector
 
 _PASSED_THROUGH = ("Identity", "Cast", "Flatten", "Reshape", "Squeeze")
 """Nodes that may follow a softmax over the classes without changing that it is one."""

@@ -12,8 +12,8 @@ import msgspec
 import onnx_ir as ir
 
 from splitwire.codec.errors import ExportError, FingerprintMismatch, UsageError
-from splitwire.codec.files import missing_folders
 from splitwire.codec.profile import BACK, FRONT, METADATA_KEY, CodecProfile
+from splitwire.codec.shared.files import missing_folders
 from splitwire.exporter.network import inference
 from splitwire.exporter.network.inference import MAX_MODEL_BYTES
 

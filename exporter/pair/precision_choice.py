@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from splitwire.codec.errors import UnsupportedModel, UsageError
 from splitwire.codec.profile import OperatingPoint, TensorSpec
-from splitwire.codec.progress import ProgressFn
+from splitwire.codec.shared.progress import ProgressFn
 from splitwire.exporter.calibration.calibrate import Calibrated, calibrate, padded
 from splitwire.exporter.calibration.checkpoint import Checkpoint
 from splitwire.exporter.calibration.convergence import Settling

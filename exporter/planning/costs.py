@@ -1,6 +1,6 @@
 """The costs of a network: multiply–accumulates, parameters and moved bytes, per node and up to a cut.
 
-All figures are for one image, and come from the shapes alone. `codec.device.DeviceProfile` converts them to seconds.
+All figures are for one image, and come from the shapes alone. `shared.device.DeviceProfile` converts them to seconds.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Literal
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
-from splitwire.codec.device import DeviceProfile
+from splitwire.codec.shared.device import DeviceProfile
 from splitwire.exporter.network.dataflow import Kind, classify, is_size_op, reads, subgraphs
 from splitwire.exporter.network.source import Source
 

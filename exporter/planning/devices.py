@@ -17,8 +17,8 @@ import difflib
 import os
 from pathlib import Path
 
-from splitwire.codec.device import DeviceProfile
 from splitwire.codec.errors import UsageError
+from splitwire.codec.shared.device import DeviceProfile
 
 DENSE_SHARE = 0.25
 MEMORY_SHARE = 1 / 3

@@ -14,10 +14,10 @@ import onnx_ir as ir
 
 from splitwire.codec.design import FeatureStatistics, design_operating_point
 from splitwire.codec.errors import ExportError, NonFiniteFeatures
-from splitwire.codec.pictures import spread
 from splitwire.codec.preprocessing import picture
 from splitwire.codec.profile import Preprocessing, TensorSpec
-from splitwire.codec.progress import ProgressFn
+from splitwire.codec.shared.pictures import spread
+from splitwire.codec.shared.progress import ProgressFn
 from splitwire.exporter.calibration.calibrate import padded
 from splitwire.exporter.cutting.cuts import Cut
 from splitwire.exporter.network.inference import Float32Array, Graph

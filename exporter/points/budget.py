@@ -17,7 +17,7 @@ from splitwire.codec.design import Widening
 from splitwire.codec.design.rate import RateOf
 from splitwire.codec.errors import ExportError
 from splitwire.codec.profile import TensorPoint, TensorSpec
-from splitwire.codec.progress import ProgressFn
+from splitwire.codec.shared.progress import ProgressFn
 
 from .measure import DamageOf, one_at_a_time
 from .sharing import Cost, share_budget

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from splitwire.codec.tasks import (
+from splitwire.codec.shared.tasks import (
     DETECTION,
     MIN_OVERLAP,
     are_class_scores,

@@ -18,7 +18,7 @@ from splitwire.codec.design import (
 from splitwire.codec.design.rate import MAX_ECSQ_LEVELS
 from splitwire.codec.errors import ExportError
 from splitwire.codec.profile import OperatingPoint, TensorPoint, TensorSpec
-from splitwire.codec.progress import ProgressFn
+from splitwire.codec.shared.progress import ProgressFn
 from splitwire.exporter.network.inference import Float32Array, Graph
 
 from .budget import DesignedPoint, design_for_budget

@@ -15,10 +15,10 @@ from functools import partial
 import numpy as np
 
 from splitwire.codec.overspent import is_overspent
-from splitwire.codec.pictures import spread
 from splitwire.codec.profile import OperatingPoint, Quantizer, TensorSpec
-from splitwire.codec.progress import ProgressFn
 from splitwire.codec.quantizer import dequantize, quantize
+from splitwire.codec.shared.pictures import spread
+from splitwire.codec.shared.progress import ProgressFn
 from splitwire.exporter.calibration.calibrate import BATCH, padded
 from splitwire.exporter.network.inference import Array, Float32Array, Graph
 

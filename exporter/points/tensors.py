@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from splitwire.codec.design import FeatureStatistics, worthwhile_taps
 from splitwire.codec.errors import ExportError
 from splitwire.codec.profile import TensorSpec
-from splitwire.codec.progress import ProgressFn
+from splitwire.codec.shared.progress import ProgressFn
 from splitwire.codec.tables import Taps
 
 

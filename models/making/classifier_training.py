@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from splitwire.codec.errors import UsageError
-from splitwire.codec.files import write_atomically
+from splitwire.codec.shared.files import write_atomically
 from splitwire.models.demo import CLASSES, PREPROCESSING, build_network
 from splitwire.models.fashion import UInt8Array
 from splitwire.models.making.settings import check_settings

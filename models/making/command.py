@@ -23,7 +23,7 @@ from rich.progress import (
 )
 
 from splitwire.codec.errors import SplitwireError
-from splitwire.codec.files import write_atomically
+from splitwire.codec.shared.files import write_atomically
 from splitwire.models import fashion
 
 err = Console(stderr=True, highlight=False)

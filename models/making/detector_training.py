@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from splitwire.codec.errors import UsageError
-from splitwire.codec.files import write_atomically
+from splitwire.codec.shared.files import write_atomically
 from splitwire.models.detector import CELLS, CLASSES, PREPROCESSING, STRIDE, Detector, boxes_of
 from splitwire.models.fashion import UInt8Array
 from splitwire.models.making.classifier_training import rate_at

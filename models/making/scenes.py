@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from splitwire.codec.errors import SplitwireError, UsageError
-from splitwire.codec.files import write_atomically
+from splitwire.codec.shared.files import write_atomically
 from splitwire.models import demo, fashion
 from splitwire.models.detector import LABELS, SIDE
 from splitwire.models.fashion import UInt8Array

@@ -21,7 +21,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from splitwire.codec.files import write_atomically
+from splitwire.codec.shared.files import write_atomically
 from splitwire.models import demo, fashion
 from splitwire.models.making import card, command
 from splitwire.models.making.classifier_training import Settings, predict, train

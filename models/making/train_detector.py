@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from splitwire.codec.errors import UsageError
-from splitwire.codec.files import write_atomically
+from splitwire.codec.shared.files import write_atomically
 from splitwire.models import detector, fashion
 from splitwire.models.making import card, command, detector_card, detector_training, scenes
 from splitwire.models.making.card import Training

@@ -11,7 +11,7 @@ from splitwire.codec.errors import UsageError
 from splitwire.console import err, interruptible, print_json, print_table, progress_bar
 
 if TYPE_CHECKING:
-    from splitwire.codec.progress import ProgressFn
+    from splitwire.codec.shared.progress import ProgressFn
     from splitwire.demo.photos import PhotosSummary
 
 KEPT = "no summary was written; run it again"
@@ -38,7 +38,7 @@ def demo(
 
 
 def _fashion(folder: Path, as_json: bool, progress: ProgressFn, force: bool) -> None:
-    from splitwire.codec.files import write_json
+    from splitwire.codec.shared.files import write_json
     from splitwire.demo import report
     from splitwire.demo.fashion import run
 
@@ -55,7 +55,7 @@ def _fashion(folder: Path, as_json: bool, progress: ProgressFn, force: bool) -> 
 
 
 def _photos(folder: Path, weights: str | None, as_json: bool, progress: ProgressFn, force: bool) -> None:
-    from splitwire.codec.files import write_json
+    from splitwire.codec.shared.files import write_json
     from splitwire.demo.photos import run
 
     summary = run(folder, weights, progress, force=force)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from splitwire.codec import preprocessing
-from splitwire.codec.progress import ProgressFn
+from splitwire.codec.shared.progress import ProgressFn
 from splitwire.demo.baselines import jpeg, packed_zstd_bytes
 from splitwire.demo.server import cloud_process
 from splitwire.exporter.export import export_pair

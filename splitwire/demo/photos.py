@@ -13,7 +13,7 @@ from PIL import Image
 
 from splitwire.codec import preprocessing
 from splitwire.codec.profile import Preprocessing
-from splitwire.codec.progress import ProgressFn
+from splitwire.codec.shared.progress import ProgressFn
 from splitwire.demo.baselines import jpeg, packed_zstd_bytes
 from splitwire.demo.fashion import STAGES, Inputs
 from splitwire.demo.server import cloud_process

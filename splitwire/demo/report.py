@@ -8,7 +8,7 @@ from pathlib import Path
 from rich import box
 from rich.table import Table
 
-from splitwire.codec.files import write_atomically
+from splitwire.codec.shared.files import write_atomically
 from splitwire.demo.fashion import STAGES, Summary
 
 ALLOWED_LOSS = 0.01

@@ -17,11 +17,11 @@ import msgspec
 from numpy.typing import ArrayLike
 
 from splitwire.codec.errors import UsageError
-from splitwire.codec.files import write_atomically
 from splitwire.codec.overspent import is_overspent, overspent_note
-from splitwire.codec.progress import ProgressFn
-from splitwire.codec.tasks import is_detector
-from splitwire.codec.text import printable_json
+from splitwire.codec.shared.files import write_atomically
+from splitwire.codec.shared.progress import ProgressFn
+from splitwire.codec.shared.tasks import is_detector
+from splitwire.codec.shared.text import printable_json
 from splitwire.evaluation.answer.choose import choose
 from splitwire.evaluation.answer.results import FILE, FOLDER, Data, Estimate, Evaluation, Point
 from splitwire.evaluation.answer.standings import USUAL_LOSS, check_budget

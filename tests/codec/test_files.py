@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from splitwire.codec.files import write_atomically, write_json
+from splitwire.codec.shared.files import write_atomically, write_json
 
 
 def test_what_is_written_is_there_in_folders_made_for_it(tmp_path):

@@ -11,8 +11,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from splitwire.codec.device import DeviceProfile
 from splitwire.codec.errors import DeviceError, UsageError
+from splitwire.codec.shared.device import DeviceProfile
 from splitwire.commands.edge import command as edge
 from splitwire.exporter.network.source import from_file
 from splitwire.exporter.planning.costs import measure_costs

@@ -11,7 +11,7 @@ from pathlib import Path
 import onnxruntime as ort
 import pytest
 
-from splitwire.codec import telemetry
+from splitwire.codec.shared import telemetry
 
 PROBE = Path(__file__).parents[2] / "runtime_edge" / "data" / "add.onnx"
 OPEN = "onnxruntime.InferenceSession(sys.argv[1], providers=['CPUExecutionProvider'])"

@@ -21,9 +21,9 @@ from runtime_helpers import make_pair, serving
 
 import splitwire
 from splitwire import cli, console, heartbeat
-from splitwire.codec.device import DeviceProfile
 from splitwire.codec.kernels.cache import Loaded
-from splitwire.codec.text import printable
+from splitwire.codec.shared.device import DeviceProfile
+from splitwire.codec.shared.text import printable
 from splitwire.codec.warmup import WarmUp
 from splitwire.demo import fashion
 from splitwire.exporter.calibration.checkpoint import NAME, Checkpoint

@@ -11,7 +11,7 @@ from splitwire.codec.errors import UsageError
 from splitwire.console import interruptible, out, print_json, print_table, progress_bar
 
 if TYPE_CHECKING:
-    from splitwire.codec.device import DeviceProfile
+    from splitwire.codec.shared.device import DeviceProfile
 
 TOKEN_VARIABLE = "SPLITWIRE_TOKEN"  # noqa: S105 - the name of a variable, not a token
 
@@ -58,7 +58,7 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON Lines: one per picture, then a summary.")] = False,
 ) -> None:
     """Run pictures through a network split between this machine and a server."""
-    from splitwire.codec.tasks import TASKS
+    from splitwire.codec.shared.tasks import TASKS
     from splitwire.commands.edge.link import find_token, full_names, open_transport, seconds
     from splitwire.runtime_edge.session import EdgeSession
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from splitwire.codec.text import printable
+from splitwire.codec.shared.text import printable
 from splitwire.console import err, out, print_json
 from splitwire.runtime_edge.findings import Classes, Detections, Findings, Segments, Values
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from splitwire.codec.errors import DeviceError, NonFiniteFeatures, SplitwireError, TransportError, UsageError
-from splitwire.codec.files import write_atomically
-from splitwire.codec.pictures import SUFFIXES
 from splitwire.codec.preprocessing import opened, upright
 from splitwire.codec.profile import Preprocessing
-from splitwire.codec.progress import ProgressFn
+from splitwire.codec.shared.files import write_atomically
+from splitwire.codec.shared.pictures import SUFFIXES
+from splitwire.codec.shared.progress import ProgressFn
 from splitwire.console import err, progress_bar
 from splitwire.runtime_edge.drawing import draw
 from splitwire.runtime_edge.findings import Findings, Size

@@ -18,7 +18,7 @@ from splitwire.network import parse_constants, parse_size
 from .pictures import with_pictures
 
 if TYPE_CHECKING:
-    from splitwire.codec.tasks import Task
+    from splitwire.codec.shared.tasks import Task
     from splitwire.exporter.pair.precision_choice import Accept, BackPrecision, Coder, Comparison, FrontPrecision
 
 

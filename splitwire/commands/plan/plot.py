@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure  # no pyplot: nothing global, no display
 
-from splitwire.codec.files import write_atomically
+from splitwire.codec.shared.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

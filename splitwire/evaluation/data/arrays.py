@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from splitwire.codec.errors import UsageError
-from splitwire.codec.pictures import spread
 from splitwire.codec.profile import Preprocessing
+from splitwire.codec.shared.pictures import spread
 
 from . import masks
 from .dataset import Dataset, Float32Array, Item, Pictures

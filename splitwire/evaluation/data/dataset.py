@@ -17,7 +17,7 @@ from PIL import Image
 from splitwire.codec import preprocessing
 from splitwire.codec.errors import UsageError
 from splitwire.codec.profile import Preprocessing
-from splitwire.codec.text import printable
+from splitwire.codec.shared.text import printable
 
 from . import coco, masks
 

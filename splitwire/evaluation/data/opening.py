@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from splitwire.codec.errors import UsageError
-from splitwire.codec.pictures import SUFFIXES, image_files, spread
 from splitwire.codec.profile import CodecProfile, Preprocessing
+from splitwire.codec.shared.pictures import SUFFIXES, image_files, spread
 
 from . import coco, folders, masks
 from .arrays import from_arrays, read_npz

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 import numpy as np
 
-from splitwire.codec.progress import ProgressFn
+from splitwire.codec.shared.progress import ProgressFn
 from splitwire.evaluation.answer.results import Disagreement, Estimate, Point, Sends
 from splitwire.evaluation.answer.wording import named
 from splitwire.evaluation.contenders import SPLITWIRE

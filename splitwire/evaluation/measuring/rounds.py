@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from splitwire.codec.errors import SplitwireError
-from splitwire.codec.progress import ProgressFn
+from splitwire.codec.shared.progress import ProgressFn
 from splitwire.evaluation.answer.standings import SLACK
 from splitwire.evaluation.answer.wording import named
 from splitwire.evaluation.contenders import FAMILIES, on_ladders

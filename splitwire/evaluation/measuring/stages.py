@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 from splitwire.codec.codec import FeatureCodec
-from splitwire.codec.pictures import spread
+from splitwire.codec.shared.pictures import spread
 from splitwire.evaluation.data.dataset import Dataset
 
 from .measure import Reader

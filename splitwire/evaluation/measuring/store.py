@@ -17,7 +17,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from splitwire.codec.errors import UsageError
-from splitwire.codec.files import write_atomically
+from splitwire.codec.shared.files import write_atomically
 
 FOLDER = ".partial"
 

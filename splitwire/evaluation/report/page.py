@@ -13,8 +13,8 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from splitwire.codec.files import write_atomically
-from splitwire.codec.text import printable
+from splitwire.codec.shared.files import write_atomically
+from splitwire.codec.shared.text import printable
 from splitwire.evaluation.answer.bd_rate import MIN_OVERLAP, MIN_POINTS, BdRate, bd_rate
 from splitwire.evaluation.answer.compare import Comparison, compare
 from splitwire.evaluation.answer.results import Estimate, Evaluation, Point

@@ -14,7 +14,7 @@ from runtime_helpers import make_pair
 
 from splitwire.codec.errors import ProfileError, UsageError
 from splitwire.codec.profile import CodecProfile
-from splitwire.codec.tasks import are_probabilities, divergence, log_probabilities
+from splitwire.codec.shared.tasks import are_probabilities, divergence, log_probabilities
 from splitwire.exporter.network.purpose import task_of
 from splitwire.exporter.points.damage import Damage
 from splitwire.exporting import export

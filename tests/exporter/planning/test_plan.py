@@ -17,9 +17,9 @@ from torch import nn
 
 from splitwire.codec.codec import FeatureCodec
 from splitwire.codec.design import FeatureStatistics, design_operating_point
-from splitwire.codec.device import DeviceProfile
 from splitwire.codec.errors import UsageError
 from splitwire.codec.profile import CodecProfile, OperatingPoint, Preprocessing, TensorSpec
+from splitwire.codec.shared.device import DeviceProfile
 from splitwire.exporter.cutting.cuts import Cut
 from splitwire.exporter.cutting.names import Names
 from splitwire.exporter.network.inference import Graph

@@ -19,8 +19,8 @@ from splitwire.codec.design import FeatureStatistics, Widening, design_operating
 from splitwire.codec.design.clipping import float32_quantizer
 from splitwire.codec.design.rate import NARROWEST, WIDEST, RateOf
 from splitwire.codec.errors import ExportError, UsageError
-from splitwire.codec.pictures import spread
 from splitwire.codec.profile import CodecProfile
+from splitwire.codec.shared.pictures import spread
 from splitwire.exporter.network.inference import Graph
 from splitwire.exporter.pair.result import ExportResult
 from splitwire.exporter.points import design as sensitivity

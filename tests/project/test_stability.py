@@ -12,8 +12,9 @@ import typer.main
 from typer.core import TyperGroup
 
 from splitwire import cli, closing
-from splitwire.codec import device, errors, frame, profile, reply, sizes
+from splitwire.codec import errors, frame, profile, reply, sizes
 from splitwire.codec.entropy import CODERS
+from splitwire.codec.shared import device
 from splitwire.codec.warmup import WarmUp
 from splitwire.commands import evaluate
 from splitwire.evaluation.answer.compare import Comparison

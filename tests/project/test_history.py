@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import history
 from benchmarks.codec import OURS, Row
-from splitwire.codec.files import write_json
+from splitwire.codec.shared.files import write_json
 
 MACHINE = {"processor": "Some Processor"}
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from splitwire.codec.errors import DeviceError, ProfileError, SplitwireError, UsageError
+
 from .device import check_threads
-from .errors import DeviceError, ProfileError, SplitwireError, UsageError
 from .text import for_native_code
 
 DEFAULT_PROVIDERS = ("CPUExecutionProvider",)

@@ -15,7 +15,8 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from .errors import UsageError
+from splitwire.codec.errors import UsageError
+
 from .files import write_json
 
 FORMAT = 1
