@@ -28,6 +28,9 @@ BLOCKS = {2: (2, 4), 3: (1, 5), 4: (2, 2), 5: (1, 3), 6: (3, 1), 8: (1, 2), 16: 
 SHAPES = ((9, 13, 11), (1, 5, 7), (7, 50), (61,))
 PREDICTED = ((2, 3, 4, 5, 6, 8, 16, 64), (*SHAPES, (26, 16, 15), (90, 3, 4)))
 """Levels and shapes of coder 4."""
+COEFFICIENTS = ((1, 61), (9, 32), (40, 3), (3, 1500))
+STEPS = ((0, 64), (31, 1), (64, 40), (77, 33), (127, 12))
+"""Step indices and numbers of tables of coder 5."""
 
 
 def digest(*parts: bytes) -> str:
@@ -66,6 +69,22 @@ def seeded(shape: tuple[int, ...], levels: int, coder: int) -> str:
     return f"seeded {coder} {levels} {shape} {len(files['frame'])} {digest(files['profile'], files['frame'], features)}"
 
 
+def coefficients(shape: tuple[int, int], step: int, tables: int) -> str:
+    """Its line: digest of profile, frame and what is decoded, of coder 5 at a step; compared with the oracle."""
+    kind = make_vectors.Transformed(
+        step=step,
+        classes=(min(127, step + 12), max(0, step - 20)),
+        missing=tables % 2 == 0,
+        outward=(0.25 - tables / 256, 0.125),
+    )
+    make_vectors.RECIPES["seeded"] = make_vectors.Recipe(
+        about="", tensors=[(shape, 0, kind)], batch=3, tables=tables, short=True
+    )
+    files, entry = make_vectors.make("seeded")
+    coded = digest(files["profile"], files["frame"])
+    return f"seeded 5 {step} {shape} {len(files['frame'])} {coded} {entry['decoded']}"
+
+
 def preserving(shape: tuple[int, ...], levels: int) -> str:
     """The line of a mean-preserving quantizer, which subtracts and multiplies: a digest of its level indices."""
     x = np.random.default_rng((levels, *shape)).normal(0.3, 1, (3, *shape)).astype(np.float32)
@@ -80,6 +99,7 @@ def main() -> None:
     lines = [golden(name) for name in vectors.names()]
     lines += [seeded(shape, levels, coder) for coder in (1, 2) for levels in BLOCKS for shape in SHAPES]
     lines += [seeded(shape, levels, 4) for levels in PREDICTED[0] for shape in PREDICTED[1]]
+    lines += [coefficients(shape, step, tables) for shape in COEFFICIENTS for step, tables in STEPS]
     lines += [preserving(shape, levels) for levels in (2, 3, 16) for shape in SHAPES]
     print(*lines, f"{len(lines)} streams {digest(*(line.encode() for line in lines))}", sep="\n")
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from benchmarks import codec, ecsq, startup, task
+from benchmarks import codec, ecsq, startup, task, transform
 
 
 def main() -> None:
     """Run all; each writes build/bench/<name>.json and prints its table."""
     codec.main()
+    transform.main()
     ecsq.main()
     task.main()
     startup.main()

@@ -11,8 +11,9 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from .entropy import CODERS, SymbolCoder
+from .entropy import CODERS, MOST_LANES, SymbolCoder
 from .entropy.ans import MAX_LANES
+from .entropy.transform import TransformRans
 from .errors import (
     Corrupt,
     FingerprintMismatch,
@@ -20,11 +21,13 @@ from .errors import (
     NonFiniteFeatures,
     ShapeMismatch,
     UnsupportedVersion,
+    UsageError,
 )
 from .frame import Chunk, DecoderLimits, Frame, build_frame, parse_frame
 from .profile import CodecProfile, TensorPoint, TensorSpec
 from .quantizer import BlockPacker, non_finite
 from .sizes import Int64Array, decode_sizes, encode_sizes
+from .transform import STEPS, Transform
 
 T = TypeVar("T")
 Float32Array = NDArray[np.float32]
@@ -43,6 +46,8 @@ class DecodedFrame:
     frame_id: the number given at encoding. batch: images in the frame.
     concealed: indices of the damaged chunks, whose planes hold the calibration mean; empty without `conceal`.
     sizes: one int64 vector for each vector of sizes in the profile; mostly none.
+    steps: for each tensor of a transform pair the step index of its first chunk that is not concealed, or the operating
+        point's; () for a scalar pair.
     """
 
     tensors: list[Float32Array]
@@ -51,6 +56,7 @@ class DecodedFrame:
     batch: int
     concealed: tuple[int, ...] = ()
     sizes: tuple[Int64Array, ...] = ()
+    steps: tuple[int, ...] = ()
 
 
 class TensorCoder:
@@ -58,6 +64,8 @@ class TensorCoder:
 
     def __init__(self, spec: TensorSpec, point: TensorPoint, entropy: SymbolCoder) -> None:
         self.channels, height, width = spec.planes
+        self.planes_per_chunk = planes_per_chunk(spec, whole_images=entropy.whole_images)
+        self.coder_id = entropy.coder_id
         self.packer = BlockPacker(point.quantizer, entropy.block, entropy.padding, height, width)
         self.entropy = entropy
 
@@ -88,6 +96,25 @@ class TensorCoder:
         self.packer.unpack(symbols, out)
 
 
+class CoefficientCoder:
+    """One tensor of transform coefficients at one step: (B, tiles, K) float32 ↔ chunk payload. A plane is an image."""
+
+    def __init__(self, spec: TensorSpec, entropy: TransformRans, step: int) -> None:
+        self.planes_per_chunk = max(1, CHUNK_ELEMENTS // spec.elements)
+        self.coder_id = entropy.coder_id
+        self.entropy = entropy
+        self.step = step
+
+    def encode(self, x: Float32Array, tensor: int, first_plane: int) -> Chunk:
+        """Quantize and code (images, tiles, K) coefficients as one chunk. Raises NonFiniteFeatures."""
+        payload, lanes = self.entropy.encode(x, self.step)
+        return Chunk(tensor=tensor, coder=self.coder_id, lanes=lanes, planes=len(x), payload=payload)
+
+    def decode(self, chunk: Chunk, first_plane: int, planes: int, out: Float32Array) -> int:
+        """Decode the chunk into `out`, (images·tiles·K,) float32; returns its step. Raises Truncated or Corrupt."""
+        return self.entropy.decode(chunk.payload, chunk.lanes, out)
+
+
 class FeatureCodec:
     """Encodes feature tensors to a frame and decodes frames, as the profile says. Safe to share between threads.
 
@@ -101,10 +128,17 @@ class FeatureCodec:
         self._pool = ThreadPoolExecutor(threads, "splitwire-codec") if threads > 1 else None
         self.fingerprint = profile.fingerprint
         self._coders = lru_cache(maxsize=None)(self._build_coders)
+        self._transforms = [
+            TransformRans(t.transform, t.shape) for t in profile.tensors if isinstance(t.transform, Transform)
+        ]
 
-    def _build_coders(self, op: int) -> list[TensorCoder]:
-        points = self.profile.operating_points[op].tensors
-        return [TensorCoder.of(s, p) for s, p in zip(self.profile.tensors, points, strict=True)]
+    def _build_coders(self, op: int, step_offset: int = 0) -> Sequence[TensorCoder | CoefficientCoder]:
+        """The coder of each tensor. step_offset: added to the steps of the operating point, for coefficients."""
+        specs, point = self.profile.tensors, self.profile.operating_points[op]
+        if not isinstance(point.steps, tuple):
+            return [TensorCoder.of(s, p) for s, p in zip(specs, point.tensors, strict=True)]
+        steps = [min(max(step + step_offset, 0), STEPS - 1) for step in point.steps]
+        return [CoefficientCoder(*each) for each in zip(specs, self._transforms, steps, strict=True)]
 
     def encode(
         self,
@@ -113,22 +147,29 @@ class FeatureCodec:
         op: str | None = None,
         frame_id: int = 0,
         sizes: Sequence[Int64Array] = (),
+        step_offset: int = 0,
     ) -> bytes:
         """Encode one (B, *shape) float32 array per tensor of the profile to one frame (docs/bitstream.md).
 
         op: name of an operating point; None is the profile's default. frame_id: in [0, 2^32), comes back on decoding.
         sizes: one (length,) int64 vector for each vector of sizes in the profile.
-        Raises ShapeMismatch, NonFiniteFeatures, ProfileError (no such operating point).
+        step_offset: for a transform pair, added to the step indices of the operating point, and the sum clamped to
+            0..127: 4 doubles the step, −4 halves it.
+        Raises ShapeMismatch, NonFiniteFeatures, ProfileError (no such operating point), UsageError (a step offset for a
+        scalar pair).
         """
         index = self.profile.point_index(op)
+        if step_offset and not self.profile.is_transform:
+            raise UsageError("step_offset is for transform pairs; this pair is scalar: choose an operating point")
         batch = self._check(tensors)
         behind = encode_sizes(sizes, self.profile.size_specs, len(tensors))
         jobs: list[Callable[[], Chunk]] = []
-        for i, (spec, coder, x) in enumerate(zip(self.profile.tensors, self._coders(index), tensors, strict=True)):
+        coders = self._coders(index, min(max(step_offset, -STEPS), STEPS))
+        for i, (spec, coder, x) in enumerate(zip(self.profile.tensors, coders, tensors, strict=True)):
             planes = np.ascontiguousarray(x).reshape(-1, *spec.planes[1:])
-            step = planes_per_chunk(spec, whole_images=coder.entropy.whole_images)
+            many = coder.planes_per_chunk
             jobs += [
-                partial(coder.encode, planes[first : first + step], i, first) for first in range(0, len(planes), step)
+                partial(coder.encode, planes[first : first + many], i, first) for first in range(0, len(planes), many)
             ]
         try:
             chunks = [*self._run(jobs), *behind]
@@ -154,7 +195,7 @@ class FeatureCodec:
             )
         if frame.op >= len(self.profile.operating_points):
             raise Corrupt(f"frame names operating point {frame.op} of {len(self.profile.operating_points)}")
-        elements = frame.batch * sum(t.elements for t in self.profile.tensors)
+        elements = frame.batch * sum(max(t.elements, t.feature_elements) for t in self.profile.tensors)
         if elements > self.limits.elements:
             raise LimitExceeded(f"frame decodes to {elements} elements, over the limit of {self.limits.elements}")
         specs = self.profile.size_specs
@@ -164,7 +205,8 @@ class FeatureCodec:
         counts = self._check_chunks(frame, coded)
         tensors = [np.empty((frame.batch, *spec.shape), np.float32) for spec in self.profile.tensors]
         coders = self._coders(frame.op)
-        jobs: list[Callable[[], None]] = []
+        jobs: list[Callable[[], int | None]] = []
+        coded_tensors = []
         concealed = []
         done = [0] * len(tensors)
         for i, (chunk, count) in enumerate(zip(coded, counts, strict=True)):
@@ -174,16 +216,21 @@ class FeatureCodec:
             out = tensors[chunk.tensor].reshape(-1)[first * size : (first + count) * size]
             if not chunk.damaged:
                 jobs.append(partial(coders[chunk.tensor].decode, chunk, first, count, out))
+                coded_tensors.append(chunk.tensor)
             elif spec.mean is not None:
                 out[:] = spec.mean
                 concealed.append(i)
             else:
                 raise Corrupt(f"chunk {i} is damaged, and the profile has no mean to conceal tensor {spec.name!r} with")
-        self._run(jobs)
+        steps = {i: c.step for i, c in enumerate(coders) if isinstance(c, CoefficientCoder)}
+        found = zip(
+            reversed(coded_tensors), reversed(self._run(jobs)), strict=True
+        )  # of each the first chunk comes last
+        steps |= {tensor: step for tensor, step in found if step is not None}
         op = self.profile.operating_points[frame.op].name
         return DecodedFrame(
             tensors=tensors, op=op, frame_id=frame.frame_id, batch=frame.batch, concealed=tuple(concealed),
-            sizes=tuple(sizes),
+            sizes=tuple(sizes), steps=tuple(steps.values()),
         )  # fmt: skip
 
     def _run(self, jobs: Sequence[Callable[[], T]]) -> list[T]:
@@ -215,24 +262,22 @@ class FeatureCodec:
         coded: the chunks of the tensors, without those of the sizes. Returns how many planes each chunk holds.
         Raises Corrupt or UnsupportedVersion.
         """
-        known = {kind.coder_id: kind for kind in CODERS}
         coders = self._coders(frame.op)
         expected = [frame.batch * t.planes[0] for t in self.profile.tensors]
         counts = [expected[0] if chunk.planes is None else chunk.planes for chunk in coded]
         planes = [0] * len(coders)
         current = 0
         for i, chunk in enumerate(coded):
-            kind = known.get(chunk.coder)
-            if kind is None:
-                ours = ", ".join(map(str, sorted(known)))
+            if chunk.coder not in MOST_LANES:
+                ours = ", ".join(map(str, sorted(MOST_LANES)))
                 raise UnsupportedVersion(f"chunk {i} uses coder {chunk.coder}, this build has {ours}; update splitwire")
-            if chunk.tensor < current or chunk.tensor >= len(planes) or chunk.lanes > kind.max_lanes:
+            if chunk.tensor < current or chunk.tensor >= len(planes) or chunk.lanes > MOST_LANES[chunk.coder]:
                 raise Corrupt(f"chunk {i} is invalid: tensor {chunk.tensor} of {len(planes)}, {chunk.lanes} lanes")
-            if chunk.coder != coders[chunk.tensor].entropy.coder_id:
+            if chunk.coder != coders[chunk.tensor].coder_id:
                 name = self.profile.operating_points[frame.op].name
                 raise Corrupt(
                     f"chunk {i} uses coder {chunk.coder}, operating point {name!r} is of coder "
-                    f"{coders[chunk.tensor].entropy.coder_id}"
+                    f"{coders[chunk.tensor].coder_id}"
                 )
             current = chunk.tensor
             planes[current] += counts[i]

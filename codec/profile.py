@@ -18,6 +18,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from .errors import ProfileError
 from .shared.tasks import Task
 from .tables import MAX_LEVELS, ContextTables, PredictionTables, Taps
+from .transform import STEPS, Transform
 
 METADATA_KEY = "splitwire.profile"
 """Key of the profile in `metadata_props` (ONNX) / `custom_metadata_map` (ONNX Runtime) of both graphs."""
@@ -258,35 +259,52 @@ class TensorPoint(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 class OperatingPoint(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A rate that the edge can choose for each frame without another model.
 
-    name: short and stable, e.g. "n4". tensors: one entry per tensor at the cut, in the profile's order.
-    bits_per_element: expected rate, from the calibration images, without side information.
+    name: short and stable, e.g. "n4".
+    tensors: one entry per tensor at the cut, in the profile's order; () in a transform pair, which has steps instead.
+    bits_per_element: expected rate, from the calibration images, without side information; of the features, where
+        these are transformed.
     agreement: share of the whole network's outputs that do not change, measured on calibration images: of Top-1
         classes, or of detections weighted by score; None for other tasks.
+    steps: index of the step of each tensor of a transform pair, 0 to 127; unset in a scalar one. Index 64 is the step
+        1, and four indices are one octave.
     """
 
     name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,32}$")]
     tensors: tuple[TensorPoint, ...]
     bits_per_element: float
     agreement: float | None = None
+    steps: tuple[Annotated[int, Meta(ge=0, lt=STEPS)], ...] | UnsetType = UNSET
 
 
 class TensorSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A tensor at the cut.
 
-    shape: without the batch axis, 1 to 3 dims; (C, H, W), (T, D) or (D,).
+    shape: without the batch axis, 1 to 3 dims; (C, H, W), (T, D) or (D,). In a transform pair (tiles, K).
     mean: of the calibration features; a damaged chunk is filled with it. None: damaged chunks cannot be concealed.
     taps: the elements that the predictive coder predicts from; unset if no operating point uses it.
+    transform: the tensor holds coefficients of features, and this is how they are coded; unset in a scalar pair.
     """
 
     name: str
     shape: Annotated[tuple[Dim, ...], Meta(min_length=1, max_length=3)]
     mean: float | None = None
     taps: Taps | UnsetType = UNSET
+    transform: Transform | UnsetType = UNSET
 
     @property
     def elements(self) -> int:
         """Elements of one image's tensor."""
         return math.prod(self.shape)  # Python integers: no overflow
+
+    @property
+    def feature_shape(self) -> tuple[int, ...]:
+        """The shape of the features, without the batch axis: the tensor's, unless it holds coefficients."""
+        return self.transform.feature_shape if isinstance(self.transform, Transform) else self.shape
+
+    @property
+    def feature_elements(self) -> int:
+        """Elements of one image's features: rates are per these. The tensor's, unless it holds coefficients."""
+        return self.transform.feature_elements if isinstance(self.transform, Transform) else self.elements
 
     @property
     def planes(self) -> tuple[int, int, int]:
@@ -295,7 +313,36 @@ class TensorSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return c, h, w
 
 
-def check_point(spec: TensorSpec, point: TensorPoint) -> None:
+def check_transform(spec: TensorSpec, first: TensorSpec) -> None:
+    """Raise ValueError unless the tensor's transform is valid, and unset if that of the first tensor is unset."""
+    if isinstance(spec.transform, Transform) != isinstance(first.transform, Transform):
+        raise ValueError(f"tensors {first.name!r} and {spec.name!r}: all have a transform, or none has")
+    if isinstance(spec.transform, Transform):
+        try:
+            spec.transform.check(spec.shape)
+        except ValueError as e:
+            raise ValueError(f"transform of tensor {spec.name!r}: {e}") from None
+        if isinstance(spec.taps, Taps) or spec.mean not in (None, 0.0):
+            raise ValueError(f"tensor {spec.name!r} holds coefficients: it has no taps, and a mean of 0 or none")
+        if spec.feature_elements > MAX_ELEMENTS:
+            name, elements = spec.transform.features, spec.feature_elements
+            raise ValueError(f"features {name!r} have {elements} elements; at most {MAX_ELEMENTS}")
+
+
+def check_point(specs: tuple[TensorSpec, ...], point: OperatingPoint) -> None:
+    """Raise ValueError unless the point has what one of the coders needs for each of the tensors."""
+    steps = len(point.steps) if isinstance(point.steps, tuple) else None
+    expected = (0, len(specs)) if isinstance(specs[0].transform, Transform) else (len(specs), None)
+    if (len(point.tensors), steps) != expected:
+        counts = f"{len(point.tensors)} tensors, not {expected[0]}"
+        if steps != expected[1]:
+            counts += f", and {steps or 'no'} steps, not {expected[1] or 'any'}"
+        raise ValueError(f"operating point {point.name!r} has {counts}")
+    for spec, tensor in zip(specs, point.tensors, strict=False):
+        check_tensor_point(spec, tensor)
+
+
+def check_tensor_point(spec: TensorSpec, point: TensorPoint) -> None:
     """Raise ValueError unless the point has valid tables for one of the coders, for a tensor like `spec`."""
     levels, channels = len(point.quantizer.levels), spec.planes[0]
     if point.tables is not None:
@@ -358,17 +405,19 @@ class CodecProfile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
                 raise ValueError(f"tensor {t.name!r} has a mean of {t.mean}, which is no float32")
             if isinstance(t.taps, Taps):
                 t.taps.check(t.planes[0])
+            check_transform(t, self.tensors[0])
         if len(self.size_specs) > MAX_SIZES or len(self.tensors) + len(self.size_specs) > 255:
             raise ValueError(f"{len(self.tensors)} tensors and {len(self.size_specs)} vectors of sizes are too many")
         names = [p.name for p in self.operating_points]
         if len(set(names)) != len(names) or self.default_op not in names:
             raise ValueError(f"operating points {names} must be distinct and hold the default {self.default_op!r}")
         for point in self.operating_points:
-            if len(point.tensors) != len(self.tensors):
-                counts = f"{len(point.tensors)} tensors, not {len(self.tensors)}"
-                raise ValueError(f"operating point {point.name!r} has {counts}")
-            for spec, tensor in zip(self.tensors, point.tensors, strict=True):
-                check_point(spec, tensor)
+            check_point(self.tensors, point)
+
+    @property
+    def is_transform(self) -> bool:
+        """Whether the tensors hold coefficients of a transform; then operating points have steps and no tensors."""
+        return isinstance(self.tensors[0].transform, Transform)
 
     @property
     def size_specs(self) -> tuple[SizeSpec, ...]:

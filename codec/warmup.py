@@ -25,6 +25,7 @@ from .kernels.policy import INTERPRETED, STORE
 from .profile import Clipping, CodecProfile, OperatingPoint, Quantizer, TensorPoint, TensorSpec
 from .shared.progress import ProgressFn
 from .tables import ACTIVITY_SUMS, CELLS, OWN, TABLE_SIZE, ContextTables, PredictionTables, Taps
+from .transform import SYMBOLS, UNIT_STEP, Transform
 
 CHANNELS, HEIGHT, WIDTH = 2, 8, 4
 SMALL = 4
@@ -76,8 +77,8 @@ def warm_up(root: Path | None = None, progress: ProgressFn | None = None) -> War
 def _steps() -> Iterator[tuple[str, Callable[[], object]]]:
     """Yield (stage, call); together the calls use every kernel with every set of argument types that occurs.
 
-    A new coder needs one more operating point in `example_profile`. tests/system/test_startup.py fails for a kernel
-    that is left out.
+    A new coder needs one more operating point in `example_profile`; coefficients are in `example_transform`.
+    tests/system/test_startup.py fails for a kernel that is left out.
     """
     codec, small = (FeatureCodec(example_profile((CHANNELS, height, WIDTH))) for height in (HEIGHT, SMALL))
     x = np.linspace(-1, 2, CHANNELS * HEIGHT * WIDTH, dtype=np.float32).reshape(1, CHANNELS, HEIGHT, WIDTH)
@@ -92,6 +93,9 @@ def _steps() -> Iterator[tuple[str, Callable[[], object]]]:
     for op in (codec.profile.default_op, "means"):
         yield f"Coding, {op}, read-only", partial(both, codec, fixed, op)
     yield "Coding, predicted, small planes", partial(both, small, np.ascontiguousarray(x[:, :, :SMALL]), "predicted")
+    transform = FeatureCodec(example_transform((HEIGHT, WIDTH)))
+    for name, plane in (("transform", x[:, 0].copy()), ("transform, read-only", fixed[:, 0])):
+        yield f"Coding, {name}", partial(both, transform, plane, "transform")
     yield "Counting for the exporter", lambda: statistics.histogram(x.reshape(-1), 2.0, np.zeros(8, np.int64))
     yield "Counting for the exporter", _count_contexts
 
@@ -120,6 +124,20 @@ def example_profile(shape: tuple[int, int, int] = (CHANNELS, HEIGHT, WIDTH)) -> 
         operating_points=tuple(
             OperatingPoint(name=name, tensors=(point,), bits_per_element=0.0) for name, point in coded.items()
         ),
+    )  # fmt: skip
+
+
+def example_transform(shape: tuple[int, int] = (HEIGHT, WIDTH)) -> CodecProfile:
+    """A profile of one (tiles, K) tensor of coefficients and no model. Its tables compress nothing."""
+    transform = Transform(
+        features="x", feature_shape=shape, classes=bytes([UNIT_STEP] * shape[1]), first=0,
+        frequencies=np.full(SYMBOLS, TABLE_SIZE // SYMBOLS, "<u2").tobytes(),
+        zero_groups=np.array([TABLE_SIZE // 2], "<u2").tobytes(),
+    )  # fmt: skip
+    return CodecProfile(
+        model="warm-up", cut="none", front_sha256="", back_sha256="", default_op="transform",
+        tensors=(TensorSpec(name="x", shape=shape, transform=transform),),
+        operating_points=(OperatingPoint(name="transform", tensors=(), steps=(UNIT_STEP,), bits_per_element=0.0),),
     )  # fmt: skip
 
 

@@ -45,6 +45,7 @@ from splitwire.exporter.pair.precision_choice import (
     choose,
 )
 from splitwire.exporter.pair.result import ExportResult, remarks
+from splitwire.exporter.pair.transform_pair import check_codec, choose_codec, transform_pair
 from splitwire.exporter.planning.plan import AUTO_LINK, DEFAULT_DEVICE, recommend_cut
 from splitwire.exporter.points import damage
 from splitwire.exporter.points.design import Kind
@@ -94,11 +95,15 @@ class CutNetwork:
 
 @dataclass(frozen=True, kw_only=True)
 class Codec:
-    """The chosen halves and their operating points. resumed: how many inputs an interrupted run had processed."""
+    """The chosen halves and their operating points.
+
+    resumed: how many inputs an interrupted run had processed. notes: what the user should know.
+    """
 
     chosen: Candidate
     comparisons: tuple[Comparison, ...]
     resumed: int
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,11 +223,20 @@ def calibrate(
         coder=options.coder,
         progress=report,
     )
-    float32 = maker.make(halves.front, halves.back, stream, checkpoint=checkpoint)
-    chosen, comparisons = choose(
-        float32, maker, stream.again, front=options.front, back=options.back, accept=options.accept
+    calibrated = maker.calibrate(halves.front, stream, checkpoint)
+    if options.codec == "scalar":
+        float32 = maker.design(halves.front, halves.back, calibrated)
+        chosen, comparisons = choose(
+            float32, maker, stream.again, front=options.front, back=options.back, accept=options.accept
+        )
+        return Codec(chosen=chosen, comparisons=comparisons, resumed=calibrated.resumed)
+    chosen, notes = transform_pair(
+        halves.front, halves.back, calibrated, halves.specs, options.refine, options.default_op, report
     )
-    return Codec(chosen=chosen, comparisons=comparisons, resumed=float32.calibrated.resumed)
+    if options.codec == "auto":
+        chosen, note = choose_codec(maker.design(halves.front, halves.back, calibrated), chosen, report)
+        notes.append(note)
+    return Codec(chosen=chosen, comparisons=(), resumed=calibrated.resumed, notes=tuple(notes))
 
 
 def write(
@@ -232,7 +246,7 @@ def write(
     source, skipped, chosen = prepared.source, prepared.opened.stream.skipped, codec.chosen
     profile = _profile(prepared, halves, chosen, labels, place.model)
     front, back = bake.write_pair(chosen.front.model, chosen.back.model, profile, place.folder)
-    notes = [*prepared.notes, *([halves.note] if halves.note else [])]
+    notes = [*prepared.notes, *([halves.note] if halves.note else []), *codec.notes]
     if codec.resumed:
         notes.append(f"the calibration went on where an interrupted run had left it, after {codec.resumed} inputs")
     notes += [f"the {c.option.precision} {c.half} was refused, and is float32" for c in codec.comparisons if not c.kept]
@@ -254,11 +268,18 @@ def write(
 
 def _check(network: NetworkOptions, codec: CodecOptions, target: PlanTarget, cut: str) -> list[Kind]:
     """The operating points to make, in order. Raises UsageError for unknown or contradictory options."""
-    kinds = check_levels(codec.levels, codec.default_op)
+    kinds = check_levels(codec.levels, codec.default_op if codec.codec == "scalar" else None)
     if not cut.strip(", "):
         raise UsageError(EMPTY_NAME)
     check_precisions(codec.front, codec.back)
     check_coder(codec.coder)
+    check_codec(
+        codec.codec,
+        front=codec.front,
+        back=codec.back,
+        default_op=codec.default_op,
+        levels=tuple(codec.levels) != LEVELS,
+    )
     if network.task is not None:
         check_task(network.task)
     if cut != AUTO and (target.link is not None or target.device is not None):
@@ -323,9 +344,7 @@ def _profile(
     return CodecProfile(
         model=model,
         cut=halves.label,
-        tensors=tuple(
-            msgspec.structs.replace(t.spec, mean=t.statistics.mean, taps=t.taps or UNSET) for t in chosen.tensors
-        ),
+        tensors=chosen.specs,
         sizes=halves.sizes or UNSET,
         outputs=_order_of_outputs(prepared.source, chosen.back.graph),
         operating_points=tuple(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -15,8 +15,10 @@ from splitwire.exporter.calibration.inputs import LIMIT
 from splitwire.exporter.network.adapting.constants import Constants
 from splitwire.exporter.network.pictures import PictureOptions
 from splitwire.exporter.pair.precision_choice import Accept, BackPrecision, Coder, FrontPrecision
+from splitwire.exporter.pair.transform_pair import CodecKind
 from splitwire.exporter.planning.links import Link
 from splitwire.exporter.points.levels import LEVELS, Levels
+from splitwire.exporter.transform.design import RefineOptions
 
 Network = torch.nn.Module | str | os.PathLike[str]
 """A network to export: a module, or the path of an ONNX file."""
@@ -58,6 +60,9 @@ class CodecOptions:
     default_op: name of the default operating point; None chooses by measurement (measure.py).
     coder: "predictive" needs the fewest bytes. Tensors for which it saves too little get "context", which is several
         times as fast (docs/codec.md).
+    codec: "scalar" quantizes the features; `levels` and `coder` are of it. "transform" sends transform coefficients, at
+        the operating points q1 … q8. "auto" makes both and keeps what needs fewer bits (transform_pair.py).
+    refine: how long the transforms are trained.
     front, back: the precision of the halves (precision.py). accept: called with the Comparison of each half that is not
         float32; if it returns False, this half is written in float32. None accepts.
     """
@@ -65,6 +70,8 @@ class CodecOptions:
     levels: Levels = LEVELS
     default_op: str | None = None
     coder: Coder = "predictive"
+    codec: CodecKind = "scalar"
+    refine: RefineOptions = field(default_factory=RefineOptions)
     front: FrontPrecision = "float32"
     back: BackPrecision = "float32"
     accept: Accept | None = None

@@ -119,7 +119,7 @@ class EdgeSession:
         self._codec = FeatureCodec(self.profile)
         self._op = self.profile.operating_points[self.profile.point_index(op)].name
         self._transport = transport
-        self._elements = sum(t.elements for t in self.profile.tensors)
+        self._elements = sum(t.feature_elements for t in self.profile.tensors)
         self._ids = itertools.count()
         self._state = State.NEW
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from splitwire.exporter.options import Network
     from splitwire.exporter.pair.precision_choice import Accept, BackPrecision, Coder, FrontPrecision
     from splitwire.exporter.pair.result import ExportResult
+    from splitwire.exporter.pair.transform_pair import CodecKind
     from splitwire.exporter.points.levels import Levels
 
 __all__ = ["export"]
@@ -49,6 +50,9 @@ def export(
     front: FrontPrecision = "float32",
     back: BackPrecision = "float32",
     coder: Coder = "predictive",
+    codec: CodecKind = "scalar",
+    refine: int | None = None,
+    refine_seconds: float | None = None,
     accept: Accept | None = None,
     link: str | None = None,
     rtt: str | None = None,
@@ -85,6 +89,13 @@ def export(
     front: "int8" quantizes the front half, with the same calibration. back: "float16" is for a back half on a GPU.
     coder: "predictive" needs the fewest bytes. It is used for tensors where it needs clearly fewer than "context",
         which is several times as fast (docs/codec.md).
+    codec: "scalar" quantizes the features as they are; `levels` and `coder` are for it. "transform" appends a transform
+        to the front half and its inverse to the back half, and codes its coefficients: far fewer bytes where channels
+        are signed or correlated; operating points "q1" (finest) to "q8". "auto" makes both, and keeps what needs fewer
+        bits at equal output distortion (docs/transform.md).
+    refine: training steps of the transforms, on the calibration inputs and through the frozen back half; 0 for none.
+        None: about half a minute. refine_seconds: training ends after this time; the result then depends on the
+        machine's speed.
     accept: called as accept(comparison) for each half that is not float32, with its gains and costs. If it returns
         False, this half is written in float32. None accepts. The result has all `comparisons`.
     link, rtt, device: for "auto", as in `splitwire.plan`. Without a link: 10 Mbit/s, round trip 30 ms.
@@ -103,6 +114,7 @@ def export(
     from splitwire.exporter.options import CodecOptions, NetworkOptions, PlanTarget
     from splitwire.exporter.planning.links import parse_link
     from splitwire.exporter.points.levels import LEVELS
+    from splitwire.exporter.transform.design import RefineOptions
 
     wire = parse_link(link, rtt)
     network = find_network(
@@ -128,6 +140,8 @@ def export(
             levels=LEVELS if levels is None else levels,
             default_op=default_op,
             coder=coder,
+            codec=codec,
+            refine=RefineOptions(steps=refine, seconds=refine_seconds),
             front=front,
             back=back,
             accept=accept,

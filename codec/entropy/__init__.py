@@ -16,6 +16,7 @@ from splitwire.codec.profile import TensorPoint, TensorSpec
 from .cabac import AdaptiveBinary
 from .predictive import PredictiveRans
 from .rans import ContextRans
+from .transform import TransformRans
 
 
 class SymbolCoder(Protocol):
@@ -53,4 +54,7 @@ class SymbolCoder(Protocol):
 
 
 CODERS: tuple[type[SymbolCoder], ...] = (PredictiveRans, ContextRans, AdaptiveBinary)
-"""Every coder, lowest rate first. A point is coded by the first one whose tables it has."""
+"""Every coder of level indices, lowest rate first. A point is coded by the first one whose tables it has."""
+
+MOST_LANES = {kind.coder_id: kind.max_lanes for kind in CODERS} | {TransformRans.coder_id: TransformRans.max_lanes}
+"""Wire id of every coder, that of transform coefficients too → the most lanes of one of its chunks."""

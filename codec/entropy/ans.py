@@ -18,10 +18,13 @@ MAX_LANES = 8
 _SYMBOLS_PER_LANE = 1024
 
 
-def choose_lanes(symbols: int, planes: int) -> int:
-    """How many lanes the encoder uses: a power of two up to 8, no more than there are planes."""
+def choose_lanes(symbols: int, planes: int = MAX_LANES, *, per_lane: int = _SYMBOLS_PER_LANE) -> int:
+    """How many lanes the encoder uses: a power of two up to 8, no more than there are planes.
+
+    per_lane: the fewest symbols of each lane, where there is more than one.
+    """
     lanes = 1
-    while lanes < MAX_LANES and symbols >= 2 * lanes * _SYMBOLS_PER_LANE and 2 * lanes <= planes:
+    while lanes < MAX_LANES and symbols >= 2 * lanes * per_lane and 2 * lanes <= planes:
         lanes *= 2
     return lanes
 
@@ -64,12 +67,15 @@ def to_payload(words: NDArray[np.uint16], start: int) -> bytes:
     return words[start:].astype("<u2", copy=False).tobytes()
 
 
-def from_payload(payload: bytes | memoryview, lanes: int) -> tuple[NDArray[np.uint16], int]:
-    """The words of a payload, followed by zeros that a step may read past the end; and their number. Raises Corrupt."""
+def from_payload(payload: bytes | memoryview, symbols: int) -> tuple[NDArray[np.uint16], int]:
+    """The words of a payload, followed by the zeros that decoding `symbols` more reads at most; and the words' number.
+
+    Raises Corrupt.
+    """
     if len(payload) % 2:
         raise Corrupt(f"rANS payload must be whole 16-bit words, has {len(payload)} bytes")
     count = len(payload) // 2
-    words = np.empty(count + 2 * lanes + 2, np.uint16)
+    words = np.empty(count + 2 * symbols + 2, np.uint16)
     words[:count] = np.frombuffer(payload, "<u2")
     words[count:] = 0
     return words, count
@@ -77,9 +83,14 @@ def from_payload(payload: bytes | memoryview, lanes: int) -> tuple[NDArray[np.ui
 
 def check(status: int, payload: bytes | memoryview, symbols: NDArray[np.uint8], alphabet: int) -> None:
     """Raise Truncated or Corrupt unless the kernel decoded the payload to `symbols`, all below `alphabet`."""
-    if status == kernels.OVERRUN:
-        raise Truncated(f"rANS payload of {len(payload)} bytes ends before all {symbols.size} symbols are decoded")
-    if status == kernels.BAD_END:
-        raise Corrupt("rANS payload does not end in the initial state; it was damaged or is not of this profile")
+    check_status(status, payload, f"{symbols.size} symbols")
     if alphabet < 256 and symbols.max() >= alphabet:
         raise Corrupt(f"rANS payload holds an escaped symbol that is not below {alphabet}")
+
+
+def check_status(status: int, payload: bytes | memoryview, content: str) -> None:
+    """Raise Truncated or Corrupt unless the kernel decoded the whole payload. content: to what, for the message."""
+    if status == kernels.OVERRUN:
+        raise Truncated(f"rANS payload of {len(payload)} bytes ends before all {content} are decoded")
+    if status == kernels.BAD_END:
+        raise Corrupt("rANS payload does not end in the initial state; it was damaged or is not of this profile")

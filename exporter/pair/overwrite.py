@@ -35,10 +35,11 @@ def check_names(out: Path, model: str, cut: str) -> None:
 def check_halves(out: Path, front_sha256: str, back_sha256: str) -> None:
     """Raise UsageError if `out` holds a pair with other halves. Call it as soon as the halves exist.
 
-    front_sha256, back_sha256: of the float32 halves. A half at reduced precision in `out` cannot be compared.
+    front_sha256, back_sha256: of the float32 halves without transforms. A half in `out` at reduced precision or with a
+    transform cannot be compared.
     """
     existing = held(out)
-    if existing is None:
+    if existing is None or existing.is_transform:
         return
     same_front = existing.front_precision is not msgspec.UNSET or existing.front_sha256 == front_sha256
     same_back = existing.back_precision is not msgspec.UNSET or existing.back_sha256 == back_sha256

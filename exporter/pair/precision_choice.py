@@ -11,8 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import msgspec
 import numpy as np
 import onnx_ir as ir
+from msgspec import UNSET
 
 from splitwire.codec.errors import UnsupportedModel, UsageError
 from splitwire.codec.profile import OperatingPoint, TensorSpec
@@ -77,14 +79,14 @@ class Half:
 class Candidate:
     """A pair with the codec that was designed for it.
 
-    calibrated, tensors: from the features of this front. points: the operating points. options, measures: as in
-    result.ExportResult. default: name of the default operating point.
+    calibrated: from the features of this front. specs: of the tensors that cross, as the profile holds them. points:
+    the operating points. options, measures: as in result.ExportResult. default: name of the default operating point.
     """
 
     front: Half
     back: Half
     calibrated: Calibrated
-    tensors: list[CalibratedTensor]
+    specs: tuple[TensorSpec, ...]
     points: list[OperatingPoint]
     options: list[list[QuantizedTensor]]
     measures: list[PointMeasure]
@@ -117,7 +119,11 @@ class CodecMaker:
     ) -> Candidate:
         """Run the inputs once, and design the codec from them. checkpoint: see calibrate.py. reference: see
         measure.py."""
-        calibrated = calibrate(
+        return self.design(front, back, self.calibrate(front, inputs, checkpoint), reference)
+
+    def calibrate(self, front: Half, inputs: CalibrationInputs, checkpoint: Checkpoint | None) -> Calibrated:
+        """Run the inputs once through the front, and gather the statistics of its features."""
+        return calibrate(
             front.graph,
             inputs,
             self.specs,
@@ -125,6 +131,9 @@ class CodecMaker:
             progress=self.progress,
             checkpoint=checkpoint,
         )
+
+    def design(self, front: Half, back: Half, calibrated: Calibrated, reference: Reference | None = None) -> Candidate:
+        """Design the operating points from the statistics, and measure them."""
         tensors = [
             CalibratedTensor(spec=spec, statistics=statistics, slope=slope)
             for spec, statistics, slope in zip(self.specs, calibrated.statistics, self.slopes, strict=True)
@@ -139,7 +148,7 @@ class CodecMaker:
             front=front,
             back=back,
             calibrated=calibrated,
-            tensors=tensors,
+            specs=tuple(msgspec.structs.replace(t.spec, mean=t.statistics.mean, taps=t.taps or UNSET) for t in tensors),
             points=points,
             options=options,
             measures=measures,

@@ -44,7 +44,7 @@ class ExportResult:
     def __str__(self) -> str:
         """A summary: the network and the cut, a line per operating point, the notes, the folder."""
         p = self.profile
-        elements = sum(t.elements for t in p.tensors)
+        elements = sum(t.feature_elements for t in p.tensors)
         lines = [f"{p.model} cut after {p.cut}: {elements:,} elements, calibrated on {p.calibration_images} images"]
         for point, m in zip(p.operating_points, self.measures, strict=True):
             kept = f"error {m.relative_error:.3f}" if m.agreement is None else f"{m.agreement:.1%} of the answers kept"

@@ -46,8 +46,11 @@ INPUTS_LARGE = 24
 """From LARGE elements in several tensors at the cut, the back half takes about a second per input (a feature pyramid of
 ResNet-50). Then the operating points are measured on INPUTS_LARGE inputs."""
 
-Quantizers = Sequence[Quantizer | None]
-"""One per tensor at the cut; None leaves the tensor unquantized."""
+Through = Callable[[Float32Array], Float32Array]
+"""From a tensor to its decoded form, of the same shape."""
+
+Quantizers = Sequence[Quantizer | Through | None]
+"""One per tensor at the cut: a quantizer, or what else a tensor goes through; None leaves it as it is."""
 
 DamageOf = Callable[[Sequence[Quantizers], str, int], list[float]]
 """damage_of(choices, stage, inputs): the damage of each choice (Damage.total) on at most `inputs` inputs. stage: the
@@ -70,6 +73,17 @@ class PointMeasure:
     task: Task = "classes"
     agreement: float | None = None
     relative_error: float | None = None
+
+    @classmethod
+    def of(cls, op: str, inputs: int, damage: Damage) -> PointMeasure:
+        """The figures of the damage that the point `op` does to the answers to `inputs` inputs."""
+        return cls(
+            op=op,
+            inputs=inputs,
+            task=damage.task or "values",
+            agreement=damage.agreement,
+            relative_error=damage.relative_error,
+        )
 
     @property
     def good(self) -> bool:
@@ -106,12 +120,7 @@ def measure_points(
     damages = measure_damage(
         front, back, choices, kept, lambda done: progress("Measure operating points", done, answers), reference
     )
-    return [
-        PointMeasure(
-            op=p.name, inputs=len(kept), task=d.task or "values", agreement=d.agreement, relative_error=d.relative_error
-        )
-        for p, d in zip(points, damages, strict=True)
-    ]
+    return [PointMeasure.of(p.name, len(kept), d) for p, d in zip(points, damages, strict=True)]
 
 
 def measure_damage(
@@ -183,9 +192,11 @@ def _batches(front: Graph, kept: Sequence[Float32Array]) -> Iterator[tuple[int, 
         yield len(chunk), padded(front, chunk)
 
 
-def _through(y: Array, quantizer: Quantizer | None) -> Array:
+def _through(y: Array, quantizer: Quantizer | Through | None) -> Array:
     if quantizer is None:
         return y
+    if not isinstance(quantizer, Quantizer):
+        return quantizer(np.asarray(y, np.float32))
     return dequantize(quantize(np.asarray(y, np.float32), quantizer), quantizer)
 
 

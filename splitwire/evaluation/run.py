@@ -25,7 +25,7 @@ from splitwire.codec.shared.text import printable_json
 from splitwire.evaluation.answer.choose import choose
 from splitwire.evaluation.answer.results import FILE, FOLDER, Data, Estimate, Evaluation, Point
 from splitwire.evaluation.answer.standings import USUAL_LOSS, check_budget
-from splitwire.evaluation.contenders import INT8, KEYS, feature_contenders, image_contenders, select
+from splitwire.evaluation.contenders import INT8, KEYS, OF_FEATURES, feature_contenders, image_contenders, select
 from splitwire.evaluation.contenders.ladders import HEVC, HEVC_SCREEN
 from splitwire.evaluation.data.dataset import Dataset
 from splitwire.evaluation.data.opening import open_data
@@ -127,6 +127,8 @@ def _prepare(
     """Open the pair and the data, find out the task, and list what is measured."""
     families = select(KEYS if contenders is None else contenders)
     pair = Pair(Path(folder))
+    if pair.profile.is_transform and contenders is not None:
+        _check_sent(contenders)
     detections = is_detector(pair.outputs)
     dataset = _opened(data, pair, annotations=annotations, limit=limit, detections=detections, metric=metric)
     first = first_answer(pair, dataset)
@@ -137,6 +139,16 @@ def _prepare(
         features=feature_contenders(pair.profile, families=families, detections=detections),
         images=image_contenders(families=families) if dataset.pictures else [],
     )
+
+
+def _check_sent(contenders: Sequence[str]) -> None:
+    """Raise UsageError for a contender that codes features, of which a transform pair sends none."""
+    others = [key for key in contenders if key in OF_FEATURES]
+    if others:
+        raise UsageError(
+            f"{', '.join(others)}: these code the features, but this pair sends transform coefficients; evaluate"
+            " them on a pair that was exported with --codec scalar"
+        )
 
 
 def _make_default(pair: Pair, points: Sequence[Point], max_loss: float) -> str | None:

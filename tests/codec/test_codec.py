@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mutations import is_short, long_form, seal
 from spec_reader import read_frame
 
-from splitwire.codec.codec import FeatureCodec
+from splitwire.codec.codec import FeatureCodec, TensorCoder
 from splitwire.codec.errors import (
     BitstreamError,
     Corrupt,
@@ -222,6 +222,7 @@ def test_parser_is_total(codec: FeatureCodec, data: bytes) -> None:
 def test_payload_decoder_is_total(codec: FeatureCodec, frame: bytes, data: st.DataObject) -> None:
     """Damage behind valid checksums: the coder itself refuses it or returns symbols in range, and never crashes."""
     coder = codec._coders(codec.profile.point_index("n4"))[0]
+    assert isinstance(coder, TensorCoder)
     payload = bytearray(parse_frame(frame).chunks[0].payload)
     lanes = data.draw(st.integers(1, 8))
     for _ in range(data.draw(st.integers(1, 6))):

@@ -296,7 +296,7 @@ def test_a_damaged_chunk_is_concealed_and_changes_no_other() -> None:
     codec = FeatureCodec(predicted_profile(((11, 4, 6),), (4,)))
     x = relu_features((3, 11, 4, 6), 2)
     q = level_indices(codec, 0, 0, x).reshape(33, 4, 6).tolist()
-    chunks = [(0, 4, 3, 9), (0, 4, 1, 13), (0, 4, 8, 11)]  # cut in the middle of images, and of groups
+    chunks = [(0, 4, 3, 9, None), (0, 4, 1, 13, None), (0, 4, 8, 11, None)]  # cut within images, and within groups
     frame = write_frame(codec.profile.to_json(), 0, 0, 3, [q], chunks)
     whole = codec.decode(frame).tensors[0]
     np.testing.assert_array_equal(whole, expected(codec, "n4", 0, x))

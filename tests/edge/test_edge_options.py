@@ -13,7 +13,8 @@ from runtime_helpers import Pair, canned, good_answer
 
 from splitwire.codec.errors import DeviceError, RequestTimeout, UsageError
 from splitwire.commands.edge.command import run
-from splitwire.commands.edge.link import find_token, full_names, seconds
+from splitwire.commands.edge.link import find_token, full_names
+from splitwire.commands.options import seconds
 
 
 @pytest.fixture

@@ -34,9 +34,11 @@ with atheris.instrument_imports(include=["splitwire.codec"]):
     from splitwire.codec.frame import DecoderLimits, parse_frame, peek_fingerprint
     from splitwire.codec.profile import CodecProfile
     from splitwire.codec.reply import decode_reply, encode_reply
+    from splitwire.codec.transform import STEPS, Transform
 
 import mutations  # noqa: E402 - lies beside this folder
 import vectors  # noqa: E402 - lies beside this folder
+from coefficients import are_decoded  # noqa: E402 - as well
 
 LIMITS = DecoderLimits(frame_bytes=1 << 16, elements=1 << 13)
 MOST_ELEMENTS = 4096
@@ -85,12 +87,18 @@ def forged(data: bytes) -> None:
 
 
 def check_decoded(codec: FeatureCodec, data: bytes) -> None:
-    """Refused, or of the right shape and with the quantizer's values, and the same when it is coded again."""
+    """Refused, or of the right shape and with the values of the quantizer, or of the steps that the frame names."""
     try:
         decoded = codec.decode(data, conceal=len(data) % 2 == 0)
     except REFUSED:
         return
     point = codec.profile.operating_points[codec.profile.point_index(decoded.op)]
+    if codec.profile.is_transform:
+        steps = {step for *_, step in vectors.chunk_table(data) if step is not None and step < STEPS}
+        for x, spec in zip(decoded.tensors, codec.profile.tensors, strict=True):
+            assert x.shape == (decoded.batch, *spec.shape) and isinstance(spec.transform, Transform)
+            assert are_decoded(x, spec.transform, steps)
+        return
     for x, spec, tensor in zip(decoded.tensors, codec.profile.tensors, point.tensors, strict=True):
         values = [*tensor.quantizer.levels, *([spec.mean] if decoded.concealed else [])]
         assert x.shape == (decoded.batch, *spec.shape) and np.isin(x, np.array(values, np.float32)).all()

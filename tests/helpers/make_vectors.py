@@ -20,8 +20,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, too: vect
 
 import msgspec
 import numpy as np
+from coefficients import Chunks, make_coefficients, make_transform
 from msgspec import UNSET
 from numpy.typing import NDArray
+from planes import block_symbols, coded_planes, count_escapes, decoded_tensors, level_planes
 from reference import write_frame
 from vectors import FOLDER, MANIFEST, SUFFIXES, chunk_table, digest, is_made_as
 
@@ -58,15 +60,33 @@ class Predicted:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Transformed:
+    """Parameters of coefficients for coder 5. step: index at the operating point. classes: highest and lowest.
+    sent: the step index of a frame that does not use the point's. missing: whether tables lack some symbols.
+    """
+
+    step: int = 64
+    classes: tuple[int, int] = (78, 50)
+    first: int = -16
+    outward: tuple[float, float] = (0.203125, 0.09375)
+    dead_zone: float = 0.42
+    missing: bool = False
+
+
+Kind = tuple[int, int] | Predicted | Transformed | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """What one vector is made of. tensors: (shape, levels, block) each; without block there are no tables, and it is
-    coded by coder 2; with `Predicted` in its place, by coder 4. sizes: vectors of integers beside the tensors. chunks:
-    (tensor, coder, lanes, planes) of each, for a frame that the encoder would not make. short: a single chunk in a
-    short frame; without it in a long one, as the encoder sent it before version 1.1.
+    coded by coder 2; with `Predicted` in its place, by coder 4; with `Transformed`, by coder 5, without levels. sizes:
+    vectors of integers beside the tensors. chunks: (tensor, coder, lanes, planes) of each, for a frame that the encoder
+    would not make; steps: their step indices, of coder 5. short: a single chunk in a short frame; without it in a long
+    one, as the encoder sent it before version 1.1.
     """
 
     about: str
-    tensors: Sequence[tuple[tuple[int, ...], int, tuple[int, int] | Predicted | None]]
+    tensors: Sequence[tuple[tuple[int, ...], int, Kind]]
     batch: int = 1
     activities: int = 6
     tables: int = 3
@@ -76,6 +96,7 @@ class Recipe:
     chunks: Sequence[tuple[int, int, int, int]] = field(default=())
     sizes: Sequence[tuple[int, ...]] = ()
     short: bool = False
+    steps: Sequence[int | None] = ()
 
 
 RECIPES = {
@@ -136,6 +157,32 @@ RECIPES = {
                                            ((23,), 3, Predicted(taps=0, classes=1))], tables=4),
     "predicted-rest-n4": Recipe(about="coder 4, every feature is zero", tensors=[((10, 9, 9), 4, Predicted(classes=1))],
                                 extremes=False, tables=2, short=True),
+    "transform-tile": Recipe(about="coder 5, one tile, a batch", tensors=[((1, 83), 0, Transformed())], batch=3,
+                             tables=40, short=True),
+    "transform-tiles": Recipe(about="coder 5, many tiles, their last group of one coefficient, dead zone 0, no shifts",
+                              tensors=[((12, 33), 0, Transformed(step=60, outward=(0.0, 0.0), dead_zone=0.0))],
+                              batch=2, tables=64, short=True),
+    "transform-one": Recipe(about="coder 5, one coefficient, one table", tables=1, short=True,
+                            tensors=[((1, 1), 0, Transformed(dead_zone=0.5))]),
+    "transform-escapes": Recipe(about="coder 5, many escapes, symbols that are in no table, shifts inwards", batch=2,
+                                tensors=[((3, 50), 0, Transformed(step=52, classes=(90, 60), missing=True,
+                                                                  outward=(-0.5, -0.25)))], tables=9, short=True),
+    "transform-rest": Recipe(about="coder 5, every coefficient is zero", tensors=[((9, 40), 0, Transformed())],
+                             extremes=False, tables=30, short=True),
+    "transform-finest": Recipe(about="coder 5, the smallest step", tables=8, short=True,
+                               tensors=[((2, 40), 0, Transformed(step=0))]),
+    "transform-coarsest": Recipe(about="coder 5, the largest step, classes and table offset at their ends", tables=64,
+                                 tensors=[((4, 40), 0, Transformed(step=127, classes=(127, 0), first=-64))],
+                                 short=True),
+    "transform-lanes2": Recipe(about="coder 5, two lanes", tables=40, short=True,
+                               tensors=[((5, 2000), 0, Transformed(step=63, classes=(80, 63)))]),
+    "transform-chunks": Recipe(about="coder 5, chunks of three, eight and five lanes, each with a step of its own",
+                               batch=7, tensors=[((2, 70), 0, Transformed())], tables=33,
+                               chunks=[(0, 5, 3, 1), (0, 5, 8, 4), (0, 5, 5, 2)], steps=(64, 59, 71)),
+    "transform-two": Recipe(about="coder 5, two tensors of different steps, and sizes", batch=2, tables=50,
+                            tensors=[((1, 100), 0, Transformed(step=66)),
+                                     ((16, 20), 0, Transformed(step=58, first=-30, outward=(0.25, 0.0)))],
+                            sizes=[(7, 0)]),
 }  # fmt: skip
 
 
@@ -143,6 +190,44 @@ def make(name: str) -> tuple[dict[str, bytes], dict[str, object]]:
     """The files of a vector by part, and its entry in the manifest."""
     recipe = RECIPES[name]
     rng = np.random.default_rng(list(name.encode()))
+    profile, features = (make_transform_pair if is_transform(recipe) else make_scalar_pair)(rng, name, recipe)
+    sizes = [np.array(s, np.int64) for s in recipe.sizes]
+    codec = FeatureCodec(profile)
+    frame_id = int(rng.integers(0, 1 << 32))
+    chunks: Chunks
+    if recipe.chunks:
+        chunks = [(*c, s) for c, s in zip(recipe.chunks, recipe.steps or [None] * len(recipe.chunks), strict=True)]
+    else:
+        encoded = codec.encode(features, frame_id=frame_id, sizes=sizes)
+        chunks = chunk_table(encoded)
+    planes = [p.tolist() for p in coded_planes(features, profile, 1, chunks)]
+    decoded = decoded_tensors(features, profile, 1, chunks)
+    escapes = count_escapes(features, profile)
+    frame = write_frame(
+        profile.to_json(), 1, frame_id, recipe.batch, planes, chunks, recipe.sizes, long=not recipe.short
+    )
+    if not recipe.chunks and not is_made_as(frame, encoded):
+        raise SystemExit(f"{name}: the encoder and the oracle disagree; nothing to make a golden vector of")
+    archive = io.BytesIO()
+    arrays = {f"t{i}": x for i, x in enumerate(features)} | {f"s{i}": s for i, s in enumerate(sizes)}
+    np.savez_compressed(archive, allow_pickle=False, **arrays)
+    files = {"profile": profile.to_json().encode(), "features": archive.getvalue(), "frame": frame}
+    entry = {
+        "about": recipe.about, "op": "used", "frame_id": frame_id, "encoded": not recipe.chunks,
+        "levels": [t[1] for t in recipe.tensors], "coders": [c[1] for c in chunks], "lanes": [c[2] for c in chunks],
+        "escapes": escapes,
+        "files": {part: hashlib.sha256(data).hexdigest() for part, data in files.items()},
+        "decoded": [digest(x) for x in decoded],
+    }  # fmt: skip
+    return files, entry
+
+
+def is_transform(recipe: Recipe) -> bool:
+    return any(isinstance(kind, Transformed) for *_, kind in recipe.tensors)
+
+
+def make_scalar_pair(rng: np.random.Generator, name: str, recipe: Recipe) -> tuple[CodecProfile, list[Float32Array]]:
+    """The profile of level indices, whose second operating point is the used one, and features."""
     points, features, taps = [], [], []
     for shape, levels, block in recipe.tensors:
         quantizer = make_quantizer(rng, levels, recipe)
@@ -168,76 +253,43 @@ def make(name: str) -> tuple[dict[str, bytes], dict[str, object]]:
         OperatingPoint(name=op, tensors=t, bits_per_element=1.0)
         for op, t in (("spare", spare), ("used", tuple(points)))
     )
-    profile = CodecProfile(
+    # those with several chunks have a mean, to conceal damaged ones with
+    specs = tuple(
+        TensorSpec(name=f"t{i}", shape=t[0], mean=0.375 if recipe.chunks else None, taps=taps[i])
+        for i, t in enumerate(recipe.tensors)
+    )
+    return make_profile(name, recipe, specs, ops), features
+
+
+def make_transform_pair(rng: np.random.Generator, name: str, recipe: Recipe) -> tuple[CodecProfile, list[Float32Array]]:
+    """The profile of coefficients, and coefficients."""
+    specs, features, steps = [], [], []
+    for i, (shape, _, kind) in enumerate(recipe.tensors):
+        assert isinstance(kind, Transformed) and len(shape) == 2
+        transform = make_transform(
+            rng, shape, recipe.tables, classes=kind.classes, first=kind.first, missing=kind.missing,
+            outward=kind.outward, dead_zone=kind.dead_zone,
+        )  # fmt: skip
+        specs.append(TensorSpec(name=f"t{i}", shape=shape, mean=0.0 if recipe.chunks else None, transform=transform))
+        x = make_coefficients(rng, recipe.batch, shape, transform, kind.step)
+        features.append(x if recipe.extremes else np.zeros_like(x))
+        steps.append(kind.step)
+    spare = tuple(max(0, step - 9) for step in steps)
+    ops = tuple(
+        OperatingPoint(name=op, tensors=(), bits_per_element=1.0, steps=indices)
+        for op, indices in (("spare", spare), ("used", tuple(steps)))
+    )
+    return make_profile(name, recipe, tuple(specs), ops), features
+
+
+def make_profile(
+    name: str, recipe: Recipe, specs: tuple[TensorSpec, ...], ops: tuple[OperatingPoint, ...]
+) -> CodecProfile:
+    return CodecProfile(
         model=f"golden vector {name}", cut="none", front_sha256="0" * 64, back_sha256="1" * 64, default_op="used",
-        # those with several chunks have a mean, to conceal damaged ones with
-        tensors=tuple(
-            TensorSpec(name=f"t{i}", shape=t[0], mean=0.375 if recipe.chunks else None, taps=taps[i])
-            for i, t in enumerate(recipe.tensors)
-        ),
-        operating_points=ops,
+        tensors=specs, operating_points=ops,
         sizes=tuple(SizeSpec(name=f"s{i}", length=len(s)) for i, s in enumerate(recipe.sizes)) or msgspec.UNSET,
     )  # fmt: skip
-    sizes = [np.array(s, np.int64) for s in recipe.sizes]
-    codec = FeatureCodec(profile)
-    frame_id = int(rng.integers(0, 1 << 32))
-    chunks: Sequence[tuple[int, int, int, int | None]]
-    if recipe.chunks:
-        chunks = list(recipe.chunks)
-    else:
-        encoded = codec.encode(features, frame_id=frame_id, sizes=sizes)
-        chunks = chunk_table(encoded)
-    planes = [level_planes(x, p.quantizer) for x, p in zip(features, points, strict=True)]
-    frame = write_frame(
-        profile.to_json(), 1, frame_id, recipe.batch, planes, chunks, recipe.sizes, long=not recipe.short
-    )
-    if not recipe.chunks and not is_made_as(frame, encoded):
-        raise SystemExit(f"{name}: the encoder and the oracle disagree; nothing to make a golden vector of")
-    archive = io.BytesIO()
-    arrays = {f"t{i}": x for i, x in enumerate(features)} | {f"s{i}": s for i, s in enumerate(sizes)}
-    np.savez_compressed(archive, allow_pickle=False, **arrays)
-    files = {"profile": profile.to_json().encode(), "features": archive.getvalue(), "frame": frame}
-    entry = {
-        "about": recipe.about, "op": "used", "frame_id": frame_id, "encoded": not recipe.chunks,
-        "levels": [t[1] for t in recipe.tensors], "coders": [c[1] for c in chunks], "lanes": [c[2] for c in chunks],
-        "escapes": sum(count_escapes(x, p) for x, p in zip(features, points, strict=True)),
-        "files": {part: hashlib.sha256(data).hexdigest() for part, data in files.items()},
-        "decoded": [
-            digest(np.array(p.quantizer.levels, np.float32)[np.searchsorted(p.quantizer.thresholds, x, side="right")])
-            for p, x in zip(points, features, strict=True)
-        ],
-    }  # fmt: skip
-    return files, entry
-
-
-def level_planes(x: Float32Array, quantizer: Quantizer) -> list[list[list[int]]]:
-    """Planes of rows of level indices, by the definition: how many thresholds are not above the feature."""
-    thresholds = quantizer.thresholds
-    height, width = (1, *x.shape[1:])[-2:]
-    planes = x.reshape(-1, height, width).tolist()
-    return [[[sum(t <= y for t in thresholds) for y in row] for row in plane] for plane in planes]
-
-
-def block_symbols(x: Float32Array, quantizer: Quantizer, block: tuple[int, int], padding: int) -> NDArray[np.int64]:
-    """All symbols, flat (docs/bitstream.md §4)."""
-    q = np.array(level_planes(x, quantizer))
-    (bh, bw), (n, h, w) = block, q.shape
-    q = np.pad(q, ((0, 0), (0, -h % bh), (0, -w % bw)), constant_values=padding)
-    q = q.reshape(n, -(-h // bh), bh, -(-w // bw), bw).transpose(0, 1, 3, 2, 4).reshape(-1, bh * bw)
-    return q @ len(quantizer.levels) ** np.arange(bh * bw)
-
-
-def count_escapes(x: Float32Array, point: TensorPoint) -> int:
-    """The number of symbols that are in no table: at least this number is escaped."""
-    tables = point.tables
-    if isinstance(point.prediction, PredictionTables):
-        rows = point.prediction.frequency_rows(len(point.quantizer.levels))
-        return int((rows[:, np.array(level_planes(x, point.quantizer)).reshape(-1)] == 0).all(axis=0).sum())
-    if tables is None:
-        return 0
-    symbols = block_symbols(x, point.quantizer, tables.block, tables.padding)
-    k = len(point.quantizer.levels) ** (tables.block[0] * tables.block[1])
-    return int((tables.frequency_rows(k)[:, symbols] == 0).all(axis=0).sum())
 
 
 def make_quantizer(rng: np.random.Generator, levels: int, recipe: Recipe) -> Quantizer:

@@ -9,28 +9,29 @@ import json
 import struct
 import zlib
 
-from spec_reader import Prediction, fingerprint_of, planes_of, read_tables
+from spec_reader import Coefficients, Prediction, fingerprint_of, planes_of, point_of, read_tables
 
 
 def write_frame(
     profile_text: str, op: int, frame_id: int, batch: int, planes, chunks=None, sizes=(), long: bool = False
 ) -> bytes:
-    """planes: per tensor the list of its planes, each a list of rows of level indices.
+    """planes: per tensor the list of its planes, each a list of rows of level indices; of coefficients, of integers q.
 
-    chunks: (tensor, coder, lanes, number of planes or None for all) of each; by default what our encoder makes, one
-    chunk per tensor.
+    chunks: (tensor, coder, lanes, number of planes or None for all, step index of coefficients or None for the
+    operating point's) of each; by default what our encoder makes, one chunk per tensor.
     sizes: the vectors of integers behind them; `chunks` may name their chunks (coder 3) too, they are left out there.
     long: the long form even for a single chunk.
     """
     profile = json.loads(profile_text)
-    points = profile["operating_points"][op]["tensors"]
+    points = [point_of(profile, op, t) for t in range(len(planes))]
     if chunks is None:
-        chunks = [(t, coder_of(points[t]), None, len(tensor)) for t, tensor in enumerate(planes)]
+        chunks = [(t, coder_of(points[t]), None, len(tensor), None) for t, tensor in enumerate(planes)]
     table, payloads, done = b"", b"", [0] * len(planes)
-    for t, coder, wanted, some in (c for c in chunks if c[1] != 3):
+    for t, coder, wanted, some, step in (c for c in chunks if c[1] != 3):
+        point = points[t] if step is None else {"step": step}
         first, count = done[t], some or len(planes[t])
         done[t] += count
-        payload, lanes = ENCODERS[coder](planes[t][first : done[t]], points[t], profile["tensors"][t], first, wanted)
+        payload, lanes = ENCODERS[coder](planes[t][first : done[t]], point, profile["tensors"][t], first, wanted)
         table += struct.pack("<BBBBIII", t, coder, lanes, 0, count, len(payload), zlib.crc32(payload))
         payloads += payload
     for j, values in enumerate(sizes):
@@ -38,7 +39,8 @@ def write_frame(
         table += struct.pack("<BBBBIII", len(planes) + j, 3, 1, 0, 1, len(payload), zlib.crc32(payload))
         payloads += payload
     short = len(table) == 16 and not long
-    minor = 2 if 4 in table[1::16] else int(short)
+    coders = table[1::16]
+    minor = 3 if 5 in coders else 2 if 4 in coders else int(short)
     head = struct.pack("<4sBBBB8sIH", b"SPLW", 1, minor, short, op, fingerprint_of(profile_text), frame_id, batch)
     if short:
         head += table[1:3]
@@ -49,6 +51,8 @@ def write_frame(
 
 def coder_of(point) -> int:
     """The coder of a tensor at an operating point (section 3)."""
+    if "step" in point:
+        return 5
     if point.get("prediction") is not None:
         return 4
     return 2 if point["tables"] is None else 1
@@ -159,4 +163,26 @@ def write_binary(planes, point, spec, first: int = 0, lanes: int | None = None) 
     return (-(-low // 2**24)).to_bytes(passes + 1, "big"), 1
 
 
-ENCODERS = {1: write_rans, 2: write_binary, 4: write_predictive}
+def write_coefficients(planes, point, spec, first: int = 0, lanes: int | None = None) -> tuple[bytes, int]:
+    """Coder 5. planes: images of tiles of integers q. Returns payload and lanes, ours by default."""
+    coding = Coefficients(spec, point["step"])
+    sequence: list[list[tuple[int, int]]] = [[], [], []]  # the three parts: (frequency, cumulative)
+    for image, tile, group in coding.groups(len(planes)):
+        values = [planes[image][tile][k] for k in group]
+        zero = coding.zero[coding.tables[group[0]]]
+        sequence[0].append((4096 - zero, zero) if any(values) else (zero, 0))
+        for k, q in zip(group, values, strict=True) if any(values) else ():
+            row = coding.rows[coding.tables[k]]
+            z = 2 * q - 1 if q > 0 else -2 * q
+            s = z if z < 31 and row[z] else 31
+            sequence[1].append((row[s], sum(row[:s])))
+            if s == 31:
+                sequence[2] += [(16, 16 * (z % 256)), (16, 16 * (z // 256))]
+    symbols = [symbol for part in sequence for symbol in part]
+    if lanes is None:
+        lanes = next(n for n in (8, 4, 2, 1) if n == 1 or len(symbols) >= 4096 * n)
+    steps = [(n % lanes, f, c) for n, (f, c) in enumerate(symbols)]
+    return bytes([point["step"]]) + write_steps(steps, lanes), lanes
+
+
+ENCODERS = {1: write_rans, 2: write_binary, 4: write_predictive, 5: write_coefficients}

@@ -15,7 +15,10 @@ from typing import Any
 
 
 def read_frame(frame: bytes, profile_text: str):
-    """(operating point index, frame id, batch, [level indices per tensor: list of planes, each a list of rows])."""
+    """(operating point index, frame id, batch, [level indices per tensor: list of planes, each a list of rows]).
+
+    Of coefficients (coder 5): what they are decoded to in place of level indices.
+    """
     profile = json.loads(profile_text)
     magic, major, _, flags, op, fingerprint, frame_id, batch, n_chunks = struct.unpack_from("<4sBBBB8sIHH", frame)
     assert magic == b"SPLW" and major == 1 and flags in (0, 1) and batch >= 1
@@ -24,7 +27,7 @@ def read_frame(frame: bytes, profile_text: str):
     if flags == 1:
         coder, lanes, checksum = struct.unpack_from("<BBI", frame, 22)
         assert zlib.crc32(frame[:24] + frame[28:]) == checksum and len(specs) == 1 and "sizes" not in profile
-        point = profile["operating_points"][op]["tensors"][0]
+        point = point_of(profile, op, 0)
         planes = DECODERS[coder](frame[28:], point, specs[0], lanes, batch * planes_of(specs[0])[0], 0)
         return op, frame_id, batch, [planes]
     assert n_chunks >= 1
@@ -41,11 +44,17 @@ def read_frame(frame: bytes, profile_text: str):
         if tensor >= len(planes):
             assert (coder, lanes, count) == (3, 1, 1)  # read_sizes
             continue
-        point = profile["operating_points"][op]["tensors"][tensor]
+        point = point_of(profile, op, tensor)
         planes[tensor] += DECODERS[coder](payload, point, specs[tensor], lanes, count, len(planes[tensor]))
     assert position == len(frame)
     assert [len(p) for p in planes] == [batch * planes_of(spec)[0] for spec in specs]
     return op, frame_id, batch, planes
+
+
+def point_of(profile, op: int, tensor: int):
+    """What an operating point says of a tensor; of coefficients it is the step."""
+    point = profile["operating_points"][op]
+    return {"step": point["steps"][tensor]} if "steps" in point else point["tensors"][tensor]
 
 
 def read_sizes(frame: bytes, profile_text: str) -> list[tuple[int, ...]]:
@@ -275,4 +284,80 @@ def read_predictive(payload: bytes, point, spec, lanes: int, count: int, first: 
     return out
 
 
-DECODERS = {1: read_rans, 2: read_binary, 4: read_predictive}
+class Coefficients:
+    """What coder 5 looks up (section 7), and what follows from it at one step."""
+
+    ROOTS = (2**23, 9975792, 11863283, 14107901)
+
+    def __init__(self, spec, step: int):
+        assert 0 <= step <= 127
+        _, self.tiles, self.width = planes_of(spec)
+        t = spec["transform"]
+        raw = numbers(t["frequencies"], "H")
+        self.rows = [raw[i : i + 32] for i in range(0, len(raw), 32)]
+        self.zero = numbers(t["zero_groups"], "H")
+        classes = numbers(t["classes"], "B")
+        assert len(classes) == self.width and list(classes) == sorted(classes, reverse=True)
+        self.tables = [min(max(c - step - t["first"], 0), len(self.rows) - 1) for c in classes]
+        self.step = self.ROOTS[step % 4] / 2**23 * 2.0 ** (step // 4 - 16)
+        self.outward = t["outward"]
+
+    def value(self, z: int) -> float:
+        """The coefficient of a zigzag value."""
+        q = (z + 1) // 2
+        if q == 0:
+            return 0.0
+        y = single(single(q + self.outward[q > 1]) * self.step)
+        return y if z % 2 else -y
+
+    def groups(self, count: int):
+        """(image, tile, coefficients of a group) in the order of decoding."""
+        for image in range(count):
+            for tile in range(self.tiles):
+                for start in range(0, self.width, 16):
+                    yield image, tile, range(start, min(start + 16, self.width))
+
+
+def single(y: float) -> float:
+    """The nearest float32."""
+    found: float = struct.unpack("<f", struct.pack("<f", y))[0]
+    return found
+
+
+def read_coefficients(payload: bytes, point, spec, lanes: int, count: int, first: int):
+    """Coder 5: what the coefficients of `count` images are decoded to, each image a list of tiles."""
+    coding = Coefficients(spec, payload[0])
+    x, words = read_states(payload[1:], lanes)
+    number = 0
+
+    def symbol(f: tuple[int, ...]) -> int:
+        """The next of the sequence, one of len(f) with these frequencies."""
+        nonlocal number
+        lane, c, s = number % lanes, 0, 0
+        number += 1
+        while x[lane] % 4096 >= c + f[s]:
+            c, s = c + f[s], s + 1
+        x[lane] = f[s] * (x[lane] // 4096) + x[lane] % 4096 - c
+        if x[lane] < 2**15:
+            x[lane] = x[lane] * 2**16 + next(words)
+        return s
+
+    zero = [coding.zero[t] for t in coding.tables]
+    flags = [symbol((zero[k[0]], 4096 - zero[k[0]])) for _, _, k in coding.groups(count)]
+    out = [[[0] * coding.width for _ in range(coding.tiles)] for _ in range(count)]
+    escapes = []
+    for flag, (image, tile, group) in zip(flags, coding.groups(count), strict=True):
+        for k in group if flag else ():
+            out[image][tile][k] = symbol(coding.rows[coding.tables[k]])
+            if out[image][tile][k] == 31:
+                escapes.append((image, tile, k))
+    for image, tile, k in escapes:
+        z = symbol((16,) * 256)
+        z += 256 * symbol((16,) * 256)
+        assert z <= 65534
+        out[image][tile][k] = z
+    assert next(words, None) is None and all(state == 2**15 for state in x)
+    return [[[coding.value(z) for z in tile] for tile in image] for image in out]
+
+
+DECODERS = {1: read_rans, 2: read_binary, 4: read_predictive, 5: read_coefficients}

@@ -33,8 +33,8 @@ LAST_KERNEL = "statistics.count_contexts"
 
 
 def round_trip(*ops: str) -> str:
-    """Code that sends a tensor through these operating points of the warm-up, all if none is given, and says what came
-    and where the kernels came from."""
+    """Code that sends a tensor through these operating points of the warm-up, all if none is given, those of
+    coefficients too, and says what came and where the kernels came from."""
     return (
         f"OPS = {ops}"
         + """
@@ -42,13 +42,17 @@ import json
 import numpy as np
 from splitwire.codec import warmup
 from splitwire.codec.codec import FeatureCodec
-from splitwire.codec.kernels import ans, cabac, predictive_interleaved, predictive_planes, quantize, rans
+from splitwire.codec.kernels import ans, cabac, predictive_interleaved, predictive_planes, quantize, rans, transform
 from splitwire.codec.kernels.policy import STORE
 codec = FeatureCodec(warmup.example_profile())
 x = np.linspace(-1, 2, 64, dtype=np.float32).reshape(1, 2, 8, 4)
 frames = [codec.encode([x], op=op) for op in OPS or [p.name for p in codec.profile.operating_points]]
 values = [codec.decode(f).tensors[0].sum().item() for f in frames]
-modules = (ans, cabac, predictive_interleaved, predictive_planes, quantize, rans)
+if not OPS:
+    coefficients = FeatureCodec(warmup.example_transform())
+    frames.append(coefficients.encode([x[:, 0].copy()]))
+    values.append(coefficients.decode(frames[-1]).tensors[0].sum().item())
+modules = (ans, cabac, predictive_interleaved, predictive_planes, quantize, rans, transform)
 dispatchers = {k for m in modules for k in vars(m).values() if hasattr(k, "stats")}
 print(json.dumps({
     "frames": [f.hex() for f in frames], "values": values,

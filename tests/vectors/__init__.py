@@ -76,12 +76,18 @@ def is_made_as(golden: bytes, encoded: bytes) -> bool:
     return encoded == golden
 
 
-def chunk_table(frame: bytes) -> list[tuple[int, int, int, int | None]]:
-    """(tensor, coder, lanes, planes) of each chunk (docs/bitstream.md §2); None where the frame does not say."""
+def chunk_table(frame: bytes) -> list[tuple[int, int, int, int | None, int | None]]:
+    """(tensor, coder, lanes, planes, step) of each chunk (docs/bitstream.md §2); None where the frame does not say:
+    planes in a short one, and the step index, the first byte of the payload, of another coder than 5."""
     if not is_long(frame):
-        return [(0, frame[22], frame[23], None)]
-    entries = [frame[24 + 16 * i : 40 + 16 * i] for i in range(int.from_bytes(frame[22:24], "little"))]
-    return [(e[0], e[1], e[2], int.from_bytes(e[4:8], "little")) for e in entries]
+        return [(0, frame[22], frame[23], None, frame[28] if frame[22] == 5 else None)]
+    count = int.from_bytes(frame[22:24], "little")
+    start, found = 28 + 16 * count, list[tuple[int, int, int, int | None, int | None]]()
+    for entry in (frame[24 + 16 * i : 40 + 16 * i] for i in range(count)):
+        step = frame[start] if entry[1] == 5 else None
+        found.append((entry[0], entry[1], entry[2], int.from_bytes(entry[4:8], "little"), step))
+        start += int.from_bytes(entry[8:12], "little")
+    return found
 
 
 def digest(x: Float32Array) -> str:

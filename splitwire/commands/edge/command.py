@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from splitwire.codec.errors import UsageError
+from splitwire.commands.options import seconds
 from splitwire.console import interruptible, out, print_json, print_table, progress_bar
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def run(
 ) -> None:
     """Run pictures through a network split between this machine and a server."""
     from splitwire.codec.shared.tasks import TASKS
-    from splitwire.commands.edge.link import find_token, full_names, open_transport, seconds
+    from splitwire.commands.edge.link import find_token, full_names, open_transport
     from splitwire.runtime_edge.session import EdgeSession
 
     from .output import JsonLines, Lines

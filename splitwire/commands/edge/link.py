@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import ssl
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,15 +16,6 @@ from .output import on_one_line
 
 MAX_TOKEN_FILE = 1 << 16
 CONNECT_S = 5.0
-UNITS = {"ms": 1e-3, "s": 1.0, "": 1.0, "min": 60.0, "h": 3600.0}
-
-
-def seconds(option: str, text: str) -> float:
-    """The seconds in 60s, 500ms, 2min, 1h or a bare number. Raises UsageError."""
-    match = re.fullmatch(r"([0-9]{1,6}(?:[.][0-9]{1,6})?) *(ms|s|min|h|)", text.strip())
-    if match is None:
-        raise UsageError(f"{option} takes a time, as in 60s, 500ms or 2min; got {on_one_line(text)!r}")
-    return float(match[1]) * UNITS[match[2]]
 
 
 def open_transport(url: str, *, timeout_s: float, token: str | None, ca: Path | None, lean: bool) -> HttpTransport:

@@ -10,7 +10,7 @@ import typer
 
 from splitwire.codec.errors import UsageError
 from splitwire.commands.export.report import document, show, show_comparison
-from splitwire.commands.options import Constants, ImageSize, OutputNames, Weights
+from splitwire.commands.options import Constants, ImageSize, OutputNames, Weights, seconds
 from splitwire.console import Bar, err, interruptible, print_json, progress_bar
 from splitwire.exporter.pair.labels import read_labels
 from splitwire.network import parse_constants, parse_size
@@ -20,6 +20,7 @@ from .pictures import with_pictures
 if TYPE_CHECKING:
     from splitwire.codec.shared.tasks import Task
     from splitwire.exporter.pair.precision_choice import Accept, BackPrecision, Coder, Comparison, FrontPrecision
+    from splitwire.exporter.pair.transform_pair import CodecKind
 
 
 KEPT = "nothing of it was written; run it again"
@@ -61,6 +62,14 @@ def export(
         str,
         typer.Option(help="predictive: the fewest bytes, where it saves at least 3 %; context: several times as fast."),
     ] = "predictive",
+    codec: Annotated[
+        str,
+        typer.Option(help="scalar; transform: fewer bytes where channels are signed or correlated; auto: the smaller."),
+    ] = "scalar",
+    refine: Annotated[
+        str | None,
+        typer.Option(help="Training of a transform: steps, or a time as 10min; 0 for none.", show_default="about 30s"),
+    ] = None,
     task: Annotated[
         str | None,
         typer.Option(
@@ -114,6 +123,8 @@ def export(
             front=cast("FrontPrecision", front),
             back=cast("BackPrecision", back),
             coder=cast("Coder", coder),
+            codec=cast("CodecKind", codec),
+            **_refinement(refine),
             accept=_asker(progress) if asking else None,
             link=link,
             rtt=rtt,
@@ -126,6 +137,13 @@ def export(
         print_json(document(result))
     else:
         show(result, compared=asking)
+
+
+def _refinement(text: str | None) -> dict[str, Any]:
+    """`refine` or `refine_seconds` of splitwire.export. Raises UsageError."""
+    if text is None or text.strip().isdecimal():
+        return {"refine": None if text is None else int(text)}
+    return {"refine_seconds": seconds("--refine", text)}
 
 
 def asks() -> bool:

@@ -50,7 +50,7 @@ def document(result: ExportResult) -> dict[str, Any]:
         "purpose": profile.task or None,
         "preprocessing": msgspec.to_builtins(profile.preprocessing),
         "fingerprint": profile.fingerprint.hex(),
-        "tensors": [{"name": t.name, "shape": t.shape} for t in profile.tensors],
+        "tensors": [{"name": t.name, "shape": t.shape, "feature_shape": t.feature_shape} for t in profile.tensors],
         "sizes": [{"name": t.name, "length": t.length} for t in profile.size_specs],
         "opset": result.opset,
         "exporter": result.origin,
@@ -68,6 +68,7 @@ def document(result: ExportResult) -> dict[str, Any]:
                 "agreement": measure.agreement,
                 "relative_error": measure.relative_error,
                 "measured_on": measure.inputs,
+                "steps": list(point.steps) if isinstance(point.steps, tuple) else None,
                 "tensors": [
                     {
                         "levels": len(tensor.quantizer.levels),
@@ -105,7 +106,9 @@ def document(result: ExportResult) -> dict[str, Any]:
 
 
 def _bits(result: ExportResult, point: OperatingPoint) -> list[float]:
-    """Bits per element of each tensor at a point."""
+    """Bits per element of each tensor at a point of a scalar pair; [] of a transform pair."""
+    if result.profile.is_transform:
+        return []
     return [
         next(o.bits for o in options if o.point is tensor) / spec.elements
         for spec, tensor, options in zip(result.profile.tensors, point.tensors, result.options, strict=True)
@@ -113,41 +116,27 @@ def _bits(result: ExportResult, point: OperatingPoint) -> list[float]:
 
 
 def _bytes_per_image(point: OperatingPoint, profile: CodecProfile) -> float:
-    return point.bits_per_element * sum(t.elements for t in profile.tensors) / 8
+    return point.bits_per_element * sum(t.feature_elements for t in profile.tensors) / 8
 
 
 def show(result: ExportResult, compared: bool) -> None:
     """Print the report. compared: whether the comparisons were shown before, with the question."""
-    from splitwire.codec.overspent import overspent_note
-
     profile = result.profile
     several = len(profile.tensors) > 1
     names = ", ".join(t.name for t in profile.tensors)
-    shapes = " + ".join("×".join(map(str, t.shape)) for t in profile.tensors)
-    size = sum(t.elements for t in profile.tensors) * 4
+    shapes = " + ".join("×".join(map(str, t.feature_shape)) for t in profile.tensors)
+    size = sum(t.feature_elements for t in profile.tensors) * 4
     _say(f"{profile.model} cut after {profile.cut}: {shapes} features, {size:,} bytes as float32")
     _say(f"tensor{'s' if several else ''} in the graph: {names}")
     print_wide(_points(result), WIDTH, GO_FIRST)
-    if several:
-        _say(f"the tensors at {profile.default_op}:")
-        print_wide(_tensors(result), WIDTH, GO_FIRST)
-    _say(
-        f"* default: {profile.default_op}; bits/el: per element of the features; bytes: per image;"
-        " KS: distance of the fitted density from the measured distribution"
-    )
-    overspent = overspent_note(profile.operating_points)
-    if overspent is not None:
-        _say(f"! {overspent}")
-    if any(t.clipping.widening != 1 for p in profile.operating_points for t in p.tensors):
-        _say("×: a multiple of the range with the least squared error, for less output distortion")
-    if any(t.quantizer.preserves_mean for p in profile.operating_points for t in p.tensors):
-        _say("~: preserves the mean of each plane")
-    coders = [t.coder for t in profile.operating_points[profile.point_index()].tensors]
-    _say(f"entropy coder: {' · '.join(coders if len(set(coders)) > 1 else coders[:1])}")
+    if profile.is_transform:
+        _say(
+            f"* default: {profile.default_op}; step: of the coefficients; bits/el, bytes: payload per feature and image"
+        )
+    else:
+        _explain_quantizers(result)
     measured = result.measures[0]
     _say(f"{MEANING[measured.task]}, of {measured.inputs} measured; calibrated on {profile.calibration_images} images")
-    settled = f"were there after {result.settled} images" if result.settled else "still moved; more images would help"
-    _say(f"final clipping ranges (within 2 %) and code lengths (within 1 %) {settled}")
     _say(f"largest difference between the joined halves and the whole network: {_difference(profile.max_difference)}")
     if result.torch_difference is not None:
         _say(f"largest difference between the ONNX graph and the torch module: {_difference(result.torch_difference)}")
@@ -163,18 +152,49 @@ def show(result: ExportResult, compared: bool) -> None:
         _say(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
 
 
-def _points(result: ExportResult) -> Table:
-    """One row per operating point. The clipping range is a column only for a single tensor."""
-    from splitwire.codec.overspent import is_overspent
+def _explain_quantizers(result: ExportResult) -> None:
+    """What the table of a scalar pair means, its tensors, and how the calibration settled."""
+    from splitwire.codec.overspent import overspent_note
 
     profile = result.profile
-    several = len(profile.tensors) > 1
-    table = _table("op", "N", *([] if several else RANGE), *RATE, HEADING[result.measures[0].task])
+    if len(profile.tensors) > 1:
+        _say(f"the tensors at {profile.default_op}:")
+        print_wide(_tensors(result), WIDTH, GO_FIRST)
+    _say(
+        f"* default: {profile.default_op}; bits/el: per element of the features; bytes: per image;"
+        " KS: distance of the fitted density from the measured distribution"
+    )
+    overspent = overspent_note(profile.operating_points)
+    if overspent is not None:
+        _say(f"! {overspent}")
+    if any(t.clipping.widening != 1 for p in profile.operating_points for t in p.tensors):
+        _say("×: a multiple of the range with the least squared error, for less output distortion")
+    if any(t.quantizer.preserves_mean for p in profile.operating_points for t in p.tensors):
+        _say("~: preserves the mean of each plane")
+    coders = [t.coder for t in profile.operating_points[profile.point_index()].tensors]
+    _say(f"entropy coder: {' · '.join(coders if len(set(coders)) > 1 else coders[:1])}")
+    settled = f"were there after {result.settled} images" if result.settled else "still moved; more images would help"
+    _say(f"final clipping ranges (within 2 %) and code lengths (within 1 %) {settled}")
+
+
+def _points(result: ExportResult) -> Table:
+    """One row per operating point: levels and, of a single tensor, clipping range; or the step of a transform."""
+    from splitwire.codec.overspent import is_overspent
+    from splitwire.codec.transform import step_size
+
+    profile = result.profile
+    ranged = len(profile.tensors) == 1 and not profile.is_transform
+    columns = ("step",) if profile.is_transform else ("N", *(RANGE if ranged else ()))
+    table = _table("op", *columns, *RATE, HEADING[result.measures[0].task])
     for point, measure in zip(profile.operating_points, result.measures, strict=True):
+        if isinstance(point.steps, tuple):
+            cells = ["·".join(f"{step_size(step):.3g}" for step in dict.fromkeys(point.steps))]
+        else:
+            cells = ["·".join(str(len(t.quantizer.levels)) for t in point.tensors)]
+            cells += _range(point.tensors[0]) if ranged else ()
         table.add_row(
             f"{point.name}{' !' if is_overspent(point) else ''}{' *' if point.name == profile.default_op else ''}",
-            "·".join(str(len(t.quantizer.levels)) for t in point.tensors),
-            *([] if several else _range(point.tensors[0])),
+            *cells,
             f"{point.bits_per_element:.3f}",
             f"{_bytes_per_image(point, profile):,.0f}",
             f"{measure.agreement:.1%}" if measure.agreement is not None else f"{measure.relative_error:.3f}",

@@ -39,6 +39,9 @@ KEYS: dict[str, tuple[str, ...]] = {
 }
 """Short name, as `--contenders` takes it → families."""
 
+OF_FEATURES = ("paper", "zstd", "raw", "hevc")
+"""Short names of those that code the features themselves, which a pair with a transform does not send."""
+
 FAMILIES = tuple(family for families in KEYS.values() for family in families)
 """Every family, in the order that tables and legends have them."""
 
@@ -66,6 +69,8 @@ def feature_contenders(
     side = _side(profile)
     ops = [p.name for p in profile.operating_points]
     contenders: list[FeatureContender] = [Splitwire(codec, op, family=SPLITWIRE) for op in ops]
+    if profile.is_transform:  # the others code features, of which the pair sends none
+        return [c for c in contenders if c.family in families]
     papers = {op: PAPER_OF.get(op[0], PAPER_UNIFORM) for op in ops}
     for family in KEYS["paper"]:
         of_family = [op for op in ops if papers[op] == family]

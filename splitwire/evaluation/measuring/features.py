@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -33,13 +34,16 @@ def describe(sample: Sequence[Features], profile: CodecProfile) -> tuple[Tensor,
 
 def designs(profile: CodecProfile) -> Iterator[Design]:
     """The quantizers, by operating point and tensor, as the profile has them."""
-    for point in profile.operating_points:
+    for point in profile.operating_points if not profile.is_transform else ():
         for spec, tensor in zip(profile.tensors, point.tensors, strict=True):
             yield Design(op=point.name, tensor=spec.name, quantizer=tensor.quantizer, clipping=tensor.clipping)
 
 
 def _reach(profile: CodecProfile, tensor: int) -> tuple[float, float]:
-    """From the lowest to the highest level of any operating point: the histogram shows them all."""
+    """From the lowest to the highest level of any operating point: the histogram shows them all. Coefficients have no
+    such interval."""
+    if profile.is_transform:
+        return math.inf, -math.inf
     ranges = [p.tensors[tensor].quantizer.clipping_range for p in profile.operating_points]
     return min(low for low, _ in ranges), max(high for _, high in ranges)
 

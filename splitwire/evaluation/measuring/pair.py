@@ -93,7 +93,7 @@ class Pair:
     @property
     def elements(self) -> int:
         """Number of elements at the cut, of one image."""
-        return sum(t.elements for t in self.profile.tensors)
+        return sum(t.feature_elements for t in self.profile.tensors)
 
     def front(self, inputs: Sequence[Float32Array]) -> list[Fronted]:
         """Run the front half on at most `batch` inputs, each (C, H, W) float32 mostly.

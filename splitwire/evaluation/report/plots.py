@@ -181,7 +181,7 @@ def _draw_curve(sheet: Sheet) -> None:
     e, c = sheet.evaluation, sheet.comparison
     axes = sheet.axes()
     out = {id(p) for p in hidden(e, c)}
-    seen = [p for p in e.points if id(p) not in out]
+    seen = [p for p in e.points if id(p) not in out] or list(e.points)
     _whole_lines(sheet, axes)
     for family, points in families(e).items():
         if any(id(p) not in out for p in points):

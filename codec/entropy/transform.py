@@ -1,0 +1,147 @@
+"""Coder id 5: transform coefficients ↔ bytes, by rANS with a static table per class of coefficients (bitstream.md §7).
+
+It quantizes too: one step for all coefficients, whose index is the first byte of the payload. Blocks and levels of the
+other coders do not occur, so it is no SymbolCoder.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from splitwire.codec.errors import Corrupt, Truncated
+from splitwire.codec.kernels import transform as kernels
+from splitwire.codec.quantizer import non_finite
+from splitwire.codec.tables import TABLE_SIZE
+from splitwire.codec.transform import MOST, STEPS, Transform, step_reciprocal, step_size
+
+from .ans import MAX_LANES, AnsTables, check_status, choose_lanes, from_payload, to_payload
+
+CODER_ID = 5
+
+# Payloads are a few hundred bytes, so that the two that a lane costs count more than its speed.
+_SYMBOLS_PER_LANE = 4096
+
+Float32Array = NDArray[np.float32]
+
+
+class TransformRans:
+    """(images, tiles, K) coefficients ↔ bytes, with the tables of one tensor. Immutable, so threads may share it."""
+
+    coder_id: ClassVar[int] = CODER_ID
+    max_lanes: ClassVar[int] = MAX_LANES
+
+    def __init__(self, transform: Transform, shape: tuple[int, ...]) -> None:
+        transform.check(shape)  # the kernels trust every number
+        self._transform = transform
+        self._width = shape[-1]
+        self._groups = -(-self._width // kernels.GROUP)
+        # All 32 symbols are plain ones here, the escape too; the last column is the escape of kernels/ans.py.
+        coefficients = AnsTables.of(np.pad(transform.frequency_rows(), ((0, 0), (0, 1))))
+        zero = transform.zero_frequencies().astype(np.int64)
+        flags = AnsTables.of(np.stack([zero, TABLE_SIZE - zero, 0 * zero], axis=1).astype(np.uint16))
+        self._coding = kernels.Coding(
+            table=np.zeros(self._width, np.uint8),  # each step has its own
+            zero=zero.astype(np.uint64),
+            code=_first_symbols(coefficients, kernels.CODES),
+            zero_code=_first_symbols(flags, 2),
+            slots=coefficients.slots,
+        )
+        self._outward = np.array(transform.outward, np.float32)
+        self._steps = lru_cache(maxsize=STEPS)(self._step)
+
+    def encode(self, x: Float32Array, step: int) -> tuple[bytes, int]:
+        """Quantize and code (images, tiles, K) coefficients at a step index; returns bytes and lanes.
+
+        Raises NonFiniteFeatures.
+        """
+        at = self._steps(step)
+        flat = np.ascontiguousarray(x).reshape(-1)
+        groups = np.empty(flat.size // self._width * self._groups, np.uint8)
+        present, largest = kernels.find_groups(flat.view(np.int32), self._width, at.least, groups)
+        if not np.int32(largest).view(np.float32) < np.inf:
+            raise non_finite(x)
+        room = present * kernels.GROUP
+        symbols, tables, escapes = np.empty(room, np.uint8), np.empty(room, np.uint8), np.empty(room, np.uint16)
+        coded, escaped = kernels.quantize(
+            flat, self._width, groups, at.reciprocal, at.most, at.up, at.coding, symbols, tables, escapes
+        )
+        symbols, tables, escapes = symbols[:coded], tables[:coded], escapes[:escaped]
+        number = groups.size + coded + 2 * escaped
+        lanes = choose_lanes(number, per_lane=_SYMBOLS_PER_LANE)
+        words = np.empty(number + 2 * lanes, np.uint16)  # at most one word per symbol
+        start = kernels.encode(groups, self._width, symbols, tables, escapes, lanes, at.coding, words)
+        return bytes([step]) + to_payload(words, start), lanes
+
+    def decode(self, payload: bytes | memoryview, lanes: int, out: Float32Array) -> int:
+        """Decode to coefficients in `out`, (images·tiles·K,); returns the step index. Raises Truncated or Corrupt."""
+        if not len(payload):
+            raise Truncated("payload of coefficients must begin with a step index; it is empty")
+        step = payload[0]
+        if step >= STEPS:
+            raise Corrupt(f"step index must be below {STEPS}, is {step}")
+        at = self._steps(step)
+        words, count = from_payload(payload[1:], lanes)
+        groups = np.empty(out.size // self._width * self._groups, np.uint8)
+        status = kernels.decode(
+            words, count, lanes, self._width, at.coding, at.values, self._outward, at.step, groups, out
+        )
+        if status == kernels.BAD_VALUE:
+            raise Corrupt(f"rANS payload holds a coefficient whose magnitude is over {MOST}")
+        check_status(status, payload, f"{out.size} coefficients")
+        return step
+
+    def _step(self, step: int) -> _Step:
+        """What the kernels need for a step index. Cached: a stream has few."""
+        size, reciprocal = step_size(step), step_reciprocal(step)
+        up = np.float32(1 - self._transform.dead_zone)
+        symbols = np.arange(int(kernels.ESCAPE))
+        magnitudes = (symbols + 1) // 2
+        shift = np.where(magnitudes == 0, np.float32(0), self._outward[np.minimum(magnitudes, 2) - 1])
+        values = (magnitudes.astype(np.float32) + shift) * size
+        values[2::2] *= -1
+        return _Step(
+            coding=self._coding._replace(table=self._transform.tables_at(step).astype(np.uint8)),
+            values=np.append(values, kernels.ESCAPED),
+            step=size,
+            reciprocal=reciprocal,
+            most=np.float32(MOST) * size,
+            up=up,
+            least=_least(reciprocal, up).view(np.int32),
+        )
+
+
+class _Step(NamedTuple):
+    """Arguments of the kernels at one step.
+
+    values: (32,) float32, what each symbol decodes to. step, reciprocal: of it. most: the largest magnitude. up: the
+    fraction from which on it is rounded up. least: the bits of the smallest magnitude that does not become zero.
+    """
+
+    coding: kernels.Coding
+    values: Float32Array
+    step: np.float32
+    reciprocal: np.float32
+    most: np.float32
+    up: np.float32
+    least: np.int32
+
+
+def _first_symbols(tables: AnsTables, symbols: int) -> NDArray[np.uint64]:
+    """The encoder's entries of the first `symbols` symbols of each table, flat. The stride of 256 would put all tables
+    into the same cache sets."""
+    return np.ascontiguousarray(tables.code.reshape(-1, 256, 2)[:, :symbols]).reshape(-1)
+
+
+def _least(reciprocal: np.float32, up: np.float32) -> np.float32:
+    """The smallest float32 whose product with the reciprocal is at least `up`."""
+    y = up / reciprocal
+    zero, infinity = np.float32(0), np.float32(np.inf)
+    while y * reciprocal >= up:
+        y = np.nextafter(y, zero)
+    while y * reciprocal < up:
+        y = np.nextafter(y, infinity)
+    return y

@@ -1,0 +1,186 @@
+"""An ONNX graph run by torch, so that gradients flow from its outputs to its inputs; its weights stay as they are.
+
+Requires a graph of operators.py's operators between its inputs and what it gives. What it gives are the graph's
+outputs, or, where what selects boxes stands before them, the last values through which gradients flow: the raw heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from splitwire.exporter.network.dataflow import Flow, Kind, is_size_op, reads
+from splitwire.exporter.network.inference import Array, Graph
+
+from .operators import DIFFERENTIABLE, OPERATORS, Call, NotInTorch
+
+TOLERANCE = 1e-3
+"""Largest difference from ONNX Runtime, relative to the largest value of an output, at which a graph counts as the
+same network: kernels differ by 1e-5."""
+
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.DOUBLE)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One node, ready to run."""
+
+    node: ir.Node
+    attributes: Mapping[str, Any]
+
+
+class TorchGraph:
+    """A graph in torch. names: of the values that it gives. whole: whether these are all outputs of the graph. device:
+    where its weights are."""
+
+    def __init__(self, model: ir.Model, device: torch.device) -> None:
+        """Raises NotInTorch, with the operator's name, for a graph that cannot be run here."""
+        graph = model.graph
+        self.device, self._opset = device, int(model.opset_imports.get("", 0))
+        self._inputs = list(graph.inputs)
+        flow = Flow(graph)
+        self._targets = _targets(flow)
+        if not self._targets:
+            raise NotInTorch("no gradients reach the inputs")
+        self.names = tuple(str(v.name) for v in self._targets)
+        self.whole = set(self._targets) >= set(graph.outputs)
+        entry = graph.inputs[0].shape
+        self._batch = entry[0] if entry is not None and isinstance(entry[0], int) else None
+        self._constants: dict[ir.Value, Tensor] = {}
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                self._constants[value] = self._tensor(value.const_value.numpy())
+        needed = _needed(self._targets)
+        self._steps: list[_Step] = []
+        with torch.no_grad():
+            for node in flow.nodes:
+                if node not in needed:
+                    continue
+                step = self._step(node)
+                if all(flow.kind(v) == Kind.CONSTANT for v in node.outputs):
+                    self._run(step, self._constants)
+                else:
+                    self._steps.append(step)
+        used = {v for step in self._steps for v in reads(step.node)}
+        self._constants = {v: t for v, t in self._constants.items() if v in used}
+
+    def __call__(self, *features: Tensor) -> list[Tensor]:
+        """The values `names` for one batch of inputs, (B, …) float32 on the device."""
+        if self._batch is not None and len(features[0]) != self._batch:
+            if len(features[0]) % self._batch:
+                raise ValueError(f"the graph takes batches of {self._batch}")
+            parts = [self(*piece) for piece in zip(*(torch.split(f, self._batch) for f in features), strict=True)]
+            return [torch.cat(each) for each in zip(*parts, strict=True)]
+        values = dict(self._constants)
+        values.update(zip(self._inputs, features, strict=True))
+        for step in self._steps:
+            self._run(step, values)
+        return [values[v] for v in self._targets]
+
+    def agrees(self, features: Sequence[Array], reference: Mapping[str, Array]) -> bool:
+        """Whether it gives, for these inputs, what ONNX Runtime gives."""
+        with torch.no_grad():
+            try:
+                outputs = self(*(self._tensor(np.asarray(f)) for f in features))
+            except (RuntimeError, ValueError, IndexError, TypeError):
+                return False
+        for name, y in zip(self.names, outputs, strict=True):
+            wanted = reference[name]
+            if tuple(y.shape) != wanted.shape:
+                return False
+            scale = float(np.abs(wanted).max(initial=0.0)) or 1.0
+            if not float(np.abs(y.cpu().numpy() - wanted).max(initial=0.0)) <= TOLERANCE * scale:
+                return False
+        return True
+
+    def _tensor(self, array: Array) -> Tensor:
+        made = torch.from_numpy(np.array(array))
+        return made.to(self.device) if made.is_floating_point() else made
+
+    def _step(self, node: ir.Node) -> _Step:
+        if node.domain not in ("", "ai.onnx") or node.op_type not in (*OPERATORS, "Constant"):
+            raise NotInTorch(f"{node.domain or 'ONNX'}'s {node.op_type}")
+        attributes: dict[str, Any] = {}
+        for name, attribute in node.attributes.items():
+            value = attribute.value
+            if attribute.type == ir.AttributeType.TENSOR:
+                value = self._tensor(value.numpy())
+            attributes[name] = value
+        return _Step(node, attributes)
+
+    def _run(self, step: _Step, values: dict[ir.Value, Tensor]) -> None:
+        node = step.node
+        if node.op_type == "Constant":
+            values[node.outputs[0]] = _constant(step.attributes, self.device)
+            return
+        inputs = [values[v] if v is not None else None for v in node.inputs]
+        call = Call(inputs, step.attributes, sum(bool(v.name) for v in node.outputs), self._opset)
+        try:
+            result = OPERATORS[node.op_type](call)
+        except NotInTorch as e:
+            raise NotInTorch(f"{node.op_type}: {e}") from e
+        results = result if isinstance(result, tuple) else (result,)
+        values.update(zip(node.outputs, results, strict=False))
+
+
+def open_in_torch(model: ir.Model, features: Sequence[Array], device: torch.device | None = None) -> TorchGraph:
+    """The graph in torch, on a GPU where torch has one, checked against ONNX Runtime on these inputs.
+
+    Raises NotInTorch where it cannot be run, or does not agree.
+    """
+    graph = TorchGraph(model, device or torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    probe = model.clone()
+    values = ir.convenience.create_value_mapping(probe.graph, include_subgraphs=False)
+    probe.graph.outputs.clear()
+    probe.graph.outputs.extend(values[name] for name in graph.names)
+    session = Graph.of(probe, what="back half", brief=True)
+    reference = dict(zip(session.outputs, session.run(*features), strict=True))
+    if not graph.agrees(features, reference):
+        raise NotInTorch("torch and ONNX Runtime disagree")
+    return graph
+
+
+def _constant(attributes: Mapping[str, Any], device: torch.device) -> Tensor:
+    if "value" in attributes:
+        value: Tensor = attributes["value"]
+        return value
+    for name, kind in (("float", torch.float32), ("int", torch.long)):
+        for given in (attributes.get(f"value_{name}"), attributes.get(f"value_{name}s")):
+            if given is not None:
+                made = torch.tensor(given, dtype=kind)
+                return made.to(device) if kind == torch.float32 else made
+    raise NotInTorch("a constant of another type")
+
+
+def _targets(flow: Flow) -> list[ir.Value]:
+    """The graph's outputs to which gradients flow, and the last such values before what stops them."""
+    smooth = set(flow.graph.inputs)
+    ends: dict[ir.Value, None] = {}
+    for node, needed in zip(flow.nodes, flow.needed, strict=True):
+        if not needed:
+            continue
+        active = [v for v in reads(node) if flow.kind(v) == Kind.ACTIVATION]
+        passes = node.domain in ("", "ai.onnx") and node.op_type in DIFFERENTIABLE
+        if passes and active and all(v in smooth for v in active) and not is_size_op(node):
+            smooth.update(v for v in node.outputs if v.dtype in (*_FLOATS, None))
+        elif not is_size_op(node):
+            ends.update(dict.fromkeys(v for v in active if v in smooth and v not in flow.graph.inputs))
+    ends.update(dict.fromkeys(v for v in flow.graph.outputs if v in smooth and v not in flow.graph.inputs))
+    return list(ends)
+
+
+def _needed(targets: Sequence[ir.Value]) -> set[ir.Node]:
+    nodes: set[ir.Node] = set()
+    stack = list(targets)
+    while stack:
+        node = stack.pop().producer()
+        if node is not None and node not in nodes:
+            nodes.add(node)
+            stack += reads(node)
+    return nodes

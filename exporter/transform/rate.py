@@ -1,0 +1,50 @@
+"""Rate of coefficients on held-out images: the ideal length of coder 5 with tables counted on others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from splitwire.codec.design.transform_tables import DesignedTables, design_transform_tables, ideal_bits
+from splitwire.codec.transform import DEAD_ZONE, step_reciprocal
+
+from .layout import Float64Array
+
+Coefficients = NDArray[np.float32]
+
+OVERHEAD_BITS = 8 * 8
+"""A payload is longer than the ideal length by its step, the coder's state and a few lanes."""
+
+
+def quantized(coefficients: Coefficients, step: int) -> NDArray[np.int32]:
+    """Integers of coefficients at a step index, as the encoder rounds them."""
+    scaled = coefficients * step_reciprocal(step)
+    whole = np.floor(np.abs(scaled) + np.float32(DEAD_ZONE)).astype(np.int32)
+    out: NDArray[np.int32] = np.where(scaled < 0, -whole, whole)
+    return out
+
+
+def count_tables(
+    coefficients: Coefficients,
+    steps: Sequence[int],
+    *,
+    features: str = "",
+    feature_shape: tuple[int, ...] = (1,),
+    outward: tuple[float, float] = (0.0, 0.0),
+) -> DesignedTables:
+    """Tables counted on (n, tiles, K) calibration coefficients at some step indices."""
+    return design_transform_tables(
+        np.abs(coefficients).mean(axis=(0, 1), dtype=np.float64),
+        {step: quantized(coefficients, step) for step in steps},
+        features=features,
+        feature_shape=feature_shape,
+        outward=outward,
+    )
+
+
+def image_bits(tables: DesignedTables, coefficients: Coefficients, step: int) -> Float64Array:
+    """(n,) bits of each image's (n, tiles, K) coefficients, in the order in which the tables were counted."""
+    q = quantized(coefficients[:, :, tables.permutation], step)
+    return ideal_bits(tables.transform, q, step) + OVERHEAD_BITS

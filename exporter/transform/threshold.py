@@ -1,0 +1,73 @@
+"""Thresholds behind the synthesis for features that an activation clips at zero.
+
+Quantization leaves small errors where the features are exactly zero, and clipping makes positive ones of them, all
+over the map: the network notices that more than larger errors on what is there. Subtracting a share of the errors'
+deviation before the clip removes most of them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from splitwire.codec.transform import step_size
+
+from .coding import Coding
+from .material import HeldOut, Material
+from .statistics import features_of
+
+SHARES = (0.25, 0.5, 0.75)
+"""Thresholds that are tried, in deviations of the error where the features are zero."""
+LOOKED_AT = 32
+"""Inputs that the error is measured on."""
+
+
+def with_thresholds(codings: Sequence[Coding], training: Material, held: HeldOut, steps: Sequence[int]) -> list[Coding]:
+    """The codings with the thresholds that have the least damage on the held-out inputs at the steps, the mean of its
+    logarithm; the codings themselves where none has less than they, or no tensor is clipped at zero."""
+    if not any(c.bounds[0] == 0 for c in codings):
+        return list(codings)
+    middle = float(step_size(steps[len(steps) // 2]))
+    deviations = [_deviation(c, y[:LOOKED_AT], middle) for c, y in zip(codings, training.spectra, strict=True)]
+    best, least = list(codings), _log_damage(codings, held, steps)
+    for share in SHARES:
+        tried = [_thresholded(c, share * d) for c, d in zip(codings, deviations, strict=True)]
+        damage = _log_damage(tried, held, steps)
+        if damage >= least:
+            break
+        best, least = tried, damage
+    return best
+
+
+@torch.no_grad()
+def _deviation(coding: Coding, spectra: Tensor, step: float) -> Tensor:
+    """(C,) root mean square of the error before the clip, where the features are zero; 0 where they are not clipped."""
+    if coding.bounds[0] != 0:
+        return torch.zeros_like(coding.threshold)
+    free = copy.copy(coding)
+    free.bounds = (None, None)
+    exact = features_of(coding.layout, spectra)
+    error = free.synthesise(free.decoded(free.analyse(spectra), step)) - exact
+    zero = exact <= NEARLY_ZERO * float(exact.max())
+    tiles = [coding.layout.to_tiles(x) for x in (torch.where(zero, error.square(), 0.0), zero.float())]
+    squares, counts = (x.sum((0, 1, 3)) for x in tiles)
+    deviation: Tensor = (squares / counts.clamp_min(1)).sqrt()
+    return deviation
+
+
+NEARLY_ZERO = 1e-5
+"""Features were made of their spectra, and are off by rounding."""
+
+
+def _thresholded(coding: Coding, threshold: Tensor) -> Coding:
+    made = copy.deepcopy(coding)
+    made.threshold.copy_(threshold)
+    return made
+
+
+def _log_damage(codings: Sequence[Coding], held: HeldOut, steps: Sequence[int]) -> float:
+    return float(np.mean([np.log(max(held.damage(codings, float(step_size(j))).total, 1e-12)) for j in steps]))
