@@ -18,8 +18,8 @@ from rich.table import Table
 from benchmarks.features import Floats, Tensor, profile, tensors
 from splitwire.codec.codec import FeatureCodec
 from splitwire.codec.design import design_entropy_constrained, design_operating_point
+from splitwire.codec.design.clipping import choose_range, known_slope
 from splitwire.codec.design.ecsq import Cost, ecsq_at_rate, error_at_rate
-from splitwire.codec.design.point import choose_range, known_slope
 from splitwire.codec.profile import OperatingPoint, Quantizer
 from splitwire.codec.quantizer import dequantize, quantize
 from splitwire.codec.shared.files import write_json

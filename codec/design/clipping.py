@@ -1,4 +1,5 @@
-"""The clipping range with the least squared error for N levels, under the fitted density or the measured histogram."""
+"""The choice of a clipping range: the one with the least squared error for N levels, under the fitted density where
+that fits the features, else under their histogram."""
 
 from __future__ import annotations
 
@@ -8,13 +9,62 @@ from itertools import pairwise
 import numpy as np
 from scipy.optimize import minimize, minimize_scalar
 
-from splitwire.codec.profile import Quantizer
+from splitwire.codec.profile import Clipping, Quantizer
 
-from .density import FeatureDensity
-from .statistics import Histogram
+from .density import FeatureDensity, fit_density
+from .statistics import Distribution, Histogram
 
 Error = Callable[[Sequence[float], Sequence[float]], float]
 """error(levels, thresholds) → mean squared error."""
+
+MAX_EXCESS = 0.10
+"""The fitted density is used if its range costs at most this much more error than the histogram's own optimum."""
+
+
+def known_slope(histogram: Histogram, slope: float | None) -> float | None:
+    """The slope as given. If None: 0 for features that look like a ReLU's, with exact zeros and no negative value."""
+    if slope is None and histogram.minimum >= 0 and histogram.zero_mass > 0:
+        return 0.0
+    return slope
+
+
+def choose_range(levels: int, values: Distribution, slope: float | None) -> tuple[tuple[float, float], Clipping]:
+    """(c_min, c_max) and how it was chosen: with the fitted density where that fits, else with the histogram."""
+    histogram = values.histogram
+    measured = histogram_error(histogram)
+    upper = max(abs(histogram.minimum), abs(histogram.maximum))
+    if histogram.minimum >= 0:
+        by_histogram = (0.0, best_c_max(measured, levels, upper))
+    else:
+        by_histogram = best_range(measured, levels, histogram.minimum, upper)
+    if slope is None:
+        return by_histogram, Clipping(method="histogram", reason="the features are not of a ReLU or leaky ReLU")
+    density = fit_density(values.mean, values.variance, slope)
+    if density is None:
+        return by_histogram, Clipping(method="histogram", reason="no density has this mean and variance")
+    distance = kolmogorov_smirnov(density, histogram)
+    by_density = (0.0, best_c_max(density_error(density), levels, 2 * upper))
+    found, least = (measured(*uniform_cells(*r, levels)) for r in (by_density, by_histogram))
+    if found > (1 + MAX_EXCESS) * least:
+        more = f"{found / least - 1:.0%} more error" if least > 0 else "an error where there need be none"
+        reason = f"the fitted density's range [0, {by_density[1]:.4g}] has {more} on the features"
+        return by_histogram, Clipping(method="histogram", ks_distance=distance, reason=reason)
+    return by_density, Clipping(
+        method="relu_model" if slope == 0 else "leaky_relu_model",
+        ks_distance=distance,
+        rate=density.rate,
+        location=density.location,
+    )
+
+
+def kolmogorov_smirnov(density: FeatureDensity, histogram: Histogram) -> float:
+    """Largest distance between the fitted and the measured distribution function, at the bin edges."""
+    order = np.argsort(histogram.centres, kind="stable")
+    edges = histogram.centres[order] + histogram.width / 2
+    measured = np.cumsum(histogram.weights[order])
+    # The bin of exact zeros has no width: its edge is zero itself.
+    edges[histogram.centres[order] == 0] = 0.0
+    return float(np.abs(density.cdf(edges) - measured).max())
 
 
 def uniform_cells(c_min: float, c_max: float, n: int) -> tuple[list[float], list[float]]:

@@ -1,4 +1,4 @@
-"""Design of one operating point of one tensor: clipping range, quantizer and tables, from the feature statistics."""
+"""Design of one operating point of one tensor: quantizer and tables, from the feature statistics."""
 
 from __future__ import annotations
 
@@ -14,16 +14,12 @@ from splitwire.codec.profile import Clipping, Quantizer, TensorPoint
 from splitwire.codec.quantizer import quantize
 from splitwire.codec.tables import Taps
 
-from .clipping import best_c_max, best_range, density_error, float32_quantizer, histogram_error, uniform_cells
-from .density import FeatureDensity, fit_density
+from .clipping import choose_range, float32_quantizer, known_slope
 from .ecsq import design_ecsq
 from .prediction import estimate_prediction
-from .statistics import Distribution, FeatureStatistics, Histogram
+from .statistics import FeatureStatistics, Histogram
 from .tables import estimate_tables
 from .taps import choose_taps
-
-MAX_EXCESS = 0.10
-"""The fitted density is used if its range costs at most this much more error than the histogram's own optimum."""
 
 PILOT_LEVELS = (8, 4)
 """Number of levels at which the taps are chosen, and at which the coders are compared."""
@@ -115,49 +111,3 @@ def adaptive_rate(sample: NDArray[np.float32], quantizer: Quantizer) -> float:
     q = quantize(sample, quantizer)
     entropy = AdaptiveBinary(len(quantizer.levels))
     return sum(8 * len(entropy.encode(image.reshape(-1), *image.shape[1:])[0]) for image in q) / q.size
-
-
-def known_slope(histogram: Histogram, slope: float | None) -> float | None:
-    """The slope as given. If None: 0 for features that look like a ReLU's, with exact zeros and no negative value."""
-    if slope is None and histogram.minimum >= 0 and histogram.zero_mass > 0:
-        return 0.0
-    return slope
-
-
-def choose_range(levels: int, values: Distribution, slope: float | None) -> tuple[tuple[float, float], Clipping]:
-    """(c_min, c_max) and how it was chosen: with the fitted density where that fits, else with the histogram."""
-    histogram = values.histogram
-    measured = histogram_error(histogram)
-    upper = max(abs(histogram.minimum), abs(histogram.maximum))
-    if histogram.minimum >= 0:
-        by_histogram = (0.0, best_c_max(measured, levels, upper))
-    else:
-        by_histogram = best_range(measured, levels, histogram.minimum, upper)
-    if slope is None:
-        return by_histogram, Clipping(method="histogram", reason="the features are not of a ReLU or leaky ReLU")
-    density = fit_density(values.mean, values.variance, slope)
-    if density is None:
-        return by_histogram, Clipping(method="histogram", reason="no density has this mean and variance")
-    distance = kolmogorov_smirnov(density, histogram)
-    by_density = (0.0, best_c_max(density_error(density), levels, 2 * upper))
-    found, least = (measured(*uniform_cells(*r, levels)) for r in (by_density, by_histogram))
-    if found > (1 + MAX_EXCESS) * least:
-        more = f"{found / least - 1:.0%} more error" if least > 0 else "an error where there need be none"
-        reason = f"the fitted density's range [0, {by_density[1]:.4g}] has {more} on the features"
-        return by_histogram, Clipping(method="histogram", ks_distance=distance, reason=reason)
-    return by_density, Clipping(
-        method="relu_model" if slope == 0 else "leaky_relu_model",
-        ks_distance=distance,
-        rate=density.rate,
-        location=density.location,
-    )
-
-
-def kolmogorov_smirnov(density: FeatureDensity, histogram: Histogram) -> float:
-    """Largest distance between the fitted and the measured distribution function, at the bin edges."""
-    order = np.argsort(histogram.centres, kind="stable")
-    edges = histogram.centres[order] + histogram.width / 2
-    measured = np.cumsum(histogram.weights[order])
-    # The bin of exact zeros has no width: its edge is zero itself.
-    edges[histogram.centres[order] == 0] = 0.0
-    return float(np.abs(density.cdf(edges) - measured).max())

@@ -16,9 +16,9 @@ import numpy as np
 from splitwire.codec.profile import Quantizer, TensorPoint
 from splitwire.codec.tables import Taps
 
-from .clipping import float32_quantizer
+from .clipping import choose_range, float32_quantizer, known_slope
 from .ecsq import ecsq_at_rate
-from .point import Coder, choose_range, known_slope, make_point, varying
+from .point import Coder, make_point, varying
 from .statistics import FeatureStatistics
 
 MAX_ECSQ_LEVELS = 16

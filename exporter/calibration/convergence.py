@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splitwire.codec.design import FeatureStatistics
-from splitwire.codec.design.clipping import uniform_cells
-from splitwire.codec.design.point import choose_range, known_slope
+from splitwire.codec.design.clipping import choose_range, known_slope, uniform_cells
 
 FIRST_LOOK = 8
 """Number of images at the first check; each later check has twice as many."""

@@ -11,9 +11,15 @@ import pytest
 from codec_helpers import relu_features
 
 from splitwire.codec.design import FeatureStatistics, design_operating_point
-from splitwire.codec.design.clipping import Error, best_c_max, best_range, density_error, uniform_cells
+from splitwire.codec.design.clipping import (
+    Error,
+    best_c_max,
+    best_range,
+    density_error,
+    kolmogorov_smirnov,
+    uniform_cells,
+)
 from splitwire.codec.design.density import FeatureDensity, fit_density
-from splitwire.codec.design.point import kolmogorov_smirnov
 from splitwire.codec.errors import ExportError, NonFiniteFeatures
 from splitwire.codec.tables import TABLE_SIZE
 
