@@ -58,7 +58,7 @@ def describe(session: CloudSession) -> dict[str, Any]:
             {
                 "name": point.name,
                 "levels": [len(t.quantizer.levels) for t in point.tensors],
-                "steps": list(point.steps) if isinstance(point.steps, tuple) else [],
+                **({"steps": list(point.steps)} if isinstance(point.steps, tuple) else {}),
                 "bits_per_element": point.bits_per_element,
             }
             for point in profile.operating_points
