@@ -84,6 +84,7 @@ def test_few_images_are_not_believed(images: int) -> None:
     assert found[1] > -(share * np.log2(share)).sum()  # not less than the order-0 entropy, which is all there is
 
 
+@pytest.mark.slow
 def test_taps_lie_in_earlier_groups_and_a_point_in_64_kb() -> None:
     for channels in (GROUP + 1, 100, 400):
         x = mixed(16, channels)

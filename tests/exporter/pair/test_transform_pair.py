@@ -87,6 +87,7 @@ def test_auto_keeps_what_needs_fewer_bits(model, tmp_path):
     assert result.profile.is_transform == said[0].startswith("transform points need 0.")
 
 
+@pytest.mark.slow
 def test_the_same_twice(model, tmp_path):
     first, second = (export(model, tmp_path / name, refine=4) for name in ("a", "b"))
     assert first.profile.fingerprint == second.profile.fingerprint
@@ -131,6 +132,7 @@ def test_bits_at_equal_damage():
     assert bits_at_equal_damage(scalar, [(0.001, 50.0)]) is None
 
 
+@pytest.mark.slow
 def test_the_command(model, tmp_path):
     write_images(tmp_path / "images", 12)
     arguments = [str(model), "--data", str(tmp_path / "images"), "--crop", "16", "--cut", "layer1"]
@@ -149,6 +151,7 @@ def test_the_command(model, tmp_path):
     assert "--refine takes a time" in str(refused.exception)
 
 
+@pytest.mark.slow
 def test_evaluated_beside_pictures(made, tmp_path):
     from splitwire.evaluation.run import evaluate
 

@@ -140,6 +140,7 @@ def test_real_coefficients_do_to_the_answers_what_the_ladder_says(cut, refined):
     assert coefficients.shape[1:] == design.shape
 
 
+@pytest.mark.slow
 def test_the_same_again(cut, refined):
     again = run(cut, 60)
     for a, b in zip(refined.designs[0].analysis, again.designs[0].analysis, strict=True):
@@ -169,6 +170,7 @@ def test_a_refinement_that_makes_it_worse_is_not_kept(cut, monkeypatch):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_without_gradients_noise_measures_the_bands(cut, monkeypatch):
     def fails(*_: object) -> None:
         raise NotInTorch("an operator")
@@ -191,6 +193,7 @@ def test_without_gradients_noise_measures_the_bands(cut, monkeypatch):
     assert bits_at(made, 0.05) < 1.5 * bits_at(with_gradients, 0.05)
 
 
+@pytest.mark.slow
 def test_progress_names_the_stages_in_order(cut):
     seen: list[tuple[str, int, int | None]] = []
     run(cut, 2, lambda *call: seen.append(call))
@@ -287,6 +290,7 @@ class Branches(nn.Module):
         return y.relu(), y.mean((2, 3))
 
 
+@pytest.mark.slow
 def test_two_tensors_share_one_ladder_by_what_each_does_to_the_outputs(cut):
     torch.manual_seed(1)
     source = from_module(Branches().eval(), (1, *SHAPE))
@@ -314,6 +318,7 @@ def test_two_tensors_share_one_ladder_by_what_each_does_to_the_outputs(cut):
         assert np.square(difference).mean() < 1e-2 * np.square(whole.astype(np.float32)).mean()
 
 
+@pytest.mark.slow
 def test_thresholds_lower_the_damage_of_clipped_features(monkeypatch):
     cut = build(-0.6)
     with_thresholds = run(cut, 0)
