@@ -1,16 +1,13 @@
 """Protect a pair of another network in the output folder: it is replaced only on request.
 
-A pair belongs to another network if its model name or its cut differs, or if its float32 halves differ (weights, graph
-or input shape). With other operating points, calibration images, preprocessing, labels or precisions of the halves, it
-is the same pair, and is replaced.
+A pair belongs to another network if its model name or its cut differs. With the same name and cut it is an earlier
+version of the same pair, and is replaced: a network is exported again after each training.
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-
-import msgspec
 
 from splitwire.codec.errors import ProfileError, UsageError
 from splitwire.codec.profile import BACK, FRONT, CodecProfile
@@ -29,24 +26,6 @@ def check_names(out: Path, model: str, cut: str) -> None:
     if existing is not None and (existing.model, existing.cut) != (model, cut):
         raise UsageError(
             f"{out} holds {existing.model} cut after {existing.cut}, not {model} cut after {cut}; {ADVICE}"
-        )
-
-
-def check_halves(out: Path, front_sha256: str, back_sha256: str) -> None:
-    """Raise UsageError if `out` holds a pair with other halves. Call it as soon as the halves exist.
-
-    front_sha256, back_sha256: of the float32 halves without transforms. A half in `out` at reduced precision or with a
-    transform cannot be compared.
-    """
-    existing = held(out)
-    if existing is None or existing.is_transform:
-        return
-    same_front = existing.front_precision is not msgspec.UNSET or existing.front_sha256 == front_sha256
-    same_back = existing.back_precision is not msgspec.UNSET or existing.back_sha256 == back_sha256
-    if not (same_front and same_back):
-        raise UsageError(
-            f"{out} holds a pair of another network with the same name and cut, {existing.model} after {existing.cut}:"
-            f" its weights, graph or input shape differ; {ADVICE}"
         )
 
 
