@@ -33,7 +33,7 @@ from splitwire.exporter.points.measure import (
 )
 from splitwire.exporter.transform.design import RefineOptions, design_transform
 from splitwire.exporter.transform.fold import coefficients_name, fold_back, fold_front
-from splitwire.exporter.transform.material import held_out
+from splitwire.exporter.transform.refinement.material import held_out
 
 from .precision_choice import Candidate, Half
 

@@ -18,19 +18,19 @@ from splitwire.exporter.network.differentiable.graph import TorchGraph, open_in_
 from splitwire.exporter.network.differentiable.operators import NotInTorch
 from splitwire.exporter.network.inference import Float32Array, Graph
 from splitwire.exporter.points.damage import Task
+from splitwire.exporter.transform.bands.coding import Coding
+from splitwire.exporter.transform.bands.klt import design_bands, unit_step
+from splitwire.exporter.transform.bands.layout import Layout
+from splitwire.exporter.transform.bands.noise import band_weights
+from splitwire.exporter.transform.bands.statistics import BandStatistics
+from splitwire.exporter.transform.refinement.material import HeldOut, Material, gather, held_out
+from splitwire.exporter.transform.refinement.objective import Objective, draw_gradients
+from splitwire.exporter.transform.refinement.refine import BATCH, SEED, Examples, Refined, Trainer, usual_steps
+from splitwire.exporter.transform.refinement.threshold import with_thresholds
 
-from .coding import Coding
-from .klt import design_bands, unit_step
 from .ladder import FINEST, LadderPoint, choose_steps, ends, find_range, names
-from .layout import Layout
-from .material import HeldOut, Material, gather, held_out
-from .noise import band_weights
-from .objective import Objective, draw_gradients
 from .rate import count_tables, image_bits
-from .refine import BATCH, SEED, Examples, Refined, Trainer, usual_steps
-from .statistics import BandStatistics
 from .tensor import TransformDesign
-from .threshold import with_thresholds
 
 REFERENCE_DAMAGE = 0.0625
 """Damage that step 1 would cost if the quadratic model held and no coefficient were rounded to zero."""

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from splitwire.codec.errors import ExportError
 from splitwire.exporter.network.inference import check_graph
+from splitwire.exporter.transform.bands.layout import Layout
 
-from .layout import Layout
 from .tensor import TransformDesign
 
 SUFFIX = "coefficients"

@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 
 from splitwire.codec.design.transform_tables import DesignedTables, design_transform_tables, ideal_bits
 from splitwire.codec.transform import DEAD_ZONE, step_reciprocal
-
-from .layout import Float64Array
+from splitwire.exporter.transform.bands.layout import Float64Array
 
 Coefficients = NDArray[np.float32]
 

@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splitwire.codec.transform import Transform
-
-from .layout import Layout
+from splitwire.exporter.transform.bands.layout import Layout
 
 Float32Array = NDArray[np.float32]
 

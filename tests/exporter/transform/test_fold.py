@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from splitwire.exporter.network.inference import Graph
-from splitwire.exporter.transform.coding import Coding
+from splitwire.exporter.transform.bands.coding import Coding
+from splitwire.exporter.transform.bands.klt import BandTransform
+from splitwire.exporter.transform.bands.layout import Layout
+from splitwire.exporter.transform.bands.statistics import spectrum
 from splitwire.exporter.transform.design import finish
 from splitwire.exporter.transform.fold import coefficients_name, fold_back, fold_front
-from splitwire.exporter.transform.klt import BandTransform
-from splitwire.exporter.transform.layout import Layout
-from splitwire.exporter.transform.statistics import spectrum
 from splitwire.exporter.transform.tensor import TransformDesign
 
 SHAPES = [(6, 3, 3), (5, 14, 14), (4, 28, 28), (3, 6, 80), (7, 7, 12), (24, 8), (17, 8), (16, 8), (9,)]

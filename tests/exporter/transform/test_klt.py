@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from splitwire.exporter.transform.klt import task_klt, unit_step
+from splitwire.exporter.transform.bands.klt import task_klt, unit_step
 
 
 def random_covariance(seed: int, n: int = 6) -> np.ndarray:

@@ -25,14 +25,14 @@ from splitwire.exporter.network.differentiable.operators import NotInTorch
 from splitwire.exporter.network.inference import Graph
 from splitwire.exporter.network.source import from_module
 from splitwire.exporter.transform import design as designing
+from splitwire.exporter.transform.bands.layout import Layout
+from splitwire.exporter.transform.bands.noise import band_weights
+from splitwire.exporter.transform.bands.statistics import BandStatistics
 from splitwire.exporter.transform.design import DesignedTransforms, RefineOptions, design_transform
 from splitwire.exporter.transform.fold import fold_back, fold_front
-from splitwire.exporter.transform.layout import Layout
-from splitwire.exporter.transform.noise import band_weights
-from splitwire.exporter.transform.objective import Objective, draw_gradients
 from splitwire.exporter.transform.rate import quantized
-from splitwire.exporter.transform.refine import Rates
-from splitwire.exporter.transform.statistics import BandStatistics
+from splitwire.exporter.transform.refinement.objective import Objective, draw_gradients
+from splitwire.exporter.transform.refinement.refine import Rates
 
 
 class Small(nn.Module):

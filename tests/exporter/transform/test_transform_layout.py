@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from splitwire.exporter.transform.layout import EDGES, Layout, dct_matrix
-from splitwire.exporter.transform.statistics import BandStatistics, features_of, spectrum
+from splitwire.exporter.transform.bands.layout import EDGES, Layout, dct_matrix
+from splitwire.exporter.transform.bands.statistics import BandStatistics, features_of, spectrum
 
 SHAPES = [(6, 3, 3), (5, 28, 28), (3, 6, 80), (7, 7, 12), (24, 8), (17, 8), (16, 8), (9,)]
 

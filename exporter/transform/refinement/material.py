@@ -13,10 +13,9 @@ from splitwire.codec.shared.progress import ProgressFn
 from splitwire.exporter.calibration.calibrate import BATCH, padded
 from splitwire.exporter.network.inference import Array, Float32Array, Graph
 from splitwire.exporter.points.damage import Damage
-
-from .coding import Coding
-from .layout import Layout
-from .statistics import BandStatistics, features_of, spectrum
+from splitwire.exporter.transform.bands.coding import Coding
+from splitwire.exporter.transform.bands.layout import Layout
+from splitwire.exporter.transform.bands.statistics import BandStatistics, features_of, spectrum
 
 HELD_SHARE = 5
 """One in this many inputs is held out: neighbours in the calibration, so that crops of one picture do not part."""

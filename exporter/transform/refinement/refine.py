@@ -22,13 +22,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from splitwire.codec.shared.progress import ProgressFn
 from splitwire.codec.transform import UNIT_STEP, step_size
 from splitwire.exporter.network.differentiable.graph import TorchGraph
+from splitwire.exporter.transform.bands.coding import Coding
+from splitwire.exporter.transform.bands.layout import Float64Array, Layout
+from splitwire.exporter.transform.bands.statistics import features_of
+from splitwire.exporter.transform.rate import count_tables, image_bits
 
-from .coding import Coding
-from .layout import Float64Array, Layout
 from .material import ANSWER_BYTES, Material
 from .objective import Objective
-from .rate import count_tables, image_bits
-from .statistics import features_of
 
 PATIENCE = 4
 """Checks without progress after which training ends."""

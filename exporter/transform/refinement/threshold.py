@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from splitwire.codec.transform import step_size
+from splitwire.exporter.transform.bands.coding import Coding
+from splitwire.exporter.transform.bands.statistics import features_of
 
-from .coding import Coding
 from .material import HeldOut, Material
-from .statistics import features_of
 
 SHARES = (0.25, 0.5, 0.75)
 """Thresholds that are tried, in deviations of the error where the features are zero."""

@@ -1,0 +1,1 @@
+"""What the task decides: damage and gradients on calibration inputs, thresholds, and the training of a transform."""
