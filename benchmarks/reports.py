@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from rich.console import Console
 
-from benchmarks.photographs import imagenet, natural, write_crops
+from benchmarks.inputs.photographs import imagenet, natural, write_crops
 from splitwire.codec.profile import Preprocessing
 from splitwire.console import progress_bar
 from splitwire.demo import photos

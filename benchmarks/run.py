@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from benchmarks import codec, ecsq, startup, task, transform
+from benchmarks.quality import ecsq, task
+from benchmarks.speed import codec, startup, transform
 
 
 def main() -> None:

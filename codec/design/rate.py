@@ -26,7 +26,7 @@ MAX_ECSQ_LEVELS = 16
 
 FINE_STARTS = (32,)
 """Numbers of levels of the uniform quantizers to start from, beside `max_levels`. More starting levels find a better
-minimum: 1 to 18 % less error from 32 than from 16 (benchmarks/ecsq.py), if no more than `max_levels` remain."""
+minimum: 1 to 18 % less error from 32 than from 16 (benchmarks/quality/ecsq.py), if no more than `max_levels` remain."""
 
 STEPS = 6
 MARGIN = 0.98

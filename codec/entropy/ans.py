@@ -14,7 +14,7 @@ from splitwire.codec.tables import TABLE_SIZE
 MAX_LANES = 8
 
 # Every lane ends with four bytes of state, about two of which are overhead, so small tensors get fewer lanes. Below
-# these sizes the bytes matter more than the speed of parallel lanes (measured with benchmarks/codec.py).
+# these sizes the bytes matter more than the speed of parallel lanes (measured with benchmarks/speed/codec.py).
 _SYMBOLS_PER_LANE = 1024
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import field, field_pictures
+from benchmarks.inputs import field_pictures
+from benchmarks.networks import field
 from splitwire.codec import preprocessing
 from splitwire.commands.export import pictures
 from splitwire.exporter.network.pictures import completed

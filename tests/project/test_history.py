@@ -1,4 +1,4 @@
-"""benchmarks/history.py: the ratios of a release, what moved, and what fails."""
+"""benchmarks/speed/history.py: the ratios of a release, what moved, and what fails."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from benchmarks import history
-from benchmarks.codec import OURS, Row
+from benchmarks.speed import history
+from benchmarks.speed.codec import OURS, Row
 from splitwire.codec.shared.files import write_json
 
 MACHINE = {"processor": "Some Processor"}

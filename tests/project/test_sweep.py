@@ -9,8 +9,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from benchmarks import sweep
-from benchmarks.sweep import CUTS, NETWORKS, Result, page
+from benchmarks.networks import sweep
+from benchmarks.networks.sweep import CUTS, NETWORKS, Result, page
 
 pytestmark = pytest.mark.slow
 
@@ -50,7 +50,11 @@ def test_the_page_has_a_row_for_each(results: list[Result]):
 
 def test_unknown_networks_are_refused():
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.sweep", "resnet"], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "benchmarks.networks.sweep", "resnet"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 2
     assert "not in the sweep: resnet; it has alexnet" in done.stderr

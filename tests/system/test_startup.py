@@ -331,7 +331,7 @@ def test_user_who_can_read_the_cache_that_root_made(readable_tree: Path, warm: t
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system does not tell a process's peak")
 @pytest.mark.parametrize("op", ["whole-blocks", "padded-blocks", "no-tables", "predicted"])
 def test_memory_stays_below_three_tensors(warm: tuple[Path, dict[str, Any]], op: str):
-    """The tensor and the frame included; benchmarks/startup.py has the figures for a larger one.
+    """The tensor and the frame included; benchmarks/speed/startup.py has the figures for a larger one.
 
     Every array goes back to the system as soon as it is freed: what glibc kept of the encoder's would hide what the
     decoder takes.

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.features import Floats, Tensor, tensors, without_tables
-from benchmarks.measure import medians
+from benchmarks.inputs.features import Floats, Tensor, tensors, without_tables
+from benchmarks.speed.measure import medians
 from splitwire.codec.codec import FeatureCodec
 from splitwire.codec.kernels import quantize as kernels
 from splitwire.codec.profile import Quantizer

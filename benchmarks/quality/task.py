@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.features import Floats, activations, mobilenet_inputs, profile
+from benchmarks.inputs.features import Floats, activations, mobilenet_inputs, profile
 from splitwire.codec.codec import FeatureCodec
 from splitwire.codec.design import FeatureStatistics, design_entropy_constrained, design_operating_point
 from splitwire.codec.profile import OperatingPoint, TensorPoint

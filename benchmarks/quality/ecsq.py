@@ -15,7 +15,7 @@ from msgspec import Struct
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.features import Floats, Tensor, profile, tensors
+from benchmarks.inputs.features import Floats, Tensor, profile, tensors
 from splitwire.codec.codec import FeatureCodec
 from splitwire.codec.design import design_entropy_constrained, design_operating_point
 from splitwire.codec.design.clipping import choose_range, known_slope

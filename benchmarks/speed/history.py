@@ -2,7 +2,7 @@
 
 It reads build/bench/codec.json, which `make bench-codec` writes. Each figure is a ratio to zstd 3, measured in the same
 run: the bytes divided by its bytes, and the speed divided by its speed. So two files may come from two machines.
-`python -m benchmarks.history record 0.2.0` writes the file of a release.
+`python -m benchmarks.speed.history record 0.2.0` writes the file of a release.
 The exit status is 1 if a frame grew, because bytes do not depend on the machine. Changes of speed are only reported.
 """
 
@@ -17,10 +17,10 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.codec import CONTEXT, OURS, Row
+from benchmarks.speed.codec import CONTEXT, OURS, Row
 from splitwire.codec.shared.files import write_json
 
-HISTORY = Path(__file__).parent / "history"
+HISTORY = Path(__file__).parents[1] / "history"
 MEASURED = Path("build/bench/codec.json")
 VERSION = r"\d+(?:\.\d+)+"
 PEER = "bit-pack + zstd 3"
@@ -64,7 +64,7 @@ def last_release(folder: Path = HISTORY) -> Release:
     """The newest release in the history, by version number."""
     files = sorted(folder.glob("*.json"), key=lambda p: [int(n) for n in p.stem.split(".")])
     if not files:
-        sys.exit(f"{folder} holds no release; write one with `python -m benchmarks.history record VERSION`")
+        sys.exit(f"{folder} holds no release; write one with `python -m benchmarks.speed.history record VERSION`")
     return msgspec.json.decode(files[-1].read_bytes(), type=Release)
 
 

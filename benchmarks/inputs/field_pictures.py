@@ -13,7 +13,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from benchmarks.photographs import imagenet, natural
+from benchmarks.inputs.photographs import imagenet, natural
 from splitwire.demo.photos import random_square
 
 WORDS = [

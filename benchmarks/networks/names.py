@@ -1,4 +1,4 @@
-"""`python -m benchmarks.names`: counts the leaf modules of the recipes' networks whose path names a cut.
+"""`python -m benchmarks.networks.names`: counts the leaf modules of the recipes' networks whose path names a cut.
 
 A module that runs several times counts if its first call names a cut (`layer1.0.relu[0]`). The weights are random. It
 writes build/bench/names.json.
@@ -15,7 +15,7 @@ from msgspec import Struct
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks.sweep import SIZES
+from benchmarks.networks.sweep import SIZES
 from splitwire.codec.errors import SplitwireError
 from splitwire.codec.shared.files import write_json
 from splitwire.exporter.cutting.names import Names

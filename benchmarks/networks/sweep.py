@@ -137,7 +137,7 @@ def main(arguments: Sequence[str]) -> int:
         with tempfile.TemporaryDirectory() as scratch:
             model = str(Path(scratch) / f"{name}.onnx")
             for step in (["--export", name, model], ["--cut", name, model, str(kept)]):
-                command = [sys.executable, "-m", "benchmarks.sweep", *step]
+                command = [sys.executable, "-m", "benchmarks.networks.sweep", *step]
                 done = subprocess.run(command, check=False)  # noqa: S603 - this very module
                 if done.returncode:
                     failed.append(name)

@@ -1,4 +1,4 @@
-"""Coder 5 beside the predictive and the context coder: elements per second (`python -m benchmarks.transform`).
+"""Coder 5 beside the predictive and the context coder: elements per second (`python -m benchmarks.speed.transform`).
 
 The tensor is MobileNetV2's linear 96×14×14 bottleneck. The other coders code its features with 4 levels. Coder 5 gets
 synthetic Laplace coefficients of that tensor, so that the benchmark needs no transform: 18,000 per image, with mean
@@ -16,9 +16,9 @@ from msgspec import Struct
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.codec import CALL_REPEATS, OUT, Contender, Splitwire, bind
-from benchmarks.features import CUTS, Floats, Tensor, activations, mobilenet_inputs, tensor
-from benchmarks.measure import medians
+from benchmarks.inputs.features import CUTS, Floats, Tensor, activations, mobilenet_inputs, tensor
+from benchmarks.speed.codec import CALL_REPEATS, OUT, Contender, Splitwire, bind
+from benchmarks.speed.measure import medians
 from splitwire.codec.codec import FeatureCodec
 from splitwire.codec.design.transform_tables import design_transform_tables
 from splitwire.codec.profile import CodecProfile, OperatingPoint, TensorSpec

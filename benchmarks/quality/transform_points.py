@@ -1,4 +1,4 @@
-"""`python -m benchmarks.transform_points`: transform points beside today's points at the same cuts, by real frames.
+"""Transform points beside today's at the same cuts, by real frames (`python -m benchmarks.quality.transform_points`).
 
 Writes build/bench/transform_points.json (machine, rows) and prints the same as a table, with the bytes of both
 interpolated at equal damage. The pictures are held out. The demo network: 1,000 labelled test pictures, calibrated on
@@ -25,7 +25,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import photographs
+from benchmarks.inputs import photographs
 from splitwire.codec import preprocessing
 from splitwire.codec.codec import FeatureCodec
 from splitwire.codec.profile import CodecProfile, OperatingPoint, Preprocessing, TensorSpec

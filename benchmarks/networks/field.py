@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 
-from benchmarks import field_pictures as pictures
+from benchmarks.inputs import field_pictures as pictures
 from splitwire.codec import preprocessing
 from splitwire.codec.errors import UsageError
 from splitwire.codec.shared.files import write_json

@@ -20,7 +20,7 @@ from msgspec import Struct
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.photographs import natural, write_crops
+from benchmarks.inputs.photographs import natural, write_crops
 from splitwire.codec.shared.files import write_json
 from splitwire.console import progress_bar
 from splitwire.evaluation.measuring.stages import machine

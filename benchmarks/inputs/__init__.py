@@ -1,0 +1,1 @@
+"""The tensors and pictures that the benchmarks measure on."""

@@ -1,0 +1,1 @@
+"""Error, and effect on the answers, at equal rate or at equal bytes."""
