@@ -23,11 +23,11 @@ from .errors import (
     UnsupportedVersion,
     UsageError,
 )
-from .frame import Chunk, DecoderLimits, Frame, build_frame, parse_frame
 from .profile import CodecProfile, TensorPoint, TensorSpec
 from .quantizer import BlockPacker, non_finite
-from .sizes import Int64Array, decode_sizes, encode_sizes
 from .transform import STEPS, Transform
+from .wire.frame import Chunk, DecoderLimits, Frame, build_frame, parse_frame
+from .wire.sizes import Int64Array, decode_sizes, encode_sizes
 
 T = TypeVar("T")
 Float32Array = NDArray[np.float32]

@@ -30,7 +30,7 @@ FORMAT = 1
 MAX_PROFILE_BYTES = 8 << 20
 
 MAX_ELEMENTS = 1 << 26
-"""Largest C·H·W of one tensor; the decoder never allocates more than this per image (frame.py bounds the batch)."""
+"""Largest C·H·W of one tensor; the decoder allocates at most this per image (wire/frame.py bounds the batch)."""
 
 MAX_SIZES = 64
 """Most integers in a vector of sizes, and most such vectors."""

@@ -20,8 +20,8 @@ from .codec import FeatureCodec
 from .entropy.rans import neighbour_context
 from .errors import DeviceError
 from .kernels import statistics
-from .kernels.cache import Loaded
-from .kernels.policy import INTERPRETED, STORE
+from .kernels.compilation.cache import Loaded
+from .kernels.compilation.policy import INTERPRETED, STORE
 from .profile import Clipping, CodecProfile, OperatingPoint, Quantizer, TensorPoint, TensorSpec
 from .shared.progress import ProgressFn
 from .tables import ACTIVITY_SUMS, CELLS, OWN, TABLE_SIZE, ContextTables, PredictionTables, Taps
@@ -47,7 +47,8 @@ def warm_up(root: Path | None = None, progress: ProgressFn | None = None) -> War
 
     Run it in a new process: a kernel that this process has already compiled is not written.
 
-    root: the cache folder; None is the usual one (kernels/cache.py). progress(stage, done, total): called as it goes.
+    root: the cache folder; None is the usual one (kernels/compilation/cache.py). progress(stage, done, total): called
+    as it goes.
     Raises DeviceError if the folder cannot be written, or nothing is compiled here (NUMBA_DISABLE_JIT).
     """
     if INTERPRETED:

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from splitwire.codec.errors import ProfileError, ShapeMismatch, UsageError
 from splitwire.codec.profile import CodecProfile
-from splitwire.codec.reply import DTYPES, Outputs
 from splitwire.codec.shared.sessions import open_graph
 from splitwire.codec.shared.telemetry import stop_events
-from splitwire.codec.sizes import Int64Array
+from splitwire.codec.wire.reply import DTYPES, Outputs
+from splitwire.codec.wire.sizes import Int64Array
 
 stop_events(ort)
 
@@ -28,7 +28,7 @@ Float32Array = NDArray[np.float32]
 
 _OTHER_NAMES = {"float32": "float", "float64": "double"}
 OUTPUT_TYPES = frozenset(f"tensor({_OTHER_NAMES.get(name, name)})" for name in DTYPES)
-"""ONNX Runtime's names for the element types that a reply can carry (codec/reply.py)."""
+"""ONNX Runtime's names for the element types that a reply can carry (codec/wire/reply.py)."""
 
 
 @dataclass(frozen=True, kw_only=True)

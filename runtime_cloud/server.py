@@ -26,9 +26,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from splitwire.codec import frame as wire_frame
 from splitwire.codec.errors import ServerBusy, SplitwireError
-from splitwire.codec.reply import FRAME_MEDIA_TYPE, REPLY_MEDIA_TYPE, printable
+from splitwire.codec.wire import frame as wire_frame
+from splitwire.codec.wire.reply import FRAME_MEDIA_TYPE, REPLY_MEDIA_TYPE, printable
 
 from .admission import Gate, ServerLimits
 from .loading import Models, describe

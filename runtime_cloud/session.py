@@ -13,8 +13,8 @@ import numpy as np
 from splitwire.codec.codec import DecodedFrame, FeatureCodec
 from splitwire.codec.errors import ShapeMismatch
 from splitwire.codec.profile import CodecProfile
-from splitwire.codec.reply import Outputs, encode_reply
-from splitwire.codec.sizes import Int64Array
+from splitwire.codec.wire.reply import Outputs, encode_reply
+from splitwire.codec.wire.sizes import Int64Array
 
 from .graph import Float32Array, open_back
 

@@ -12,7 +12,7 @@ from email.utils import parsedate_to_datetime
 import msgspec
 
 from splitwire.codec.errors import AuthRefused, BadResponse, ServerBusy, SplitwireError, TransportError
-from splitwire.codec.reply import REPLY_MEDIA_TYPE, UNREADABLE, DecodedReply, decode_reply, printable
+from splitwire.codec.wire.reply import REPLY_MEDIA_TYPE, UNREADABLE, DecodedReply, decode_reply, printable
 
 
 @dataclass(frozen=True, kw_only=True)

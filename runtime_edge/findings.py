@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from splitwire.codec.errors import UsageError
 from splitwire.codec.profile import CodecProfile, Preprocessing
-from splitwire.codec.reply import Outputs
 from splitwire.codec.shared.tasks import (
     DETECTION,
     TASKS,
@@ -27,6 +26,7 @@ from splitwire.codec.shared.tasks import (
     is_detector,
     log_probabilities,
 )
+from splitwire.codec.wire.reply import Outputs
 
 MIN_SCORE = 0.5
 """Detections with a smaller score are counted but not shown."""

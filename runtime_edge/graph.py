@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from splitwire.codec.errors import ProfileError, ShapeMismatch, UsageError
 from splitwire.codec.profile import CodecProfile
-from splitwire.codec.reply import Outputs
 from splitwire.codec.shared.device import int8_overflows
 from splitwire.codec.shared.sessions import open_graph
 from splitwire.codec.shared.telemetry import stop_events
-from splitwire.codec.sizes import Int64Array
+from splitwire.codec.wire.reply import Outputs
+from splitwire.codec.wire.sizes import Int64Array
 
 stop_events(ort)
 

@@ -16,8 +16,8 @@ import numpy as np
 from splitwire.codec.codec import FeatureCodec
 from splitwire.codec.errors import BadResponse, ShapeMismatch, UsageError
 from splitwire.codec.profile import CodecProfile
-from splitwire.codec.reply import Outputs
-from splitwire.codec.sizes import Int64Array
+from splitwire.codec.wire.reply import Outputs
+from splitwire.codec.wire.sizes import Int64Array
 
 from .findings import MIN_SCORE, Findings, find
 from .graph import Float32Array, FrontOutputs, Input, InputType, open_front

@@ -27,7 +27,7 @@ from splitwire.codec.errors import (
     TransportError,
     UsageError,
 )
-from splitwire.codec.reply import FRAME_MEDIA_TYPE, DecodedReply, Outputs, decode_reply
+from splitwire.codec.wire.reply import FRAME_MEDIA_TYPE, DecodedReply, Outputs, decode_reply
 
 from .answers import Answer, understand
 from .wire import CountingTransport, Tally

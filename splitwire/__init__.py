@@ -45,7 +45,6 @@ if TYPE_CHECKING:
         UnsupportedVersion,
         UsageError,
     )
-    from splitwire.codec.frame import DecoderLimits
     from splitwire.codec.profile import (
         Clipping,
         CodecProfile,
@@ -57,6 +56,7 @@ if TYPE_CHECKING:
         TensorSpec,
     )
     from splitwire.codec.shared.device import DeviceProfile
+    from splitwire.codec.wire.frame import DecoderLimits
     from splitwire.evaluation.answer.compare import Comparison, compare
     from splitwire.evaluation.answer.results import Estimate, Evaluation, read_results
     from splitwire.evaluation.answer.results import Point as MeasuredPoint
@@ -124,7 +124,7 @@ _HOME = {
     "Dataset": "splitwire.evaluation.data.dataset",
     "DatasetItem": "splitwire.evaluation.data.dataset:Item",
     "DecodedFrame": "splitwire.codec.codec",
-    "DecoderLimits": "splitwire.codec.frame",
+    "DecoderLimits": "splitwire.codec.wire.frame",
     "Detection": "splitwire.runtime_edge.findings",
     "DetectionTruth": "splitwire.evaluation.data.coco:Truth",
     "Detections": "splitwire.runtime_edge.findings",

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .policy import kernel
+from .compilation.policy import kernel
 
 LOW = np.uint64(1 << 15)
 SLOT = np.uint64(4095)

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .policy import kernel
+from .compilation.policy import kernel
 
 FAST = np.uint64(3)
 SLOW = np.uint64(6)

@@ -38,7 +38,7 @@ from .ans import (
     take,
     take_escaped,
 )
-from .policy import kernel
+from .compilation.policy import kernel
 
 GROUP = 8
 ROW_STRETCH = 16

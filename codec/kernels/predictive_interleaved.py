@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .ans import LOW, OK, ONE, OVERRUN, ZERO, ended, read_states, write_states
-from .policy import kernel
+from .compilation.policy import kernel
 from .predictive import (
     ABOVE,
     AFTER,

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .ans import EIGHT, FOUR, LOW, OK, ONE, OVERRUN, SEVEN, THREE, TWO, ZERO, ended, read_states, write_states
-from .policy import kernel
+from .compilation.policy import kernel
 from .predictive import (
     ABOVE,
     AFTER,

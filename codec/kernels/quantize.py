@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .policy import kernel
+from .compilation.policy import kernel
 
 INF = np.float32(np.inf)
 HALF = np.uint64(32)

@@ -46,7 +46,7 @@ from .ans import (
     take_escaped,
     write_states,
 )
-from .policy import kernel
+from .compilation.policy import kernel
 
 EDGE = np.uint64(256)  # second half of `top` and `left`: the neighbour lies outside the plane
 EIGHT_ONES = np.uint64(0x0101010101010101)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .ans import ONE, ZERO
-from .policy import kernel
+from .compilation.policy import kernel
 from .rans import EDGE
 
 

@@ -37,7 +37,7 @@ from .ans import (
     take,
     write_states,
 )
-from .policy import kernel
+from .compilation.policy import kernel
 
 GROUP = 16
 MAGNITUDE = np.int32(0x7FFFFFFF)

@@ -13,11 +13,11 @@ from typing import Literal
 
 from splitwire.codec.codec import planes_per_chunk
 from splitwire.codec.errors import UsageError
-from splitwire.codec.frame import side_information
 from splitwire.codec.profile import Preprocessing, TensorSpec
 from splitwire.codec.shared.device import DeviceProfile
 from splitwire.codec.shared.progress import ProgressFn, no_progress
 from splitwire.codec.tables import MAX_LEVELS
+from splitwire.codec.wire.frame import side_information
 from splitwire.exporter.cutting.cuts import Cut, find_cuts
 from splitwire.exporter.cutting.names import Names
 from splitwire.exporter.network.inference import Float32Array

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from splitwire.codec.errors import BadResponse, UnsupportedModel
-from splitwire.codec.reply import DTYPES, decode_reply, encode_reply
+from splitwire.codec.wire.reply import DTYPES, decode_reply, encode_reply
 
 TIMES: dict[str, Any] = {"frame_id": 3, "decode_ms": 0.5, "back_ms": 1.5}
 

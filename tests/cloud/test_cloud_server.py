@@ -42,7 +42,7 @@ from splitwire.codec.errors import (
     UnsupportedVersion,
     UsageError,
 )
-from splitwire.codec.reply import FRAME_MEDIA_TYPE, REPLY_MEDIA_TYPE, decode_reply
+from splitwire.codec.wire.reply import FRAME_MEDIA_TYPE, REPLY_MEDIA_TYPE, decode_reply
 from splitwire.runtime_cloud.admission import ServerLimits
 from splitwire.runtime_cloud.loading import Models, describe
 from splitwire.runtime_cloud.server import create_app

@@ -25,7 +25,7 @@ from splitwire.codec.errors import (
     UsageError,
 )
 from splitwire.codec.profile import METADATA_KEY
-from splitwire.codec.reply import decode_reply
+from splitwire.codec.wire.reply import decode_reply
 from splitwire.runtime_cloud.loading import Models, describe, load_models
 from splitwire.runtime_cloud.session import CloudSession
 

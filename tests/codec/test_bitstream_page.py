@@ -24,9 +24,9 @@ from msgspec import UNSET
 from splitwire.codec import errors
 from splitwire.codec.codec import FeatureCodec
 from splitwire.codec.errors import SplitwireError
-from splitwire.codec.frame import DecoderLimits, parse_frame
 from splitwire.codec.profile import CodecProfile, Preprocessing, SizeSpec
 from splitwire.codec.tables import ContextTables
+from splitwire.codec.wire.frame import DecoderLimits, parse_frame
 
 PAGE = (Path(__file__).parents[2] / "docs" / "bitstream.md").read_text(encoding="utf-8")
 

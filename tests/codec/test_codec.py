@@ -23,8 +23,8 @@ from splitwire.codec.errors import (
     Truncated,
     UnsupportedVersion,
 )
-from splitwire.codec.frame import DecoderLimits, parse_frame, side_information
 from splitwire.codec.profile import CodecProfile, Quantizer, SizeSpec
+from splitwire.codec.wire.frame import DecoderLimits, parse_frame, side_information
 
 SHAPES = [(16, 14, 14), (5, 7, 3), (1, 1, 1), (3, 1, 9), (9, 2, 2), (64,), (6, 10), (1, 33, 17)]
 

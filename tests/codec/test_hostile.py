@@ -36,9 +36,9 @@ from mutations import MUTATIONS, SMALLEST, Rng, chunks_of, make_checksums_right
 
 from splitwire.codec.codec import DecodedFrame, FeatureCodec
 from splitwire.codec.errors import BitstreamError, FingerprintMismatch, ProfileError
-from splitwire.codec.frame import DecoderLimits
 from splitwire.codec.profile import CodecProfile
 from splitwire.codec.transform import Transform
+from splitwire.codec.wire.frame import DecoderLimits
 
 LIMITS = DecoderLimits(frame_bytes=1 << 16, elements=1 << 16)
 ADDRESS_SPACE = 256 << 20

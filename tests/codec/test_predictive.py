@@ -31,10 +31,10 @@ from spec_reader import Prediction, read_frame
 from splitwire.codec.codec import FeatureCodec
 from splitwire.codec.entropy.predictive import PredictiveRans
 from splitwire.codec.errors import BitstreamError, Corrupt, FingerprintMismatch, Truncated
-from splitwire.codec.frame import parse_frame
 from splitwire.codec.kernels import predictive_interleaved as interleaved
 from splitwire.codec.profile import Clipping, CodecProfile, Quantizer, TensorPoint
 from splitwire.codec.tables import PLACES, PredictionTables, Taps
+from splitwire.codec.wire.frame import parse_frame
 
 PROFILE = ("shift", "active_bits", "most_active", "rest", "levels", "symbol_bits")
 

@@ -35,9 +35,9 @@ from splitwire.codec.errors import (
     Truncated,
     UsageError,
 )
-from splitwire.codec.frame import DecoderLimits, parse_frame
 from splitwire.codec.profile import TensorSpec
 from splitwire.codec.transform import STEPS, Transform, step_reciprocal, step_size
+from splitwire.codec.wire.frame import DecoderLimits, parse_frame
 
 Float32Array = NDArray[np.float32]
 

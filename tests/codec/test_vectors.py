@@ -20,7 +20,7 @@ from vectors import Vector
 from splitwire.codec.codec import FeatureCodec
 from splitwire.codec.entropy import MOST_LANES
 from splitwire.codec.profile import CodecProfile
-from splitwire.codec.sizes import CODER_ID as SIZES
+from splitwire.codec.wire.sizes import CODER_ID as SIZES
 
 TESTS = Path(__file__).parents[1]
 PYTHONPATH = os.pathsep.join([str(TESTS), str(TESTS / "helpers")])
@@ -112,7 +112,7 @@ import numba, vectors
 from codec_helpers import SEVERAL, frames_of_several
 from splitwire.codec.codec import FeatureCodec
 from splitwire.codec.profile import CodecProfile
-from splitwire.codec.sizes import CODER_ID as SIZES
+from splitwire.codec.wire.sizes import CODER_ID as SIZES
 assert numba.config.DISABLE_JIT
 for name in sys.argv[1:]:
     v = vectors.load(name)

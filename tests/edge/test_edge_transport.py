@@ -30,7 +30,7 @@ from splitwire.codec.errors import (
     TransportError,
     UsageError,
 )
-from splitwire.codec.reply import printable
+from splitwire.codec.wire.reply import printable
 from splitwire.runtime_edge import transport as transport_module
 from splitwire.runtime_edge.answers import parse_retry_after
 from splitwire.runtime_edge.transport import HttpTransport, LoopbackTransport, Timeouts

@@ -25,7 +25,7 @@ sys.path.insert(0, str(TESTS / "helpers"))
 
 import vectors  # noqa: E402 - lies beside this folder
 
-from splitwire.codec.reply import encode_reply  # noqa: E402 - the order is isort's
+from splitwire.codec.wire.reply import encode_reply  # noqa: E402 - the order is isort's
 
 RUNS = {
     "frame": {},

@@ -31,10 +31,10 @@ if COMPILED:  # Numba cannot compile instrumented bytecode: these are imported b
 with atheris.instrument_imports(include=["splitwire.codec"]):
     from splitwire.codec.codec import FeatureCodec
     from splitwire.codec.errors import BadResponse, BitstreamError, FingerprintMismatch, ProfileError
-    from splitwire.codec.frame import DecoderLimits, parse_frame, peek_fingerprint
     from splitwire.codec.profile import CodecProfile
-    from splitwire.codec.reply import decode_reply, encode_reply
     from splitwire.codec.transform import STEPS, Transform
+    from splitwire.codec.wire.frame import DecoderLimits, parse_frame, peek_fingerprint
+    from splitwire.codec.wire.reply import decode_reply, encode_reply
 
 import mutations  # noqa: E402 - lies beside this folder
 import vectors  # noqa: E402 - lies beside this folder

@@ -29,8 +29,8 @@ from splitwire.codec.profile import (
     TensorPoint,
     TensorSpec,
 )
-from splitwire.codec.reply import encode_reply
 from splitwire.codec.tables import ContextTables
+from splitwire.codec.wire.reply import encode_reply
 from splitwire.runtime_cloud.admission import ServerLimits
 from splitwire.runtime_cloud.loading import Models
 from splitwire.runtime_cloud.serve import bind, make_server, url_of

@@ -12,10 +12,11 @@ import typer.main
 from typer.core import TyperGroup
 
 from splitwire import cli, closing
-from splitwire.codec import errors, frame, profile, reply, sizes
+from splitwire.codec import errors, profile
 from splitwire.codec.entropy import MOST_LANES
 from splitwire.codec.shared import device
 from splitwire.codec.warmup import WarmUp
+from splitwire.codec.wire import frame, reply, sizes
 from splitwire.commands import evaluate
 from splitwire.evaluation.answer.compare import Comparison
 from splitwire.evaluation.answer.results import Evaluation

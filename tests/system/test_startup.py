@@ -21,7 +21,7 @@ import kernels as tests_kernels
 import pytest
 
 from splitwire.codec import kernels
-from splitwire.codec.kernels.cache import KernelStore, user_folder
+from splitwire.codec.kernels.compilation.cache import KernelStore, user_folder
 
 pytestmark = pytest.mark.slow
 
@@ -43,7 +43,7 @@ import numpy as np
 from splitwire.codec import warmup
 from splitwire.codec.codec import FeatureCodec
 from splitwire.codec.kernels import ans, cabac, predictive_interleaved, predictive_planes, quantize, rans, transform
-from splitwire.codec.kernels.policy import STORE
+from splitwire.codec.kernels.compilation.policy import STORE
 codec = FeatureCodec(warmup.example_profile())
 x = np.linspace(-1, 2, 64, dtype=np.float32).reshape(1, 2, 8, 4)
 frames = [codec.encode([x], op=op) for op in OPS or [p.name for p in codec.profile.operating_points]]
@@ -182,7 +182,7 @@ def test_whole_files_of_another_numba_are_compiled_anew(warm: tuple[Path, dict[s
     replaced = smallest(folder)
     code = f"""
 import json
-from splitwire.codec.kernels.policy import STORE
+from splitwire.codec.kernels.compilation.policy import STORE
 for name in {[path.name for path in replaced]}:
     STORE.write(name, b"\\x80\\x04N.")
 print(json.dumps({{}}))

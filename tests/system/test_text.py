@@ -21,7 +21,7 @@ from runtime_helpers import make_pair, serving
 
 import splitwire
 from splitwire import cli, console, heartbeat
-from splitwire.codec.kernels.cache import Loaded
+from splitwire.codec.kernels.compilation.cache import Loaded
 from splitwire.codec.shared.device import DeviceProfile
 from splitwire.codec.shared.text import printable
 from splitwire.codec.warmup import WarmUp

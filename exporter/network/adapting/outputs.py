@@ -1,4 +1,4 @@
-"""Keep the outputs that the caller names, and check that a reply can carry them (codec/reply.py)."""
+"""Keep the outputs that the caller names, and check that a reply can carry them (codec/wire/reply.py)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from splitwire.codec.errors import UnsupportedModel, UsageError
-from splitwire.codec.reply import DTYPES, MAX_DIMS, MAX_NAME, MAX_OUTPUTS
+from splitwire.codec.wire.reply import DTYPES, MAX_DIMS, MAX_NAME, MAX_OUTPUTS
 from splitwire.exporter.network.inference import Array
 
 _SHOWN = 8

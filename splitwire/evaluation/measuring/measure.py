@@ -14,9 +14,9 @@ from msgspec import Raw
 from PIL import Image
 
 from splitwire.codec.errors import SplitwireError, UsageError
-from splitwire.codec.reply import Outputs
 from splitwire.codec.shared.pictures import spread
 from splitwire.codec.shared.text import printable
+from splitwire.codec.wire.reply import Outputs
 from splitwire.evaluation.answer.wording import named
 from splitwire.evaluation.contenders.protocol import FeatureContender, Features, ImageContender, Sent
 from splitwire.evaluation.data.dataset import Dataset, Item

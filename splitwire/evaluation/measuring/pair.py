@@ -11,8 +11,8 @@ from msgspec import UnsetType
 
 from splitwire.codec.errors import FingerprintMismatch, UsageError
 from splitwire.codec.profile import BACK, FRONT
-from splitwire.codec.reply import Outputs
-from splitwire.codec.sizes import Int64Array
+from splitwire.codec.wire.reply import Outputs
+from splitwire.codec.wire.sizes import Int64Array
 from splitwire.evaluation.contenders.protocol import Features, Float32Array
 from splitwire.runtime_cloud.graph import open_back
 from splitwire.runtime_edge.graph import open_front

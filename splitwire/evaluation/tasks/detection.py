@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splitwire.codec.errors import UsageError
-from splitwire.codec.reply import Outputs
 from splitwire.codec.shared.tasks import MIN_OVERLAP, overlaps
+from splitwire.codec.wire.reply import Outputs
 from splitwire.evaluation.answer import results
 from splitwire.evaluation.data.coco import Truth
 from splitwire.evaluation.data.dataset import Item

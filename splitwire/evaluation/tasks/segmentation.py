@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splitwire.codec.errors import UsageError
-from splitwire.codec.reply import Outputs
+from splitwire.codec.wire.reply import Outputs
 from splitwire.evaluation.answer import results
 from splitwire.evaluation.data.dataset import Dataset, Item
 from splitwire.evaluation.data.masks import IGNORED

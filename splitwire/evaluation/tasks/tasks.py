@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splitwire.codec.errors import UsageError
-from splitwire.codec.reply import Outputs
 from splitwire.codec.shared.tasks import are_class_scores, divergence, is_detector, log_probabilities
+from splitwire.codec.wire.reply import Outputs
 from splitwire.evaluation.answer import results
 from splitwire.evaluation.data.dataset import Dataset, Item
 

@@ -15,9 +15,9 @@ from splitwire.codec.codec import FeatureCodec
 from splitwire.codec.design import FeatureStatistics, design_operating_point, worthwhile_taps
 from splitwire.codec.design.prediction import estimate_prediction
 from splitwire.codec.design.taps import FEWEST_POSITIONS, POINT_BYTES, choose_taps
-from splitwire.codec.frame import SHORT_SIZE, parse_frame
 from splitwire.codec.profile import Quantizer
 from splitwire.codec.tables import GROUP, PredictionTables
+from splitwire.codec.wire.frame import SHORT_SIZE, parse_frame
 
 Float32Array = NDArray[np.float32]
 UNIFORM = Quantizer.uniform(0.0, 3.0, 4)

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import splitwire
 from splitwire import CloudSession, EdgeSession, LoopbackTransport
 from splitwire.codec.errors import UsageError
-from splitwire.codec.frame import parse_frame
+from splitwire.codec.wire.frame import parse_frame
 from splitwire.commands.export.command import export as command
 from splitwire.exporter.network.inference import Graph
 from splitwire.exporter.network.source import from_file

@@ -17,9 +17,9 @@ from torch import nn
 import splitwire
 from splitwire.codec.codec import FeatureCodec
 from splitwire.codec.errors import Corrupt, ShapeMismatch
-from splitwire.codec.frame import parse_frame, side_information
 from splitwire.codec.profile import CodecProfile
 from splitwire.codec.quantizer import dequantize, quantize
+from splitwire.codec.wire.frame import parse_frame, side_information
 from splitwire.exporter.network.inference import serialise
 from splitwire.exporter.network.source import from_module
 from splitwire.exporter.pair.result import ExportResult

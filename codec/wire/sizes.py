@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import Corrupt, ShapeMismatch
+from splitwire.codec.errors import Corrupt, ShapeMismatch
+from splitwire.codec.profile import MAX_DIM, SizeSpec
+
 from .frame import Chunk
-from .profile import MAX_DIM, SizeSpec
 
 Int64Array = NDArray[np.int64]
 

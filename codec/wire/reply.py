@@ -19,7 +19,7 @@ import numpy as np
 from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
-from .errors import BadResponse, SplitwireError, UnsupportedModel
+from splitwire.codec.errors import BadResponse, SplitwireError, UnsupportedModel
 
 FRAME_MEDIA_TYPE = "application/vnd.splitwire.frame"
 REPLY_MEDIA_TYPE = "application/vnd.splitwire.reply"

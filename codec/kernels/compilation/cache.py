@@ -135,7 +135,7 @@ class KernelStore:
 
     def _below(self, root: Path) -> Path:
         """The folder below `root` for these sources, this Python and this compiler; installations share equal ones."""
-        sources = sorted(Path(__file__).parent.glob("*.py"))
+        sources = sorted(Path(__file__).parents[1].rglob("*.py"))
         if not sources:  # a zip file, a frozen application: there is no source to hash
             raise RuntimeError("the sources of the kernels are not there to compare with")
         digest = hashlib.sha256()

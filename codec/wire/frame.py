@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .errors import Corrupt, LimitExceeded, Truncated, UnsupportedVersion
+from splitwire.codec.errors import Corrupt, LimitExceeded, Truncated, UnsupportedVersion
 
 MAGIC = b"SPLW"
 MAJOR = 1

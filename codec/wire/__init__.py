@@ -1,0 +1,1 @@
+"""What crosses the link: frames, the sizes in them, and replies."""
