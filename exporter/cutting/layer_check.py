@@ -19,7 +19,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from splitwire.codec.errors import UsageError
 from splitwire.exporter.network.dataflow import Kind
 from splitwire.exporter.network.inference import Array, Float32Array, Graph, largest_difference
-from splitwire.exporter.network.passthrough import Call
+from splitwire.exporter.network.modules.passthrough import Call
 from splitwire.exporter.network.source import Source, is_torchvision_detector
 
 from .cuts import named

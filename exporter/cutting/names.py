@@ -3,7 +3,7 @@
 A layer is a module path (`layer2`, `features.13`), a call of a module that runs several times (`layer1.0.relu[1]`), or
 the name of an ONNX tensor or node. The module paths come from the graph: torch's dynamo exporter writes the scopes of
 each node into its metadata, and its TorchScript exporter writes them into the node names. So they work for most ONNX
-files too. calls.py finds the call that a node belongs to.
+files too. network/modules/calls.py finds the call that a node belongs to.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from splitwire.codec.errors import UsageError
-from splitwire.exporter.network.calls import Stack, stacks
 from splitwire.exporter.network.dataflow import Flow, Kind
-from splitwire.exporter.network.passthrough import Call, CallRecord, Place
+from splitwire.exporter.network.modules.calls import Stack, stacks
+from splitwire.exporter.network.modules.passthrough import Call, CallRecord, Place
 from splitwire.exporter.network.source import Source
 
 EMPTY_NAME = (
@@ -53,8 +53,8 @@ class Names:
         stamped: Mapping[ir.Node, Stack] | None = None,
     ) -> None:
         """modules: module path → class name, if the graph comes from a torch module. record: how these modules ran
-        (passthrough.py): it numbers their calls, and finds modules that leave no node. stamped: the calls around nodes,
-        if the exporter knew them (calls.py)."""
+        (network/modules/passthrough.py): it numbers their calls, and finds modules that leave no node. stamped: the
+        calls around nodes, if the exporter knew them (network/modules/calls.py)."""
         self._record = record or CallRecord()
         self.flow = Flow(graph)
         self._modules = modules or {}

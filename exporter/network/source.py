@@ -34,15 +34,15 @@ from splitwire.exporter.network.adapting.outputs import check_outputs, keep_outp
 from splitwire.exporter.network.adapting.suppression import limit_suppression
 from splitwire.exporter.network.adapting.widen import widen
 
-from .calls import Stack, stamp, unstamp
-from .declared import ask_types, drop_stale_shapes, forget_shapes, infer_missing
 from .inference import Graph, InputType, check_graph, noise
 from .mixing import mixes_images, one_by_one
+from .modules.calls import Stack, stamp, unstamp
+from .modules.passthrough import CallRecord, watching
 from .onnx_files import read_onnx
-from .passthrough import CallRecord, watching
 from .pictures import WantedShape
 from .quiet import first_line, quiet
-from .shapes import complete_shapes
+from .shapes.declared import ask_types, drop_stale_shapes, forget_shapes, infer_missing
+from .shapes.measured import complete_shapes
 
 OPSET = 20
 """The operator set that torch is asked for: the first with Gelu as one operator. Every supported ONNX Runtime (1.20 and
@@ -63,8 +63,8 @@ class Source:
     input_shape: of one image's input: (1, C, H, W), (1, H, W, C), or (1, …) for other inputs.
     batch: None if the batch is dynamic, otherwise the only batch size that the graph takes.
     modules: module path → class name; empty for a file.
-    record: how these modules ran (passthrough.py); empty for a file.
-    stamped: the module calls around the graph's nodes, if the exporter knew them (calls.py).
+    record: how these modules ran (modules/passthrough.py); empty for a file.
+    stamped: the module calls around the graph's nodes, if the exporter knew them (modules/calls.py).
     notes: what the user should know.
     """
 

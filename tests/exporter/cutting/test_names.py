@@ -11,7 +11,7 @@ from torch import nn
 
 from splitwire.codec.errors import UsageError
 from splitwire.exporter.cutting.names import Names
-from splitwire.exporter.network.passthrough import watching
+from splitwire.exporter.network.modules.passthrough import watching
 from splitwire.exporter.network.source import from_module
 
 

@@ -15,9 +15,9 @@ from torch import nn
 from splitwire.exporter.cutting import cuts, verify
 from splitwire.exporter.cutting.names import Names
 from splitwire.exporter.cutting.split import split
-from splitwire.exporter.network import shapes
 from splitwire.exporter.network import source as graph
 from splitwire.exporter.network.inference import Graph
+from splitwire.exporter.network.shapes import measured as shapes
 
 SHAPE = (3, 12, 12)
 

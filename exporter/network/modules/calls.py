@@ -23,7 +23,8 @@ from typing import Any
 
 import onnx_ir as ir
 
-from .dataflow import Flow, Kind
+from splitwire.exporter.network.dataflow import Flow, Kind
+
 from .passthrough import Call, CallRecord
 
 SCOPES_KEY = "pkg.torch.onnx.name_scopes"

@@ -15,9 +15,8 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from splitwire.codec.errors import UnsupportedModel
-
-from .dataflow import Flow, Kind, subgraphs
-from .inference import Graph, InputType, noise
+from splitwire.exporter.network.dataflow import Flow, Kind, subgraphs
+from splitwire.exporter.network.inference import Graph, InputType, noise
 
 SIZES = (1, 2, 3)
 """Batch sizes of the runs if the batch is dynamic. Three show whether an axis is linear in the batch."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
-from .dataflow import Flow, Kind
-from .inference import types_in_runtime
-from .quiet import quiet
+from splitwire.exporter.network.dataflow import Flow, Kind
+from splitwire.exporter.network.inference import types_in_runtime
+from splitwire.exporter.network.quiet import quiet
 
 _NO_TENSORS = frozenset({"SplitToSequence", "SequenceConstruct", "SequenceEmpty", "SequenceMap", "Optional", "ZipMap"})
 """In a graph with one of these operators, values may be sequences. The pass of onnx_ir takes these for tensors."""
