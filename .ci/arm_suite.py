@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, sys.argv[1])
-sys.path.insert(0, f"{sys.argv[1]}/helpers")
+sys.path.insert(0, f"{sys.argv[1]}/helpers/codec")
 
 import make_vectors
 import msgspec

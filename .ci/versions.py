@@ -23,10 +23,10 @@ EXTRAS = ("edge", "cloud")
 
 TESTS = (
     "tests/codec/test_codec.py",
-    "tests/codec/test_coders.py",
-    "tests/codec/test_files.py",
+    "tests/codec/entropy/test_coders.py",
+    "tests/codec/shared/test_files.py",
     "tests/codec/test_mean_preserving.py",
-    "tests/codec/test_predictive.py",
+    "tests/codec/entropy/test_predictive.py",
     "tests/codec/test_vectors.py",
     "tests/edge/test_edge_command.py",
     "tests/edge/test_edge_options.py",

@@ -38,7 +38,7 @@ CONVOLUTIONS = {
     "conv_3x3_small_maps": 3 * 256 * 256 * 9 * 14 * 14,
     "conv_1x1": 3 * 256 * 256 * 28 * 28,
 }
-"""Name of a probe → its multiply–accumulates. tests/helpers/make_probes.py makes the graphs."""
+"""Name of a probe → its multiply–accumulates. tests/helpers/runtime/make_probes.py makes the graphs."""
 DEPTHWISE_MACS = 3 * 192 * 9 * 56 * 56
 MATMUL_MACS = 197 * 768 * 768
 MATVEC_BYTES = 4 * 4096 * 4096

@@ -25,7 +25,7 @@ class SymbolCoder(Protocol):
     It is immutable, so threads may share it.
     block, padding: how level indices form symbols (BlockPacker). max_lanes: the most lanes of a chunk of this coder.
     whole_images: whether a chunk that begins or ends inside an image has a higher rate.
-    `tests/helpers/conformance.py` checks that every coder keeps this interface.
+    `tests/helpers/codec/conformance.py` checks that every coder keeps this interface.
     """
 
     coder_id: ClassVar[int]

@@ -23,7 +23,7 @@ from splitwire.codec.profile import CodecProfile
 from splitwire.codec.wire.sizes import CODER_ID as SIZES
 
 TESTS = Path(__file__).parents[1]
-PYTHONPATH = os.pathsep.join([str(TESTS), str(TESTS / "helpers")])
+PYTHONPATH = os.pathsep.join([str(TESTS), str(TESTS / "helpers" / "codec")])
 # Read when the tests are collected: a manifest that is missing ends the run, it does not empty it.
 NAMES = vectors.names()
 CODER_NAMES: tuple[Literal["rans", "cabac", "predictive"], ...] = ("rans", "cabac", "predictive")
@@ -144,7 +144,7 @@ def test_vectors_are_not_made_anew_by_accident(tmp_path: Path) -> None:
     copy = tmp_path / "tests"
     copy.mkdir()
     for source in ("make_vectors.py", "coefficients.py", "planes.py", "reference.py", "spec_reader.py"):
-        (copy / source).write_bytes((TESTS / "helpers" / source).read_bytes())
+        (copy / source).write_bytes((TESTS / "helpers" / "codec" / source).read_bytes())
     (copy / "vectors").mkdir()
     for path in vectors.FOLDER.glob("*.*"):
         (copy / "vectors" / path.name).write_bytes(path.read_bytes())

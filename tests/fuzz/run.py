@@ -21,7 +21,7 @@ TESTS = Path(__file__).resolve().parent.parent
 ROOT = TESTS.parent
 HOME = ROOT / "build" / "fuzz"
 sys.path.insert(0, str(TESTS))
-sys.path.insert(0, str(TESTS / "helpers"))
+sys.path.insert(0, str(TESTS / "helpers" / "codec"))
 
 import vectors  # noqa: E402 - lies beside this folder
 

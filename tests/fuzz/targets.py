@@ -21,7 +21,7 @@ import numpy as np
 
 COMPILED = os.environ.get("NUMBA_DISABLE_JIT") != "1"
 sys.path.insert(0, str(Path(__file__).parents[1]))
-sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers" / "codec"))
 if COMPILED:  # Numba cannot compile instrumented bytecode: these are imported before the rest is instrumented
     from splitwire.codec import kernels
 

@@ -1,6 +1,6 @@
 """Write runtime_edge/data/*.onnx, the graphs that `splitwire edge profile` times.
 
-    python tests/helpers/make_probes.py
+    python tests/helpers/runtime/make_probes.py
 
 The edge has no onnx, so they are committed; tests/edge/test_device.py compares them with what this script makes.
 Weights come from ConstantOfShape, which ONNX Runtime folds when it loads the graph, so that each file is about a
@@ -15,7 +15,7 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, helper
 
-FOLDER = Path(__file__).parents[2] / "runtime_edge" / "data"
+FOLDER = Path(__file__).parents[3] / "runtime_edge" / "data"
 CHAIN = 3
 """Convolutions in a row, so that the change of the memory layout at both ends weighs as little as in a network."""
 TINY_NODES = 200

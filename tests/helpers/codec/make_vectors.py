@@ -1,4 +1,6 @@
-"""Make the golden vectors under tests/vectors/; by hand only: `python tests/helpers/make_vectors.py --write [NAME …]`.
+"""Make the golden vectors under tests/vectors/, by hand only.
+
+    python tests/helpers/codec/make_vectors.py --write [NAME …]
 
 Vectors that exist are what older versions wrote: they are not made anew without --force, which is for a format that was
 never released. Without --write nothing is written: the vectors are made in memory and compared with those that lie
@@ -16,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, too: vectors/ lies there
+sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a script, too: vectors/ lies there
 
 import msgspec
 import numpy as np
