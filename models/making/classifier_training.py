@@ -1,4 +1,4 @@
-"""Train the demo network: seeded, resumable, in plain torch on the CPU.
+"""Train a classifier on Fashion-MNIST, usually the demo network: seeded, resumable, in plain torch on the CPU.
 
 Every epoch has a seed from (seed, epoch), for the order of the images, flips, shifts and dropout. So a checkpoint after
 an epoch needs only the weights and the state of the optimiser. A run that is killed and resumed ends with the same
@@ -40,7 +40,7 @@ class Settings:
     """All that determines the weights. The checkpoint and the model card contain it.
 
     learning_rate: the peak for AdamW, after a linear warm-up over `warmup` epochs; then it falls to zero in a half
-    cosine. shift: largest shift of the 56×56 image, in pixels, in each direction. precision: of the convolutions in
+    cosine. shift: largest shift of the resized image, in pixels, in each direction. precision: of the convolutions in
     training ("bfloat16" or "float32"); weights, optimiser and measurements are float32. threads: of torch. More threads
     are faster on an idle machine, but they change the order of additions, and so the bits of the weights.
 
@@ -65,12 +65,33 @@ class Settings:
         check_settings(self.precision, epochs=self.epochs, batch=self.batch, threads=self.threads)
 
 
-def resize(images: UInt8Array) -> Tensor:
-    """(n, 28, 28) uint8 → (n, 56, 56) uint8, exactly as the demo's preprocessing resizes them (PIL, bilinear)."""
-    height, width = PREPROCESSING.crop
-    out = np.empty((len(images), height, width), np.uint8)
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """What is trained. build: dropout → a network with random weights from torch's global generator; it takes
+    (n, 3, side, side) float32 and returns (n, 10) logits. side: of its input, pixels."""
+
+    build: Callable[[float], nn.Module]
+    side: int
+
+
+def squeezenet(dropout: float) -> nn.Module:
+    """The demo network before training."""
+    network = build_network(dropout)
+    for module in network.modules():
+        # SqueezeNet ends in a ReLU: a class with initial logits ≤ 0 for every image would never learn.
+        if isinstance(module, nn.Conv2d) and module.out_channels == len(CLASSES):
+            nn.init.constant_(_bias(module), 1.0)
+    return network
+
+
+DEMO = Architecture(build=squeezenet, side=PREPROCESSING.crop[0])
+
+
+def resize(images: UInt8Array, side: int = DEMO.side) -> Tensor:
+    """(n, 28, 28) uint8 → (n, side, side) uint8, as the demo's preprocessing resizes them (PIL, bilinear)."""
+    out = np.empty((len(images), side, side), np.uint8)
     for i, image in enumerate(images):
-        out[i] = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+        out[i] = np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR))
     return torch.from_numpy(out)
 
 
@@ -106,6 +127,7 @@ def train(
     settings: Settings,
     checkpoint: Path,
     *,
+    architecture: Architecture = DEMO,
     stop_after: int | None = None,
     on_step: StepFn | None = None,
     on_epoch: EpochFn | None = None,
@@ -118,15 +140,11 @@ def train(
     """
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
-    network = build_network(settings.dropout)
-    for module in network.modules():
-        # SqueezeNet ends in a ReLU: a class with initial logits ≤ 0 for every image would never learn.
-        if isinstance(module, nn.Conv2d) and module.out_channels == len(CLASSES):
-            nn.init.constant_(_bias(module), 1.0)
+    network = architecture.build(settings.dropout)
     network = network.to(memory_format=torch.channels_last)  # 1.8 times as fast: max pooling in bfloat16
     optimizer = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     first, seconds = _restore(checkpoint, settings, network, optimizer) if checkpoint.exists() else (0, 0.0)
-    pixels, targets = resize(images), torch.from_numpy(labels.astype(np.int64))
+    pixels, targets = resize(images, architecture.side), torch.from_numpy(labels.astype(np.int64))
     last = settings.epochs if stop_after is None else min(stop_after, settings.epochs)
     for epoch in range(first, last):
         begun = time.monotonic()
@@ -173,9 +191,9 @@ def _epoch(
     return total / len(pixels)
 
 
-def predict(network: nn.Module, images: UInt8Array, batch: int = 250) -> UInt8Array:
-    """(n, 28, 28) uint8 → (n,) uint8 class indices, in float32."""
-    parts = resize(images).split(batch)  # type: ignore[no-untyped-call]  # torch has no types there
+def predict(network: nn.Module, images: UInt8Array, side: int = DEMO.side, batch: int = 250) -> UInt8Array:
+    """(n, 28, 28) uint8 → (n,) uint8 class indices, in float32. side: of the network's input, pixels."""
+    parts = resize(images, side).split(batch)  # type: ignore[no-untyped-call]  # torch has no types there
     with torch.inference_mode():
         classes = [network(normalise(part)).argmax(1) for part in parts]
     predicted: UInt8Array = torch.cat(classes).numpy().astype(np.uint8)

@@ -67,7 +67,7 @@ def _train(options: argparse.Namespace) -> None:
     settings = Settings(epochs=options.epochs, seed=options.seed, threads=options.threads, precision=options.precision)
     images, labels = fashion.read_split(options.data, "train")
     fashion.read_split(options.data, "test")  # fail now, not after half an hour
-    with _progress(settings.epochs) as (on_step, on_epoch):
+    with epoch_progress(settings.epochs) as (on_step, on_epoch):
         network, seconds = train(
             images, labels, settings, options.out / "checkpoint.pt", on_step=on_step, on_epoch=on_epoch
         )
@@ -137,7 +137,7 @@ def _write_samples(data: Path) -> None:
 
 
 @contextmanager
-def _progress(epochs: int) -> Iterator[tuple[Callable[[int, int], None], Callable[[int, float, float], None]]]:
+def epoch_progress(epochs: int) -> Iterator[tuple[Callable[[int, int], None], Callable[[int, float, float], None]]]:
     """On a terminal a bar with the remaining time, otherwise a line per epoch; on stderr."""
     with command.progress(f"epoch 1 of {epochs}", None) as (bar, task):
 
