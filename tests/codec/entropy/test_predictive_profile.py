@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
 from codec_helpers import expected, make_profile, predicted_profile, random_prediction, relu_features
+from profile_damage import Json, array, put, refused
 from reference import write_frame
 
 from splitwire.codec.codec import FeatureCodec
-from splitwire.codec.errors import ProfileError
 from splitwire.codec.profile import CodecProfile, Quantizer
 from splitwire.codec.tables import Taps
-
-Json = dict[str, Any]
 
 C, LEVELS = 19, 4
 FULL_BIAS = (1 << 15) - 1 - 700
@@ -45,21 +42,6 @@ def plain_profile() -> Json:
     json_point["tensors"] = [msgspec.to_builtins(tensor)]
     copy: dict[str, Any] = json.loads(json.dumps(found))
     return copy
-
-
-def array(kind: str, change: Callable[[np.ndarray], object]) -> Callable[[str], str]:
-    """A change of a field in base64, as an array of `kind`: in place, or to what it returns."""
-
-    def changed(text: str) -> str:
-        values = np.frombuffer(base64.b64decode(text), kind).copy()
-        found = change(values)
-        return base64.b64encode((values if found is None else np.asarray(found, kind)).tobytes()).decode()
-
-    return changed
-
-
-def put(kind: str, at: int, value: int) -> Callable[[str], str]:
-    return array(kind, lambda values: values.__setitem__(at, value))
 
 
 def shorter(text: str) -> str:
@@ -151,15 +133,6 @@ def damage(profile: Json, field: str, change: object) -> None:
         del holder[name]
     else:
         holder[name] = change(holder[name]) if callable(change) else change
-
-
-def refused(profile: Json) -> str:
-    with pytest.raises(ProfileError) as caught:
-        CodecProfile.from_json(json.dumps(profile))
-    message = str(caught.value)
-    assert message.startswith("codec profile is damaged: ") and message.endswith("; export the model again")
-    assert "\n" not in message
-    return message
 
 
 @pytest.mark.parametrize(("field", "change", "message"), DAMAGE, ids=[f"{i}-{f}" for i, (f, _, _) in enumerate(DAMAGE)])

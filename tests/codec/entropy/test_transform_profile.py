@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import base64
 import json
-from collections.abc import Callable
-from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
 from codec_helpers import make_profile, spec_of
 from coefficients import make_transform, transform_profile
+from profile_damage import Json, array, put, refused
 
 from splitwire.codec.codec import FeatureCodec
-from splitwire.codec.errors import ProfileError
 from splitwire.codec.profile import CodecProfile, TensorSpec
 from splitwire.codec.tables import Taps
 
-Json = dict[str, Any]
 K, TABLES = 20, 6
 
 
@@ -28,30 +24,6 @@ def plain_profile(tensors: int = 1) -> Json:
     profile = transform_profile(shapes, transforms, {"q1": (64,) * tensors, "q2": (70,) * tensors})
     found: Json = json.loads(profile.to_json())
     return found
-
-
-def refused(profile: Json) -> str:
-    with pytest.raises(ProfileError) as caught:
-        CodecProfile.from_json(json.dumps(profile))
-    message = str(caught.value)
-    assert message.startswith("codec profile is damaged: ") and message.endswith("; export the model again")
-    assert "\n" not in message
-    return message
-
-
-def array(kind: str, change: Callable[[np.ndarray], object]) -> Callable[[str], str]:
-    """A change of a field in base64, as an array of `kind`: in place, or to what it returns."""
-
-    def changed(text: str) -> str:
-        found = np.frombuffer(base64.b64decode(text), kind).copy()
-        other = change(found)
-        return base64.b64encode((found if other is None else np.asarray(other, kind)).tobytes()).decode()
-
-    return changed
-
-
-def put(kind: str, at: int, value: int) -> Callable[[str], str]:
-    return array(kind, lambda found: found.__setitem__(at, value))
 
 
 CLASSES = "transform of tensor 't0': classes of coefficients must be below 128 and not increase"
