@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,10 @@ WRONG = [
     ("codec", "import scipy.stats", "scipy"),
     ("codec", "from splitwire.runtime_edge import session", "splitwire.runtime_edge.session"),
     ("codec/design", "import onnx", "onnx"),
+    ("codec/entropy", "from splitwire.codec.wire import frame", "splitwire.codec.wire.frame"),
+    ("codec/kernels", "from splitwire.codec import quantizer", "splitwire.codec.quantizer"),
+    ("codec/shared", "from splitwire.codec import profile", "splitwire.codec.profile"),
+    ("codec/wire", "from splitwire.codec.codec import FeatureCodec", "splitwire.codec.codec"),
     ("exporter", "import splitwire.models", "splitwire.models"),
     ("exporter", "import scipy", "scipy"),
     ("exporter/network", "from splitwire.exporter.cutting import cuts", "splitwire.exporter.cutting.cuts"),
@@ -102,6 +107,7 @@ def test_wrong_imports_are_refused(tree: Path):
     of two modules."""
     added = {tree / package / f"wrong_{i}.py": line for i, (package, line, _) in enumerate(WRONG)}
     added[tree / "splitwire/without_layer.py"] = "import sys"
+    added[tree / "codec/without_layer.py"] = "import sys"
     added[tree / "exporter/without_layer.py"] = "import sys"
     for package in CIRCLES:
         added |= {tree / package / f"{one}.py": f"from . import {other}" for one, other in (("a", "b"), ("b", "a"))}
@@ -120,6 +126,7 @@ def test_wrong_imports_are_refused(tree: Path):
     arrows = [f"{module} -> {target} (l." for module, (_, _, target) in zip(modules, WRONG, strict=True)]
     assert [arrow for arrow in arrows if arrow not in said] == [], said
     assert "- splitwire.without_layer" in said, said
+    assert "- splitwire.codec.without_layer" in said, said
     assert "- splitwire.exporter.without_layer" in said, said
     packages = [f"splitwire.{package.replace('/', '.')}" for package in CIRCLES]
     assert [p for p in packages if f"No cycles are allowed in {p}.\n" not in said] == [], said
@@ -205,6 +212,13 @@ def test_kernels_live_in_codec_kernels():
 
 def test_no_module_is_over_500_lines():
     assert not {name(p): n for p in PYTHON if (n := p.read_text(encoding="utf-8").count("\n")) > 500}
+
+
+def test_no_folder_has_more_than_ten_modules():
+    """On one level, packages and `__init__.py` not counted: a reader finds a module by the folder names."""
+    modules = Counter(name(p.parent) for p in PYTHON if p.name != "__init__.py")
+    assert len(modules) > 40
+    assert {folder: n for folder, n in modules.items() if n > 10} == {}
 
 
 MACHINE = re.compile(
