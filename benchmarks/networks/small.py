@@ -81,7 +81,7 @@ def convnext(dropout: float) -> nn.Module:
     """Two stages of two blocks, 0.4 million parameters. dropout: the share of blocks that are left out, at the end."""
     stages = [CNBlockConfig(64, 128, 2), CNBlockConfig(128, None, 2)]
     network: nn.Module = ConvNeXt(
-        stages, stochastic_depth_prob=dropout, layer_scale=0.1, num_classes=len(CLASSES)
+        stages, stochastic_depth_prob=dropout, layer_scale=1.0, num_classes=len(CLASSES)
     )  # fmt: skip
     return network
 
@@ -103,7 +103,7 @@ def _settings(epochs: int, **changes: float) -> Settings:
 NETWORKS = {
     "mobilenet_v3": Small(Architecture(build=mobilenet_v3, side=56), _settings(3, learning_rate=2e-3)),
     "efficientnet": Small(Architecture(build=efficientnet, side=56), _settings(2, learning_rate=2e-3)),
-    "convnext": Small(Architecture(build=convnext, side=32), _settings(4, shift=1, learning_rate=2e-3)),
+    "convnext": Small(Architecture(build=convnext, side=32), _settings(4, shift=1, dropout=0.0, learning_rate=2e-3)),
     "vit": Small(Architecture(build=vit, side=32), _settings(4, shift=1, dropout=0.0)),
 }
 

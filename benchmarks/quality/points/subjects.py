@@ -192,7 +192,7 @@ SUBJECTS = {
     ),
     "detector": Subject(
         network="detector of garments", layer=detector.CUT, what="leaky ReLU", open=_detector,
-        damages=(0.02, 0.05, 0.12),
+        damages=(0.03, 0.05, 0.1),
     ),
 }  # fmt: skip
 """Key → cut."""
