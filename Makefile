@@ -67,7 +67,7 @@ field: $(VENV)/.dev build/photographs/.installed build/field/.installed ## seven
 reports: $(VENV)/.dev $(VENV)/.weights build/photographs/.installed build/field/.installed ## accuracy against bytes, beside all alternatives; writes docs/results/ (ARGS=demo for one)
 	$(RUN) -m benchmarks.reports $(ARGS)
 
-transform-points: $(VENV)/.dev $(VENV)/.weights build/photographs/.installed build/field/.installed ## transform, scalar and paper's codec at 16 cuts; writes docs/results/transform.md
+transform-points: $(VENV)/.dev $(VENV)/.weights build/photographs/.installed build/photographs/.scenes build/field/.installed ## transform, scalar and paper's codec at 16 cuts; writes docs/results/transform.md
 	$(RUN) -m benchmarks.networks.small
 	$(RUN) -m benchmarks.quality.transform_points --page $(ARGS)
 
@@ -128,6 +128,13 @@ $(VENV)/.weights: constraints.txt | $(VENV)/pyvenv.cfg
 build/photographs/.installed: constraints.txt | $(VENV)/pyvenv.cfg
 	@echo "Downloading foolbox, imgaug, scikit-learn and ultralytics for the photographs they carry (14 MB)"
 	@$(PIP) install --no-deps --upgrade --target $(@D) foolbox imgaug scikit-learn ultralytics --constraint constraints.txt
+	@touch $@
+
+# Photographs of interiors, streets and landscapes, in a package of Debian.
+build/photographs/.scenes: build/photographs/.installed
+	@command -v apt-get >/dev/null || { echo "this needs apt-get, for the photographs in Debian's package scratch" >&2; exit 1; }
+	@echo "Downloading Debian's package scratch for the photographs it carries (25 MB)"
+	@cd $(@D) && apt-get download -qq scratch && dpkg-deb -x scratch_*.deb scratch && rm scratch_*.deb
 	@touch $@
 
 # ONNX files as packages: of these only the files are wanted, with none of their code.

@@ -1,7 +1,7 @@
-"""Photographs from PyPI packages, and random crops of them. `make reports` uses them in place of ImageNet.
+"""Photographs from packages of PyPI and Debian, and random crops of them. `make reports` uses them for ImageNet.
 
-Calibration needs pictures like those that are sent later. Both lists have photographs of things in their surroundings.
-No photograph is in both lists.
+Calibration needs pictures like those that are sent later. The lists have photographs of things in their surroundings,
+or of the surroundings. No photograph is in two lists.
 """
 
 from __future__ import annotations
@@ -43,6 +43,14 @@ def natural() -> list[Path]:
 def imagenet() -> list[Path]:
     """Twenty photographs from ImageNet."""
     return sorted(_folder("foolbox").glob("data/imagenet_*.jpg"))
+
+
+def scenes() -> list[Path]:
+    """61 photographs of interiors, streets and landscapes: the backgrounds of Debian's package scratch."""
+    files = sorted((PACKAGES / "scratch/usr/share/scratch/Media/Backgrounds").rglob("*.jpg"))
+    if not files:
+        raise UsageError("the photographs of Debian's package scratch are needed; `make transform-points` downloads it")
+    return files
 
 
 def write_crops(photographs: Iterable[Path], folder: Path, *, count: int) -> None:

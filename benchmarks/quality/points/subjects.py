@@ -39,7 +39,7 @@ from .judges import Boxes, Classes, Judge, Text
 
 DAMAGES = (0.02, 0.05, 0.12)
 """Kullback–Leibler divergences at which bytes are compared, nats."""
-CALIBRATION_CROPS, TEST_CROPS = 16, 8
+CALIBRATION_CROPS, TEST_CROPS = 8, 4
 """Of each photograph."""
 CALIBRATION_LINES, TEST_LINES = 256, 200
 CALIBRATION_SCENES, TEST_SCENES = 256, 300
@@ -83,7 +83,7 @@ def _demo() -> Material:
 @functools.cache
 def _photographs() -> Material:
     loaded = load(photos.MODEL, "DEFAULT")
-    files = [*photographs.natural(), *photographs.imagenet()]
+    files = [*photographs.natural(), *photographs.imagenet(), *photographs.scenes()]
     return Material(
         network=loaded.module,
         calibration=_crops(files[0::2], CALIBRATION_CROPS, loaded.preprocessing),
