@@ -76,6 +76,7 @@ def coefficients(shape: tuple[int, int], step: int, tables: int) -> str:
         classes=(min(127, step + 12), max(0, step - 20)),
         missing=tables % 2 == 0,
         outward=(0.25 - tables / 256, 0.125),
+        unsent=None if tables == 1 else 0.25,
     )
     make_vectors.RECIPES["seeded"] = make_vectors.Recipe(
         about="", tensors=[(shape, 0, kind)], batch=3, tables=tables, short=True

@@ -97,7 +97,7 @@ class TensorCoder:
 
 
 class CoefficientCoder:
-    """One tensor of transform coefficients at one step: (B, tiles, K) float32 ↔ chunk payload. A plane is an image."""
+    """One tensor of transform coefficients at one step: (B, tiles, N) float32 ↔ chunk payload. A plane is an image."""
 
     def __init__(self, spec: TensorSpec, entropy: TransformRans, step: int) -> None:
         self.planes_per_chunk = max(1, CHUNK_ELEMENTS // spec.elements)
@@ -106,12 +106,12 @@ class CoefficientCoder:
         self.step = step
 
     def encode(self, x: Float32Array, tensor: int, first_plane: int) -> Chunk:
-        """Quantize and code (images, tiles, K) coefficients as one chunk. Raises NonFiniteFeatures."""
+        """Quantize and code (images, tiles, N) coefficients as one chunk. Raises NonFiniteFeatures."""
         payload, lanes = self.entropy.encode(x, self.step)
         return Chunk(tensor=tensor, coder=self.coder_id, lanes=lanes, planes=len(x), payload=payload)
 
     def decode(self, chunk: Chunk, first_plane: int, planes: int, out: Float32Array) -> int:
-        """Decode the chunk into `out`, (images·tiles·K,) float32; returns its step. Raises Truncated or Corrupt."""
+        """Decode the chunk into `out`, (images·tiles·N,) float32; returns its step. Raises Truncated or Corrupt."""
         return self.entropy.decode(chunk.payload, chunk.lanes, out)
 
 

@@ -279,7 +279,7 @@ class OperatingPoint(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 class TensorSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A tensor at the cut.
 
-    shape: without the batch axis, 1 to 3 dims; (C, H, W), (T, D) or (D,). In a transform pair (tiles, K).
+    shape: without the batch axis, 1 to 3 dims; (C, H, W), (T, D) or (D,). In a transform pair (tiles, N).
     mean: of the calibration features; a damaged chunk is filled with it. None: damaged chunks cannot be concealed.
     taps: the elements that the predictive coder predicts from; unset if no operating point uses it.
     transform: the tensor holds coefficients of features, and this is how they are coded; unset in a scalar pair.

@@ -1,7 +1,8 @@
 """What a pair says of transform coefficients: their classes, tables and steps (docs/bitstream.md §7, coder id 5).
 
 In a transform pair the front ends in an analysis of the features and the back begins with their synthesis. Between them
-lie coefficients, `tiles` × K per image: float32, in units of the reference step 1. One step quantizes all of them.
+lie coefficients, `tiles` × N per image: float32, in units of the reference step 1, in the order in which the graphs
+have them. Not all of them are sent. One step quantizes all that are.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ QUARTERS = 4
 """Steps, and classes, of an octave."""
 CLASSES = 128
 """Number of classes; four are one octave of mean magnitude."""
+NOT_SENT = 255
+"""Stands for a class: such a coefficient is never coded, and decoded to zero."""
 SYMBOLS = 32
 """Symbols of a coefficient: its zigzag value where it is below 31, and the escape."""
 MOST = 32767
@@ -45,11 +48,21 @@ def step_reciprocal(index: int) -> np.float32:
     return np.float32(np.ldexp(_INVERSE_ROOTS[quarter], -octave))
 
 
+def coding_order(classes: bytes) -> NDArray[np.intp]:
+    """(K,) the K coefficients of N that are sent, as they are coded: by falling class, within one as they lie.
+
+    classes: N bytes of Transform.classes.
+    """
+    values = np.frombuffer(classes, np.uint8)
+    sent = np.flatnonzero(values != NOT_SENT)
+    return sent[np.argsort(CLASSES - 1 - values[sent], kind="stable")]
+
+
 class Transform(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The features behind the coefficients of a tensor, and how these are coded.
 
     features: name of the feature tensor in both graphs; feature_shape: its shape without the batch axis, 1 to 3 dims.
-    classes: K bytes, 0 to 127, not increasing: a quarter of an octave of mean magnitude each.
+    classes: N bytes, 0 to 127: a quarter of an octave of mean magnitude each; or NOT_SENT. At least one is sent.
     frequencies: T rows (1 to 64) of 32 little-endian uint16: how often each symbol occurs in a group that is not all
         zero. Each row sums to 4096; the last is the escape and at least 1.
     zero_groups: T little-endian uint16, 1 to 4095: how often, of 4096, a group of 16 coefficients is all zero.
@@ -80,18 +93,25 @@ class Transform(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """(T,) uint16: the frequency, of 4096, of a group that is all zero."""
         return np.frombuffer(self.zero_groups, "<u2")
 
+    def order(self) -> NDArray[np.intp]:
+        """(K,) where the coefficients that are sent lie, as they are coded (coding_order)."""
+        return coding_order(self.classes)
+
     def tables_at(self, step: int) -> NDArray[np.intp]:
-        """(K,) the table of each coefficient at a step index."""
-        classes = np.frombuffer(self.classes, np.uint8).astype(np.intp)
+        """(K,) the table of each coefficient that is sent, as they are coded, at a step index."""
+        classes = np.frombuffer(self.classes, np.uint8)[self.order()].astype(np.intp)
         return np.clip(classes - step - self.first, 0, len(self.zero_groups) // 2 - 1)
 
     def check(self, shape: tuple[int, ...]) -> None:
         """Raise ValueError unless every array has the right size and range for coefficients of this shape."""
         if len(shape) != 2 or len(self.classes) != shape[1]:
-            raise ValueError(f"coefficients of shape {shape} need two axes, tiles and K, and K classes")
-        classes = np.frombuffer(self.classes, np.uint8).astype(np.int64)
-        if classes.max() >= CLASSES or (np.diff(classes) > 0).any():
-            raise ValueError(f"classes of coefficients must be below {CLASSES} and not increase")
+            raise ValueError(f"coefficients of shape {shape} need two axes, tiles and N, and N classes")
+        classes = np.frombuffer(self.classes, np.uint8)
+        sent = classes != NOT_SENT
+        if (classes[sent] >= CLASSES).any():
+            raise ValueError(f"classes of coefficients must be below {CLASSES}, or {NOT_SENT} for what is not sent")
+        if not sent.any():
+            raise ValueError("at least one coefficient must be sent; all classes are that of what is not")
         if any(float(np.float32(a)) != a for a in self.outward):
             raise ValueError(f"outward must be two float32 values, is {self.outward}")
         row = 2 * SYMBOLS

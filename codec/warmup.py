@@ -129,7 +129,7 @@ def example_profile(shape: tuple[int, int, int] = (CHANNELS, HEIGHT, WIDTH)) -> 
 
 
 def example_transform(shape: tuple[int, int] = (HEIGHT, WIDTH)) -> CodecProfile:
-    """A profile of one (tiles, K) tensor of coefficients and no model. Its tables compress nothing."""
+    """A profile of one (tiles, N) tensor of coefficients and no model. Its tables compress nothing."""
     transform = Transform(
         features="x", feature_shape=shape, classes=bytes([UNIT_STEP] * shape[1]), first=0,
         frequencies=np.full(SYMBOLS, TABLE_SIZE // SYMBOLS, "<u2").tobytes(),

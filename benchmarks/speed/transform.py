@@ -2,8 +2,9 @@
 
 The tensor is MobileNetV2's linear 96×14×14 bottleneck. The other coders code its features with 4 levels. Coder 5 gets
 synthetic Laplace coefficients of that tensor, so that the benchmark needs no transform: 18,000 per image, with mean
-magnitudes that fall evenly over eight octaves, at steps from fine to coarse. Whole paths on one core, checks and
-checksums included; rates count elements of the features. Writes build/bench/transform.json and prints a table.
+magnitudes spread evenly over eight octaves, in random order, at steps from fine to coarse. Whole paths on one core,
+checks and checksums included; rates count elements of the features. Writes build/bench/transform.json and prints a
+table.
 """
 
 from __future__ import annotations
@@ -55,22 +56,23 @@ class Row(Struct, frozen=True, kw_only=True):
 
 
 def coefficients(images: int) -> tuple[FeatureCodec, Floats]:
-    """A codec with an operating point for each of STEPS, and (images, 1, K) coefficients."""
+    """A codec with an operating point for each of STEPS, and (images, 1, N) coefficients."""
     rng = np.random.default_rng(0)
     scale = LARGEST * np.exp2(-np.linspace(0, OCTAVES, COEFFICIENTS))
+    rng.shuffle(scale)
     x = (rng.laplace(size=(CALIBRATION + images, 1, COEFFICIENTS)) * scale).astype(np.float32)
     calibration = x[:CALIBRATION]
-    permutation, transform = design_transform_tables(
+    transform = design_transform_tables(
         np.abs(calibration).mean(axis=(0, 1)), {j: quantize(calibration, j) for j in STEPS},
         features=NAME, feature_shape=SHAPE,
     )  # fmt: skip
     points = [OperatingPoint(name=f"s{j}", tensors=(), steps=(j,), bits_per_element=0.0) for j in STEPS]
     profile = CodecProfile(
         model="benchmark", cut=NAME, front_sha256="", back_sha256="", default_op=points[0].name,
-        tensors=(TensorSpec(name="x", shape=(1, permutation.size), transform=transform),),
+        tensors=(TensorSpec(name="x", shape=(1, COEFFICIENTS), transform=transform),),
         operating_points=tuple(points),
     )  # fmt: skip
-    return FeatureCodec(profile), np.ascontiguousarray(x[CALIBRATION:, :, permutation])
+    return FeatureCodec(profile), np.ascontiguousarray(x[CALIBRATION:])
 
 
 def quantize(x: Floats, step: int) -> np.ndarray:

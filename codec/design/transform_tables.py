@@ -11,14 +11,24 @@ length and steps beyond the ladder are coded well enough. Distributions are symm
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from splitwire.codec.kernels.transform import GROUP
 from splitwire.codec.tables import TABLE_BITS, TABLE_SIZE
-from splitwire.codec.transform import CLASSES, DEAD_ZONE, QUARTERS, STEPS, SYMBOLS, UNIT_STEP, Transform
+from splitwire.codec.transform import (
+    CLASSES,
+    DEAD_ZONE,
+    NOT_SENT,
+    QUARTERS,
+    STEPS,
+    SYMBOLS,
+    UNIT_STEP,
+    Transform,
+    coding_order,
+)
 
 Quantized = NDArray[np.integer[Any]]
 
@@ -40,18 +50,6 @@ LARGEST = (SYMBOLS - 2) // 2
 """Largest magnitude that has a symbol."""
 
 
-class DesignedTables(NamedTuple):
-    """The result of `design_transform_tables`.
-
-    permutation: (K',) int64, which coefficients are kept, in the order in which they are coded: the front's last op
-    is Gather(coefficients, permutation) along the last axis. The others are zero at every step that was counted.
-    transform: for TensorSpec.transform, of K' coefficients.
-    """
-
-    permutation: NDArray[np.int64]
-    transform: Transform
-
-
 def design_transform_tables(
     magnitudes: NDArray[np.floating[Any]],
     quantized: Mapping[int, Quantized],
@@ -60,14 +58,14 @@ def design_transform_tables(
     feature_shape: tuple[int, ...],
     dead_zone: float = DEAD_ZONE,
     outward: tuple[float, float] = (0.0, 0.0),
-) -> DesignedTables:
-    """Choose the order, the classes and the tables of K coefficients.
+) -> Transform:
+    """Choose the classes and the tables of N coefficients.
 
-    magnitudes: (K,) float, the mean |y| of each coefficient over images and tiles, in units of step 1.
-    quantized: step index (0 to 127, of the ladder) → (images, tiles, K) integers, q of the calibration coefficients at
+    magnitudes: (N,) float, the mean |y| of each coefficient over images and tiles, in units of step 1.
+    quantized: step index (0 to 127, of the ladder) → (images, tiles, N) integers, q of the calibration coefficients at
     that step, in the order of `magnitudes`. The images may be the same at every step.
     The other arguments are copied to the Transform; `outward` is rounded to float32.
-    Coefficients that are zero in all of `quantized` are dropped, but one is always kept.
+    Coefficients that are zero in all of `quantized` are not sent, but one is always.
     Raises ValueError if shapes, step indices or magnitudes are invalid.
     """
     means = np.asarray(magnitudes, np.float64)
@@ -78,9 +76,10 @@ def design_transform_tables(
         alive[means.argmax()] = True
     with np.errstate(divide="ignore"):
         classes = np.clip(np.round(QUARTERS * np.log2(means)) + UNIT_STEP, 0, CLASSES - 1).astype(np.int64)
-    kept = np.flatnonzero(alive)
-    permutation = kept[np.lexsort((-means[kept], -classes[kept]))]
-    classes = classes[permutation]
+    classes[~alive] = NOT_SENT
+    whole = classes.astype(np.uint8).tobytes()
+    order = coding_order(whole)
+    classes = classes[order]
     differences = [classes[0] - min(quantized), classes[-1] - max(quantized)]
     low = int(np.clip(min(differences) - BEYOND, LOWEST, HIGHEST))
     high = int(np.clip(max(differences) + BEYOND, low, HIGHEST))
@@ -88,26 +87,24 @@ def design_transform_tables(
     symbols, groups = np.zeros((tables, SYMBOLS)), np.zeros((tables, 2))
     for step, q in quantized.items():
         of = np.clip(classes - step - low, 0, tables - 1)
-        _count(q[:, :, permutation], of, symbols, groups)
+        _count(q[:, :, order], of, symbols, groups)
     ratios = np.exp2(np.arange(low, high + 1) / QUARTERS)
     frequencies = np.array([_frequencies(p) for p in _smooth(_symmetric(symbols), _density(ratios, dead_zone))])
     zero = _smooth(groups, _zero_groups(ratios, dead_zone))[:, 0]
     zero_groups = np.clip(np.round(zero * TABLE_SIZE), 1, TABLE_SIZE - 1)
-    return DesignedTables(
-        permutation.astype(np.int64),
-        Transform(
-            features=features, feature_shape=feature_shape, classes=classes.astype(np.uint8).tobytes(),
-            frequencies=frequencies.astype("<u2").tobytes(), zero_groups=zero_groups.astype("<u2").tobytes(),
-            first=low, dead_zone=dead_zone, outward=shifts,
-        ),
+    return Transform(
+        features=features, feature_shape=feature_shape, classes=whole,
+        frequencies=frequencies.astype("<u2").tobytes(), zero_groups=zero_groups.astype("<u2").tobytes(),
+        first=low, dead_zone=dead_zone, outward=shifts,
     )  # fmt: skip
 
 
 def ideal_bits(transform: Transform, quantized: Quantized, step: int) -> NDArray[np.float64]:
     """(images,) ideal code length in bits: real payloads have about 3 bytes more, large ones up to 17 (lanes).
 
-    quantized: (images, tiles, K') integers at this step index, in the order of the classes (after the permutation).
+    quantized: (images, tiles, N) integers at this step index.
     """
+    quantized = quantized[:, :, transform.order()]
     of = transform.tables_at(step)
     frequencies, zero = transform.frequency_rows(), transform.zero_frequencies().astype(np.float64)
     lengths = TABLE_BITS - np.log2(np.maximum(frequencies, 1))

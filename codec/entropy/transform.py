@@ -29,7 +29,10 @@ Float32Array = NDArray[np.float32]
 
 
 class TransformRans:
-    """(images, tiles, K) coefficients ↔ bytes, with the tables of one tensor. Immutable, so threads may share it."""
+    """(images, tiles, N) coefficients ↔ bytes, with the tables of one tensor. Immutable, so threads may share it.
+
+    The K that are sent are coded by falling class, wherever they lie: the kernels read and write through that order.
+    """
 
     coder_id: ClassVar[int] = CODER_ID
     max_lanes: ClassVar[int] = MAX_LANES
@@ -38,13 +41,15 @@ class TransformRans:
         transform.check(shape)  # the kernels trust every number
         self._transform = transform
         self._width = shape[-1]
-        self._groups = -(-self._width // kernels.GROUP)
+        order = transform.order().astype(np.uint32)
+        self._groups = -(-order.size // kernels.GROUP)
         # All 32 symbols are plain ones here, the escape too; the last column is the escape of kernels/ans.py.
         coefficients = AnsTables.of(np.pad(transform.frequency_rows(), ((0, 0), (0, 1))))
         zero = transform.zero_frequencies().astype(np.int64)
         flags = AnsTables.of(np.stack([zero, TABLE_SIZE - zero, 0 * zero], axis=1).astype(np.uint16))
         self._coding = kernels.Coding(
-            table=np.zeros(self._width, np.uint8),  # each step has its own
+            order=order,
+            table=np.zeros(order.size, np.uint8),  # each step has its own
             zero=zero.astype(np.uint64),
             code=_first_symbols(coefficients, kernels.CODES),
             zero_code=_first_symbols(flags, 2),
@@ -54,14 +59,14 @@ class TransformRans:
         self._steps = lru_cache(maxsize=STEPS)(self._step)
 
     def encode(self, x: Float32Array, step: int) -> tuple[bytes, int]:
-        """Quantize and code (images, tiles, K) coefficients at a step index; returns bytes and lanes.
+        """Quantize and code (images, tiles, N) coefficients at a step index; returns bytes and lanes.
 
-        Raises NonFiniteFeatures.
+        Raises NonFiniteFeatures if a coefficient that is sent is NaN or infinite.
         """
         at = self._steps(step)
         flat = np.ascontiguousarray(x).reshape(-1)
         groups = np.empty(flat.size // self._width * self._groups, np.uint8)
-        present, largest = kernels.find_groups(flat.view(np.int32), self._width, at.least, groups)
+        present, largest = kernels.find_groups(flat.view(np.int32), self._width, at.coding.order, at.least, groups)
         if not np.int32(largest).view(np.float32) < np.inf:
             raise non_finite(x)
         room = present * kernels.GROUP
@@ -73,11 +78,11 @@ class TransformRans:
         number = groups.size + coded + 2 * escaped
         lanes = choose_lanes(number, per_lane=_SYMBOLS_PER_LANE)
         words = np.empty(number + 2 * lanes, np.uint16)  # at most one word per symbol
-        start = kernels.encode(groups, self._width, symbols, tables, escapes, lanes, at.coding, words)
+        start = kernels.encode(groups, symbols, tables, escapes, lanes, at.coding, words)
         return bytes([step]) + to_payload(words, start), lanes
 
     def decode(self, payload: bytes | memoryview, lanes: int, out: Float32Array) -> int:
-        """Decode to coefficients in `out`, (images·tiles·K,); returns the step index. Raises Truncated or Corrupt."""
+        """Decode to coefficients in `out`, (images·tiles·N,); returns the step index. Raises Truncated or Corrupt."""
         if not len(payload):
             raise Truncated("payload of coefficients must begin with a step index; it is empty")
         step = payload[0]

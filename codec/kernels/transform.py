@@ -1,9 +1,10 @@
 """Transform coefficients ↔ rANS words (docs/bitstream.md §7, coder id 5). Read ans.py first.
 
-The symbols of a chunk are one sequence, and symbol n is of lane n mod `lanes`: a flag for each group of GROUP
-coefficients, then the coefficients of the groups that are not all zero, then two bytes for each escape. Most groups are
-all zero, so most of the time goes into finding out that they are, which is a maximum of integers: the magnitude of a
-finite float32 orders like its bits without the sign.
+A tile of `width` coefficients is read and written in the order in which its K sent ones are coded. The others are left
+out, and decoded to zero. The symbols of a chunk are one sequence, and symbol n is of lane n mod `lanes`: a flag for
+each group of GROUP coefficients, then the coefficients of the groups that are not all zero, then two bytes for each
+escape. Most groups are all zero, so most of the time goes into finding out that they are, which is a maximum of
+integers: the magnitude of a finite float32 orders like its bits without the sign.
 
 Quantization has a product, but no sum that it could be fused with: q is decided by comparing the product.
 """
@@ -56,11 +57,13 @@ BAD_VALUE = 3
 class Coding(NamedTuple):
     """How the coefficients of a tile are coded at one step.
 
+    order: (K,) uint32, where each lies in its tile. Unsigned, so that no index is looked at for being negative.
     table: (K,) uint8, the table of each. zero: (T,) uint64, the frequency of a group that is all zero.
     code, zero_code: (T·32·2,) and (T·2·2,) uint64, the entries of ans.py for coefficients and flags, for encoding.
     slots: (T·4096,) uint32 of ans.py, the escape being symbol 31, for decoding.
     """
 
+    order: np.ndarray
     table: np.ndarray
     zero: np.ndarray
     code: np.ndarray
@@ -69,32 +72,32 @@ class Coding(NamedTuple):
 
 
 @kernel
-def find_groups(bits, width, least, groups):
+def find_groups(bits, width, order, least, groups):
     """groups[g] = 1 where group g is not all zero after quantization; returns how many, and the largest magnitude.
 
-    bits: (n,) int32, float32 coefficients as integers, tiles of `width`. least: bits of the smallest magnitude that is
-    not quantized to zero. groups: (tiles · ⌈width/GROUP⌉,) uint8. The magnitude is returned as bits, too; NaN and
-    infinity have the largest ones.
+    bits: (n,) int32, float32 coefficients as integers, tiles of `width`. order: of Coding. least: bits of the smallest
+    magnitude that is not quantized to zero. groups: (tiles · ⌈K/GROUP⌉,) uint8. The magnitude is returned as bits, too;
+    NaN and infinity have the largest ones.
     """
     largest = np.int32(0)
     found = 0
     g = 0
+    whole = order.size - order.size % GROUP
     for start in range(0, bits.size, width):
         tile = bits[start : start + width]
-        whole = width - width % GROUP
         for a in range(0, whole, GROUP):
             top = np.int32(0)
             for i in range(GROUP):
-                top = max(top, np.int32(tile[a + i] & MAGNITUDE))
+                top = max(top, np.int32(tile[order[a + i]] & MAGNITUDE))
             hit = top >= least
             groups[g] = hit
             found += hit
             largest = max(largest, top)
             g += 1
-        if whole < width:
+        if whole < order.size:
             top = np.int32(0)
-            for i in range(whole, width):
-                top = max(top, np.int32(tile[i] & MAGNITUDE))
+            for i in range(whole, order.size):
+                top = max(top, np.int32(tile[order[i]] & MAGNITUDE))
             hit = top >= least
             groups[g] = hit
             found += hit
@@ -111,13 +114,14 @@ def quantize(x, width, groups, reciprocal, most, up, coding, symbols, tables, es
     up: the fraction from which on a magnitude is rounded up. These three are float32. symbols, tables: (coefficients,)
     uint8, in the order of coding. escapes: uint16, the zigzag values that are not in their table.
     """
-    table, code = coding.table, coding.code
+    order, table, code = coding.order, coding.table, coding.code
     n, e, g = ZERO, ZERO, ZERO
     for start in range(0, x.size, width):
-        for a in range(0, width, GROUP):
+        tile = x[start : start + width]
+        for a in range(0, order.size, GROUP):
             if groups[g]:
-                for k in range(a, min(a + GROUP, width)):
-                    y = x[start + k]
+                for k in range(a, min(a + GROUP, order.size)):
+                    y = tile[order[k]]
                     v = min(abs(y), most) * reciprocal
                     q = np.int32(v)
                     q += np.int32(v >= np.float32(q) + up)
@@ -136,10 +140,10 @@ def quantize(x, width, groups, reciprocal, most, up, coding, symbols, tables, es
 
 
 @kernel
-def encode(groups, width, symbols, tables, escapes, lanes, coding, words):
+def encode(groups, symbols, tables, escapes, lanes, coding, words):
     """Code the sequence into the end of `words`, last symbol first; returns the index of the first word written.
 
-    groups: (tiles · ⌈width/GROUP⌉,) uint8. symbols, tables: (coefficients,) uint8. escapes: (E,) uint16. words:
+    groups: (tiles · ⌈K/GROUP⌉,) uint8. symbols, tables: (coefficients,) uint8. escapes: (E,) uint16. words:
     (≥ symbols of the sequence + 2·lanes,) uint16.
     """
     table, code, zero_code = coding.table, coding.code, coding.zero_code
@@ -164,7 +168,7 @@ def encode(groups, width, symbols, tables, escapes, lanes, coding, words):
         words[p - ONE] = np.uint16(x & WORD_MASK)
         state[lane], p = put(x, code[k], code[k | ONE], p)
     g = np.uint64(groups.size)
-    first = (width - 1) // GROUP * GROUP
+    first = (table.size - 1) // GROUP * GROUP
     while g > ZERO:
         for a in range(first, -1, -GROUP):
             g -= ONE
@@ -182,9 +186,9 @@ def decode(words, count, lanes, width, coding, values, outward, step, groups, ou
 
     words: (count + 4,) uint16 or more, the stream followed by zeros. values: (32,) float32, the coefficient of each
     symbol, ESCAPED for the escape. outward: (2,) float32, what is added to an escaped magnitude of 1, and to larger
-    ones. step: float32. groups: scratch, (tiles · ⌈width/GROUP⌉,) uint8. out: (tiles·width,) float32.
+    ones. step: float32. groups: scratch, (tiles · ⌈K/GROUP⌉,) uint8. out: (tiles·width,) float32.
     """
-    table, zero, slots = coding.table, coding.zero, coding.slots
+    order, table, zero, slots = coding.order, coding.table, coding.zero, coding.slots
     end = np.uint64(count)
     state = np.empty(lanes, np.uint64)
     status = read_states(words, count, lanes, state)
@@ -196,7 +200,7 @@ def decode(words, count, lanes, width, coding, values, outward, step, groups, ou
     g = ZERO
     out[:] = 0
     for _ in range(0, out.size, width):
-        for a in range(0, width, GROUP):
+        for a in range(0, order.size, GROUP):
             if p > end:
                 return OVERRUN
             x = state[lane]
@@ -212,9 +216,10 @@ def decode(words, count, lanes, width, coding, values, outward, step, groups, ou
     escapes = 0
     g = ZERO
     for start in range(0, out.size, width):
-        for a in range(0, width, GROUP):
+        tile = out[start : start + width]
+        for a in range(0, order.size, GROUP):
             if groups[g]:
-                for k in range(a, min(a + GROUP, width)):
+                for k in range(a, min(a + GROUP, order.size)):
                     if p > end:
                         return OVERRUN
                     x = state[lane]
@@ -223,16 +228,17 @@ def decode(words, count, lanes, width, coding, values, outward, step, groups, ou
                     x = take(x, (e >> SYMBOL_BITS) & SLOT, e)
                     state[lane], p = refill(x, words[p], p)
                     lane = ZERO if lane == last else lane + ONE
-                    out[start + k] = values[s]
+                    tile[order[k]] = values[s]
                     escapes += s == ESCAPE
             g += ONE
     if escapes > 0:
         g = ZERO
         for start in range(0, out.size, width):
-            for a in range(0, width, GROUP):
+            tile = out[start : start + width]
+            for a in range(0, order.size, GROUP):
                 if groups[g]:
-                    for k in range(a, min(a + GROUP, width)):
-                        if out[start + k] == ESCAPED:
+                    for k in range(a, min(a + GROUP, order.size)):
+                        if tile[order[k]] == ESCAPED:
                             if p > end:
                                 return OVERRUN
                             low, state[lane], p = _take_byte(state[lane], words[p], p)
@@ -242,7 +248,7 @@ def decode(words, count, lanes, width, coding, values, outward, step, groups, ou
                             value = low | high << SYMBOL_BITS
                             if value > MOST_RAW:
                                 return BAD_VALUE
-                            out[start + k] = _reconstruct(value, outward, step)
+                            tile[order[k]] = _reconstruct(value, outward, step)
                 g += ONE
     return ended(state, lanes, p, end)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 import onnx_ir as ir
 import torch
@@ -13,7 +14,7 @@ from splitwire.codec.errors import ExportError
 from splitwire.codec.profile import TensorSpec
 from splitwire.codec.shared.pictures import spread
 from splitwire.codec.shared.progress import ProgressFn
-from splitwire.codec.transform import STEPS, step_size
+from splitwire.codec.transform import NOT_SENT, STEPS, step_size
 from splitwire.exporter.network.differentiable.graph import TorchGraph, open_in_torch
 from splitwire.exporter.network.differentiable.operators import NotInTorch
 from splitwire.exporter.network.inference import Float32Array, Graph
@@ -213,29 +214,27 @@ def _range(held: HeldOut, codings: Sequence[Coding]) -> tuple[dict[int, float], 
 def finish(coding: Coding, coefficients: Float32Array, steps: Sequence[int], features: str) -> TransformDesign:
     """The design of a coding, with tables counted on calibration coefficients at the ladder's step indices.
 
-    coefficients: (n, tiles, N) of `coding`. Coefficients that are zero at every step are dropped, and components
-    without any others with them. features: the tensor's name.
+    coefficients: (n, tiles, N) of `coding`. Coefficients that are zero at every step are not sent, and components of
+    which none is are dropped. features: the tensor's name.
     """
     layout = coding.layout
     first, larger = coding.outward.tolist()
-    tables = count_tables(
+    transform = count_tables(
         coefficients, steps, features=features, feature_shape=layout.feature_shape, outward=(first, larger)
     )
     gain = coding.gain.detach().cpu().numpy().astype(np.float64)
     mean = coding.mean.cpu().numpy().astype(np.float64)
-    sent = np.zeros(coefficients.shape[2], bool)
-    sent[tables.permutation] = True
-    analysis, synthesis, alive, start = [], [], [], 0
+    classes = np.frombuffer(transform.classes, np.uint8)
+    analysis, synthesis, kept, start = [], [], [], 0
     for a, s, band in zip(coding.analysis, coding.synthesis, layout.bands, strict=True):
-        width = band.stop - band.start
-        stop = start + a.shape[0] * width
-        used = np.asarray(sent[start:stop].reshape(-1, width).any(axis=1))
+        stop = start + a.shape[0] * (band.stop - band.start)
+        part = classes[start:stop].reshape(-1, a.shape[0])
+        used = (part != NOT_SENT).any(axis=0)
         used[0] = True  # so that no band is without a matrix
         analysis.append(a.detach().cpu().numpy()[used])
         synthesis.append((gain[:, None] * s.detach().cpu().numpy()[:, used]).astype(np.float32))
-        alive.append(np.repeat(used, width))
+        kept.append(part[:, used].reshape(-1))
         start = stop
-    place = np.cumsum(np.concatenate(alive)) - 1
     offset = gain[:, None] * (mean @ layout.basis) - coding.threshold.detach().cpu().numpy().astype(np.float64)[:, None]
     return TransformDesign(
         layout=layout,
@@ -243,10 +242,9 @@ def finish(coding: Coding, coefficients: Float32Array, steps: Sequence[int], fea
         synthesis=tuple(synthesis),
         mean=mean.astype(np.float32),
         offset=offset.astype(np.float32),
-        permutation=place[tables.permutation].astype(np.int64),
         low=coding.bounds[0],
         high=coding.bounds[1],
-        transform=tables.transform,
+        transform=msgspec.structs.replace(transform, classes=np.concatenate(kept).tobytes()),
     )
 
 

@@ -3,6 +3,10 @@
 Requires the halves of a cut (cutting/split.py), whose features have the shape of the design's layout. Ensures that the
 front gives the coefficients in the features' place, that the back takes them there, and that both keep the features as
 a value of their old name. Batches stay as they are, dynamic or fixed.
+
+Between the two, features lie as *rows*: (B, positions, C), each position's channels side by side. So tiles, frequencies
+and bands are put into their places by copying whole rows, and the matrices of the bands stand on the right of their
+products, where ONNX Runtime packs them once, when it opens the graph.
 """
 
 from __future__ import annotations
@@ -16,17 +20,13 @@ from numpy.typing import NDArray
 
 from splitwire.codec.errors import ExportError
 from splitwire.exporter.network.inference import check_graph
-from splitwire.exporter.transform.bands.layout import Layout
+from splitwire.exporter.transform.bands.layout import Float64Array, Layout
 
 from .tensor import TransformDesign
 
 SUFFIX = "coefficients"
-LARGEST_BASIS = 64
+LARGEST_BASIS = 16
 """Up to this number of positions, the DCT of a tile is one matrix; above, one down and one across."""
-
-
-WORTH_A_PRODUCT = 500_000
-"""Multiplications that take ONNX Runtime as long as beginning another matrix product, with what is around it."""
 
 
 def coefficients_name(features: str) -> str:
@@ -105,94 +105,57 @@ class _Builder:
         """An initialiser of int64."""
         return self.constant(name, np.array(values, np.int64))
 
-    def pick(self, name: str, x: ir.Value, places: NDArray[np.int64], *outer: int) -> ir.Value:
-        """(B, *outer, n) → (B, *outer, len(places)): what lies at `places` of the last axis.
-
-        (ONNX Runtime's Gather copies each element by itself on the last axis: eight times as slow.)
-        """
-        inner = [1] * len(outer)
-        index = self.constant(name, places.astype(np.int32).reshape(1, *inner, -1))
-        batch = self.one("Shape", x, start=0, end=1)
-        shape = self.one("Concat", batch, self.numbers(f"{name}_shape", (*outer, len(places))), axis=0)
-        batch.type = shape.type = ir.TensorType(ir.DataType.INT64)
-        every = self.one("Expand", index, shape)
-        every.type = ir.TensorType(ir.DataType.INT32)
-        return self.one("GatherElements", x, every, axis=len(outer) + 1)
-
     def reshape(self, name: str, x: ir.Value, *shape: int) -> ir.Value:
         """(B, …) → (B, *shape)."""
         return self.one("Reshape", x, self.numbers(name, (0, *shape)))
 
+    def concat(self, parts: Sequence[ir.Value], axis: int) -> ir.Value:
+        """The parts, one behind the other."""
+        return parts[0] if len(parts) == 1 else self.one("Concat", *parts, axis=axis)
+
+    def split(self, name: str, x: ir.Value, widths: Sequence[int], axis: int) -> list[ir.Value]:
+        """Parts of these widths."""
+        if len(widths) == 1:
+            return [x]
+        return self.node("Split", x, self.numbers(name, widths), outputs=len(widths), axis=axis)
+
+    def rows(self, name: str, x: ir.Value, places: NDArray[np.int64], channels: int) -> ir.Value:
+        """(B, …, C) → (B, *places.shape, C): the rows at these places."""
+        if np.array_equal(places.reshape(-1), np.arange(places.size)):
+            return self.reshape(name, x, *places.shape, channels)
+        x = self.reshape(name, x, places.size, channels)
+        return self.one("Gather", x, self.constant(f"{name}_places", places), axis=1)
+
 
 def _analysis(build: _Builder, features: ir.Value, design: TransformDesign) -> ir.Value:
-    """(B, *feature_shape) → (B, tiles, K).
-
-    Small bands share a matrix product: all their matrices are applied to all their frequencies, and what belongs
-    together is picked out in the end, with the permutation.
-    """
-    layout = design.layout
-    y = _spectrum(build, _to_tiles(build, features, layout), layout)
-    groups = _groups(design)
-    parts = _split(build, y, [sum(_width(layout.bands[b]) for b in group) for group in groups])
-    products, places, start = [], [], 0
-    for g, (part, group) in enumerate(zip(parts, groups, strict=True)):
-        stack = np.concatenate([design.analysis[b] for b in group])
-        low, high = layout.bands[group[0]].start, layout.bands[group[-1]].stop
-        product = build.one("MatMul", build.constant(f"bands{g}", stack), part)
-        products.append(build.reshape(f"flat{g}", product, layout.tiles, len(stack) * (high - low)))
-        row = 0
-        for b in group:
-            rows, band = len(design.analysis[b]), layout.bands[b]
-            component, frequency = np.meshgrid(np.arange(rows) + row, np.arange(band.start, band.stop), indexing="ij")
-            places.append((start + component * (high - low) + frequency - low).reshape(-1))
-            row += rows
-        start += len(stack) * (high - low)
-    whole = products[0] if len(products) == 1 else build.one("Concat", *products, axis=2)
-    sent = build.pick("permutation", whole, np.concatenate(places)[design.permutation], layout.tiles)
-    return build.one("Sub", sent, build.constant("bias", design.bias))
-
-
-def _groups(design: TransformDesign) -> list[list[int]]:
-    """Neighbouring bands that share a matrix product, as long as that costs no more than a product of its own."""
-    layout = design.layout
-    groups: list[list[int]] = []
-    for b in range(len(layout.bands)):
-        if groups:
-            together = [*groups[-1], b]
-            rows = [len(design.analysis[i]) for i in together]
-            widths = [_width(layout.bands[i]) for i in together]
-            before = sum(rows[:-1]) * sum(widths[:-1]) + rows[-1] * widths[-1]
-            if layout.tiles * layout.channels * (sum(rows) * sum(widths) - before) <= WORTH_A_PRODUCT:
-                groups[-1] = together
-                continue
-        groups.append([b])
-    return groups
-
-
-def _width(band: slice) -> int:
-    width: int = band.stop - band.start
-    return width
+    """(B, *feature_shape) → (B, tiles, N)."""
+    y = _spectrum(build, features, design.layout)
+    products = [
+        build.one("MatMul", part, build.constant(f"band{i}", matrix.T))
+        for i, (part, matrix) in enumerate(
+            zip(build.split("bands", y, [n for n, _ in design.bands], axis=2), design.analysis, strict=True)
+        )
+    ]
+    flat = []
+    for i, (run, size) in enumerate(_runs(design)):
+        joined = build.concat([products[b] for b in run], axis=2)
+        flat.append(build.reshape(f"flat{i}", joined, design.layout.tiles, size))
+    return build.one("Sub", build.concat(flat, axis=2), build.constant("bias", design.bias))
 
 
 def _synthesis(build: _Builder, coefficients: ir.Value, design: TransformDesign) -> ir.Value:
-    """(B, tiles, K) → (B, *feature_shape)."""
-    layout = design.layout
-    rows = max(s.shape[1] for s in design.synthesis)
-    sent = len(design.permutation)
-    place = np.full(rows * layout.positions, sent, np.int64)
-    place[_joined(design, rows)[design.permutation]] = np.arange(sent)
-    x = build.one("Pad", coefficients, build.numbers("pads", (0, 0, 0, 0, 0, 1)))  # a zero for what is not sent
-    x = build.reshape("plane", build.pick("places", x, place, layout.tiles), layout.tiles, rows, layout.positions)
-    spectra = []
-    for b, (part, matrix) in enumerate(
-        zip(_split(build, x, [_width(b) for b in layout.bands]), design.synthesis, strict=True)
-    ):
-        wide = np.pad(matrix, ((0, 0), (0, rows - matrix.shape[1])))
-        spectra.append(build.one("MatMul", build.constant(f"band{b}", wide), part))
-    y = spectra[0] if len(spectra) == 1 else build.one("Concat", *spectra, axis=3)
-    x = _tile_positions(build, y, layout)
-    x = build.one("Add", x, build.constant("offset", design.offset))
-    x = _from_tiles(build, x, layout)
+    """(B, tiles, N) → (B, *feature_shape)."""
+    layout, products = design.layout, []
+    runs = _runs(design)
+    flat = build.split("runs", coefficients, [size for _, size in runs], axis=2)
+    for i, (part, (run, size)) in enumerate(zip(flat, runs, strict=True)):
+        k = design.bands[run[0]][1]
+        joined = build.reshape(f"rows{i}", part, layout.tiles, size // k, k)
+        for band, rows in zip(run, build.split(f"bands{i}", joined, [design.bands[b][0] for b in run], 2), strict=True):
+            products.append(build.one("MatMul", rows, build.constant(f"band{band}", design.synthesis[band].T)))
+    offset = _single(layout.basis @ design.offset.T)  # of the spectrum: it is the same in every tile
+    y = build.one("Add", build.concat(products, axis=2), build.constant("offset", offset))
+    x = _features(build, y, layout)
     if design.low == 0 and design.high is None:
         return build.one("Relu", x)
     if design.low is not None and design.high is not None:
@@ -201,76 +164,83 @@ def _synthesis(build: _Builder, coefficients: ir.Value, design: TransformDesign)
     return x
 
 
-def _joined(design: TransformDesign, rows: int) -> NDArray[np.int64]:
-    """(N,) where each coefficient lies when every band has `rows` components: component by component, in each the
-    frequencies of all bands."""
-    layout = design.layout
-    parts = []
-    for a, band in zip(design.analysis, layout.bands, strict=True):
-        component, frequency = np.meshgrid(np.arange(len(a)), np.arange(band.start, band.stop), indexing="ij")
-        parts.append((component * layout.positions + frequency).reshape(-1))
-    return np.concatenate(parts).astype(np.int64)
+def _runs(design: TransformDesign) -> list[tuple[list[int], int]]:
+    """Neighbouring bands of as many components, whose coefficients are one array, and the number of these."""
+    runs: list[tuple[list[int], int]] = []
+    for b, (n, k) in enumerate(design.bands):
+        if b and k == design.bands[b - 1][1]:
+            run, size = runs.pop()
+            runs.append(([*run, b], size + n * k))
+        else:
+            runs.append(([b], n * k))
+    return runs
 
 
 def _spectrum(build: _Builder, x: ir.Value, layout: Layout) -> ir.Value:
-    """(B, tiles, C, P) positions → frequencies in the layout's order."""
-    if layout.positions == 1:
-        return x
+    """(B, *feature_shape) → (B, tiles, P, C), frequencies in the layout's order."""
+    (h, w), (a, b), c = layout.grid, layout.block, layout.channels
+    places, first = _places(layout), _channels_first(layout)
     if layout.factors is None or layout.positions <= LARGEST_BASIS:
-        return build.one("MatMul", x, build.constant("basis", layout.basis.T.astype(np.float32)))
-    down, across = layout.factors
-    x = build.reshape("block", x, layout.tiles, layout.channels, *layout.block)
-    x = build.one("MatMul", x, build.constant("across", across.T.astype(np.float32)))
-    x = build.one("MatMul", build.constant("down", down.astype(np.float32)), x)
-    x = build.reshape("frequencies", x, layout.tiles, layout.channels, layout.positions)
-    return build.pick("order", x, layout.order.astype(np.int64), layout.tiles, layout.channels)
+        x = build.one("Transpose", x, perm=(0, 2, 3, 1)) if first else x
+        y = build.rows("tiles", x, places, c)
+        return y if layout.positions == 1 else build.one("MatMul", build.constant("basis", _single(layout.basis)), y)
+    down, across = (_single(f) for f in layout.factors)
+    if first:
+        if w > b > 1:
+            x = build.reshape("strips", x, c, h, w // b, b)
+        if b > 1:  # one product, where there would be one for each tile's row behind the transpose
+            x = build.one("MatMul", x, build.constant("across", across.T))
+        x = build.one("Transpose", x, perm=(0, 2, 3, 4, 1) if w > b > 1 else (0, 2, 3, 1))
+    elif b > 1:
+        x = build.one("MatMul", build.constant("across", across), build.reshape("strips", x, h * w // b, b, c))
+    if a > 1:
+        x = build.one("MatMul", build.constant("down", down), build.reshape("columns", x, h // a, a, w * c))
+    return build.rows("frequencies", x, places[:, layout.order], c)
 
 
-def _tile_positions(build: _Builder, y: ir.Value, layout: Layout) -> ir.Value:
+def _features(build: _Builder, y: ir.Value, layout: Layout) -> ir.Value:
     """The inverse of _spectrum."""
-    if layout.positions == 1:
-        return y
+    (h, w), (a, b), c = layout.grid, layout.block, layout.channels
+    places, first = _places(layout), _channels_first(layout)
     if layout.factors is None or layout.positions <= LARGEST_BASIS:
-        return build.one("MatMul", y, build.constant("basis", layout.basis.astype(np.float32)))
-    down, across = layout.factors
-    y = build.pick("order", y, np.argsort(layout.order).astype(np.int64), layout.tiles, layout.channels)
-    y = build.reshape("block", y, layout.tiles, layout.channels, *layout.block)
-    y = build.one("MatMul", y, build.constant("across", across.astype(np.float32)))
-    y = build.one("MatMul", build.constant("down", down.T.astype(np.float32)), y)
-    return build.reshape("positions", y, layout.tiles, layout.channels, layout.positions)
+        if layout.positions > 1:
+            y = build.one("MatMul", build.constant("basis", _single(layout.basis.T)), y)
+        x = build.rows("tiles", y, np.argsort(places.reshape(-1)), c)
+        if first:
+            return build.one("Transpose", build.reshape("map", x, h, w, c), perm=(0, 3, 1, 2))
+        return x if len(layout.feature_shape) == 2 else build.reshape("features", x, *layout.feature_shape)
+    down, across = (_single(f) for f in layout.factors)
+    x = build.rows("frequencies", y, np.argsort(places[:, layout.order].reshape(-1)), c)
+    if a > 1:
+        x = build.one("MatMul", build.constant("down", down.T), build.reshape("columns", x, h // a, a, w * c))
+    if not first:
+        if b > 1:
+            x = build.one("MatMul", build.constant("across", across.T), build.reshape("strips", x, h * w // b, b, c))
+        return build.reshape("features", x, *layout.feature_shape)
+    if w > b > 1:
+        x = build.one("Transpose", build.reshape("strips", x, h, w // b, b, c), perm=(0, 4, 1, 2, 3))
+    else:
+        x = build.one("Transpose", build.reshape("map", x, h, w, c), perm=(0, 3, 1, 2))
+    if b > 1:
+        x = build.one("MatMul", x, build.constant("across", across))
+    return build.reshape("features", x, *layout.feature_shape) if w > b > 1 else x
 
 
-def _to_tiles(build: _Builder, x: ir.Value, layout: Layout) -> ir.Value:
-    """(B, *feature_shape) → (B, tiles, C, P)."""
-    (h, w), (a, b), c = layout.grid, layout.block, layout.channels
-    if layout.lead or len(layout.feature_shape) == 2:
-        x = build.one("Transpose", x, perm=(0, 2, 1))
-    elif layout.last:
-        x = build.one("Transpose", x, perm=(0, 3, 1, 2))
-    if layout.tiles > 1:
-        x = build.reshape("cut", x, c, h // a, a, w // b, b)
-        x = build.one("Transpose", x, perm=(0, 2, 4, 1, 3, 5))
-    return build.reshape("tiles", x, layout.tiles, c, layout.positions)
+def _places(layout: Layout) -> NDArray[np.int64]:
+    """(tiles, P) the row of each position of a tile."""
+    if layout.lead:
+        return np.arange(layout.positions)[None]
+    (h, w), (a, b) = layout.grid, layout.block
+    rows = np.arange(h * w).reshape(h // a, a, w // b, b).transpose(0, 2, 1, 3)
+    return rows.reshape(layout.tiles, layout.positions).astype(np.int64)
 
 
-def _from_tiles(build: _Builder, x: ir.Value, layout: Layout) -> ir.Value:
-    """The inverse of _to_tiles."""
-    (h, w), (a, b), c = layout.grid, layout.block, layout.channels
-    if layout.tiles > 1:
-        x = build.reshape("cut", x, h // a, w // b, c, a, b)
-        x = build.one("Transpose", x, perm=(0, 3, 1, 4, 2, 5))
-    if layout.lead or len(layout.feature_shape) == 2:
-        return build.one("Transpose", build.reshape("tokens", x, c, layout.feature_shape[0]), perm=(0, 2, 1))
-    if layout.last:
-        return build.one("Transpose", build.reshape("map", x, c, h, w), perm=(0, 2, 3, 1))
-    return build.reshape("map", x, *layout.feature_shape)
+def _channels_first(layout: Layout) -> bool:
+    return len(layout.feature_shape) == 3 and not layout.last
 
 
-def _split(build: _Builder, y: ir.Value, widths: Sequence[int]) -> list[ir.Value]:
-    """(B, tiles, n, P) cut into parts of these widths along the last axis."""
-    if len(widths) == 1:
-        return [y]
-    return build.node("Split", y, build.numbers("widths", widths), outputs=len(widths), axis=3)
+def _single(matrix: Float64Array) -> NDArray[np.float32]:
+    return matrix.astype(np.float32)
 
 
 def _shape(features: ir.Value, inner: tuple[int, int]) -> ir.Shape:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from splitwire.codec.design.transform_tables import DesignedTables, design_transform_tables, ideal_bits
-from splitwire.codec.transform import DEAD_ZONE, step_reciprocal
+from splitwire.codec.design.transform_tables import design_transform_tables, ideal_bits
+from splitwire.codec.transform import DEAD_ZONE, Transform, step_reciprocal
 from splitwire.exporter.transform.bands.layout import Float64Array
 
 Coefficients = NDArray[np.float32]
@@ -32,8 +32,8 @@ def count_tables(
     features: str = "",
     feature_shape: tuple[int, ...] = (1,),
     outward: tuple[float, float] = (0.0, 0.0),
-) -> DesignedTables:
-    """Tables counted on (n, tiles, K) calibration coefficients at some step indices."""
+) -> Transform:
+    """Tables counted on (n, tiles, N) calibration coefficients at some step indices."""
     return design_transform_tables(
         np.abs(coefficients).mean(axis=(0, 1), dtype=np.float64),
         {step: quantized(coefficients, step) for step in steps},
@@ -43,7 +43,6 @@ def count_tables(
     )
 
 
-def image_bits(tables: DesignedTables, coefficients: Coefficients, step: int) -> Float64Array:
-    """(n,) bits of each image's (n, tiles, K) coefficients, in the order in which the tables were counted."""
-    q = quantized(coefficients[:, :, tables.permutation], step)
-    return ideal_bits(tables.transform, q, step) + OVERHEAD_BITS
+def image_bits(tables: Transform, coefficients: Coefficients, step: int) -> Float64Array:
+    """(n,) bits of each image's (n, tiles, N) coefficients."""
+    return ideal_bits(tables, quantized(coefficients, step), step) + OVERHEAD_BITS

@@ -238,6 +238,25 @@ def test_a_profile_of_2_to_the_64_elements_is_refused() -> None:
         CodecProfile.from_json(json.dumps(profile))
 
 
+@pytest.mark.parametrize("name", ["transform-tile", "transform-unsent"])
+def test_classes_that_are_no_class_are_refused(name: str) -> None:
+    """A class from 128 to 254 in any place; and no coefficient that is sent."""
+    profile = json.loads(vectors.load(name).profile)
+    transform = profile["tensors"][0]["transform"]
+    classes = base64.b64decode(transform["classes"])
+    for value in range(128, 255):
+        damaged = bytearray(classes)
+        damaged[value % len(classes)] = value
+        transform["classes"] = base64.b64encode(damaged).decode()
+        with pytest.raises(
+            ProfileError, match="classes of coefficients must be below 128, or 255 for what is not sent"
+        ):
+            CodecProfile.from_json(json.dumps(profile))
+    transform["classes"] = base64.b64encode(b"\xff" * len(classes)).decode()
+    with pytest.raises(ProfileError, match="at least one coefficient must be sent"):
+        CodecProfile.from_json(json.dumps(profile))
+
+
 def test_a_level_beyond_float32_is_an_error_and_no_warning() -> None:
     profile = json.loads(vectors.load("binary-n4").profile)
     profile["operating_points"][0]["tensors"][0]["quantizer"]["levels"][-1] = 1e300

@@ -151,7 +151,7 @@ def _cost(cut: Cut, front: Graph, back: Graph, designed: DesignedTransforms, sec
     return Cost(
         front_ms=(fronts[0], fronts[1]),
         back_ms=(backs[0], backs[1]),
-        coefficients=design.shape[0] * design.shape[1],
+        coefficients=design.sent,
         design_s=round(seconds, 1),
         gain=designed.refined.gain if designed.refined else 0.0,
     )

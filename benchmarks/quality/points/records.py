@@ -32,8 +32,8 @@ class Row(Struct, frozen=True, kw_only=True):
 
 class Cost(Struct, frozen=True, kw_only=True):
     """What a transform costs. front_ms, back_ms: median milliseconds of the halves for one input, on all cores, without
-    and with the transform. design_s: processor seconds of the design. gain: log damage by refinement at equal bytes, 0
-    where it was not kept.
+    and with the transform. coefficients: of one input that are sent. design_s: processor seconds of the design. gain:
+    log damage by refinement at equal bytes, 0 where it was not kept.
     """
 
     front_ms: tuple[float, float]

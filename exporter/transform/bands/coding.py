@@ -50,17 +50,19 @@ class Coding(torch.nn.Module):
         return sum(a.shape[0] * (b.stop - b.start) for a, b in zip(self.analysis, self.layout.bands, strict=True))
 
     def analyse(self, spectra: Tensor) -> Tensor:
-        """(B, tiles, C, P) spectra (statistics.spectrum) → (B, tiles, N) coefficients: band by band, in each component
-        by component, the band's frequencies."""
-        y = spectra - self.mean
-        parts = [(a @ y[..., band]).flatten(2) for a, band in zip(self.analysis, self.layout.bands, strict=True)]
+        """(B, tiles, C, P) spectra (statistics.spectrum) → (B, tiles, N) coefficients: band by band, in each frequency
+        by frequency, the band's components."""
+        y = (spectra - self.mean).transpose(2, 3)
+        parts = [(y[:, :, band] @ a.T).flatten(2) for a, band in zip(self.analysis, self.layout.bands, strict=True)]
         return torch.cat(parts, 2)
 
     def by_band(self, coefficients: Tensor) -> list[Tensor]:
         """(B, tiles, N) → (B, tiles, k, n) of each band: its components and frequencies."""
-        shapes = [(a.shape[0], b.stop - b.start) for a, b in zip(self.analysis, self.layout.bands, strict=True)]
-        parts = torch.split(coefficients, [k * n for k, n in shapes], 2)
-        return [part.reshape(*part.shape[:2], *shape) for part, shape in zip(parts, shapes, strict=True)]
+        shapes = [(b.stop - b.start, a.shape[0]) for a, b in zip(self.analysis, self.layout.bands, strict=True)]
+        parts = torch.split(coefficients, [n * k for n, k in shapes], 2)
+        return [
+            part.reshape(*part.shape[:2], *shape).transpose(2, 3) for part, shape in zip(parts, shapes, strict=True)
+        ]
 
     def decoded(self, coefficients: Tensor, step: float) -> Tensor:
         """Coefficients as they arrive when quantized with a step. Gradients pass as if they were not quantized, and

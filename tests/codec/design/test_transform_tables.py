@@ -8,8 +8,8 @@ from coefficients import integers, transform_profile
 from numpy.typing import NDArray
 
 from splitwire.codec.codec import FeatureCodec
-from splitwire.codec.design.transform_tables import DesignedTables, design_transform_tables, ideal_bits
-from splitwire.codec.transform import Transform
+from splitwire.codec.design.transform_tables import design_transform_tables, ideal_bits
+from splitwire.codec.transform import NOT_SENT, Transform
 
 K, LADDER = 700, (56, 60, 64, 68, 72)
 SCALE = np.exp2(np.linspace(1, -6, K))
@@ -29,7 +29,7 @@ def quantize(x: NDArray[np.float32], step: int) -> NDArray[np.int64]:
 
 
 @pytest.fixture(scope="module")
-def designed() -> tuple[NDArray[np.intp], DesignedTables]:
+def designed() -> tuple[NDArray[np.intp], Transform]:
     """A shuffled order of the coefficients, and what is designed for them."""
     order = np.random.default_rng(3).permutation(K)
     x = draw(120, 0, order)
@@ -49,17 +49,17 @@ def laplace_entropy(step: int) -> float:
     return float(-(p * np.log2(np.maximum(p, 1e-300))).sum() + signs)
 
 
-def test_the_order_is_by_class_and_what_is_always_zero_is_dropped(
-    designed: tuple[NDArray[np.intp], DesignedTables],
+def test_classes_follow_the_magnitude_and_what_is_always_zero_is_not_sent(
+    designed: tuple[NDArray[np.intp], Transform],
 ) -> None:
-    order, (permutation, transform) = designed
+    order, transform = designed
     classes = np.frombuffer(transform.classes, np.uint8).astype(int)
-    assert len(set(permutation.tolist())) == permutation.size == classes.size
-    assert (np.diff(classes) <= 0).all()
-    np.testing.assert_allclose(classes, 64 + 4 * np.log2(SCALE[order[permutation]]), atol=2.5)
+    assert classes.size == K
     x = draw(120, 0, order)
     ever = (quantize(x, min(LADDER)) != 0).any(axis=(0, 1))
-    assert set(permutation.tolist()) == set(np.flatnonzero(ever).tolist()) and permutation.size < K
+    np.testing.assert_array_equal(classes != NOT_SENT, ever)
+    assert not ever.all()
+    np.testing.assert_allclose(classes[ever], 64 + 4 * np.log2(SCALE[order[ever]]), atol=2.5)
     assert (transform.features, transform.feature_shape, transform.outward) == (
         "f",
         (7, 10, 20),
@@ -68,9 +68,9 @@ def test_the_order_is_by_class_and_what_is_always_zero_is_dropped(
 
 
 def test_tables_are_symmetric_and_flatten_with_the_magnitude(
-    designed: tuple[NDArray[np.intp], DesignedTables],
+    designed: tuple[NDArray[np.intp], Transform],
 ) -> None:
-    transform = designed[1].transform
+    transform = designed[1]
     transform.check((2, len(transform.classes)))
     rows = transform.frequency_rows()
     np.testing.assert_array_equal(rows[:, 1:-1:2], rows[:, 2:-1:2])
@@ -80,16 +80,16 @@ def test_tables_are_symmetric_and_flatten_with_the_magnitude(
 
 @pytest.mark.parametrize("step", [56, 58, 62, 64, 69, 72, 77])
 def test_other_pictures_cost_little_more_than_their_entropy(
-    step: int, designed: tuple[NDArray[np.intp], DesignedTables]
+    step: int, designed: tuple[NDArray[np.intp], Transform]
 ) -> None:
     """At the ladder's steps, between and beyond them: 7 % and 12 bits for the flags of groups, for escapes, and for
     classes of a quarter of an octave. Real payloads add the step, what rANS keeps in its state, and less than 0.5 %."""
-    order, (permutation, transform) = designed
-    x = np.ascontiguousarray(draw(40, 1, order)[:, :, permutation])
+    order, transform = designed
+    x = draw(40, 1, order)
     bits = ideal_bits(transform, quantize(x, step), step)
     assert bits.shape == (40,)
     assert 0.97 < bits.mean() / (2 * laplace_entropy(step)) < 1.07 + 12 / bits.mean()
-    codec = FeatureCodec(transform_profile([(2, permutation.size)], [transform], {"q": (step,)}))
+    codec = FeatureCodec(transform_profile([(2, K)], [transform], {"q": (step,)}))
     payloads = np.array([len(codec.encode([image[None]])) - 28 for image in x])
     exact = ideal_bits(transform, integers(x, transform, step), step) / 8
     assert (payloads > exact + 1).all()
@@ -113,24 +113,37 @@ def test_ideal_bits_of_escapes_and_groups_by_hand() -> None:
     )
 
 
+def test_ideal_bits_are_of_the_order_of_coding() -> None:
+    """Two values in one group of the order of coding, though far apart; a third that is not sent."""
+    rows = np.zeros((1, 32), "<u2")
+    rows[0, 0], rows[0, 1] = 3072, 512
+    classes = np.where(np.arange(64) % 4 == 3, 40, 10).astype(np.uint8)  # the 16 first ones
+    classes[1] = NOT_SENT
+    transform = Transform(
+        features="f", feature_shape=(1,), classes=classes.tobytes(), frequencies=rows.tobytes(),
+        zero_groups=np.array([2048], "<u2").tobytes(), first=-64,
+    )  # fmt: skip
+    q = np.zeros((1, 1, 64), np.int64)
+    q[0, 0, [1, 3, 63]] = 1
+    assert ideal_bits(transform, q, 64) == pytest.approx(1 + 2 * 3 + 14 * np.log2(4 / 3) + 3 * 1)
+
+
 def test_coefficients_that_are_zero_everywhere_keep_one() -> None:
     q = np.zeros((900, 1, 40), np.int64)
-    permutation, transform = design_transform_tables(
-        np.arange(40) * 0.01, {64: q, 70: q}, features="f", feature_shape=(40,)
-    )
-    assert permutation.tolist() == [39]
-    transform.check((1, 1))
-    assert ideal_bits(transform, q[:, :, permutation], 64).max() < 0.1
+    transform = design_transform_tables(np.arange(40) * 0.01, {64: q, 70: q}, features="f", feature_shape=(40,))
+    assert transform.order().tolist() == [39]
+    transform.check((1, 40))
+    assert ideal_bits(transform, q, 64).max() < 0.1
 
 
 @pytest.mark.parametrize("magnitude", [1e-9, 1e-3, 0.3, 7.0, 3000.0, 1e9])
 def test_any_magnitude_has_valid_tables(magnitude: float) -> None:
     x = np.random.default_rng(0).laplace(size=(30, 1, 20)) * magnitude
     q = {j: np.clip(quantize(x.astype(np.float32), j), -32767, 32767) for j in (0, 64, 127)}
-    permutation, transform = design_transform_tables(abs(x).mean(axis=(0, 1)), q, features="f", feature_shape=(20,))
-    transform.check((1, permutation.size))
+    transform = design_transform_tables(abs(x).mean(axis=(0, 1)), q, features="f", feature_shape=(20,))
+    transform.check((1, 20))
     for j, values in q.items():
-        assert np.isfinite(ideal_bits(transform, values[:, :, permutation], j)).all()
+        assert np.isfinite(ideal_bits(transform, values, j)).all()
 
 
 @pytest.mark.parametrize(
@@ -142,7 +155,7 @@ def test_any_magnitude_has_valid_tables(magnitude: float) -> None:
     ],
 )
 def test_frequencies_sum_whatever_is_counted(values: NDArray[np.int64], says: str) -> None:
-    _, transform = design_transform_tables(np.ones(16), {64: values}, features="f", feature_shape=(4,))
+    transform = design_transform_tables(np.ones(16), {64: values}, features="f", feature_shape=(4,))
     transform.check((2, 16))
     of = transform.tables_at(64)[0]
     share = transform.frequency_rows()[of] / 4096

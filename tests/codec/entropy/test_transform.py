@@ -13,6 +13,7 @@ from coefficients import (
     integers,
     make_coefficients,
     make_transform,
+    sent,
     step_of,
     transform_profile,
     values,
@@ -36,14 +37,14 @@ from splitwire.codec.errors import (
     UsageError,
 )
 from splitwire.codec.profile import TensorSpec
-from splitwire.codec.transform import STEPS, Transform, step_reciprocal, step_size
+from splitwire.codec.transform import STEPS, Transform, coding_order, step_reciprocal, step_size
 from splitwire.codec.wire.frame import DecoderLimits, parse_frame
 
 Float32Array = NDArray[np.float32]
 
 
 def check_coder(transform: Transform, x: Float32Array, step: int, seed: int = 0) -> bytes:
-    """The promises of docs/bitstream.md §7 for (images, tiles, K) coefficients; returns the payload.
+    """The promises of docs/bitstream.md §7 for (images, tiles, N) coefficients; returns the payload.
 
     The bytes are the oracle's; they decode to what the page says, by the oracle too, with any number of lanes; bytes
     too many are refused, and other damage is refused or decodes to what some integers are decoded to.
@@ -85,11 +86,58 @@ def test_bytes_equal_the_oracle(data: st.DataObject) -> None:
     transform = make_transform(
         rng, shape, data.draw(st.integers(1, 64)), classes=(high, data.draw(st.integers(0, high))),
         first=data.draw(st.integers(-128, 127)), missing=data.draw(st.booleans()),
+        unsent=data.draw(st.sampled_from([None, 0.0, 0.3, 0.9])),
         dead_zone=data.draw(st.sampled_from([0.0, 0.1, 0.42, 0.5])),
         outward=data.draw(st.sampled_from([(0.0, 0.0), (0.5, -0.5), (-0.5, 0.25), (0.203125, float(np.float32(0.1)))])),
     )  # fmt: skip
     x = make_coefficients(rng, data.draw(st.integers(1, 4)), shape, transform, step)
     check_coder(transform, x, step, int(rng.integers(2**32)))
+
+
+def test_the_order_is_by_falling_class_then_by_index() -> None:
+    classes = bytes([3, 255, 9, 3, 127, 0, 255, 9])
+    assert coding_order(classes).tolist() == [4, 2, 7, 0, 3, 5]
+    assert coding_order(bytes([5] * 200)).tolist() == list(range(200))
+    transform = make_transform(np.random.default_rng(2), (1, 8), 64, classes=(0, 0), first=-30)
+    transform = msgspec.structs.replace(transform, classes=classes)
+    assert transform.tables_at(20).tolist() == [63, 19, 19, 13, 13, 10]
+
+
+def test_classes_in_another_order_code_the_same_coefficients() -> None:
+    """The same payload, whether they lie in the order of coding, or in another with others between them."""
+    rng = np.random.default_rng(4)
+    shape = (3, 100)
+    transform = make_transform(rng, shape, 30)
+    x = make_coefficients(rng, 2, shape, transform, 64)
+    places = np.sort(rng.permutation(160)[:100])  # of each class by rising index, as before
+    classes = np.full(160, 255, np.uint8)
+    wide = np.full((2, 3, 160), np.nan, np.float32)
+    falling = np.frombuffer(transform.classes, np.uint8)
+    by_class = np.concatenate([rng.permutation(np.unique(falling))[:, None] == falling]).nonzero()[1]
+    classes[places], wide[:, :, places] = falling[by_class], x[:, :, by_class]
+    moved = msgspec.structs.replace(transform, classes=classes.tobytes())
+    payload, lanes = TransformRans(transform, shape).encode(x, 64)
+    coder = TransformRans(moved, (3, 160))
+    assert coder.encode(wide, 64) == (payload, lanes)
+    out, expected = np.full(wide.size, np.nan, np.float32), np.empty(x.size, np.float32)
+    coder.decode(payload, lanes, out)
+    TransformRans(transform, shape).decode(payload, lanes, expected)
+    out = out.reshape(wide.shape)
+    assert out[:, :, places].tobytes() == expected.reshape(x.shape)[:, :, by_class].tobytes()
+    assert not out[:, :, classes == 255].view(np.int32).any()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_sent_may_be_anything(value: float) -> None:
+    transform = make_transform(np.random.default_rng(1), (2, 40), 9, unsent=0.5)
+    x = make_coefficients(np.random.default_rng(2), 1, (2, 40), transform, 64)
+    coder, there = TransformRans(transform, (2, 40)), sent(transform)
+    payload = coder.encode(x, 64)
+    x[..., ~there] = value
+    assert coder.encode(x, 64) == payload
+    x[0, 1, there.argmax()] = value
+    with pytest.raises(NonFiniteFeatures):
+        coder.encode(x, 64)
 
 
 @pytest.mark.parametrize(("images", "lanes"), [(1, 1), (2, 2), (3, 2), (4, 4), (6, 4), (8, 8)])

@@ -26,16 +26,18 @@ def plain_profile(tensors: int = 1) -> Json:
     return found
 
 
-CLASSES = "transform of tensor 't0': classes of coefficients must be below 128 and not increase"
-COUNT = "transform of tensor 't0': coefficients of shape (3, 20) need two axes, tiles and K, and K classes"
+CLASSES = "transform of tensor 't0': classes of coefficients must be below 128, or 255 for what is not sent"
+NONE_SENT = "transform of tensor 't0': at least one coefficient must be sent; all classes are that of what is not"
+COUNT = "transform of tensor 't0': coefficients of shape (3, 20) need two axes, tiles and N, and N classes"
 ROWS = "transform of tensor 't0': frequencies must be 1..64 rows of 64 bytes"
 TABLE = "transform of tensor 't0': each table must sum to 4096 with an escape of at least 1"
 ZERO = "transform of tensor 't0': zero_groups must"
 
 DAMAGE: list[tuple[str, object, str]] = [
     ("classes", put("u1", 0, 128), CLASSES),
-    ("classes", put("u1", 5, 127), CLASSES),
-    ("classes", array("u1", lambda c: c[::-1]), CLASSES),
+    ("classes", put("u1", 19, 254), CLASSES),
+    ("classes", array("u1", lambda c: [*[255] * (K - 1), 128]), CLASSES),
+    ("classes", array("u1", lambda c: np.full_like(c, 255)), NONE_SENT),
     ("classes", array("u1", lambda c: c[:-1]), COUNT),
     ("classes", array("u1", lambda c: np.append(c, 0)), COUNT),
     ("classes", "", COUNT),
@@ -84,6 +86,8 @@ def test_a_damaged_field_is_one_clear_line(field: str, change: object, message: 
     [
         ("classes", array("u1", lambda c: np.full_like(c, 127))),
         ("classes", array("u1", lambda c: 0 * c)),
+        ("classes", array("u1", lambda c: c[::-1])),
+        ("classes", array("u1", lambda c: np.where(np.arange(K) % 2, 127, 0))),
         ("frequencies", array("<u2", lambda f: [4095, *[0] * 30, 1, *f[32:]])),
         ("frequencies", array("<u2", lambda f: [1, *[0] * 30, 4095, *f[32:]])),
         ("zero_groups", array("<u2", lambda z: np.where(np.arange(z.size) % 2, 1, 4095))),
@@ -103,6 +107,16 @@ def test_what_is_just_allowed_is_accepted_and_works(field: str, change: object) 
     x = np.random.default_rng(0).normal(0, 2, (1, 3, K)).astype(np.float32)
     again = codec.decode(codec.encode([x])).tensors[0]
     assert abs(x - again).max() <= 1.5 * 2**1.5  # at step index 70, at most half a step and a shift of another half
+
+
+def test_one_coefficient_that_is_sent_is_enough() -> None:
+    profile = plain_profile()
+    transform = profile["tensors"][0]["transform"]
+    transform["classes"] = array("u1", lambda c: [*[255] * (K - 1), 64])(transform["classes"])
+    codec = FeatureCodec(CodecProfile.from_json(json.dumps(profile)))
+    x = np.full((1, 3, K), 9, np.float32)
+    again = codec.decode(codec.encode([x])).tensors[0]
+    assert not again[..., :-1].any() and (again[..., -1] > 7).all()
 
 
 @pytest.mark.parametrize("steps", [[-1], [128], [0.5], ["64"]])
@@ -143,7 +157,7 @@ def test_coefficients_have_two_axes_no_taps_and_a_mean_of_zero() -> None:
     for shape in ([60], [1, 3, K], [3, K + 1], [K, 3]):
         profile = plain_profile()
         profile["tensors"][0]["shape"] = shape
-        assert "need two axes, tiles and K, and K classes" in refused(profile)
+        assert "need two axes, tiles and N, and N classes" in refused(profile)
     says = "tensor 't0' holds coefficients: it has no taps, and a mean of 0 or none"
     profile = plain_profile()
     profile["tensors"][0]["mean"] = 0.25

@@ -21,12 +21,18 @@ def step_of(index: int) -> np.float32:
 
 
 def integers(x: Float32Array, transform: Transform, index: int) -> NDArray[np.int64]:
-    """Q of each coefficient, by the rule of the encoder; any shape."""
+    """Q of each coefficient, by the rule of the encoder, 0 of those that are not sent. x: (…, N)."""
     reciprocal = np.float32(np.float32(2.0 ** -(index % 4 / 4)) * 2.0 ** (16 - index // 4))
     v = np.minimum(abs(x), np.float32(32767) * step_of(index)) * reciprocal
     k = np.floor(v)
     k += v >= k + np.float32(1 - transform.dead_zone)
-    return (np.sign(x) * k).astype(np.int64)
+    return np.where(sent(transform), np.sign(x) * k, 0).astype(np.int64)
+
+
+def sent(transform: Transform) -> NDArray[np.bool_]:
+    """(N,) which coefficients are."""
+    found: NDArray[np.bool_] = np.frombuffer(transform.classes, np.uint8) != 255
+    return found
 
 
 def values(q: NDArray[np.int64], transform: Transform, index: int) -> Float32Array:
@@ -38,7 +44,7 @@ def values(q: NDArray[np.int64], transform: Transform, index: int) -> Float32Arr
 
 
 def coded_images(x: Float32Array, transform: Transform, default: int, chunks: Chunks) -> list[NDArray[np.int64]]:
-    """Integers of each image, (tiles, K). x: (images, tiles, K). default: step index where a chunk does not say.
+    """Integers of each image, (tiles, N). x: (images, tiles, N). default: step index where a chunk does not say.
     chunks: of this tensor alone (vectors.chunk_table)."""
     out: list[NDArray[np.int64]] = []
     for *_, planes, step in chunks:
@@ -57,7 +63,11 @@ def decoded_images(x: Float32Array, transform: Transform, default: int, chunks: 
 
 
 def are_decoded(y: Float32Array, transform: Transform, steps: set[int]) -> bool:
-    """Whether every element is what some q is decoded to, at one of the step indices."""
+    """Whether every element is what some q is decoded to, at one of the step indices, and +0 where none is sent. y: any
+    number of tiles of N."""
+    y = y.reshape(-1, len(transform.classes))
+    if y[:, ~sent(transform)].view(np.int32).any():
+        return False
     valid = np.zeros(y.shape, bool)
     for index in steps:
         near = np.rint(abs(y) / step_of(index)).astype(np.int64)
@@ -74,10 +84,12 @@ def make_transform(
     classes: tuple[int, int] = (78, 50),
     first: int = -16,
     missing: bool = False,
+    unsent: float | None = None,
     **others: Any,
 ) -> Transform:
-    """For coefficients of (tiles, K). classes: highest and lowest, falling evenly. Tables from steep to flat, at
-    random. missing: about half of a table's symbols are not in it."""
+    """For coefficients of (tiles, N). classes: highest and lowest, falling evenly. Tables from steep to flat, at
+    random. missing: about half of a table's symbols are not in it. unsent: the share of coefficients that are not sent,
+    but one always is; the classes of the others are in any order. None: all are sent, in order."""
     slope = np.exp2(np.linspace(-4, 3, tables))[:, None] * rng.uniform(0.7, 1.4, (tables, 1))
     weights = np.exp(-((np.arange(SYMBOLS - 1) + 1) // 2) / slope) * rng.uniform(0.5, 1, (tables, SYMBOLS - 1))
     if missing:
@@ -90,6 +102,9 @@ def make_transform(
     rows[np.arange(tables), rows.argmax(axis=1)] -= rows.sum(axis=1) - TABLE_SIZE
     zero = np.clip((1 - np.minimum(0.3 * slope[:, 0], 0.9)) ** 4 * TABLE_SIZE, 1, TABLE_SIZE - 1)
     falling = np.linspace(*classes, shape[1]).round().astype(np.uint8)
+    if unsent is not None:
+        falling = rng.permutation(falling)
+        falling[rng.permutation(falling.size)[: min(round(unsent * falling.size), falling.size - 1)]] = 255
     return Transform(
         features="features", feature_shape=(3, 2, 2), classes=falling.tobytes(), first=first,
         frequencies=rows.astype("<u2").tobytes(), zero_groups=zero.astype("<u2").tobytes(), **others,
@@ -99,8 +114,8 @@ def make_transform(
 def make_coefficients(
     rng: np.random.Generator, images: int, shape: tuple[int, int], transform: Transform, step: int
 ) -> Float32Array:
-    """(images, tiles, K): Laplace noise of the magnitude of each class, in 64ths of the step so that it compresses;
-    some tiles of zeros; with the values that decide something."""
+    """(images, tiles, N): Laplace noise of the magnitude of each class, in 64ths of the step so that it compresses;
+    some tiles of zeros; with the values that decide something. What is not sent is huge."""
     classes = np.frombuffer(transform.classes, np.uint8).astype(np.float64)
     x = rng.laplace(size=(images, *shape)) * np.exp2((classes - 64) / 4)
     x *= rng.random((images, shape[0], 1)) < 0.8
@@ -112,6 +127,7 @@ def make_coefficients(
     special = np.concatenate([edges, low, high, -edges, -low, -high, [0.0, -0.0, tiny, -tiny, 3e38, -3e38]])
     count = min(out.size // 8, special.size)
     out.reshape(-1)[rng.choice(out.size, count, replace=False)] = rng.permutation(special)[:count]
+    out[..., ~sent(transform)] = 1e30
     return out
 
 

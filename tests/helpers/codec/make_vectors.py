@@ -64,7 +64,8 @@ class Predicted:
 @dataclass(frozen=True, kw_only=True)
 class Transformed:
     """Parameters of coefficients for coder 5. step: index at the operating point. classes: highest and lowest.
-    sent: the step index of a frame that does not use the point's. missing: whether tables lack some symbols.
+    sent: the step index of a frame that does not use the point's. missing: whether tables lack some symbols. unsent:
+    the share that is not sent, of classes in any order; None: all are sent, in order of their classes.
     """
 
     step: int = 64
@@ -73,6 +74,7 @@ class Transformed:
     outward: tuple[float, float] = (0.203125, 0.09375)
     dead_zone: float = 0.42
     missing: bool = False
+    unsent: float | None = None
 
 
 Kind = tuple[int, int] | Predicted | Transformed | None
@@ -185,6 +187,18 @@ RECIPES = {
                             tensors=[((1, 100), 0, Transformed(step=66)),
                                      ((16, 20), 0, Transformed(step=58, first=-30, outward=(0.25, 0.0)))],
                             sizes=[(7, 0)]),
+    "transform-unsorted": Recipe(about="coder 5, classes in any order, all coefficients sent", batch=2, tables=12,
+                                 tensors=[((3, 75), 0, Transformed(unsent=0.0))], short=True),
+    "transform-unsent": Recipe(about="coder 5, a third of the coefficients not sent, and escapes", batch=3,
+                               tensors=[((2, 110), 0, Transformed(step=61, classes=(84, 52), missing=True,
+                                                                  unsent=0.35))],
+                               tables=9, short=True),
+    "transform-one-sent": Recipe(about="coder 5, one coefficient of forty sent, in many tiles", tables=5, short=True,
+                                 tensors=[((20, 40), 0, Transformed(classes=(70, 70), unsent=1.0))]),
+    "transform-unsent-chunks": Recipe(about="coder 5, two tensors in chunks, most coefficients of one not sent",
+                                      batch=3, tables=7, tensors=[((2, 90), 0, Transformed(unsent=0.8)),
+                                                                   ((5, 33), 0, Transformed(unsent=0.2))],
+                                      chunks=[(0, 5, 2, 1), (0, 5, 1, 2), (1, 5, 4, 3)], steps=(60, 65, 68)),
 }  # fmt: skip
 
 
@@ -270,7 +284,7 @@ def make_transform_pair(rng: np.random.Generator, name: str, recipe: Recipe) -> 
         assert isinstance(kind, Transformed) and len(shape) == 2
         transform = make_transform(
             rng, shape, recipe.tables, classes=kind.classes, first=kind.first, missing=kind.missing,
-            outward=kind.outward, dead_zone=kind.dead_zone,
+            outward=kind.outward, dead_zone=kind.dead_zone, unsent=kind.unsent,
         )  # fmt: skip
         specs.append(TensorSpec(name=f"t{i}", shape=shape, mean=0.0 if recipe.chunks else None, transform=transform))
         x = make_coefficients(rng, recipe.batch, shape, transform, kind.step)

@@ -297,7 +297,9 @@ class Coefficients:
         self.rows = [raw[i : i + 32] for i in range(0, len(raw), 32)]
         self.zero = numbers(t["zero_groups"], "H")
         classes = numbers(t["classes"], "B")
-        assert len(classes) == self.width and list(classes) == sorted(classes, reverse=True)
+        assert len(classes) == self.width and all(c < 128 or c == 255 for c in classes)
+        self.order = [k for c in range(127, -1, -1) for k in range(self.width) if classes[k] == c]
+        assert self.order
         self.tables = [min(max(c - step - t["first"], 0), len(self.rows) - 1) for c in classes]
         self.step = self.ROOTS[step % 4] / 2**23 * 2.0 ** (step // 4 - 16)
         self.outward = t["outward"]
@@ -314,8 +316,8 @@ class Coefficients:
         """(image, tile, coefficients of a group) in the order of decoding."""
         for image in range(count):
             for tile in range(self.tiles):
-                for start in range(0, self.width, 16):
-                    yield image, tile, range(start, min(start + 16, self.width))
+                for start in range(0, len(self.order), 16):
+                    yield image, tile, self.order[start : start + 16]
 
 
 def single(y: float) -> float:
