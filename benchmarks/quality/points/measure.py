@@ -33,8 +33,8 @@ from .records import PAPER, TODAY, TRANSFORM, Cost, Record, Row
 from .subjects import Material, Subject
 
 LEVELS: tuple[int | str, ...] = (
-    2, 3, 4, 6, 8, 16, "a2", "a3", "a4", "a6", "a8", "a16", "e4", "e8",
-    "r0.05", "r0.1", "r0.2", "r0.4", "r0.6", "r0.8", "r1.2", "r1.6", "r2.4",
+    2, 3, 4, 6, 8, 16, 32, "a2", "a3", "a4", "a6", "a8", "a16", "e4", "e8",
+    "r0.05", "r0.1", "r0.2", "r0.4", "r0.6", "r0.8", "r1.2", "r1.6", "r2.4", "r3.2",
 )  # fmt: skip
 """Points n, a and e are the paper's; points r have the paper's quantizer over ranges of splitwire, so that they are
 today's only (contenders/paper.py)."""
