@@ -106,7 +106,7 @@ def transform_pair(
 def choose_codec(scalar: Candidate, transform: Candidate, progress: ProgressFn) -> tuple[Candidate, str]:
     """The candidate that needs fewer bits at equal damage on the held-out inputs, and a note that says by how much."""
     kept = scalar.calibrated.kept
-    held = kept[len(kept) - held_out(len(kept)) :]
+    held = [kept[i] for i in held_out(len(kept))]
     curves = []
     for pair in (scalar, transform):
         damages = _damages(scalar.front, scalar.back, pair, held, progress, "Choose the codec")

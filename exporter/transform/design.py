@@ -86,7 +86,7 @@ def design_transform(
     front, back: the float32 halves without transforms, open in ONNX Runtime; the front's first outputs are the tensors.
     back_model: the back half as a graph, for gradients. specs: name and shape of each tensor's features, 1 to 3 axes.
     inputs: calibration inputs of the network, each (C, H, W) or whatever it takes; 50 are enough for the statistics,
-    200 and more for refinement. The last fifth is held out, so that pictures of one scene should be neighbours.
+    200 and more for refinement. A fifth is held out, in runs of neighbours, as crops of one picture should be.
     layouts: of each tensor; None: by its shape (layout.py).
     Raises ExportError where there are fewer than 8 inputs, or a tensor never changes, or nothing depends on it;
     ValueError for features of more than 3 axes.
@@ -101,10 +101,12 @@ def design_transform(
     for spec, s in zip(specs, statistics, strict=True):
         if s.low == s.high:
             raise ExportError(f"tensor {spec.name!r} never changes: there is nothing to code")
-    many = len(inputs) - held_out(len(inputs))
-    training, held = material.part(slice(0, many)), HeldOut(back, material.part(slice(many, len(inputs))))
+    apart = held_out(len(inputs))
+    training = material.part([i for i in range(len(inputs)) if i not in set(apart)])
+    held = HeldOut(back, material.part(apart))
+    del material
     notes: list[str] = []
-    torch_back = _in_torch(back_model, material, notes)
+    torch_back = _in_torch(back_model, training, notes)
     objective = None
     if torch_back is not None:
         objective = _draw(torch_back, training, statistics, progress)

@@ -18,15 +18,21 @@ from splitwire.exporter.transform.bands.layout import Layout
 from splitwire.exporter.transform.bands.statistics import BandStatistics, features_of, spectrum
 
 HELD_SHARE = 5
-"""One in this many inputs is held out: neighbours in the calibration, so that crops of one picture do not part."""
+"""One in this many inputs is held out."""
+RUNS = 5
+"""The inputs that are held out are this number of runs of neighbours, evenly over the calibration: crops of one picture,
+which are neighbours, hardly part, and inputs that come sorted by kind are all represented."""
 FEWEST_HELD, MOST_HELD = 4, 64
 ANSWER_BYTES = 128 << 20
 """Answers to held-out inputs are kept up to this size, and else made again for each measurement."""
 
 
-def held_out(count: int) -> int:
-    """How many of `count` inputs, the last ones, are held out."""
-    return min(max(count // HELD_SHARE, min(FEWEST_HELD, count // 2)), MOST_HELD)
+def held_out(count: int) -> list[int]:
+    """The indices of `count` inputs that are held out, rising."""
+    held = min(max(count // HELD_SHARE, min(FEWEST_HELD, count // 2)), MOST_HELD)
+    runs = np.array_split(np.arange(held), min(RUNS, held) or 1)
+    ends = [round(count * (i + 1) / len(runs)) for i in range(len(runs))]
+    return [end - len(run) + i for end, run in zip(ends, runs, strict=True) for i in range(len(run))]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +48,8 @@ class Material:
     def __len__(self) -> int:
         return len(self.spectra[0])
 
-    def part(self, chosen: slice) -> Material:
-        """Some of the inputs; nothing is copied."""
+    def part(self, chosen: Sequence[int]) -> Material:
+        """Some of the inputs."""
         return replace(self, spectra=[y[chosen] for y in self.spectra])
 
     def features(self, chosen: slice | Tensor) -> list[Tensor]:

@@ -31,6 +31,7 @@ from splitwire.exporter.transform.bands.statistics import BandStatistics
 from splitwire.exporter.transform.design import DesignedTransforms, RefineOptions, design_transform
 from splitwire.exporter.transform.fold import fold_back, fold_front
 from splitwire.exporter.transform.rate import quantized
+from splitwire.exporter.transform.refinement.material import held_out
 from splitwire.exporter.transform.refinement.objective import Objective, draw_gradients
 from splitwire.exporter.transform.refinement.refine import Rates
 
@@ -127,7 +128,7 @@ def test_real_coefficients_do_to_the_answers_what_the_ladder_says(cut, refined):
     (design,) = refined.designs
     front = Graph.of(fold_front(cut.front_model, refined.designs), what="front")
     back = Graph.of(fold_back(cut.back_model, refined.designs), what="back")
-    x = np.stack(cut.inputs[-refined.inputs :])
+    x = np.stack([cut.inputs[i] for i in held_out(len(cut.inputs))])
     coefficients = front.run(x)[0].astype(np.float32)
     log_p = torch.from_numpy(cut.back.run(*cut.front.run(x))[0]).log_softmax(1)
     for point in refined.points:
