@@ -101,9 +101,9 @@ def design_transform(
     for spec, s in zip(specs, statistics, strict=True):
         if s.low == s.high:
             raise ExportError(f"tensor {spec.name!r} never changes: there is nothing to code")
-    apart = held_out(len(inputs))
-    training = material.part([i for i in range(len(inputs)) if i not in set(apart)])
-    held = HeldOut(back, material.part(apart))
+    chosen = held_out(len(inputs))
+    training = material.part([i for i in range(len(inputs)) if i not in set(chosen)])
+    held = HeldOut(back, material.part(chosen))
     del material
     notes: list[str] = []
     torch_back = _in_torch(back_model, training, notes)
@@ -142,7 +142,8 @@ def design_transform(
             notes.append("refinement did not lower the damage at equal bytes on held-out inputs, and was not kept")
     steps = choose_steps(measured, *wanted)
     designs = [
-        finish(c, _coefficients(c, y), steps, s.name) for c, y, s in zip(codings, training.spectra, specs, strict=True)
+        finish(c, _coefficients(c, torch.cat([apart, y])), steps, s.name)
+        for c, apart, y, s in zip(codings, held.material.spectra, training.spectra, specs, strict=True)
     ]
     return DesignedTransforms(
         designs=designs,
@@ -200,7 +201,9 @@ def _codings(statistics: Sequence[BandStatistics], held: HeldOut, *, gradients: 
             sensitivities = [w * np.eye(s.layout.channels) for w in weights]
         if not any(np.trace(g) > 0 for g in sensitivities):
             raise ExportError("no output depends on a tensor at the cut: there is nothing to send")
-        bands = design_bands(s.layout, covariances, sensitivities, unit=unit, finest=float(step_size(FINEST)))
+        bands = design_bands(
+            s.layout, covariances, sensitivities, s.samples(), unit=unit, finest=float(step_size(FINEST))
+        )
         codings.append(Coding(s.layout, s.mean, bands, s.bounds()))
     return codings
 
@@ -214,7 +217,8 @@ def _range(held: HeldOut, codings: Sequence[Coding]) -> tuple[dict[int, float], 
 
 
 def finish(coding: Coding, coefficients: Float32Array, steps: Sequence[int], features: str) -> TransformDesign:
-    """The design of a coding, with tables counted on calibration coefficients at the ladder's step indices.
+    """The design of a coding, with tables counted on calibration coefficients at the ladder's step indices: those of
+    held-out inputs among them, which show what is rare where the transform was made for the others.
 
     coefficients: (n, tiles, N) of `coding`. Coefficients that are zero at every step are not sent, and components of
     which none is are dropped. features: the tensor's name.

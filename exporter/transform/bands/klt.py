@@ -15,6 +15,9 @@ from .layout import Float64Array, Layout
 
 SHRINK = 0.1
 """Of G towards its mean eigenvalue: it is estimated from few gradients."""
+COVARIANCE_SHRINK, MOST_SHRINK = 0.1, 0.1
+"""Of C towards its diagonal: the first times channels per sample, at most the second. A covariance of fewer samples
+than channels has directions without any variance, and other inputs have some there."""
 SMALLEST = 1e-9
 """Eigenvalues of G are at least this share of the largest."""
 NEGLIGIBLE = 0.12
@@ -64,15 +67,25 @@ def design_bands(
     layout: Layout,
     covariances: Sequence[Float64Array],
     sensitivities: Sequence[Float64Array],
+    samples: Sequence[int],
     *,
     unit: float,
     finest: float,
     shrink: float = SHRINK,
 ) -> list[BandTransform]:
-    """The transform of each band. A band that the task does not look at gets a little of the mean sensitivity."""
+    """The transform of each band. A band that the task does not look at gets a little of the mean sensitivity.
+
+    samples: of each band, the vectors that its covariance was measured on.
+    """
     mean = float(np.mean([np.trace(g) for g in sensitivities])) / layout.channels
     floor = max(mean, np.finfo(np.float64).tiny) * 1e-6 * np.eye(layout.channels)
     return [
-        task_klt(c, g + floor, unit=unit, finest=finest, shrink=shrink)
-        for c, g in zip(covariances, sensitivities, strict=True)
+        task_klt(_shrunk(c, n), g + floor, unit=unit, finest=finest, shrink=shrink)
+        for c, g, n in zip(covariances, sensitivities, samples, strict=True)
     ]
+
+
+def _shrunk(covariance: Float64Array, samples: int) -> Float64Array:
+    share = min(COVARIANCE_SHRINK * len(covariance) / samples, MOST_SHRINK)
+    out: Float64Array = (1 - share) * covariance + share * np.diag(np.diag(covariance))
+    return out

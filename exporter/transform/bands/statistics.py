@@ -63,6 +63,10 @@ class BandStatistics:
             out.append((total / (self._samples * m.shape[1]) - m @ m.T / m.shape[1]).numpy())
         return out
 
+    def samples(self) -> list[int]:
+        """Of each band, how many vectors of channels its covariance is of."""
+        return [self._samples * (band.stop - band.start) for band in self.layout.bands]
+
     def sensitivities(self) -> list[Float64Array]:
         """(C, C) of each band: G = E[g gᵀ] of gradients g. Raises ValueError where none was added."""
         if not self.drawn:

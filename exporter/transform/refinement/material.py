@@ -20,8 +20,8 @@ from splitwire.exporter.transform.bands.statistics import BandStatistics, featur
 HELD_SHARE = 5
 """One in this many inputs is held out."""
 RUNS = 5
-"""The inputs that are held out are this number of runs of neighbours, evenly over the calibration: crops of one picture,
-which are neighbours, hardly part, and inputs that come sorted by kind are all represented."""
+"""The inputs that are held out are this number of runs of neighbours, evenly over the calibration: crops of one
+picture, which are neighbours, hardly part, and inputs that come sorted by kind are all represented."""
 FEWEST_HELD, MOST_HELD = 4, 64
 ANSWER_BYTES = 128 << 20
 """Answers to held-out inputs are kept up to this size, and else made again for each measurement."""

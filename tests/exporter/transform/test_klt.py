@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from splitwire.exporter.transform.bands.klt import task_klt, unit_step
+from splitwire.exporter.transform.bands.klt import design_bands, task_klt, unit_step
+from splitwire.exporter.transform.bands.layout import Layout
 
 
 def random_covariance(seed: int, n: int = 6) -> np.ndarray:
@@ -52,3 +53,13 @@ def test_unit_step_costs_the_damage_it_is_made_for():
     step = unit_step(50_000, 0.02)
     errors = rng.uniform(-step / 2, step / 2, 50_000)
     assert 0.5 * np.square(errors).sum() == pytest.approx(0.02, rel=0.02)
+
+
+def test_a_covariance_of_few_samples_keeps_directions_that_it_did_not_see():
+    layout = Layout.of((4, 1, 1))
+    seen = np.diag([4.0, 1.0, 1.0, 1.0])
+    v = np.array([1.0, 1.0, 0.0, 0.0]) / np.sqrt(2)
+    flat = seen - np.outer(v, v) * (v @ seen @ v)  # nothing along v
+    flat = flat - np.diag(np.minimum(np.linalg.eigvalsh(flat).min(), 0) * np.ones(4))
+    bands = [design_bands(layout, [flat], [np.eye(4)], [n], unit=1.0, finest=1e-9)[0] for n in (2, 10**9)]
+    assert bands[0].variances[-1] > 100 * max(bands[1].variances[-1], 1e-12)
