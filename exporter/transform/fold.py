@@ -77,6 +77,7 @@ class _Builder:
 
     def __init__(self, graph: ir.Graph, prefix: str) -> None:
         self._graph, self._prefix = graph, prefix
+        self._opset = graph.opset_imports.get("", 0)
         self.nodes: list[ir.Node] = []
 
     def node(self, kind: str, *inputs: ir.Value, outputs: int = 1, **attributes: Any) -> list[ir.Value]:
@@ -117,6 +118,8 @@ class _Builder:
         """Parts of these widths."""
         if len(widths) == 1:
             return [x]
+        if self._opset < 13:  # the widths are an attribute there
+            return self.node("Split", x, outputs=len(widths), axis=axis, split=tuple(widths))
         return self.node("Split", x, self.numbers(name, widths), outputs=len(widths), axis=axis)
 
     def rows(self, name: str, x: ir.Value, places: NDArray[np.int64], channels: int) -> ir.Value:
@@ -160,7 +163,7 @@ def _synthesis(build: _Builder, coefficients: ir.Value, design: TransformDesign)
         return build.one("Relu", x)
     if design.low is not None and design.high is not None:
         bounds = [build.constant(n, np.array(v, np.float32)) for n, v in (("low", design.low), ("high", design.high))]
-        return build.one("Clip", x, *bounds)
+        return build.one("Min", build.one("Max", x, bounds[0]), bounds[1])  # Clip takes no inputs before opset 11
     return x
 
 

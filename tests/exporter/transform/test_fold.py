@@ -51,19 +51,30 @@ def design(
     return finish(coding, coefficients, [finest, finest + 8], "features"), coding, x
 
 
-def half(inner: tuple[int, ...], batch: int | str, side: str) -> ir.Model:
+def half(inner: tuple[int, ...], batch: int | str, side: str, opset: int = 17) -> ir.Model:
     """Doubles its input: x → features, or features → y."""
     names = ("x", "features") if side == "front" else ("features", "y")
     ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, (batch, *inner)) for n in names]
     nodes = [helper.make_node("Add", [names[0], names[0]], [names[1]])]
     graph = helper.make_graph(nodes, side, ends[:1], ends[1:])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
     return ir.from_proto(model)
 
 
 def run(graph: Graph, x: NDArray[np.float32]) -> list[NDArray[np.float32]]:
     """Its outputs, which are float32."""
     return [np.asarray(y, np.float32) for y in graph.run(x)]
+
+
+@pytest.mark.parametrize("opset", [8, 11, 12, 13])
+def test_graphs_of_older_operator_sets(opset):
+    made, _, x = design((5, 14, 14), bounds=(0.0, 3.0))
+    halves = [half((5, 14, 14), "n", side, opset) for side in ("front", "back")]
+    front, back = (
+        Graph.of(fold_front(halves[0], [made]), what="front"),
+        Graph.of(fold_back(halves[1], [made]), what="back"),
+    )
+    np.testing.assert_allclose(run(back, run(front, x / np.float32(2))[0])[0], x + x, atol=1e-3)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
