@@ -25,13 +25,14 @@ from splitwire.codec.shared.text import printable_json
 from splitwire.evaluation.answer.choose import choose
 from splitwire.evaluation.answer.results import FILE, FOLDER, Data, Estimate, Evaluation, Point
 from splitwire.evaluation.answer.standings import USUAL_LOSS, check_budget
-from splitwire.evaluation.contenders import INT8, KEYS, OF_FEATURES, feature_contenders, image_contenders, select
+from splitwire.evaluation.contenders import INT8, KEYS, PAPER, ZSTD, feature_contenders, image_contenders, select
 from splitwire.evaluation.contenders.ladders import HEVC, HEVC_SCREEN
 from splitwire.evaluation.data.dataset import Dataset
 from splitwire.evaluation.data.opening import open_data
 from splitwire.evaluation.measuring import figures
+from splitwire.evaluation.measuring.feature_profile import feature_profile
 from splitwire.evaluation.measuring.features import describe, designs
-from splitwire.evaluation.measuring.measure import Measurement, first_answer
+from splitwire.evaluation.measuring.measure import Measurement, first_answer, take_sample
 from splitwire.evaluation.measuring.pair import Pair
 from splitwire.evaluation.measuring.rounds import Measured, measure_all
 from splitwire.evaluation.measuring.stages import machine, time_stages
@@ -79,7 +80,9 @@ def evaluate(
     _check_installed()
     tell: ProgressFn = progress or (lambda stage, done, total: None)
     target = Path(folder) / FOLDER if out is None else Path(out)
-    setup = _prepare(folder, data, annotations=annotations, limit=limit, metric=metric, contenders=contenders)
+    setup = _prepare(
+        folder, data, annotations=annotations, limit=limit, metric=metric, contenders=contenders, progress=tell
+    )
     if max_loss is not None:
         check_budget(max_loss, setup.task.main)
     budget = USUAL_LOSS if max_loss is None else max_loss
@@ -123,32 +126,28 @@ def _prepare(
     limit: int | None,
     metric: str | None,
     contenders: Sequence[str] | None,
+    progress: ProgressFn,
 ) -> Measurement:
-    """Open the pair and the data, find out the task, and list what is measured."""
+    """Open the pair and the data, find out the task, sample the features, and list what is measured."""
     families = select(KEYS if contenders is None else contenders)
     pair = Pair(Path(folder))
-    if pair.profile.is_transform and contenders is not None:
-        _check_sent(contenders)
     detections = is_detector(pair.outputs)
     dataset = _opened(data, pair, annotations=annotations, limit=limit, detections=detections, metric=metric)
     first = first_answer(pair, dataset)
+    task = make_task(first, dataset, batch=1, labels=pair.profile.labels, metric=metric, segments=pair.segments)
+    sample = take_sample(pair, dataset, lambda done, total: progress("Sample the features", done, total))
+    profile = pair.profile
+    if profile.is_transform:
+        profile = feature_profile(profile, sample.features, fine=task.kind not in {"classes", "detections"})
     return Measurement(
         pair=pair,
+        profile=profile,
         data=dataset,
-        task=make_task(first, dataset, batch=1, labels=pair.profile.labels, metric=metric, segments=pair.segments),
-        features=feature_contenders(pair.profile, families=families, detections=detections),
+        sample=sample,
+        task=task,
+        features=feature_contenders(pair.profile, features=profile, families=families, detections=detections),
         images=image_contenders(families=families) if dataset.pictures else [],
     )
-
-
-def _check_sent(contenders: Sequence[str]) -> None:
-    """Raise UsageError for a contender that codes features, of which a transform pair sends none."""
-    others = [key for key in contenders if key in OF_FEATURES]
-    if others:
-        raise UsageError(
-            f"{', '.join(others)}: these code the features, but this pair sends transform coefficients; evaluate"
-            " them on a pair that was exported with --codec scalar"
-        )
 
 
 def _make_default(pair: Pair, points: Sequence[Point], max_loss: float) -> str | None:
@@ -202,11 +201,11 @@ def _results(
         max_loss=max_loss,
         chosen=chosen,
         stages=stages,
-        tensors=describe(measured.sample.features, pair.profile),
-        designs=tuple(designs(pair.profile)),
+        tensors=describe(measured.setup.sample.features, measured.setup.profile),
+        designs=tuple(designs(measured.setup.profile)),
         disagreements=tuple(figures.disagreements(measured.setup, measured.batches, default)),
         over_budget=_over_budget(pair),
-        notes=tuple(_notes(measured.setup, len(measured.sample.features), len(skipped))),
+        notes=tuple(_notes(measured.setup, len(skipped))),
     )
 
 
@@ -244,7 +243,7 @@ def _opened(
     )
 
 
-def _notes(setup: Measurement, sampled: int, skipped: int) -> Iterator[str]:
+def _notes(setup: Measurement, skipped: int) -> Iterator[str]:
     """What a reader of the figures should know."""
     profile = setup.pair.profile
     if not setup.data.labelled:
@@ -260,13 +259,22 @@ def _notes(setup: Measurement, sampled: int, skipped: int) -> Iterator[str]:
     said = overspent_note(profile.operating_points)
     if said is not None:
         yield said
-    if {c.family for c in setup.features} & {INT8, HEVC, HEVC_SCREEN}:
-        yield (
-            f"ranges of int8 and of HEVC of features, and the histograms, are of {sampled} of these images; splitwire"
-            " and the paper's codec know the calibration images only"
-        )
-    else:
-        yield f"the histograms are of {sampled} of these images"
+    yield _note_on_sample(setup)
+
+
+def _note_on_sample(setup: Measurement) -> str:
+    """What the sample of the evaluated images was used for."""
+    learning, ranges, knowing = {INT8, HEVC, HEVC_SCREEN}, "int8", "splitwire and the paper's codec know"
+    if setup.pair.profile.is_transform:
+        learning |= {*PAPER, *ZSTD.values()}
+        ranges, knowing = "the paper's codec, of the symbols for zstd, of int8", "splitwire knows"
+    sampled = len(setup.sample.features)
+    if not learning & {c.family for c in setup.features}:
+        return f"the histograms are of {sampled} of these images"
+    return (
+        f"ranges of {ranges} and of HEVC of features, and the histograms, are of {sampled} of these images; {knowing}"
+        " the calibration images only"
+    )
 
 
 def _write(evaluation: Evaluation, out: Path) -> None:

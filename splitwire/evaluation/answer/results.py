@@ -88,7 +88,10 @@ class Tensor(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Design(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The quantizer of one tensor at one operating point, as the profile has it."""
+    """The quantizer of one tensor at one operating point, as the profile has it.
+
+    Of a transform pair, whose profile has none: at a point of the contenders that quantize the features.
+    """
 
     op: str
     tensor: str

@@ -39,9 +39,6 @@ KEYS: dict[str, tuple[str, ...]] = {
 }
 """Short name, as `--contenders` takes it → families."""
 
-OF_FEATURES = ("paper", "zstd", "raw", "hevc")
-"""Short names of those that code the features themselves, which a pair with a transform does not send."""
-
 FAMILIES = tuple(family for families in KEYS.values() for family in families)
 """Every family, in the order that tables and legends have them."""
 
@@ -57,20 +54,29 @@ def select(keys: Iterable[str]) -> tuple[str, ...]:
 
 
 def feature_contenders(
-    profile: CodecProfile, *, families: Collection[str] = FAMILIES, detections: bool = False
+    profile: CodecProfile,
+    *,
+    features: CodecProfile | None = None,
+    families: Collection[str] = FAMILIES,
+    detections: bool = False,
 ) -> list[FeatureContender]:
-    """Those that send features, in the order of FAMILIES. detections: the network is a detector (paper.py)."""
+    """Those that send features, in the order of FAMILIES. detections: the network is a detector (paper.py).
+
+    features: of a transform pair, the profile of its features (measuring/feature_profile.py); None for another pair.
+    splitwire codes the tensors of `profile`, all others those of `features`.
+    """
     from .ours import Splitwire
     from .packed import PackedZstd
     from .paper import Paper
     from .raw import Floats, Int8
 
     codec = FeatureCodec(profile)
+    contenders: list[FeatureContender] = [
+        Splitwire(codec, p.name, family=SPLITWIRE) for p in profile.operating_points
+    ]  # fmt: skip
+    profile = profile if features is None else features
     side = _side(profile)
     ops = [p.name for p in profile.operating_points]
-    contenders: list[FeatureContender] = [Splitwire(codec, op, family=SPLITWIRE) for op in ops]
-    if profile.is_transform:  # the others code features, of which the pair sends none
-        return [c for c in contenders if c.family in families]
     papers = {op: PAPER_OF.get(op[0], PAPER_UNIFORM) for op in ops}
     for family in KEYS["paper"]:
         of_family = [op for op in ops if papers[op] == family]

@@ -12,7 +12,8 @@ from PIL import Image
 
 Float32Array = NDArray[np.float32]
 Features = tuple[Float32Array, ...]
-"""One image's tensors at the cut, each (1, *shape) float32, C-contiguous."""
+"""One image's tensors at the cut, each (1, *shape) float32, C-contiguous. What a transform pair sends in their place,
+its coefficients, has this type too."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -27,23 +26,20 @@ def sample_size(elements: int) -> int:
 
 
 def describe(sample: Sequence[Features], profile: CodecProfile) -> tuple[Tensor, ...]:
-    """One Tensor for each of the profile's, over the features of the sampled images."""
+    """One Tensor for each of the profile's, over the features of the sampled images. profile: Measurement.profile."""
     tensors = zip(profile.tensors, zip(*sample, strict=True), strict=True)
     return tuple(_tensor(spec, np.concatenate(parts), _reach(profile, i)) for i, (spec, parts) in enumerate(tensors))
 
 
 def designs(profile: CodecProfile) -> Iterator[Design]:
     """The quantizers, by operating point and tensor, as the profile has them."""
-    for point in profile.operating_points if not profile.is_transform else ():
+    for point in profile.operating_points:
         for spec, tensor in zip(profile.tensors, point.tensors, strict=True):
             yield Design(op=point.name, tensor=spec.name, quantizer=tensor.quantizer, clipping=tensor.clipping)
 
 
 def _reach(profile: CodecProfile, tensor: int) -> tuple[float, float]:
-    """From the lowest to the highest level of any operating point: the histogram shows them all. Coefficients have no
-    such interval."""
-    if profile.is_transform:
-        return math.inf, -math.inf
+    """From the lowest to the highest level of any operating point: the histogram shows them all."""
     ranges = [p.tensors[tensor].quantizer.clipping_range for p in profile.operating_points]
     return min(low for low, _ in ranges), max(high for _, high in ranges)
 

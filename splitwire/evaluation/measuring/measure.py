@@ -14,16 +14,18 @@ from msgspec import Raw
 from PIL import Image
 
 from splitwire.codec.errors import SplitwireError, UsageError
+from splitwire.codec.profile import CodecProfile
 from splitwire.codec.shared.pictures import spread
 from splitwire.codec.shared.text import printable
 from splitwire.codec.wire.reply import Outputs
 from splitwire.evaluation.answer.wording import named
+from splitwire.evaluation.contenders import SPLITWIRE
 from splitwire.evaluation.contenders.protocol import FeatureContender, Features, ImageContender, Sent
 from splitwire.evaluation.data.dataset import Dataset, Item
 from splitwire.evaluation.tasks.tasks import Task
 
 from .features import sample_size
-from .pair import Pair
+from .pair import Fronted, Pair
 from .store import Batch, Sending
 
 WHOLE = "whole"
@@ -39,9 +41,11 @@ def received(contender: FeatureContender | ImageContender) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """Some of the images. features: of each image. picture: of one; None where the data are arrays of inputs."""
+    """Some of the images. features: of each image. first: the first of them after the front half. picture: of one; None
+    where the data are arrays of inputs."""
 
     features: list[Features] = field(repr=False)
+    first: Fronted = field(repr=False)
     picture: Image.Image | None = field(repr=False)
 
 
@@ -80,25 +84,32 @@ def take_sample(pair: Pair, data: Dataset, tick: Callable[[int, int], None]) -> 
     positions = spread(len(data), sample_size(pair.elements))
     reader = Reader(data, positions)
     features: list[Features] = []
+    first: Fronted | None = None
     picture = None
     for done, (_, item) in enumerate(reader):
-        features += [f.features for f in pair.front([item.x])]
+        (fronted,) = pair.front([item.x])
+        features.append(fronted.features)
+        first = first or fronted
         picture = picture or item.picture
         tick(done + 1, len(positions))
-    if not features:
-        first = reader.skipped[0][1]
-        raise UsageError(
-            f"none of {len(positions)} images, spread over the {len(data)}, can be read; the first: {first}"
-        )
-    return Sample(features=features, picture=picture)
+    if first is None:
+        why = reader.skipped[0][1]
+        raise UsageError(f"none of {len(positions)} images, spread over the {len(data)}, can be read; the first: {why}")
+    return Sample(features=features, first=first, picture=picture)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """What one round measures: the contenders, on a pair and data, judged by a task."""
+    """What one round measures: the contenders, on a pair and data, judged by a task.
+
+    profile: of the features at the cut: the pair's, unless it sends coefficients (feature_profile.py). sample: of the
+    data.
+    """
 
     pair: Pair
+    profile: CodecProfile
     data: Dataset
+    sample: Sample
     task: Task
     features: Sequence[FeatureContender]
     images: Sequence[ImageContender]
@@ -119,13 +130,15 @@ class Measurement:
         """How often an image goes through the network."""
         return 1 + len({received(c) for c in self.features}) + len(self.images)
 
-    def fit(self, sample: Sample, tick: Callable[[int, int], None]) -> None:
-        """Let the contenders learn their ranges, and call each once, so that no timing includes a compilation."""
+    def fit(self, tick: Callable[[int, int], None]) -> None:
+        """Let the contenders learn their ranges from the sample, and call each once, so that no timing includes a
+        compilation."""
+        sample = self.sample
         total = len(self.features) + len(self.images)
         seen: dict[str, tuple[str, Features]] = {}
         for done, c in enumerate(self.features):
             c.fit(sample.features)
-            decoded = c.decode(c.encode(sample.features[0]))
+            decoded = c.decode(c.encode(_coded_by(c, sample.first)))
             first, same = seen.setdefault(c.received, (named(c), decoded))
             if not all(np.array_equal(a, b) for a, b in zip(decoded, same, strict=True)):
                 raise RuntimeError(f"{named(c)} and {first} give different features back, and share {c.received!r}")
@@ -157,14 +170,20 @@ class Measurement:
 
         keep(WHOLE, whole)
         for c in self.features:
-            sent = _encoded(c, [f.features for f in fronts], items, sendings)
+            sent = _encoded(c, [_coded_by(c, f) for f in fronts], items, sendings)
             if c.received not in outcomes:
-                keep(c.received, self.pair.back([c.decode(s) for s in sent], fronts))
+                back = self.pair.receive if c.family == SPLITWIRE else self.pair.back
+                keep(c.received, back([c.decode(s) for s in sent], fronts))
         for image_contender in self.images:
             pictures = [item.picture for item in items if item.picture is not None]
             sent = _encoded(image_contender, pictures, items, sendings)
             again = self.pair.front([self.data.input_of(image_contender.decode(s)) for s in sent])
             keep(received(image_contender), self.pair.back([f.features for f in again], again))
+
+
+def _coded_by(contender: FeatureContender, fronted: Fronted) -> Features:
+    """What a contender codes: splitwire what its pair sends, all others the features."""
+    return fronted.crossing if contender.family == SPLITWIRE else fronted.features
 
 
 def _encoded(

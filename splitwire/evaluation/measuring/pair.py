@@ -14,8 +14,10 @@ from splitwire.codec.profile import BACK, FRONT
 from splitwire.codec.wire.reply import Outputs
 from splitwire.codec.wire.sizes import Int64Array
 from splitwire.evaluation.contenders.protocol import Features, Float32Array
-from splitwire.runtime_cloud.graph import open_back
+from splitwire.runtime_cloud.graph import BackGraph, open_back
 from splitwire.runtime_edge.graph import open_front
+
+from .without_transform import FeatureBack, open_without_transform, transforms
 
 BATCH = 16
 """Images at once where both halves take any number. The figures do not depend on it beyond the rounding of sums."""
@@ -23,8 +25,13 @@ BATCH = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Fronted:
-    """One image after the front half: the tensors and sizes that cross, and the outputs that the front has computed."""
+    """One image after the front half: the tensors and sizes that cross, and the outputs that the front has computed.
 
+    crossing: what the pair sends: the features, or their coefficients. features: the features; () where a transform
+    pair was opened without them.
+    """
+
+    crossing: Features
     features: Features
     sizes: tuple[Int64Array, ...]
     early: Outputs
@@ -35,11 +42,12 @@ class Pair:
 
     threads: of one inference; None lets ONNX Runtime choose. smallest: images in the smallest batch that it takes: 1,
     unless the graphs are made for another number. batch: images at once, for speed; 1 where sizes of one batch cross.
-    Its properties have the names of EdgeSession's.
+    features: whether a transform pair also gives and takes its features (without_transform.py). False opens the two
+    files as they are. Its properties have the names of EdgeSession's.
     Raises UsageError (no such folder, no pair in it, or several), FingerprintMismatch, ProfileError, DeviceError.
     """
 
-    def __init__(self, folder: Path, *, threads: int | None = None) -> None:
+    def __init__(self, folder: Path, *, threads: int | None = None, features: bool = True) -> None:
         self.folder = find(folder)
         self._front = open_front(self.folder / FRONT, threads=threads)
         self._back = open_back(self.folder / BACK, threads=threads)
@@ -50,6 +58,14 @@ class Pair:
                 f"{FRONT} and {BACK} in {self.folder} are of two pairs ({self.fingerprint.hex()} and "
                 f"{self._back.profile.fingerprint.hex()}); export the model again"
             )
+        self._early = self._front.early
+        self._features: tuple[str, ...] | None = None
+        self._behind: BackGraph | FeatureBack = self._back
+        if self.profile.is_transform:
+            self._features = ()
+            if features:
+                self._front, self._behind = open_without_transform(self.folder, threads=threads)
+                self._features = tuple(t.features for t in transforms(self.profile))
         sizes = {self._front.input_shape[0], self._back.batch} - {None}
         self.smallest: int = max((n for n in sizes if n is not None), default=1)
         self.batch: int = self.smallest if sizes or self.profile.size_specs else BATCH
@@ -76,7 +92,7 @@ class Pair:
     @property
     def outputs(self) -> tuple[str, ...]:
         """Names of the whole network's outputs, in its order."""
-        names = dict.fromkeys((*self._front.early, *self._back.outputs))
+        names = dict.fromkeys((*self._early, *self._back.outputs))
         order = self.profile.outputs if isinstance(self.profile.outputs, tuple) else ()
         return (*(n for n in order if n in names), *(n for n in names if n not in order))
 
@@ -101,23 +117,32 @@ class Pair:
         Raises ShapeMismatch for inputs of another shape.
         """
         computed = self._front.run(self._filled(np.stack(inputs)))
-        early = [computed.early] if self.batch == 1 else [_row(computed.early, i) for i in range(len(inputs))]
+        named = {name: computed.early[name] for name in self._early}
+        early = [named] if self.batch == 1 else [_row(named, i) for i in range(len(inputs))]
+        crossing = [_rows(computed.features, i) for i in range(len(inputs))]
+        if self._features is None:
+            features = crossing
+        else:
+            features = [_rows([computed.early[name] for name in self._features], i) for i in range(len(inputs))]
         return [
-            Fronted(
-                features=tuple(np.ascontiguousarray(t[i : i + 1]) for t in computed.features),
-                sizes=tuple(computed.sizes),
-                early=early[i],
-            )
+            Fronted(crossing=crossing[i], features=features[i], sizes=tuple(computed.sizes), early=early[i])
             for i in range(len(inputs))
         ]
 
     def back(self, features: Sequence[Features], images: Sequence[Fronted]) -> Outputs:
-        """Run the back half on features as they arrive: the network's outputs, one row per image.
+        """Run the back half on features: the network's outputs, one row per image.
 
         images: the same images after the front half. Detectors answer one image, without an axis for the batch.
         """
-        tensors = [self._filled(np.concatenate(parts)) for parts in zip(*features, strict=True)]
-        outputs = self._back.run(tensors, images[0].sizes)
+        return self._answers(self._behind, features, images)
+
+    def receive(self, crossing: Sequence[Features], images: Sequence[Fronted]) -> Outputs:
+        """Run the back half, as `back` does, on what the pair sends, as it arrives in the cloud."""
+        return self._answers(self._back, crossing, images)
+
+    def _answers(self, half: BackGraph | FeatureBack, rows: Sequence[Features], images: Sequence[Fronted]) -> Outputs:
+        tensors = [self._filled(np.concatenate(parts)) for parts in zip(*rows, strict=True)]
+        outputs = half.run(tensors, images[0].sizes)
         if self.batch == 1:
             outputs |= images[0].early
         else:
@@ -143,6 +168,10 @@ def find(folder: Path) -> Path:
     if len(below) > 1:
         raise UsageError(f"{folder} holds {len(below)} pairs; name one of them: {', '.join(map(str, below))}")
     return below[0]
+
+
+def _rows(tensors: Sequence[Float32Array], i: int) -> Features:
+    return tuple(np.ascontiguousarray(t[i : i + 1]) for t in tensors)
 
 
 def _row(outputs: Outputs, i: int) -> Outputs:

@@ -22,11 +22,11 @@ from splitwire.evaluation.contenders.ladders import LADDERS, following
 from splitwire.evaluation.contenders.protocol import FeatureContender, ImageContender
 
 from .figures import scored
-from .measure import WHOLE, Measurement, Sample, received, take_sample
+from .measure import WHOLE, Measurement, received
 from .stages import versions
 from .store import Batch, Store
 
-FORMAT = 1
+FORMAT = 2
 """Version of what the store keeps. Another number when that, or what a figure means, changes."""
 
 
@@ -34,11 +34,10 @@ FORMAT = 1
 class Measured:
     """Everything that was measured. setup: with the contenders of all rounds. batches: in the order of the data.
 
-    sample: some images' features. stores: the kept batches of each round.
+    stores: the kept batches of each round.
     """
 
     setup: Measurement
-    sample: Sample
     batches: Sequence[Batch]
     stores: Sequence[Store]
 
@@ -57,11 +56,10 @@ def measure_all(setup: Measurement, out: Path, *, budget: float, metric: str | N
     """
     stores = [Store(out, *_key(setup, metric))]
     try:
-        sample = take_sample(setup.pair, setup.data, lambda done, total: progress("Sample the features", done, total))
-        batches = _round(setup, sample, stores[0], progress, "Images × contenders")
+        batches = _round(setup, stores[0], progress, "Images × contenders")
         while (following_round := _next_round(setup, batches, budget)) is not None:
             stores.append(Store(out, *_key(following_round, metric)))
-            more = _round(following_round, sample, stores[-1], progress, "Further settings of picture codecs")
+            more = _round(following_round, stores[-1], progress, "Further settings of picture codecs")
             batches = [batch.with_more(other) for batch, other in zip(batches, more, strict=True)]
             setup = _joined(setup, following_round)
     except BaseException as e:
@@ -69,7 +67,7 @@ def measure_all(setup: Measurement, out: Path, *, budget: float, metric: str | N
             if isinstance(e, SplitwireError) or store.empty:
                 store.abandon()
         raise
-    return Measured(setup=setup, sample=sample, batches=batches, stores=stores)
+    return Measured(setup=setup, batches=batches, stores=stores)
 
 
 def _key(setup: Measurement, metric: str | None) -> list[str | bytes]:
@@ -77,7 +75,7 @@ def _key(setup: Measurement, metric: str | None) -> list[str | bytes]:
     contenders = [f"{named(c)} -> {received(c)}" for c in setup.contenders]
     settings = [FORMAT, setup.pair.batch, setup.task.kind, setup.task.main, contenders, metric, versions()]
     source = b"" if metric is None else _source_of(metric)
-    return [setup.pair.fingerprint, setup.data.digest, msgspec.json.encode(settings), source]
+    return [setup.pair.fingerprint, setup.profile.fingerprint, setup.data.digest, msgspec.json.encode(settings), source]
 
 
 def _source_of(metric: str) -> bytes:
@@ -87,11 +85,11 @@ def _source_of(metric: str) -> bytes:
     return Path(file).read_bytes() if file is not None else b""
 
 
-def _round(setup: Measurement, sample: Sample, store: Store, progress: ProgressFn, stage: str) -> list[Batch]:
+def _round(setup: Measurement, store: Store, progress: ProgressFn, stage: str) -> list[Batch]:
     """All batches: those that an earlier run has kept, and the others now. stage: what progress is told."""
     earlier = [store.load(i) for i in range(len(setup.batches))]
     if None in earlier:
-        setup.fit(sample, lambda done, total: progress("Prepare the contenders", done, total))
+        setup.fit(lambda done, total: progress("Prepare the contenders", done, total))
     total = len(setup.data) * setup.passes
     batches = []
     done = 0
@@ -123,7 +121,7 @@ def _next_round(setup: Measurement, batches: Sequence[Batch], budget: float) -> 
     unmeasured = {family: value for family, value in values.items() if value is not None}
     if not unmeasured:
         return None
-    features, images = on_ladders(setup.pair.profile, unmeasured)
+    features, images = on_ladders(setup.profile, unmeasured)
     return dataclasses.replace(setup, features=features, images=images)
 
 

@@ -32,7 +32,7 @@ def time_stages(folder: Path, data: Dataset, op: str) -> dict[str, float]:
 
     folder: of the pair. One image at a time, or as many as the graphs take at least. The first run is not counted.
     """
-    pair = Pair(folder, threads=1)
+    pair = Pair(folder, threads=1, features=False)
     codec, n = FeatureCodec(pair.profile), pair.smallest
     taken: dict[str, list[float]] = {"front": [], "encode": [], "decode": [], "back": []}
     warm = False
@@ -42,11 +42,11 @@ def time_stages(folder: Path, data: Dataset, op: str) -> dict[str, float]:
             start = time.perf_counter()
             fronts = pair.front([item.x] * n)
             fronted = time.perf_counter()
-            frame = codec.encode(fronts[0].features, op=op, sizes=fronts[0].sizes)
+            frame = codec.encode(fronts[0].crossing, op=op, sizes=fronts[0].sizes)
             encoded = time.perf_counter()
             tensors = tuple(codec.decode(frame).tensors)
             decoded = time.perf_counter()
-            pair.back([tensors] * n, fronts)
+            pair.receive([tensors] * n, fronts)
             end = time.perf_counter()
             seconds = ((fronted - start) / n, encoded - fronted, decoded - encoded, (end - decoded) / n)
             for stage, s in zip(taken, seconds, strict=True):

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
-from splitwire.evaluation.answer.results import Evaluation, Tensor
+from splitwire.evaluation.answer.results import Design, Evaluation, Tensor
 
 from .drawing import FAMILY_COLOURS, INK, MUTED, Sheet
 
@@ -46,6 +46,11 @@ def expected_shares(density: FeatureDensity, edges: Sequence[float]) -> NDArray[
     return np.diff(np.concatenate([[0.0], density.cdf(inner), [1.0]]))
 
 
+def design_of(e: Evaluation, tensor: Tensor) -> Design | None:
+    """The quantizer of a tensor at the default operating point; None if that quantizes coefficients."""
+    return next((d for d in e.designs if d.op == e.default_op and d.tensor == tensor.name), None)
+
+
 def histogram_caption(e: Evaluation, tensor: Tensor) -> str:
     """The tensor in figures, its clipping range, and how that was design."""
     shape = "×".join(map(str, tensor.shape))
@@ -54,7 +59,7 @@ def histogram_caption(e: Evaluation, tensor: Tensor) -> str:
         f"{tensor.minimum:.4g} to {tensor.maximum:.4g}, {100 * tensor.zeros:.1f} % exact zeros."
         " The outermost bins hold everything beyond."
     )
-    design = next((d for d in e.designs if d.op == e.default_op and d.tensor == tensor.name), None)
+    design = design_of(e, tensor)
     if design is None:
         return text
     low, high = design.quantizer.clipping_range
@@ -84,7 +89,7 @@ def draw_histogram(sheet: Sheet, tensor: Tensor) -> None:
     axes.stairs(np.maximum(shares, least / 10), edges, baseline=least / 10, fill=True, color=blue, alpha=0.35)
     axes.stairs(np.maximum(shares, least / 10), edges, baseline=least / 10, color=blue, linewidth=0.9,
                 label="measured")  # fmt: skip
-    design = next((d for d in e.designs if d.op == e.default_op and d.tensor == tensor.name), None)
+    design = design_of(e, tensor)
     if design is not None:
         density = fitted(tensor, design.clipping)
         if density is not None:

@@ -39,7 +39,7 @@ from .drawing import (
     log_ticks,
     plot,
 )
-from .feature_plots import draw_channels, draw_histogram, histogram_caption
+from .feature_plots import design_of, draw_channels, draw_histogram, histogram_caption
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -107,9 +107,10 @@ def draw(evaluation: Evaluation, comparison: Comparison) -> list[Plot]:
         suffix = f"-{k + 1}" if len(e.tensors) > 1 else ""
         of = f" of {tensor.name}" if len(e.tensors) > 1 else ""
         drawing = _bound(draw_histogram, tensor)
+        quantizer = "" if design_of(e, tensor) is None else " and their quantizer"
         plots.append(
             plot(
-                f"features{suffix}", f"The features{of} and their quantizer", histogram_caption(e, tensor), drawing,
+                f"features{suffix}", f"The features{of}{quantizer}", histogram_caption(e, tensor), drawing,
                 e, comparison, height=4.6,
             )
         )  # fmt: skip

@@ -9,19 +9,22 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from codec_helpers import expected, make_profile, relu_features
+from coefficients import make_transform
 from msgspec.structs import replace
+from numpy.typing import NDArray
 from PIL import Image
 
 from splitwire.codec.codec import FeatureCodec
 from splitwire.codec.entropy.cabac import AdaptiveBinary
 from splitwire.codec.errors import UsageError
-from splitwire.codec.profile import CodecProfile, SizeSpec
+from splitwire.codec.profile import CodecProfile, OperatingPoint, SizeSpec, TensorSpec
 from splitwire.codec.quantizer import quantize
 from splitwire.demo import baselines
 from splitwire.evaluation import contenders
 from splitwire.evaluation.contenders import mosaic, x265
 from splitwire.evaluation.contenders.ladders import AVIF, HEVC, HEVC_IMAGE, HEVC_SCREEN, JPEG, LADDERS, WEBP
 from splitwire.evaluation.contenders.protocol import FeatureContender, Features, ImageContender
+from splitwire.evaluation.measuring.feature_profile import feature_profile
 
 SHAPES = {
     "tiny": ((384, 3, 3),),
@@ -293,6 +296,65 @@ def test_names_are_distinct_and_in_order() -> None:
     names = [f"{c.family} {c.setting}" for c in all_contenders]
     assert len(set(names)) == len(names)
     assert tuple(dict.fromkeys(c.family for c in all_contenders)) == contenders.FAMILIES
+
+
+def transform_profile(features: dict[str, tuple[int, ...]]) -> CodecProfile:
+    """Of a transform pair: names and shapes of its features."""
+    transform = make_transform(np.random.default_rng(2), (2, 4), 3)
+    specs = tuple(
+        TensorSpec(
+            name=f"{name}/coefficients",
+            shape=(2, 4),
+            transform=replace(transform, features=name, feature_shape=shape),
+        )
+        for name, shape in features.items()
+    )
+    point = OperatingPoint(name="q1", tensors=(), steps=(64,) * len(specs), bits_per_element=0.5)
+    return CodecProfile(
+        model="m", cut="c", tensors=specs, operating_points=(point,), default_op="q1", front_sha256="", back_sha256=""
+    )
+
+
+@pytest.mark.parametrize("fine", [False, True])
+def test_the_profile_of_features_behind_a_transform(fine: bool) -> None:
+    """Names, shapes, and uniform quantizers with about the least squared error that a range gives."""
+    shapes, sample = dict(zip("ab", SHAPES["two tensors"], strict=True)), images_of("two tensors", 6)
+    profile = transform_profile(shapes)
+    made = feature_profile(profile, sample, fine=fine)
+    assert {t.name: t.shape for t in made.tensors} == shapes
+    levels = (2, 3, 4, 6, 8, *((16, 32, 64, 128) if fine else ()))
+    assert [p.name for p in made.operating_points] == [f"n{n}" for n in levels]
+    for n, point in zip(levels, made.operating_points, strict=True):
+        for tensor, parts in zip(point.tensors, zip(*sample, strict=True), strict=True):
+            x = np.concatenate(parts)
+            assert (tensor.quantizer.clipping_range[0], len(tensor.quantizer.levels)) == (0.0, n)
+            tops = np.linspace(0.02, 1, 99) * x.max()
+            least = min(uniform_error(x, top, n) for top in tops)
+            assert uniform_error(x, tensor.quantizer.clipping_range[1], n) < 1.12 * least
+    # splitwire codes the coefficients, all others the features
+    all_contenders = contenders.feature_contenders(profile, features=made)
+    assert [c.setting for c in all_contenders if c.family == contenders.SPLITWIRE] == ["q1"]
+    others = {c.family for c in all_contenders if c.family != contenders.SPLITWIRE}
+    assert others == {contenders.PAPER_UNIFORM, *contenders.ZSTD.values(), *contenders.RAW, HEVC, HEVC_SCREEN}
+    for c in all_contenders:
+        if c.family != contenders.SPLITWIRE:
+            c.fit(sample)
+            assert [x.shape[1:] for x in c.decode(c.encode(sample[0]))] == list(shapes.values())
+
+
+def uniform_error(x: NDArray[np.float32], top: float, levels: int) -> float:
+    """Mean squared, of evenly spaced levels from 0 to `top`."""
+    step = top / (levels - 1)
+    return float(np.mean((np.clip(np.floor(x / step + 0.5), 0, levels - 1) * step - x) ** 2))
+
+
+@pytest.mark.parametrize("constant", [0.0, 0.75, -2.0])
+def test_features_that_do_not_vary_in_the_sample(constant: float) -> None:
+    flat = (np.full((1, 4), constant, np.float32),)
+    made = feature_profile(transform_profile({"f": (4,)}), [flat, flat], fine=False)
+    for point in made.operating_points:
+        levels = np.array(point.tensors[0].quantizer.levels)
+        assert abs(levels - constant).min() < 1e-3
 
 
 def test_select() -> None:

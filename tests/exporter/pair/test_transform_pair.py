@@ -1,4 +1,4 @@
-"""Pairs that send transform coefficients: the export, both runtimes, the command, the evaluation."""
+"""Pairs that send transform coefficients: the export, both runtimes, the command."""
 
 from __future__ import annotations
 
@@ -149,15 +149,3 @@ def test_the_command(model, tmp_path):
     refused = CliRunner().invoke(app, [*arguments, "--refine", "long", "--out", str(tmp_path / "c")])
     assert isinstance(refused.exception, UsageError)
     assert "--refine takes a time" in str(refused.exception)
-
-
-@pytest.mark.slow
-def test_evaluated_beside_pictures(made, tmp_path):
-    from splitwire.evaluation.run import evaluate
-
-    data = {"inputs": inputs(12)}
-    result = evaluate(made.front.parent, data, contenders=["splitwire"], out=tmp_path / "report")
-    settings = {p.setting for p in result.points if p.family == "splitwire"}
-    assert settings == {f"q{i}" for i in range(1, 9)}
-    with pytest.raises(UsageError, match="paper: these code the features, but this pair sends transform coefficients"):
-        evaluate(made.front.parent, data, contenders=["paper"], out=tmp_path / "other")
