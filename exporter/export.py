@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -50,6 +50,7 @@ from splitwire.exporter.planning.plan import AUTO_LINK, DEFAULT_DEVICE, recommen
 from splitwire.exporter.points import damage
 from splitwire.exporter.points.design import Kind
 from splitwire.exporter.points.levels import FINE, LEVELS, check_levels
+from splitwire.exporter.transform.fold import with_outputs
 
 AUTO = "auto"
 AUTO_IMAGES = 32
@@ -241,7 +242,8 @@ def write(
     prepared: Prepared, halves: CutNetwork, codec: Codec, labels: Sequence[str] | None, place: Target
 ) -> ExportResult:
     """Write both halves with the profile in them."""
-    source, skipped, chosen = prepared.source, prepared.opened.stream.skipped, codec.chosen
+    source, skipped = prepared.source, prepared.opened.stream.skipped
+    chosen = _with_all_outputs(codec.chosen, source)
     profile = _profile(prepared, halves, chosen, labels, place.model)
     front, back = bake.write_pair(chosen.front.model, chosen.back.model, profile, place.folder)
     notes = [*prepared.notes, *([halves.note] if halves.note else []), *codec.notes]
@@ -262,6 +264,15 @@ def write(
         notes=(*notes, *remarks(skipped, chosen.measures, profile)),
         comparisons=codec.comparisons,
     )
+
+
+def _with_all_outputs(chosen: Candidate, source: Source) -> Candidate:
+    """The pair with every output of the network. One that is a tensor at the cut is not what a transform pair sends."""
+    given = {*chosen.front.graph.outputs, *chosen.back.graph.outputs}
+    missing = [str(v.name) for v in source.graph.outputs if v.name not in given]
+    if not missing:
+        return chosen
+    return replace(chosen, front=Half.of(with_outputs(chosen.front.model, missing), "front half with the analysis"))
 
 
 def _check(network: NetworkOptions, codec: CodecOptions, target: PlanTarget, cut: str) -> list[Kind]:

@@ -72,6 +72,14 @@ def fold_back(model: ir.Model, designs: Sequence[TransformDesign | None]) -> ir.
     return _checked(model, "back")
 
 
+def with_outputs(front: ir.Model, names: Sequence[str]) -> ir.Model:
+    """A copy of a folded front half with these values as further outputs: features that are outputs of the network."""
+    model = front.clone()
+    values = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
+    model.graph.outputs.extend(values[name] for name in names)
+    return _checked(model, "front")
+
+
 class _Builder:
     """Nodes and initialisers of one graph, with names below `prefix`."""
 
