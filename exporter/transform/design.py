@@ -241,13 +241,16 @@ def finish(coding: Coding, coefficients: Float32Array, steps: Sequence[int], fea
         synthesis.append((gain[:, None] * s.detach().cpu().numpy()[:, used]).astype(np.float32))
         kept.append(part[:, used].reshape(-1))
         start = stop
-    offset = gain[:, None] * (mean @ layout.basis) - coding.threshold.detach().cpu().numpy().astype(np.float64)[:, None]
+    offset, threshold = gain[:, None] * (mean @ layout.basis), coding.threshold.detach().cpu().numpy()
+    if coding.bounds[0] != 0:
+        offset, threshold = offset - threshold[:, None], np.zeros_like(threshold)
     return TransformDesign(
         layout=layout,
         analysis=tuple(analysis),
         synthesis=tuple(synthesis),
         mean=mean.astype(np.float32),
         offset=offset.astype(np.float32),
+        threshold=threshold.clip(0),
         low=coding.bounds[0],
         high=coding.bounds[1],
         transform=msgspec.structs.replace(transform, classes=np.concatenate(kept).tobytes()),

@@ -167,6 +167,9 @@ def _synthesis(build: _Builder, coefficients: ir.Value, design: TransformDesign)
     offset = _single(layout.basis @ design.offset.T)  # of the spectrum: it is the same in every tile
     y = build.one("Add", build.concat(products, axis=2), build.constant("offset", offset))
     x = _features(build, y, layout)
+    if design.threshold.any():
+        twice = build.constant("threshold", layout.by_channel(2 * design.threshold))
+        x = build.one("Min", x, build.one("Add", x, build.one("Sub", x, twice)))
     if design.low == 0 and design.high is None:
         return build.one("Relu", x)
     if design.low is not None and design.high is not None:

@@ -19,8 +19,9 @@ class TransformDesign:
     """Analysis and synthesis of one tensor. Coefficients are (B, tiles, K) float32, in units of the step of index 64.
 
     layout: tiles and bands. analysis: of each band (k, C); synthesis: (C, k). mean: (C, P) of the spectrum, frequencies
-    in the layout's order. offset: (C, P) by position in the tile: what the synthesis adds to the features, their mean
-    less a threshold. low, high: bounds of the features; None: none. transform: tables and classes, for
+    in the layout's order. offset: (C, P) by position in the tile: what the synthesis adds to the features, their mean.
+    threshold: (C,) where low is 0: what is below it becomes 0, what is above twice as much stays, linear between; else
+    zeros. low, high: bounds of the features; None: none. transform: tables and classes, for
     TensorSpec.transform. The N coefficients of a tile lie band by band, in each frequency by frequency, the band's
     components; the classes say which are sent.
     """
@@ -30,6 +31,7 @@ class TransformDesign:
     synthesis: tuple[Float32Array, ...]
     mean: Float32Array
     offset: Float32Array
+    threshold: Float32Array
     low: float | None
     high: float | None
     transform: Transform
@@ -68,6 +70,8 @@ class TransformDesign:
             y.append(s @ part.swapaxes(2, 3))
             start += n * k
         x = np.concatenate(y, 3) @ self.layout.basis.astype(np.float32) + self.offset
+        if self.threshold.any():
+            x = np.minimum(x, 2 * (x - self.threshold[:, None]))
         out: Float32Array = self.layout.from_tiles(x)
         return out if self.low is None and self.high is None else np.clip(out, self.low, self.high)
 

@@ -20,7 +20,9 @@ were, though smaller ones have less squared error (docs/transform.md)."""
 
 
 class Coding(torch.nn.Module):
-    """analysis, synthesis: of each band, (k, C) and (C, k). gain, threshold: (C,), after the synthesis. outward: (2,),
+    """analysis, synthesis: of each band, (k, C) and (C, k). gain, threshold: (C,), after the synthesis; of
+    features that are clipped at zero, what is below the threshold becomes zero, what is above twice as much stays as it
+    is, and between them it is linear; of others, the threshold is subtracted. outward: (2,),
     Transform.outward.
 
     mean: (C, P) of the spectrum; coefficients are of what is left. bounds: the features are clipped to them in the end.
@@ -77,13 +79,10 @@ class Coding(torch.nn.Module):
         parts = zip(self.synthesis, self.by_band(coefficients), self.layout.bands, strict=True)
         y = torch.cat([s @ part + self.mean[:, band] for s, part, band in parts], 3)
         x = features_of(self.layout, self.gain[:, None] * y)
-        x = x - self._by_channel(self.threshold)
-        return x if self.bounds == (None, None) else x.clamp(*self.bounds)
-
-    def _by_channel(self, values: Tensor) -> Tensor:
-        shape = self.layout.feature_shape
-        axis = 0 if len(shape) == 1 or (len(shape) == 3 and not self.layout.last) else len(shape) - 1
-        return values.reshape([-1 if i == axis else 1 for i in range(len(shape))])
+        threshold: Tensor = self.layout.by_channel(self.threshold)
+        if self.bounds[0] != 0:
+            return (x - threshold).clamp(*self.bounds) if self.bounds != (None, None) else x - threshold
+        return torch.minimum(x, 2 * (x - threshold)).clamp(*self.bounds)
 
 
 def _fixed(matrix: Float64Array) -> torch.nn.Parameter:

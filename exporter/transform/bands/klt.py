@@ -15,7 +15,7 @@ from .layout import Float64Array, Layout
 
 SHRINK = 0.1
 """Of G towards its mean eigenvalue: it is estimated from few gradients."""
-COVARIANCE_SHRINK, MOST_SHRINK = 0.1, 0.1
+COVARIANCE_SHRINK, MOST_SHRINK = 0.03, 0.1
 """Of C towards its diagonal: the first times channels per sample, at most the second. A covariance of fewer samples
 than channels has directions without any variance, and other inputs have some there."""
 SMALLEST = 1e-9

@@ -141,6 +141,12 @@ class Layout:
         matrix: Float64Array = whole[self.order]
         return matrix
 
+    def by_channel(self, values: Any) -> Any:
+        """(C,) → a shape that broadcasts over features, an array or a torch tensor."""
+        shape = self.feature_shape
+        axis = 0 if len(shape) == 1 or (len(shape) == 3 and not self.last) else len(shape) - 1
+        return values.reshape([-1 if i == axis else 1 for i in range(len(shape))])
+
     def to_tiles(self, x: Any) -> Any:
         """(B, *feature_shape) → (B, tiles, C, P), an array or a torch tensor."""
         (h, w), (a, b) = self.grid, self.block

@@ -158,6 +158,23 @@ def test_gain_and_threshold_are_in_the_synthesis():
     np.testing.assert_allclose(expected, gain * x - threshold, atol=1e-3)
 
 
+@pytest.mark.parametrize("shape", [(6, 3, 3), (28, 28, 3), (24, 6), (9,)])
+@pytest.mark.parametrize("high", [None, 3.0])
+def test_thresholds_of_features_that_are_clipped_at_zero(shape, high):
+    _, coding, x = design(shape, bounds=(0.0, high))
+    c = coding.layout.channels
+    with torch.no_grad():
+        coding.threshold.copy_(torch.linspace(-0.5, 1, c))
+        coefficients = coding.analyse(spectrum(coding.layout, torch.from_numpy(x)))
+        expected = coding.synthesise(coefficients).numpy()
+    t = coding.layout.by_channel(np.linspace(-0.5, 1, c))
+    np.testing.assert_allclose(expected, np.clip(np.minimum(x, 2 * (x - t.clip(0))), 0, high), atol=1e-3)
+    made = finish(coding, coefficients.numpy(), [0, 8], "features")
+    np.testing.assert_allclose(made.synthesise(made.analyse(x)), expected, atol=1e-4)
+    back = Graph.of(fold_back(half(shape, "n", "back"), [made]), what="back")
+    np.testing.assert_allclose(run(back, made.analyse(x))[0], expected + expected, atol=1e-3)
+
+
 def test_a_tensor_without_a_transform_stays():
     made = design((6, 3, 3))[0]
     front = half((6, 3, 3), "n", "front")
