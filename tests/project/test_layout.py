@@ -85,6 +85,7 @@ WRONG = [
     ("splitwire/evaluation/answer", "from splitwire.evaluation.tasks import tasks", "splitwire.evaluation.tasks.tasks"),
     ("splitwire/evaluation/contenders", "from splitwire.evaluation.data import coco", "splitwire.evaluation.data.coco"),
     ("splitwire/evaluation/data", "from splitwire.exporter.points import damage", "splitwire.exporter.points.damage"),
+    ("splitwire/evaluation/measuring", "import onnx_ir", "onnx_ir"),
     ("splitwire/evaluation/report", "from splitwire.evaluation import run", "splitwire.evaluation.run"),
     ("runtime_cloud", "import onnx", "onnx"),
     ("runtime_cloud", "import splitwire.exporter", "splitwire.exporter"),
