@@ -14,11 +14,12 @@ import msgspec
 import torch
 from msgspec import UNSET, UnsetType
 
-from splitwire.codec.errors import UsageError
+from splitwire.codec.errors import ExportError, UsageError
 from splitwire.codec.profile import CodecProfile, SizeSpec, TensorSpec
 from splitwire.codec.shared.progress import ProgressFn, no_progress
 from splitwire.codec.shared.tasks import Task
 from splitwire.codec.shared.text import printable
+from splitwire.exporter.calibration.calibrate import Calibrated
 from splitwire.exporter.calibration.checkpoint import Checkpoint
 from splitwire.exporter.calibration.items import Calibration
 from splitwire.exporter.cutting import verify
@@ -35,6 +36,7 @@ from splitwire.exporter.network.purpose import check_labels, check_task, task_of
 from splitwire.exporter.network.source import Source
 from splitwire.exporter.options import CodecOptions, Network, NetworkOptions, PlanTarget
 from splitwire.exporter.pair import bake, overwrite
+from splitwire.exporter.pair.codec_choice import Decision, choose_codec, decide, measured
 from splitwire.exporter.pair.precision_choice import (
     Candidate,
     CodecMaker,
@@ -45,7 +47,7 @@ from splitwire.exporter.pair.precision_choice import (
     choose,
 )
 from splitwire.exporter.pair.result import ExportResult, remarks
-from splitwire.exporter.pair.transform_pair import check_codec, choose_codec, transform_pair
+from splitwire.exporter.pair.transform_pair import transform_pair
 from splitwire.exporter.planning.plan import AUTO_LINK, DEFAULT_DEVICE, recommend_cut
 from splitwire.exporter.points import damage
 from splitwire.exporter.points.design import Kind
@@ -153,8 +155,8 @@ def export_pair(
 
     prepared = prepare(model, calibration, network, report)
     halves = cut_network(prepared, cut, target, place, report)
-    if tuple(codec.levels) == LEVELS and halves.judged_as == "values":
-        kinds = check_levels((*LEVELS, *FINE), codec.default_op)
+    if codec.levels is None and halves.judged_as == "values":
+        kinds = check_levels((*LEVELS, *FINE), None)
     with _checkpoint(place.folder, halves.front.digest, prepared.opened, network.images, kinds) as checkpoint:
         designed = calibrate(prepared, halves, kinds, codec, checkpoint, report)
         return write(prepared, halves, designed, network.labels, place)
@@ -213,7 +215,7 @@ def calibrate(
     report: ProgressFn,
 ) -> Codec:
     """Design the operating points from one pass over the calibration. An int8 front needs a second pass."""
-    stream = prepared.opened.stream
+    stream, decision = prepared.opened.stream, _decide(options)
     maker = CodecMaker(
         specs=halves.specs,
         slopes=halves.slopes,
@@ -223,19 +225,32 @@ def calibrate(
         progress=report,
     )
     calibrated = maker.calibrate(halves.front, stream, checkpoint)
-    if options.codec == "scalar":
-        float32 = maker.design(halves.front, halves.back, calibrated)
-        chosen, comparisons = choose(
-            float32, maker, stream.again, front=options.front, back=options.back, accept=options.accept
-        )
-        return Codec(chosen=chosen, comparisons=comparisons, resumed=calibrated.resumed)
-    chosen, notes = transform_pair(
-        halves.front, halves.back, calibrated, halves.specs, options.refine, options.default_op, report
+    notes: list[str] = []
+    if decision.kind != "scalar":
+        try:
+            chosen, notes = _with_transform(halves, maker, calibrated, options, decision)
+            return Codec(chosen=chosen, comparisons=(), resumed=calibrated.resumed, notes=tuple(notes))
+        except ExportError as e:
+            if not decision.may_fall_back:
+                raise
+            notes = [f"scalar points were kept: {e}"]
+    float32 = maker.design(halves.front, halves.back, calibrated)
+    chosen, comparisons = choose(
+        float32, maker, stream.again, front=options.front, back=options.back, accept=options.accept
     )
-    if options.codec == "auto":
-        chosen, note = choose_codec(maker.design(halves.front, halves.back, calibrated), chosen, report)
-        notes.append(note)
-    return Codec(chosen=chosen, comparisons=(), resumed=calibrated.resumed, notes=tuple(notes))
+    return Codec(chosen=chosen, comparisons=comparisons, resumed=calibrated.resumed, notes=tuple(notes))
+
+
+def _with_transform(
+    halves: CutNetwork, maker: CodecMaker, calibrated: Calibrated, options: CodecOptions, decision: Decision
+) -> tuple[Candidate, list[str]]:
+    """The pair with a transform, or the better one of this and scalar points; and notes."""
+    front, back, report = halves.front, halves.back, maker.progress
+    transform, notes = transform_pair(front, back, calibrated, halves.specs, options.refine, options.default_op, report)
+    if decision.kind == "transform":
+        return measured(transform, front, back, options.default_op, report), notes
+    chosen, note = choose_codec(maker.draft(front, back, calibrated), transform, report)
+    return chosen, [*notes, note]
 
 
 def write(
@@ -277,23 +292,28 @@ def _with_all_outputs(chosen: Candidate, source: Source) -> Candidate:
 
 def _check(network: NetworkOptions, codec: CodecOptions, target: PlanTarget, cut: str) -> list[Kind]:
     """The operating points to make, in order. Raises UsageError for unknown or contradictory options."""
-    kinds = check_levels(codec.levels, codec.default_op if codec.codec == "scalar" else None)
     if not cut.strip(", "):
         raise UsageError(EMPTY_NAME)
     check_precisions(codec.front, codec.back)
     check_coder(codec.coder)
-    check_codec(
-        codec.codec,
-        front=codec.front,
-        back=codec.back,
-        default_op=codec.default_op,
-        levels=tuple(codec.levels) != LEVELS,
-    )
+    scalar = _decide(codec).kind == "scalar"
+    kinds = check_levels(LEVELS if codec.levels is None else codec.levels, codec.default_op if scalar else None)
     if network.task is not None:
         check_task(network.task)
     if cut != AUTO and (target.link is not None or target.device is not None):
         raise UsageError(f"a link or a device goes with cut='auto'; the cut is {cut!r}")
     return kinds
+
+
+def _decide(options: CodecOptions) -> Decision:
+    return decide(
+        options.codec,
+        front=options.front,
+        back=options.back,
+        coder=options.coder,
+        default_op=options.default_op,
+        levels=options.levels is not None,
+    )
 
 
 def _recommended_cut(prepared: Prepared, target: PlanTarget, report: ProgressFn) -> tuple[Cut, str, str | None]:

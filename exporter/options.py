@@ -14,10 +14,10 @@ from splitwire.codec.shared.tasks import Task
 from splitwire.exporter.calibration.inputs import LIMIT
 from splitwire.exporter.network.adapting.constants import Constants
 from splitwire.exporter.network.pictures import PictureOptions
+from splitwire.exporter.pair.codec_choice import CodecKind
 from splitwire.exporter.pair.precision_choice import Accept, BackPrecision, Coder, FrontPrecision
-from splitwire.exporter.pair.transform_pair import CodecKind
 from splitwire.exporter.planning.links import Link
-from splitwire.exporter.points.levels import LEVELS, Levels
+from splitwire.exporter.points.levels import Levels
 from splitwire.exporter.transform.design import RefineOptions
 
 Network = torch.nn.Module | str | os.PathLike[str]
@@ -53,24 +53,25 @@ class NetworkOptions:
 class CodecOptions:
     """Options of the codec, and the precision of the halves.
 
-    levels: one entry per operating point. A number N gives "n<N>": uniform quantizers with N levels. "a<N>": N levels
-        over the range with the least output distortion (ranges.py). "e<N>": entropy-constrained quantizers at the rate
-        of "n<N>". "r<bits>": the uniform quantizers with the least output distortion at that number of bits per element
-        (budget.py).
+    levels: of scalar points, one entry per operating point; None: LEVELS (levels.py). A number N gives "n<N>": uniform
+        quantizers with N levels. "a<N>": N levels over the range with the least output distortion (ranges.py). "e<N>":
+        entropy-constrained quantizers at the rate of "n<N>". "r<bits>": the uniform quantizers with the least output
+        distortion at that number of bits per element (budget.py).
     default_op: name of the default operating point; None chooses by measurement (measure.py).
     coder: "predictive" needs the fewest bytes. Tensors for which it saves too little get "context", which is several
         times as fast (docs/codec.md).
     codec: "scalar" quantizes the features; `levels` and `coder` are of it. "transform" sends transform coefficients, at
-        the operating points q1 … q8. "auto" makes both and keeps what needs fewer bits (transform_pair.py).
+        the operating points q1 … q8. "auto" makes both and keeps what needs fewer bits. None: as "auto", or as "scalar"
+        where other options belong to it or no transform can be designed (codec_choice.py).
     refine: how long the transforms are trained.
     front, back: the precision of the halves (precision.py). accept: called with the Comparison of each half that is not
         float32; if it returns False, this half is written in float32. None accepts.
     """
 
-    levels: Levels = LEVELS
+    levels: Levels | None = None
     default_op: str | None = None
     coder: Coder = "predictive"
-    codec: CodecKind = "scalar"
+    codec: CodecKind | None = None
     refine: RefineOptions = field(default_factory=RefineOptions)
     front: FrontPrecision = "float32"
     back: BackPrecision = "float32"

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from splitwire.exporter.network.adapting.constants import Constants
     from splitwire.exporter.network.pictures import PictureOptions
     from splitwire.exporter.options import Network
+    from splitwire.exporter.pair.codec_choice import CodecKind
     from splitwire.exporter.pair.precision_choice import Accept, BackPrecision, Coder, FrontPrecision
     from splitwire.exporter.pair.result import ExportResult
-    from splitwire.exporter.pair.transform_pair import CodecKind
     from splitwire.exporter.points.levels import Levels
 
 __all__ = ["export"]
@@ -50,7 +50,7 @@ def export(
     front: FrontPrecision = "float32",
     back: BackPrecision = "float32",
     coder: Coder = "predictive",
-    codec: CodecKind = "scalar",
+    codec: CodecKind | None = None,
     refine: int | None = None,
     refine_seconds: float | None = None,
     accept: Accept | None = None,
@@ -80,19 +80,21 @@ def export(
     labels: class names, stored in the pair.
     task: "classification", "detection" or "segmentation", stored in the pair. It decides how the edge shows results.
         None: the task in the catalogue, or the one that labels and outputs show.
-    levels: one entry per operating point: a number of quantizer levels; "a4" for 4 levels over the range with the least
-        output distortion; "e4" for the entropy-constrained quantizer at the rate of 4 uniform levels; "r0.4" for the
-        uniform quantizer with the least output distortion at 0.4 bits per element (docs/codec.md). None: (2, 3, 4, 6,
-        8, "r0.1", "r0.2", "r0.3", "r0.4", "r0.6", "r0.8").
-    default_op: the name of an operating point, such as "n4". None chooses the cheapest one that keeps the answers.
+    levels: of scalar points, one entry per operating point: a number of quantizer levels; "a4" for 4 levels over the
+        range with the least output distortion; "e4" for the entropy-constrained quantizer at the rate of 4 uniform
+        levels; "r0.4" for the uniform quantizer with the least output distortion at 0.4 bits per element
+        (docs/codec.md). None: (2, 3, 4, 6, 8, "r0.1", "r0.2", "r0.3", "r0.4", "r0.6", "r0.8").
+    default_op: the name of an operating point, such as "q5" or "n4". None chooses the cheapest one that keeps the
+        answers.
     outputs: names of the outputs that the pair gives, all others are left out with what only they need; None: all.
     front: "int8" quantizes the front half, with the same calibration. back: "float16" is for a back half on a GPU.
     coder: "predictive" needs the fewest bytes. It is used for tensors where it needs clearly fewer than "context",
         which is several times as fast (docs/codec.md).
     codec: "scalar" quantizes the features as they are; `levels` and `coder` are for it. "transform" appends a transform
-        to the front half and its inverse to the back half, and codes its coefficients: far fewer bytes where channels
-        are signed or correlated; operating points "q1" (finest) to "q8". "auto" makes both, and keeps what needs fewer
-        bits at equal output distortion (docs/transform.md).
+        to the front half and its inverse to the back half, and codes its coefficients; operating points "q1" (finest)
+        to "q8". "auto" makes both, and keeps what needs fewer bits at equal output distortion (docs/transform.md).
+        None: as "auto", where nothing asks for scalar points: `levels`, the coder "context", a half that is not
+        float32, or a `default_op` such as "n4". Where no transform can be designed, a note says why.
     refine: training steps of the transforms, on the calibration inputs and through the frozen back half; 0 for none.
         None: about half a minute. refine_seconds: training ends after this time; the result then depends on the
         machine's speed.
@@ -113,7 +115,6 @@ def export(
     from splitwire.exporter.export import export_pair
     from splitwire.exporter.options import CodecOptions, NetworkOptions, PlanTarget
     from splitwire.exporter.planning.links import parse_link
-    from splitwire.exporter.points.levels import LEVELS
     from splitwire.exporter.transform.design import RefineOptions
 
     wire = parse_link(link, rtt)
@@ -137,7 +138,7 @@ def export(
             constants=constants,
         ),
         codec=CodecOptions(
-            levels=LEVELS if levels is None else levels,
+            levels=levels,
             default_op=default_op,
             coder=coder,
             codec=codec,

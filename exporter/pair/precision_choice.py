@@ -81,6 +81,7 @@ class Candidate:
 
     calibrated: from the features of this front. specs: of the tensors that cross, as the profile holds them. points:
     the operating points. options, measures: as in result.ExportResult. default: name of the default operating point.
+    A draft has no measures and no default.
     """
 
     front: Half
@@ -134,6 +135,13 @@ class CodecMaker:
 
     def design(self, front: Half, back: Half, calibrated: Calibrated, reference: Reference | None = None) -> Candidate:
         """Design the operating points from the statistics, and measure them."""
+        draft, large = self.draft(front, back, calibrated), is_large(self.specs)
+        kept, graphs = calibrated.kept, (front.graph, back.graph)
+        measures = measure_points(*graphs, draft.points, kept, self.progress, reference, large=large)
+        return replace(draft, measures=measures, default=self.default_op or choose_default(draft.points, measures))
+
+    def draft(self, front: Half, back: Half, calibrated: Calibrated) -> Candidate:
+        """Design the operating points from the statistics, without measures and without a default."""
         tensors = [
             CalibratedTensor(spec=spec, statistics=statistics, slope=slope)
             for spec, statistics, slope in zip(self.specs, calibrated.statistics, self.slopes, strict=True)
@@ -142,8 +150,6 @@ class CodecMaker:
             tensors = with_taps(tensors, self.progress)
         kept, graphs = calibrated.kept, (front.graph, back.graph)
         points, options = design_points(*graphs, tensors, kept, self.kinds, self.progress)
-        large = is_large(self.specs)
-        measures = measure_points(*graphs, points, kept, self.progress, reference, large=large)
         return Candidate(
             front=front,
             back=back,
@@ -151,8 +157,8 @@ class CodecMaker:
             specs=tuple(msgspec.structs.replace(t.spec, mean=t.statistics.mean, taps=t.taps or UNSET) for t in tensors),
             points=points,
             options=options,
-            measures=measures,
-            default=self.default_op or choose_default(points, measures),
+            measures=[],
+            default="",
         )
 
     def _levels_watched(self) -> list[int]:

@@ -69,6 +69,17 @@ class Damage:
                     self._errors[i] = _added(self._errors[i], by_channel(np.square(x - y)))
                     self._energy[i] = _added(self._energy[i], by_channel(np.square(x)))
 
+    def joined(self, other: Damage) -> Damage:
+        """The damage over the inputs of both."""
+        joined = Damage(self._names)
+        joined.task = self.task or other.task
+        joined._inputs = self._inputs + other._inputs
+        joined._kept, joined._all = self._kept + other._kept, self._all + other._all
+        joined._moved = self._moved + other._moved
+        joined._errors = [_added(a, b) for a, b in zip(self._errors, other._errors, strict=True)]
+        joined._energy = [_added(a, b) for a, b in zip(self._energy, other._energy, strict=True)]
+        return joined
+
     @property
     def agreement(self) -> float | None:
         """Share of the answers that do not change, in [0, 1]; None for task "values".

@@ -113,8 +113,7 @@ def measure_points(
     large: whether the back is slow (is_large). reference: None means the back half on unquantized features, which
     verify.py has compared with the whole network. Halves at reduced precision need another reference.
     """
-    if front.batch is not None:
-        kept = subsample(kept, (INPUTS_LARGE if large else ONE_BY_ONE) * front.batch)
+    kept = _measured(front, kept, large)
     choices = [[t.quantizer for t in p.tensors] for p in points]
     answers = len(kept) * len(points)
     damages = measure_damage(
@@ -171,7 +170,16 @@ def _in_order(
 
 def is_large(specs: Sequence[TensorSpec]) -> bool:
     """Whether several tensors cross that are large enough to make the back half slow."""
-    return len(specs) > 1 and sum(spec.elements for spec in specs) >= LARGE
+    return len(specs) > 1 and sum(spec.feature_elements for spec in specs) >= LARGE
+
+
+def measured_inputs(front: Graph, specs: Sequence[TensorSpec], kept: Sequence[Float32Array]) -> Sequence[Float32Array]:
+    """Those of the kept inputs that operating points are measured on. specs: of the features at the cut."""
+    return _measured(front, kept, is_large(specs))
+
+
+def _measured(front: Graph, kept: Sequence[Float32Array], large: bool) -> Sequence[Float32Array]:
+    return kept if front.batch is None else subsample(kept, (INPUTS_LARGE if large else ONE_BY_ONE) * front.batch)
 
 
 def subsample(kept: Sequence[Float32Array], limit: int) -> list[Float32Array]:

@@ -19,8 +19,8 @@ from .pictures import with_pictures
 
 if TYPE_CHECKING:
     from splitwire.codec.shared.tasks import Task
+    from splitwire.exporter.pair.codec_choice import CodecKind
     from splitwire.exporter.pair.precision_choice import Accept, BackPrecision, Coder, Comparison, FrontPrecision
-    from splitwire.exporter.pair.transform_pair import CodecKind
 
 
 KEPT = "nothing of it was written; run it again"
@@ -43,13 +43,14 @@ def export(
     ] = None,
     weights: Weights = None,
     levels: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="Operating points: 4 for 4 uniform levels; a4: over the range with the least output distortion; "
-            "e4: entropy-constrained, at the rate of 4; "
-            "r0.4: the levels and range with the least output distortion at 0.4 bits per element."
+            help="Scalar operating points: 4 for 4 uniform levels; a4: over the range with the least output distortion;"
+            " e4: entropy-constrained, at the rate of 4; "
+            "r0.4: the levels and range with the least output distortion at 0.4 bits per element.",
+            show_default="2,3,4,6,8,r0.1,r0.2,r0.3,r0.4,r0.6,r0.8",
         ),
-    ] = "2,3,4,6,8,r0.1,r0.2,r0.3,r0.4,r0.6,r0.8",
+    ] = None,
     images: Annotated[int | None, typer.Option(min=1, help="Most images to use.", show_default="512")] = None,
     image_size: ImageSize = None,
     constant: Constants = None,
@@ -63,9 +64,13 @@ def export(
         typer.Option(help="predictive: the fewest bytes, where it saves at least 3 %; context: several times as fast."),
     ] = "predictive",
     codec: Annotated[
-        str,
-        typer.Option(help="scalar; transform: fewer bytes where channels are signed or correlated; auto: the smaller."),
-    ] = "scalar",
+        str | None,
+        typer.Option(
+            help="scalar: quantized features, as with --levels; transform: coefficients, at the points q1 to q8; "
+            "auto: what needs fewer bits.",
+            show_default="by measurement",
+        ),
+    ] = None,
     refine: Annotated[
         str | None,
         typer.Option(help="Training of a transform: steps, or a time as 10min; 0 for none.", show_default="about 30s"),
@@ -99,7 +104,7 @@ def export(
             "--cut is missing: it takes the layer to cut after, or auto for the fastest on a link; "
             f"`splitwire plan {model}` shows them"
         )
-    steps = _parse_levels(levels)
+    steps = None if levels is None else _parse_levels(levels)
     size = parse_size(image_size)
     constants = parse_constants(constant)
     names = None if labels is None else read_labels(labels)
@@ -123,7 +128,7 @@ def export(
             front=cast("FrontPrecision", front),
             back=cast("BackPrecision", back),
             coder=cast("Coder", coder),
-            codec=cast("CodecKind", codec),
+            codec=cast("CodecKind | None", codec),
             **_refinement(refine),
             accept=_asker(progress) if asking else None,
             link=link,

@@ -19,7 +19,6 @@ from splitwire.codec.wire.frame import parse_frame
 from splitwire.commands.export.command import export as command
 from splitwire.exporter.network.inference import Graph
 from splitwire.exporter.network.source import from_file
-from splitwire.exporter.pair.transform_pair import bits_at_equal_damage
 
 app = typer.Typer(pretty_exceptions_enable=False)
 app.command()(command)
@@ -80,13 +79,6 @@ def test_a_frame_is_of_coder_5(made):
     assert [chunk.coder for chunk in parse_frame(frame).chunks] == [5]
 
 
-def test_auto_keeps_what_needs_fewer_bits(model, tmp_path):
-    result = export(model, tmp_path, codec="auto", levels=(2, 4, 8))
-    said = [n for n in result.notes if "output distortion" in n or "equal distortion" in n]
-    assert len(said) == 1
-    assert result.profile.is_transform == said[0].startswith("transform points need 0.")
-
-
 @pytest.mark.slow
 def test_the_same_twice(model, tmp_path):
     first, second = (export(model, tmp_path / name, refine=4) for name in ("a", "b"))
@@ -122,14 +114,6 @@ def test_too_few_inputs(model, tmp_path):
     with pytest.raises(splitwire.SplitwireError, match="8 or more calibration inputs; there are 5"):
         export(model, tmp_path, calibration=inputs(5))
     assert not list(tmp_path.glob("*.onnx"))
-
-
-def test_bits_at_equal_damage():
-    scalar = [(0.4, 100.0), (0.1, 200.0), (0.2, 400.0), (0.025, 400.0)]  # the third is beaten by the second
-    assert bits_at_equal_damage(scalar, [(0.1, 50.0)]) == pytest.approx(0.25)
-    assert bits_at_equal_damage(scalar, [(0.05, 200 * 2**0.5)]) == pytest.approx(1.0)
-    assert bits_at_equal_damage(scalar, [(0.1, 50.0), (0.4, 100.0)]) == pytest.approx(0.5)
-    assert bits_at_equal_damage(scalar, [(0.001, 50.0)]) is None
 
 
 @pytest.mark.slow
