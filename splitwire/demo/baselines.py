@@ -1,13 +1,10 @@
-"""What a user would send instead: the same features in other forms, or the image itself."""
+"""What a user would send instead: the image itself."""
 
 from __future__ import annotations
 
 from PIL import Image
 
 from splitwire.evaluation.contenders import images
-from splitwire.evaluation.contenders.packed import packed_zstd_bytes
-
-__all__ = ["JPEG_QUALITY", "jpeg", "packed_zstd_bytes"]
 
 JPEG_QUALITY = 90
 

@@ -9,15 +9,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 from msgspec import Struct
 from numpy.typing import NDArray
 from PIL import Image
 
 from splitwire.codec import preprocessing
+from splitwire.codec.profile import CodecProfile
 from splitwire.codec.shared.progress import ProgressFn
-from splitwire.demo.baselines import jpeg, packed_zstd_bytes
+from splitwire.codec.transform import Transform
+from splitwire.demo.baselines import jpeg
 from splitwire.demo.server import cloud_process
+from splitwire.exporter.cutting.split import split
 from splitwire.exporter.export import export_pair
+from splitwire.exporter.network.inference import Graph
 from splitwire.exporter.options import NetworkOptions
 from splitwire.exporter.pair import bake, overwrite
 from splitwire.models import demo as catalogue
@@ -40,17 +45,14 @@ class Point(Struct, frozen=True, kw_only=True):
 
     accuracy: share of right answers. bytes_per_image: of the frames, with their headers; bits_per_element is the same
     over the elements of the feature tensor. sent_bytes_per_image: what crossed the socket upwards, HTTP heads included.
-    packed_zstd_bytes_per_image: the same symbols bit-packed + zstd 3, without any header. ms: medians.
+    ms: medians.
     """
 
     op: str
-    levels: int
     accuracy: float
     bits_per_element: float
     bytes_per_image: float
     sent_bytes_per_image: float
-    packed_zstd_bytes_per_image: float
-    clipping: str
     ms: dict[str, float]
 
 
@@ -75,8 +77,8 @@ class Baselines(Struct, frozen=True, kw_only=True):
 class Summary(Struct, frozen=True, kw_only=True):
     """What `build/demo/summary.json` holds.
 
-    float_agreement: images on which back(front(x)), codec off, gives the class of the whole network. ms: of the default
-    operating point. seconds: wall time of each part.
+    float_agreement: images on which the features themselves, not coded, give the class of the whole network. ms: of the
+    default operating point. seconds: wall time of each part.
     """
 
     model: str
@@ -128,15 +130,14 @@ def run(out: Path, progress: ProgressFn, *, force: bool = False) -> Summary:
     with cloud_process(out) as url, EdgeSession(result.front, transport=HttpTransport(url, lean=True)) as session:
         progress("Start the cloud server", 1, 1)
         session.warm_up()
-        features = [session.run_front(x[None]).features[0] for x in inputs]
-        float_classes = back_alone(result.back, features)
-        points = [stream(session, p.name, inputs, labels, features, progress) for p in profile.operating_points]
+        points = [stream(session, p.name, inputs, labels, progress) for p in profile.operating_points]
+    float_classes = uncoded(result.front, result.back, profile, inputs)
     spec = profile.tensors[0]
     default = next(p for p in points if p.op == profile.default_op)
     return Summary(
         model=profile.model,
         cut=profile.cut,
-        feature_shape=spec.shape,
+        feature_shape=spec.feature_shape,
         images=len(images),
         whole=Whole(accuracy=float((whole == labels).mean())),
         float_agreement=int((float_classes == whole).sum()),
@@ -144,7 +145,7 @@ def run(out: Path, progress: ProgressFn, *, force: bool = False) -> Summary:
         points=points,
         ms=default.ms,
         baselines=Baselines(
-            float32_bytes=4.0 * spec.elements,
+            float32_bytes=4.0 * spec.feature_elements,
             float32_accuracy=float((float_classes == labels).mean()),
             jpeg_bytes=float(np.mean([len(data) for data in jpegs])),
             jpeg_accuracy=float((from_jpeg == labels).mean()),
@@ -153,37 +154,33 @@ def run(out: Path, progress: ProgressFn, *, force: bool = False) -> Summary:
     )
 
 
-def stream(
-    session: EdgeSession, op: str, inputs: Inputs, labels: Labels, features: Sequence[Inputs], progress: ProgressFn
-) -> Point:
+def stream(session: EdgeSession, op: str, inputs: Inputs, labels: Labels, progress: ProgressFn) -> Point:
     """Send every image through the split network at one operating point."""
     results = []
     for i, x in enumerate(inputs):
         results.append(session.infer(x[None], op=op))
         progress(f"Stream {op}", i + 1, len(inputs))
     answers = classes([next(iter(r.outputs.values())) for r in results])
-    point = session.profile.operating_points[session.profile.point_index(op)].tensors[0]
     frames = np.array([r.frame_bytes for r in results])
+    elements = len(inputs) * sum(spec.feature_elements for spec in session.profile.tensors)
     return Point(
         op=op,
-        levels=len(point.quantizer.levels),
         accuracy=float((answers == labels).mean()),
-        bits_per_element=float(8 * frames.sum() / sum(f.size for f in features)),
+        bits_per_element=float(8 * frames.sum() / elements),
         bytes_per_image=float(frames.mean()),
         sent_bytes_per_image=float(np.mean([r.bytes_sent for r in results])),
-        packed_zstd_bytes_per_image=float(np.mean([packed_zstd_bytes(f, point.quantizer) for f in features])),
-        clipping=point.clipping.method,
         ms={stage: float(np.median([getattr(r.timings, stage) for r in results])) for stage in STAGES},
     )
 
 
-def back_alone(back: Path, features: Sequence[Inputs]) -> NDArray[np.intp]:
-    """Classes of the back on float32 features that no codec has touched."""
-    import onnxruntime as ort
-
-    graph = ort.InferenceSession(back, providers=["CPUExecutionProvider"])
-    name = graph.get_inputs()[0].name
-    return classes([graph.run(None, {name: x})[0] for x in batches(np.concatenate(features))])
+def uncoded(front: Path, back: Path, profile: CodecProfile, inputs: Inputs) -> NDArray[np.intp]:
+    """Classes by the features that the front computes and the back takes, without a transform and without a codec."""
+    halves = ir.load(front), ir.load(back)
+    features = [spec.transform.features for spec in profile.tensors if isinstance(spec.transform, Transform)]
+    if features:
+        halves = split(halves[0], features).front, split(halves[1], features).back
+    first, second = Graph.of(halves[0], what="front half"), Graph.of(halves[1], what="back half")
+    return classes([second.run(*first.run(x))[0] for x in batches(inputs)])
 
 
 def write_pictures(folder: Path, images: NDArray[np.uint8], labels: Labels) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 from splitwire.codec import preprocessing
 from splitwire.codec.profile import Preprocessing
 from splitwire.codec.shared.progress import ProgressFn
-from splitwire.demo.baselines import jpeg, packed_zstd_bytes
+from splitwire.demo.baselines import jpeg
 from splitwire.demo.fashion import STAGES, Inputs
 from splitwire.demo.server import cloud_process
 from splitwire.exporter.export import export_pair
@@ -67,7 +67,6 @@ class Photo(Struct, frozen=True, kw_only=True):
     split: list[tuple[str, float]]
     bytes_sent: int
     bits_per_element: float
-    packed_zstd_bytes: int
     jpeg_bytes: int
     ms: dict[str, float]
 
@@ -116,7 +115,6 @@ def run(out: Path, weights: str | None, progress: ProgressFn, *, force: bool = F
             x = preprocessing.apply(image, how)[None]
             session.infer(x)  # the first frame pays for connecting
             answer = session.infer(x)
-            features = session.run_front(x).features[0]
             photos.append(
                 Photo(
                     name=source.name,
@@ -124,7 +122,6 @@ def run(out: Path, weights: str | None, progress: ProgressFn, *, force: bool = F
                     split=guesses(answer.outputs, loaded.labels),
                     bytes_sent=answer.bytes_sent,
                     bits_per_element=answer.bits_per_element,
-                    packed_zstd_bytes=packed_zstd_bytes(features, point.tensors[0].quantizer),
                     jpeg_bytes=len(jpeg(preprocessing.view(image, how))),
                     ms={stage: getattr(answer.timings, stage) for stage in STAGES},
                 )
@@ -135,7 +132,7 @@ def run(out: Path, weights: str | None, progress: ProgressFn, *, force: bool = F
         model=loaded.name,
         weights=loaded.weights,
         cut=CUT,
-        feature_shape=spec.shape,
+        feature_shape=spec.feature_shape,
         op=point.name,
         photos=photos,
     )

@@ -83,21 +83,18 @@ def summary() -> fashion.Summary:
     points = [
         fashion.Point(
             op=op,
-            levels=4,
             accuracy=0.9125,
             bits_per_element=0.31,
             bytes_per_image=134.0,
             sent_bytes_per_image=268.0,
-            packed_zstd_bytes_per_image=312.0,
-            clipping="leaky_relu_model",
             ms=ms,
         )
-        for op in ("n2", "n4", "r0.4")
+        for op in ("q1", "q4", "q8")
     ]
     baselines = fashion.Baselines(float32_bytes=13824.0, float32_accuracy=0.92, jpeg_bytes=1203.0, jpeg_accuracy=0.91)
     return fashion.Summary(
         model="fashion_squeezenet1_1", cut="features.10", feature_shape=(384, 3, 3), images=10_000,
-        whole=fashion.Whole(accuracy=0.92), float_agreement=10_000, default_op="n4", points=points, ms=ms,
+        whole=fashion.Whole(accuracy=0.92), float_agreement=10_000, default_op="q4", points=points, ms=ms,
         baselines=baselines, seconds={"export": 12.0},
     )  # fmt: skip
 

@@ -23,6 +23,7 @@ from splitwire.demo import baselines
 from splitwire.evaluation import contenders
 from splitwire.evaluation.contenders import mosaic, x265
 from splitwire.evaluation.contenders.ladders import AVIF, HEVC, HEVC_IMAGE, HEVC_SCREEN, JPEG, LADDERS, WEBP
+from splitwire.evaluation.contenders.packed import packed_zstd_bytes
 from splitwire.evaluation.contenders.protocol import FeatureContender, Features, ImageContender
 from splitwire.evaluation.measuring.feature_profile import feature_profile
 
@@ -152,7 +153,7 @@ def test_packed_zstd_is_what_the_demo_counts() -> None:
     profile, features = profile_of("tiny"), images_of("tiny")[0]
     for c in family("tiny", contenders.ZSTD[3]):
         point = profile.operating_points[profile.point_index(c.setting)]
-        assert c.encode(features).bytes == baselines.packed_zstd_bytes(features[0], point.tensors[0].quantizer)
+        assert c.encode(features).bytes == packed_zstd_bytes(features[0], point.tensors[0].quantizer)
     # the stronger level never needs more here, and both beat a byte per element by far
     for fast, strong in zip(family("tiny", contenders.ZSTD[3]), family("tiny", contenders.ZSTD[19]), strict=True):
         assert strong.encode(features).bytes <= fast.encode(features).bytes < features[0].size / 2
@@ -366,3 +367,13 @@ def test_select() -> None:
     selected = contenders.feature_contenders(profile_of("tiny"), families=chosen)
     assert {c.family for c in selected} == {contenders.SPLITWIRE, *contenders.RAW}
     assert contenders.image_contenders(families=chosen) == []
+
+
+def test_packed_zstd_is_the_real_thing() -> None:
+    """Two bits per element for N = 4 before zstd: noise does not shrink below that, zeros do."""
+    from splitwire.codec.profile import Quantizer
+
+    quantizer = Quantizer.uniform(0.0, 3.0, 4)
+    noise = np.random.default_rng(0).integers(0, 4, (1, 64, 16, 16)).astype(np.float32)
+    assert noise.size / 4 <= packed_zstd_bytes(noise, quantizer) <= noise.size / 4 + 32
+    assert packed_zstd_bytes(np.zeros_like(noise), quantizer) < 40
