@@ -18,11 +18,12 @@ from splitwire.codec.profile import OperatingPoint, TensorSpec
 from splitwire.codec.shared.progress import ProgressFn
 from splitwire.codec.transform import Transform
 from splitwire.exporter.calibration.calibrate import Calibrated
-from splitwire.exporter.network.inference import Array, Float32Array
+from splitwire.exporter.network.inference import Array, Float32Array, weight_bytes
 from splitwire.exporter.points.damage import Damage
 from splitwire.exporter.points.measure import Quantizers, measure_damage, measured_inputs
 from splitwire.exporter.transform.design import RefineOptions, design_transform
 from splitwire.exporter.transform.fold import coefficients_name, fold_back, fold_front
+from splitwire.exporter.transform.threads import threads_for
 
 from .precision_choice import Candidate, Half
 
@@ -43,11 +44,12 @@ def transform_pair(
     Raises UsageError if the ladder has no point of that name; ExportError if no transform can be designed.
     """
     kept = measured_inputs(front.graph, specs, calibrated.kept)
+    elements = sum(spec.elements for spec in specs)
     try:
-        designed = design_transform(front.graph, back.graph, back.model, specs, kept, refine, progress)
+        with threads_for(elements, weight_bytes(back.model)):
+            designed = design_transform(front.graph, back.graph, back.model, specs, kept, refine, progress)
     except (np.linalg.LinAlgError, torch.cuda.OutOfMemoryError) as e:
         raise ExportError(f"no transform can be computed for these features: {e}") from e
-    elements = sum(spec.elements for spec in specs)
     points = [
         OperatingPoint(name=p.name, tensors=(), bits_per_element=p.bits / elements, steps=(p.step,) * len(specs))
         for p in designed.points

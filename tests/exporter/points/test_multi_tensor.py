@@ -68,7 +68,7 @@ class Pyramid(nn.Module):
 
 
 def export(module: nn.Module | Path, out: Path, cut: str, **options) -> ExportResult:
-    return splitwire.export(module, cut=cut, calibration=inputs(24), out=out, **options)
+    return splitwire.export(module, cut=cut, calibration=inputs(24), out=out, codec="scalar", **options)
 
 
 def looped(result: ExportResult) -> EdgeSession:
