@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from runtime_helpers import Pair
 
 telemetry.set_variable()  # before a test file imports onnxruntime
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command; the processes of the tests share the cores
 os.environ.setdefault("SPLITWIRE_CACHE_DIR", str(kernels.FOLDER))  # also for the processes that tests start
 
 # xdist tells its workers a width; the tables of the tests are those of a pipe.
