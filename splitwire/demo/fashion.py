@@ -9,20 +9,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 from msgspec import Struct
 from numpy.typing import NDArray
 from PIL import Image
 
 from splitwire.codec import preprocessing
-from splitwire.codec.profile import CodecProfile
 from splitwire.codec.shared.progress import ProgressFn
-from splitwire.codec.transform import Transform
 from splitwire.demo.baselines import jpeg
 from splitwire.demo.server import cloud_process
-from splitwire.exporter.cutting.split import split
+from splitwire.evaluation.measuring.pair import Pair
 from splitwire.exporter.export import export_pair
-from splitwire.exporter.network.inference import Graph
 from splitwire.exporter.options import NetworkOptions
 from splitwire.exporter.pair import bake, overwrite
 from splitwire.models import demo as catalogue
@@ -131,7 +127,7 @@ def run(out: Path, progress: ProgressFn, *, force: bool = False) -> Summary:
         progress("Start the cloud server", 1, 1)
         session.warm_up()
         points = [stream(session, p.name, inputs, labels, progress) for p in profile.operating_points]
-    float_classes = uncoded(result.front, result.back, profile, inputs)
+    float_classes = uncoded(out, inputs)
     spec = profile.tensors[0]
     default = next(p for p in points if p.op == profile.default_op)
     return Summary(
@@ -173,14 +169,14 @@ def stream(session: EdgeSession, op: str, inputs: Inputs, labels: Labels, progre
     )
 
 
-def uncoded(front: Path, back: Path, profile: CodecProfile, inputs: Inputs) -> NDArray[np.intp]:
-    """Classes by the features that the front computes and the back takes, without a transform and without a codec."""
-    halves = ir.load(front), ir.load(back)
-    features = [spec.transform.features for spec in profile.tensors if isinstance(spec.transform, Transform)]
-    if features:
-        halves = split(halves[0], features).front, split(halves[1], features).back
-    first, second = Graph.of(halves[0], what="front half"), Graph.of(halves[1], what="back half")
-    return classes([second.run(*first.run(x))[0] for x in batches(inputs)])
+def uncoded(folder: Path, inputs: Inputs) -> NDArray[np.intp]:
+    """Classes by the features themselves, without a transform and without a codec."""
+    pair = Pair(folder)
+    answers = []
+    for x in batches(inputs, pair.batch):
+        images = pair.front(list(x))
+        answers.append(next(iter(pair.back([i.features for i in images], images).values())))
+    return classes(answers)
 
 
 def write_pictures(folder: Path, images: NDArray[np.uint8], labels: Labels) -> None:
@@ -196,9 +192,9 @@ def to_inputs(images: NDArray[np.uint8]) -> Inputs:
     return np.stack([preprocessing.apply(Image.fromarray(image), catalogue.PREPROCESSING) for image in images])
 
 
-def batches(x: Inputs) -> list[Inputs]:
-    """Cut into pieces of BATCH."""
-    return [x[i : i + BATCH] for i in range(0, len(x), BATCH)]
+def batches(x: Inputs, size: int = BATCH) -> list[Inputs]:
+    """Cut into pieces of `size`."""
+    return [x[i : i + size] for i in range(0, len(x), size)]
 
 
 def classes(scores: Sequence[NDArray[np.float32]]) -> NDArray[np.intp]:

@@ -162,7 +162,7 @@ def test_bytes_are_those_that_evaluate_counts(summary: Summary, demo_pair: Path)
     images, _ = catalogue.test_set()
     assert pair.profile.preprocessing is not None
     inputs = [preprocessing.apply(Image.fromarray(image), pair.profile.preprocessing) for image in images]
-    features = [f.features for x in inputs for f in pair.front([x])]
+    crossing = [f.crossing for x in inputs for f in pair.front([x])]
     for p in (summary["points"][0], summary["points"][-1]):
         contender = Splitwire(codec, p["op"], family="splitwire")
-        assert p["bytes_per_image"] == pytest.approx(np.mean([contender.encode(f).bytes for f in features]), rel=1e-3)
+        assert p["bytes_per_image"] == pytest.approx(np.mean([contender.encode(c).bytes for c in crossing]), rel=1e-3)
