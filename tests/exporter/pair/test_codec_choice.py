@@ -13,11 +13,15 @@ from exporter_helpers import inputs
 import splitwire
 from splitwire.codec.errors import ExportError, UsageError
 from splitwire.exporter import export as pipeline
+from splitwire.exporter.network.inference import Array
 from splitwire.exporter.pair import codec_choice, transform_pair
 from splitwire.exporter.pair.codec_choice import Decision, bits_at_equal_damage, decide
 from splitwire.exporter.points.damage import Damage
 
 SCALAR = Decision("scalar")
+
+Arrays = tuple[list[Array], list[Array]]
+"""Outputs of the whole network, and those with an error."""
 
 
 def decided(**options: Any) -> Decision:
@@ -82,12 +86,11 @@ def test_bits_at_equal_damage() -> None:
 
 def test_damage_of_parts_is_that_of_the_whole() -> None:
     chance = np.random.default_rng(0)
-    cases = {
-        "classes": (["y"], [chance.normal(size=(8, 5)).astype(np.float32)], [2 * np.eye(8, 5, dtype=np.float32)]),
-        "values": (["y", "z"], [chance.normal(size=(8, 3, 4, 4)), chance.normal(size=(8, 6))],
-                   [np.ones((8, 3, 4, 4)), np.zeros((8, 6))]),
-    }  # fmt: skip
-    for task, (names, expected, outputs) in cases.items():
+    classes: Arrays = [chance.normal(size=(8, 5)).astype(np.float32)], [2 * np.eye(8, 5, dtype=np.float32)]
+    maps, rows = chance.normal(size=(8, 3, 4, 4)), chance.normal(size=(8, 6))
+    values: Arrays = [maps, rows], [np.ones_like(maps), np.zeros_like(rows)]
+    for task, (expected, outputs) in {"classes": classes, "values": values}.items():
+        names = ["y", "z"][: len(expected)]
         whole, first, second = (Damage(names) for _ in range(3))
         whole.add(expected, outputs, 8)
         first.add([y[:5] for y in expected], [y[:5] for y in outputs], 5)
