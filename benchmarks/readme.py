@@ -14,6 +14,11 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.quality.points.equal import geometric_mean
+from benchmarks.quality.points.page import UNITS, compared, number
+from benchmarks.quality.points.records import PAPER as PAPER_CODEC
+from benchmarks.quality.points.records import TODAY, TRANSFORM, Record
+from benchmarks.quality.points.subjects import SUBJECTS
 from benchmarks.reports import PAGES
 from benchmarks.speed.codec import OURS, Row
 from splitwire.demo import report
@@ -27,6 +32,7 @@ from splitwire.evaluation.contenders.ladders import HEVC, HEVC_SCREEN
 
 README = Path("README.md")
 PLOT = Path("docs/results/demo.png")
+TRANSFORM_POINTS = Path("docs/results/transform.json")
 WIDTH = 110
 SHOWN_LEVELS = 4
 EVALUATED = {
@@ -83,6 +89,21 @@ def answers() -> str:
     return "\n".join(lines)
 
 
+def transform_points() -> str:
+    """Bytes of the schemes at each cut in docs/results/transform.json, at its middle damage, as a Markdown table."""
+    records = msgspec.json.decode(TRANSFORM_POINTS.read_bytes(), type=list[Record])
+    comparisons, tasks = compared(records), {r.cut: r.task for r in records}
+    lines = ["| cut | damage | transform | scalar | paper's codec |", "|---|---|--:|--:|--:|"]
+    for c in comparisons:
+        subject, middle = SUBJECTS[c.cut], len(c.damages) // 2
+        sizes = (number(c.bytes[s][middle]) if s in c.bytes else "–" for s in (TRANSFORM, TODAY, PAPER_CODEC))
+        damage = f"{c.damages[middle]:g} {UNITS[tasks[c.cut]]}"
+        lines.append(f"| {subject.network}, `{subject.layer}` | {damage} | {' | '.join(sizes)} |")
+    ratios = (geometric_mean(c.ratio(TRANSFORM, s) for c in comparisons) for s in (TODAY, PAPER_CODEC))
+    means = " | ".join(number(r, ".2f") for r in ratios)
+    return "\n".join([*lines, f"| **transform over the others**, geometric mean of all damages | | | {means} |"])
+
+
 def _cell(standing: Standing | None, *, named: bool = False) -> str:
     if standing is None:
         return "none"
@@ -113,6 +134,7 @@ def main() -> None:
     text = fill(text, "demo", as_text(report.table(summary)))
     text = fill(text, "bench", as_markdown([r for r in bench.rows if r.levels == SHOWN_LEVELS]))
     text = fill(text, "answers", answers())
+    text = fill(text, "transform", transform_points())
     README.write_text(text, encoding="utf-8")
     PLOT.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile("build/demo/accuracy_vs_rate.png", PLOT)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+import msgspec
 import pytest
 from sources import ROOT
 
-from benchmarks.readme import answers
+from benchmarks.quality.points.page import page
+from benchmarks.quality.points.records import Record
+from benchmarks.readme import TRANSFORM_POINTS, answers, transform_points
 from splitwire.evaluation.answer.results import Evaluation, Point, read_results
 from splitwire.evaluation.contenders import PAPER, PAPER_UNIFORM, SPLITWIRE, ZSTD
 from splitwire.evaluation.contenders.ladders import HEVC, HEVC_SCREEN
@@ -31,6 +34,12 @@ def within(points: list[Point]) -> list[Point]:
 
 def test_the_readme_has_their_figures() -> None:
     assert answers() in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_page_and_the_readme_have_the_transform_points_that_were_measured() -> None:
+    records = msgspec.json.decode(TRANSFORM_POINTS.read_bytes(), type=list[Record])
+    assert page(records) == TRANSFORM_POINTS.with_suffix(".md").read_text(encoding="utf-8")
+    assert transform_points() in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", NAMES)
