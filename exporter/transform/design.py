@@ -39,6 +39,9 @@ SPECTRUM_BYTES = 512 << 20
 """The calibration inputs whose spectra are kept take at most this much memory."""
 MOST_GRADIENTS = 256
 """Inputs that gradients are drawn for."""
+SPARE = 8
+"""Step indices: what is zero in all calibration inputs even at a step two octaves below the finest is not sent. Other
+inputs have some of what is zero at the finest itself, where the inputs are fewer than the channels."""
 COUNTED_NUMBERS = 32_000_000
 """Coefficients that the tables of a pair are counted on."""
 
@@ -220,13 +223,17 @@ def finish(coding: Coding, coefficients: Float32Array, steps: Sequence[int], fea
     """The design of a coding, with tables counted on calibration coefficients at the ladder's step indices: those of
     held-out inputs among them, which show what is rare where the transform was made for the others.
 
-    coefficients: (n, tiles, N) of `coding`. Coefficients that are zero at every step are not sent, and components of
-    which none is are dropped. features: the tensor's name.
+    coefficients: (n, tiles, N) of `coding`. Coefficients that are zero at every step, and at one SPARE
+    finer, are not sent, and components of which none is are dropped. features: the tensor's name.
     """
     layout = coding.layout
     first, larger = coding.outward.tolist()
     transform = count_tables(
-        coefficients, steps, features=features, feature_shape=layout.feature_shape, outward=(first, larger)
+        coefficients,
+        [max(0, steps[0] - SPARE), *steps],
+        features=features,
+        feature_shape=layout.feature_shape,
+        outward=(first, larger),
     )
     gain = coding.gain.detach().cpu().numpy().astype(np.float64)
     mean = coding.mean.cpu().numpy().astype(np.float64)
