@@ -26,7 +26,9 @@ PAGE = Path("docs/results/transform.md")
 SCALAR = (TODAY, PAPER)
 
 
-def measure(key: str, schemes: Sequence[str], steps: int | None, *, again: bool, console: Console) -> list[Record]:
+def measure(
+    key: str, schemes: Sequence[str], steps: int | None, *, again: bool, times: bool, console: Console
+) -> list[Record]:
     """The records of these schemes at a cut, in their order; only what is missing is measured."""
     names = [scheme_name(steps) if s == TRANSFORM else s for s in schemes]
     records = {name: record for name in names if not again and (record := kept(key, name)) is not None}
@@ -38,7 +40,7 @@ def measure(key: str, schemes: Sequence[str], steps: int | None, *, again: bool,
         for record in fresh:
             keep(record)
         if scheme_name(steps) in missing:
-            fresh.append(transformed(cut, steps))
+            fresh.append(transformed(cut, steps, times=times))
             keep(fresh[-1])
         records |= {record.scheme: record for record in fresh}
     return [records[name] for name in names]
@@ -51,6 +53,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--schemes", default=f"{TODAY},{PAPER},{TRANSFORM}", help="with commas [%(default)s]")
     parser.add_argument("--refine", type=int, metavar="N", help="steps of refinement; as many as an export by default")
     parser.add_argument("--again", action="store_true", help="measure also what is kept")
+    parser.add_argument("--times", action="store_true", help="time the halves too; for an idle machine")
     parser.add_argument("--json", type=Path, default=JSON, help="file for the records [%(default)s]")
     parser.add_argument("--page", action="store_true", help=f"write {PAGE} and its JSON, from all that is kept")
     options = parser.parse_args(arguments)
@@ -61,7 +64,9 @@ def main(arguments: Sequence[str]) -> int:
     records: list[Record] = []
     try:
         for key in options.cuts or SUBJECTS:
-            records += measure(key, schemes, options.refine, again=options.again, console=Console(stderr=True))
+            records += measure(
+                key, schemes, options.refine, again=options.again, times=options.times, console=Console(stderr=True)
+            )
             options.json.parent.mkdir(parents=True, exist_ok=True)
             write_json(options.json, records)
     except UsageError as e:

@@ -90,7 +90,7 @@ def test_the_page_compares_all_three_at_each_damage() -> None:
     assert "| 0.02: 400 / 1,600 / 4,000 | 0.05: 160 / 640 / 1,600 |" in text
     assert "| 100 / 400 / 1,000 | 0.25 | 0.10 |\n" in text
     assert "| **0.250 / 0.100** | **0.250** | **0.100** |\n" in text
-    assert "| demo | 24 | 7 | 2.00 | +25.0% | 1.00 | +0.0% | 3 | -0.50 |\n" in text
+    assert "| demo | 24 | 7 | 3 | -0.50 | 2.00, +25.0% | 1.00, +0.0% |\n" in text
     assert text.count("| p8000 |") == 2
     assert equal.MAX_LOSS == 0.01
     assert "1%: the smallest measured point" in text

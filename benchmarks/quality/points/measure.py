@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 
@@ -112,7 +113,7 @@ def scalar(cut: Cut) -> list[Record]:
     return [cut.record(TODAY, today, began), cut.record(PAPER, paper, began)]
 
 
-def transformed(cut: Cut, steps: int | None) -> Record:
+def transformed(cut: Cut, steps: int | None, *, times: bool = False) -> Record:
     """The ladder of a transform. steps: of refinement; None for as many as an export makes."""
     began, processor = time.monotonic(), time.process_time()
     tensor = cut.halves.back.graph.inputs[0].name or ""
@@ -135,7 +136,7 @@ def transformed(cut: Cut, steps: int | None) -> Record:
     halves = fold_front(cut.halves.front, designed.designs), fold_back(cut.halves.back, designed.designs)
     front, back = Graph.of(halves[0], what="front half"), Graph.of(halves[1], what="back half")
     rows = [row for row, _ in measured(cut, front, back, profile, {})]
-    return cut.record(scheme_name(steps), rows, began, _cost(cut, front, back, designed, seconds))
+    return cut.record(scheme_name(steps), rows, began, _cost(cut, (front, back) if times else None, designed, seconds))
 
 
 def scheme_name(steps: int | None) -> str:
@@ -143,18 +144,19 @@ def scheme_name(steps: int | None) -> str:
     return TRANSFORM if steps is None else f"{TRANSFORM}, {steps} steps"
 
 
-def _cost(cut: Cut, front: Graph, back: Graph, designed: DesignedTransforms, seconds: float) -> Cost:
+def _cost(cut: Cut, folded: tuple[Graph, Graph] | None, designed: DesignedTransforms, seconds: float) -> Cost:
+    """folded: the halves with the transform, to be timed."""
+    (design,) = designed.designs
+    cost = Cost(
+        coefficients=design.sent, design_s=round(seconds, 1), gain=designed.refined.gain if designed.refined else 0.0
+    )
+    if folded is None:
+        return cost
+    front, back = folded
     x = cut.batches[0][:1]
     fronts = milliseconds([cut.front, front], [x])
     backs = [milliseconds([graph], sender.run(x)[:1])[0] for graph, sender in ((cut.back, cut.front), (back, front))]
-    (design,) = designed.designs
-    return Cost(
-        front_ms=(fronts[0], fronts[1]),
-        back_ms=(backs[0], backs[1]),
-        coefficients=design.sent,
-        design_s=round(seconds, 1),
-        gain=designed.refined.gain if designed.refined else 0.0,
-    )
+    return msgspec.structs.replace(cost, front_ms=(fronts[0], fronts[1]), back_ms=(backs[0], backs[1]))
 
 
 def measured(

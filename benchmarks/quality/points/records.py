@@ -31,16 +31,18 @@ class Row(Struct, frozen=True, kw_only=True):
 
 
 class Cost(Struct, frozen=True, kw_only=True):
-    """What a transform costs. front_ms, back_ms: median milliseconds of the halves for one input, on all cores, without
-    and with the transform. coefficients: of one input that are sent. design_s: processor seconds of the design. gain:
-    log damage by refinement at equal bytes, 0 where it was not kept.
+    """What a transform costs.
+
+    coefficients: of one input that are sent. design_s: processor seconds of the design. gain: log damage by refinement
+    at equal bytes, 0 where it was not kept. front_ms, back_ms: median milliseconds of the halves for one input, on all
+    cores, without and with the transform; None where they were not measured, as on a busy machine.
     """
 
-    front_ms: tuple[float, float]
-    back_ms: tuple[float, float]
     coefficients: int
     design_s: float
     gain: float
+    front_ms: tuple[float, float] | None = None
+    back_ms: tuple[float, float] | None = None
 
 
 class Record(Struct, frozen=True, kw_only=True):
