@@ -17,7 +17,7 @@ WHOLE = 20
 """An axis of at most this size is transformed whole."""
 BLOCK = 16
 """A longer axis is cut into blocks of its largest divisor up to this size. On MobileNetV2's 28×28, blocks of 14 need
-9 to 12 per cent fewer bytes than blocks of 7, and as many as the whole map."""
+fewer bytes than blocks of 7, and as many as the whole map."""
 SMALLEST_BLOCK = 4
 """An axis without a divisor from here to BLOCK is transformed whole up to WHOLE_PRIME, and else not at all."""
 WHOLE_PRIME = 64
