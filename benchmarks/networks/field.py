@@ -355,9 +355,9 @@ def run(network: Network) -> Result:
     spec = profile.tensors[0]
     mean_bytes = float(np.mean([r.frame_bytes for r in results]))
     return Result(
-        name=network.name, package=network.package, what=network.what, cut=network.cut, shape=spec.shape,
+        name=network.name, package=network.package, what=network.what, cut=network.cut, shape=spec.feature_shape,
         commands=commands, notes=list(json.loads(exported).get("notes", [])), images=len(photos),
-        op=profile.default_op, frame_bytes=mean_bytes, bits_per_element=8 * mean_bytes / spec.elements,
+        op=profile.default_op, frame_bytes=mean_bytes, bits_per_element=8 * mean_bytes / spec.feature_elements,
         png_bytes=float(np.mean([p.stat().st_size for p in photos])), input_difference=max(differences),
         max_difference=profile.max_difference, agreement=float(np.mean(agreements)), example=examples[0],
         seconds=seconds,

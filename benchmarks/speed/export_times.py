@@ -42,7 +42,7 @@ class Subject(NamedTuple):
 
 
 SUBJECTS = {
-    "mobilenet": Subject("mobilenet_v2", "DEFAULT", "features.13", 256, 60),
+    "mobilenet": Subject("mobilenet_v2", "DEFAULT", "features.13", 256, 120),
     "ssdlite": Subject("ssdlite320_mobilenet_v3_large", None, "backbone", 32, 180),
     "fasterrcnn": Subject("fasterrcnn_resnet50_fpn", None, "backbone", 32, 900),
     "retinanet": Subject("retinanet_resnet50_fpn", None, "backbone", 32, 900),
@@ -127,7 +127,7 @@ def measured(subject: Subject, calibration: Path, out: Path) -> Row:
         model=subject.model,
         cut=subject.cut,
         tensors=len(profile.tensors),
-        elements=sum(t.elements for t in profile.tensors),
+        elements=sum(t.feature_elements for t in profile.tensors),
         images=profile.calibration_images,
         stages=stages,
         seconds=sum(s.seconds for s in stages),

@@ -165,7 +165,9 @@ def _in_torch(model: ir.Model, material: Material, notes: list[str]) -> TorchGra
         if material.beside:
             raise NotInTorch("sizes cross the cut")
         features = material.features(slice(0, material.batch))
-        return open_in_torch(model, [np.ascontiguousarray(f.numpy()) for f in features])
+        back = open_in_torch(model, [np.ascontiguousarray(f.numpy()) for f in features])
+        back.check_rows(features)
+        return back
     except NotInTorch as e:
         notes.append(f"no gradients through the back half ({e}): its sensitivity was measured by noise, not refined")
         return None

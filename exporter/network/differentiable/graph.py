@@ -71,17 +71,27 @@ class TorchGraph:
         self._constants = {v: t for v, t in self._constants.items() if v in used}
 
     def __call__(self, *features: Tensor) -> list[Tensor]:
-        """The values `names` for one batch of inputs, (B, …) float32 on the device."""
+        """The values `names`, (B, …), for one batch of inputs, (B, …) float32 on the device."""
         if self._batch is not None and len(features[0]) != self._batch:
-            if len(features[0]) % self._batch:
-                raise ValueError(f"the graph takes batches of {self._batch}")
-            parts = [self(*piece) for piece in zip(*(torch.split(f, self._batch) for f in features), strict=True)]
-            return [torch.cat(each) for each in zip(*parts, strict=True)]
+            count = len(features[0])
+            filled = [torch.cat([f, f[-1:].expand(-count % self._batch, *f.shape[1:])]) for f in features]
+            parts = [self(*piece) for piece in zip(*(torch.split(f, self._batch) for f in filled), strict=True)]
+            return [torch.cat(each)[:count] for each in zip(*parts, strict=True)]
         values = dict(self._constants)
         values.update(zip(self._inputs, features, strict=True))
         for step in self._steps:
             self._run(step, values)
-        return [values[v] for v in self._targets]
+        outputs = [values[v] for v in self._targets]
+        # a detector for one image gives its heads without an axis for the batch
+        return [y if y.dim() and len(y) == 1 else y[None] for y in outputs] if self._batch == 1 else outputs
+
+    def check_rows(self, features: Sequence[Tensor]) -> None:
+        """Raise NotInTorch where what it gives has not one row for each of these inputs."""
+        with torch.no_grad():
+            outputs = self(*(f.to(self.device) for f in features))
+        for name, y in zip(self.names, outputs, strict=True):
+            if y.dim() == 0 or len(y) != len(features[0]):
+                raise NotInTorch(f"the first axis of {name!r} is not the batch")
 
     def agrees(self, features: Sequence[Array], reference: Mapping[str, Array]) -> bool:
         """Whether it gives, for these inputs, what ONNX Runtime gives."""
@@ -92,7 +102,7 @@ class TorchGraph:
                 return False
         for name, y in zip(self.names, outputs, strict=True):
             wanted = reference[name]
-            if tuple(y.shape) != wanted.shape:
+            if tuple(y.shape) not in (wanted.shape, (1, *wanted.shape)):
                 return False
             scale = float(np.abs(wanted).max(initial=0.0)) or 1.0
             if not float(np.abs(y.cpu().numpy() - wanted).max(initial=0.0)) <= TOLERANCE * scale:

@@ -205,3 +205,26 @@ def test_a_fixed_batch_runs_one_by_one():
     model.graph.inputs[0].shape = ir.Shape([1, 6])
     x = floats(5, 6)
     np.testing.assert_array_equal(TorchGraph(model, CPU)(torch.from_numpy(x))[0].numpy(), x.reshape(5, 3, 2))
+
+
+def test_a_fixed_batch_is_filled_up():
+    model = graph([helper.make_node("Mul", ["x", "two"], ["y"])], (4, 6), {"two": np.array(2, np.float32)}, 17)
+    model.graph.inputs[0].shape = ir.Shape([4, 6])
+    x = floats(6, 6)
+    np.testing.assert_array_equal(TorchGraph(model, CPU)(torch.from_numpy(x))[0].numpy(), 2 * x)
+
+
+def test_heads_of_one_image_get_an_axis_for_the_batch():
+    """A torchvision detector's scores are (boxes, classes)."""
+    model = graph([helper.make_node("Reshape", ["x", "s"], ["y"])], (1, 6), {"s": ints(3, 2)}, 17)
+    model.graph.inputs[0].shape = ir.Shape([1, 6])
+    x = floats(5, 6)
+    made = open_in_torch(model, [x[:1]])
+    np.testing.assert_array_equal(made(torch.from_numpy(x))[0].numpy(), x.reshape(5, 3, 2))
+    made.check_rows([torch.from_numpy(x)])
+
+
+def test_outputs_without_a_row_for_each_image_are_named():
+    made = TorchGraph(graph([helper.make_node("Reshape", ["x", "s"], ["y"])], (2, 6), {"s": ints(-1, 3)}, 17), CPU)
+    with pytest.raises(NotInTorch, match="the first axis of 'y' is not the batch"):
+        made.check_rows([torch.from_numpy(floats(2, 6))])
