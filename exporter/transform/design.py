@@ -42,6 +42,8 @@ MOST_GRADIENTS = 256
 SPARE = 8
 """Step indices: what is zero in all calibration inputs even at a step two octaves below the finest is not sent. Other
 inputs have some of what is zero at the finest itself, where the inputs are fewer than the channels."""
+USUAL_SECONDS = 45.0
+"""Detectors are slow to train through, whatever their operations: their heads take one image at a time."""
 COUNTED_NUMBERS = 32_000_000
 """Coefficients that the tables of a pair are counted on."""
 
@@ -49,8 +51,8 @@ COUNTED_NUMBERS = 32_000_000
 @dataclass(frozen=True, kw_only=True)
 class RefineOptions:
     """steps: of training at most; 0 leaves the transforms as the statistics make them; None: as many as the back half's
-    size allows (refine.usual_steps), half a minute on two cores. seconds: training ends after them; its result then
-    depends on the machine's speed."""
+    size allows (refine.usual_steps), half a minute on two cores, and USUAL_SECONDS at most. seconds: training ends
+    after them; its result then depends on the machine's speed."""
 
     steps: int | None = None
     seconds: float | None = None
@@ -133,7 +135,7 @@ def design_transform(
             finest=steps[0],
             coarsest=steps[-1],
             batch=batch,
-            seconds=options.seconds,
+            seconds=USUAL_SECONDS if options.steps is None and options.seconds is None else options.seconds,
         )
         refined = trainer.refine(
             [c.to(torch_back.device) for c in codings], count if options.steps is None else options.steps, progress
