@@ -75,7 +75,7 @@ def measured(pair: Candidate, front: Half, back: Half, default_op: str | None, p
 
 def choose_codec(scalar: Candidate, transform: Candidate, progress: ProgressFn) -> tuple[Candidate, str]:
     """The drafted pair that needs fewer bits at equal damage on the held-out inputs, with its measures and a default;
-    and a note that says by how much."""
+    and a note that says by how much. Scalar points also where only they have one that is good enough for a default."""
     front, back = scalar.front, scalar.back
     inputs = measured_inputs(front.graph, scalar.specs, scalar.calibrated.kept)
     apart = held_out(len(inputs))
@@ -85,17 +85,21 @@ def choose_codec(scalar: Candidate, transform: Candidate, progress: ProgressFn) 
         [(d.total, p.bits_per_element) for d, p in zip(damages, pair.points, strict=True)]
         for damages, pair in zip(held, (scalar, transform), strict=True)
     ]
+    good = [any(PointMeasure.of("", len(ours), d).good for d in damages) for damages in held]
     ratio = bits_at_equal_damage(*curves)
+    chosen, damages = scalar, held[0]
     if ratio is None:
         note = "scalar points were kept: transform points reach none of their output distortions"
-    elif ratio < 1:
-        note = f"transform points need {ratio:.2f} of the bits of scalar points at equal output distortion"
-    else:
+    elif ratio >= 1:
         note = f"scalar points were kept: transform points need {ratio:.2f} times the bits at equal output distortion"
-    chosen, of_held = (transform, held[1]) if ratio is not None and ratio < 1 else (scalar, held[0])
+    elif good == [True, False]:
+        note = "scalar points were kept: no transform point keeps the answers as the best of them does"
+    else:
+        note = f"transform points need {ratio:.2f} of the bits of scalar points at equal output distortion"
+        chosen, damages = transform, held[1]
     of_others = damages_of(chosen, front, back, others, progress, "Measure operating points")
-    damages = [a.joined(b) for a, b in zip(of_others, of_held, strict=True)]
-    return _with_measures(chosen, damages, len(inputs), None), note
+    joined = [a.joined(b) for a, b in zip(of_others, damages, strict=True)]
+    return _with_measures(chosen, joined, len(inputs), None), note
 
 
 def bits_at_equal_damage(
@@ -118,7 +122,7 @@ def bits_at_equal_damage(
     if not compared and all(damage < damages[0] for damage, _ in points):
         compared = [max(points)]
     if not compared:
-        return None
+        return None  # also where a damage is no number
     return float(np.exp(np.mean([bits - np.interp(damage, damages, needed) for damage, bits in compared])))
 
 

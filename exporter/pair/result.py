@@ -75,8 +75,9 @@ def remarks(skipped: Sequence[Skipped], measures: Sequence[PointMeasure], profil
         )
     if not chosen.good:
         figure = f"{chosen.agreement:.1%} agreement" if chosen.agreement is not None else f"error {chosen.loss:.3f}"
+        more = "calibration inputs" if profile.is_transform else "levels"
         sentences.append(
             f"the default {chosen.op} has only {figure} with the whole network on {chosen.inputs} calibration inputs;"
-            " try more levels, or cut elsewhere"
+            f" try more {more}, or cut elsewhere"
         )
     return sentences

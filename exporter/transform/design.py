@@ -28,6 +28,7 @@ from splitwire.exporter.transform.refinement.material import HeldOut, Material, 
 from splitwire.exporter.transform.refinement.objective import Objective, draw_gradients
 from splitwire.exporter.transform.refinement.refine import BATCH, SEED, Examples, Refined, Trainer, usual_steps
 from splitwire.exporter.transform.refinement.threshold import with_thresholds
+from splitwire.exporter.transform.refinement.work import Work
 
 from .ladder import FINEST, LadderPoint, choose_steps, ends, find_range, names
 from .rate import count_tables, image_bits
@@ -181,16 +182,17 @@ def _draw(
     """Add gradients to the statistics; None where no output depends on the features."""
     chance = torch.Generator().manual_seed(SEED)
     count = min(len(training), MOST_GRADIENTS)
+    batch = Work.of(back, [f.to(back.device) for f in training.features(slice(0, 1))]).images(BATCH)
     objective: Objective | None = None
-    for start in range(0, count, BATCH):
-        features = [f.to(back.device) for f in training.features(slice(start, min(start + BATCH, count)))]
+    for start in range(0, count, batch):
+        features = [f.to(back.device) for f in training.features(slice(start, min(start + batch, count)))]
         if objective is None:
             with torch.no_grad():
                 objective = Objective.of(back, [y.cpu().numpy() for y in back(*features)])
         for drawn in draw_gradients(back, objective, features, chance):
             for s, g in zip(statistics, drawn, strict=True):
                 s.add_gradients(g)
-        progress("Draw gradients", min(start + BATCH, count), count)
+        progress("Draw gradients", min(start + batch, count), count)
     return objective
 
 

@@ -85,6 +85,11 @@ class TorchGraph:
         # a detector for one image gives its heads without an axis for the batch
         return [y if y.dim() and len(y) == 1 else y[None] for y in outputs] if self._batch == 1 else outputs
 
+    @property
+    def constants(self) -> list[Tensor]:
+        """The weights and other constants that a run reads."""
+        return list(self._constants.values())
+
     def check_rows(self, features: Sequence[Tensor]) -> None:
         """Raise NotInTorch where what it gives has not one row for each of these inputs."""
         with torch.no_grad():

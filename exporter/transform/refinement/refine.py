@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from splitwire.codec.shared.progress import ProgressFn
 from splitwire.codec.transform import UNIT_STEP, step_size
@@ -29,6 +28,7 @@ from splitwire.exporter.transform.rate import count_tables, image_bits
 
 from .material import ANSWER_BYTES, Material
 from .objective import Objective
+from .work import Work
 
 PATIENCE = 4
 """Checks without progress after which training ends."""
@@ -276,13 +276,11 @@ class Trainable(torch.nn.Module):
 
 
 def usual_steps(back: TorchGraph, examples: Examples) -> tuple[int, int]:
-    """(steps, batch) of a training of the usual length, by the operations that the back half takes."""
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
-        back(*(features_of(i, y[:1]) for i, y in zip(examples.layouts, examples.spectra, strict=True)))
-    each = max(counter.get_total_flops(), 1)
-    batch = LARGE_BATCH if WORK / (each * LARGE_BATCH) >= MOST_STEPS else BATCH
-    return int(min(max(WORK / (each * batch), FEWEST_STEPS), MOST_STEPS)), batch
+    """(steps, batch) of a training of the usual length, by the operations and the memory that the back half takes."""
+    work = Work.of(back, [features_of(i, y[:1]) for i, y in zip(examples.layouts, examples.spectra, strict=True)])
+    batch = LARGE_BATCH if WORK / (work.operations * LARGE_BATCH) >= MOST_STEPS else BATCH
+    batch = work.images(batch)
+    return int(min(max(WORK / (work.operations * batch), FEWEST_STEPS), MOST_STEPS)), batch
 
 
 def laplace_bits(values: Tensor, scale: Tensor) -> Tensor:

@@ -177,6 +177,22 @@ def test_the_default_bakes_scalar_points(model, tmp_path, monkeypatch, few_level
     assert result.profile == alone.profile
 
 
+def test_scalar_points_where_only_they_keep_the_answers(model, tmp_path, monkeypatch) -> None:
+    """As if the fine levels of scalar points were fine enough, and no step of a transform."""
+    monkeypatch.setattr(pipeline, "LEVELS", (2, 200))
+    monkeypatch.setattr(codec_choice, "bits_at_equal_damage", lambda *_: 0.5)
+    measured = codec_choice.damages_of
+
+    def coarse(pair, *rest):
+        damages = measured(pair, *rest)
+        return [damages[-1]] * len(damages) if len(damages) == 8 else damages
+
+    monkeypatch.setattr(codec_choice, "damages_of", coarse)
+    result = splitwire.export(model, cut="layer1", calibration=inputs(40), out=tmp_path, refine=0)
+    assert result.profile.default_op == "n200"
+    assert "scalar points were kept: no transform point keeps the answers as the best of them does" in result.notes
+
+
 class Rooted(torch.nn.Module):
     """A root of what is zero in half of the features: gradients that are no numbers."""
 
