@@ -181,7 +181,7 @@ def test_scalar_points_where_only_they_keep_the_answers(model, tmp_path, monkeyp
     """As if the fine levels of scalar points were fine enough, and no step of a transform."""
     monkeypatch.setattr(pipeline, "LEVELS", (2, 200))
     monkeypatch.setattr(codec_choice, "bits_at_equal_damage", lambda *_: 0.5)
-    measured = codec_choice.damages_of
+    measured = transform_pair.damages_of
 
     def coarse(pair, *rest):
         damages = measured(pair, *rest)
