@@ -133,6 +133,7 @@ def by_default(tmp_path_factory):
         )
 
 
+@pytest.mark.slow
 def test_the_default_bakes_a_transform(by_default) -> None:
     profile = by_default.profile
     assert profile.is_transform
@@ -145,6 +146,7 @@ def test_the_default_bakes_a_transform(by_default) -> None:
     assert profile.default_op in {p.name for p in profile.operating_points}
 
 
+@pytest.mark.slow
 def test_its_measures_are_those_of_a_transform_alone(by_default, tmp_path) -> None:
     """The choice measures held-out inputs first; the figures are of all."""
     alone = splitwire.export(
@@ -159,6 +161,7 @@ def few_levels(monkeypatch):
     monkeypatch.setattr(pipeline, "LEVELS", (2, 4))
 
 
+@pytest.mark.slow
 def test_the_default_bakes_scalar_points(model, tmp_path, monkeypatch, few_levels) -> None:
     """As if transform points took ten times the bits that they take."""
     measured = codec_choice.bits_at_equal_damage
@@ -204,6 +207,7 @@ class Rooted(torch.nn.Module):
         return self.head(self.relu(self.conv(x)).sqrt().mean((2, 3)))  # type: ignore[no-any-return]  # a module's call
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("count", "said"),
     [(5, "a transform is designed on 8 or more calibration inputs; there are 5"), (12, "no output depends on")],
@@ -217,6 +221,7 @@ def test_scalar_where_no_transform_can_be_designed(tmp_path, few_levels, count: 
         splitwire.export(module, cut="relu", calibration=inputs(count), out=tmp_path / "b", codec="auto")
 
 
+@pytest.mark.slow
 def test_scalar_where_the_algebra_fails(model, tmp_path, few_levels, monkeypatch) -> None:
     def fail(*_: object) -> None:
         raise np.linalg.LinAlgError("Eigenvalues did not converge")
@@ -228,6 +233,7 @@ def test_scalar_where_the_algebra_fails(model, tmp_path, few_levels, monkeypatch
     assert expected in result.notes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "point"),
     [({"levels": (2, 4)}, "n2"), ({"coder": "context"}, "n2"), ({"default_op": "n4"}, "n4"), ({"front": "int8"}, "n2")],
