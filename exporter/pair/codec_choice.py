@@ -80,26 +80,33 @@ def choose_codec(scalar: Candidate, transform: Candidate, progress: ProgressFn) 
     inputs = measured_inputs(front.graph, scalar.specs, scalar.calibrated.kept)
     apart = held_out(len(inputs))
     ours, others = [inputs[i] for i in apart], [x for i, x in enumerate(inputs) if i not in set(apart)]
+
+    def finished(pair: Candidate, of_held: Sequence[Damage]) -> Candidate:
+        """With its measures on all inputs."""
+        of_others = damages_of(pair, front, back, others, progress, "Measure operating points")
+        damages = [a.joined(b) for a, b in zip(of_others, of_held, strict=True)]
+        return _with_measures(pair, damages, len(inputs), None)
+
     held = [damages_of(p, front, back, ours, progress, "Choose the codec") for p in (scalar, transform)]
     curves = [
         [(d.total, p.bits_per_element) for d, p in zip(damages, pair.points, strict=True)]
         for damages, pair in zip(held, (scalar, transform), strict=True)
     ]
-    good = [any(PointMeasure.of("", len(ours), d).good for d in damages) for damages in held]
     ratio = bits_at_equal_damage(*curves)
-    chosen, damages = scalar, held[0]
     if ratio is None:
-        note = "scalar points were kept: transform points reach none of their output distortions"
+        note = "transform points reach none of their output distortions"
     elif ratio >= 1:
-        note = f"scalar points were kept: transform points need {ratio:.2f} times the bits at equal output distortion"
-    elif good == [True, False]:
-        note = "scalar points were kept: no transform point keeps the answers as the best of them does"
+        note = f"transform points need {ratio:.2f} times the bits at equal output distortion"
     else:
+        chosen = finished(transform, held[1])
         note = f"transform points need {ratio:.2f} of the bits of scalar points at equal output distortion"
-        chosen, damages = transform, held[1]
-    of_others = damages_of(chosen, front, back, others, progress, "Measure operating points")
-    joined = [a.joined(b) for a, b in zip(of_others, damages, strict=True)]
-    return _with_measures(chosen, joined, len(inputs), None), note
+        if any(m.good for m in chosen.measures):
+            return chosen, note
+        scalar = finished(scalar, held[0])
+        if not any(m.good for m in scalar.measures):
+            return chosen, note
+        return scalar, "scalar points were kept: no transform point keeps the answers as the best of them does"
+    return finished(scalar, held[0]), f"scalar points were kept: {note}"
 
 
 def bits_at_equal_damage(
