@@ -47,7 +47,7 @@ bench-codec: $(VENV)/.dev $(VENV)/.weights ## the codec alone, beside bit-pack +
 	$(RUN) -m benchmarks.speed.codec
 
 bench-export: $(VENV)/.dev $(VENV)/.weights build/photographs/.installed ## the time of an export, stage by stage (ARGS=ssdlite for one)
-	$(RUN) -m benchmarks.speed.export_times $(ARGS)
+	OMP_WAIT_POLICY=PASSIVE $(RUN) -m benchmarks.speed.export_times $(ARGS)
 
 bench-history: $(VENV)/.dev ## the codec's ratios beside those of the last release in benchmarks/history/, and what moved
 	$(RUN) -m benchmarks.speed.history $(ARGS)
