@@ -112,7 +112,8 @@ class Curve:
         """The mean logarithm of another curve's damage over this one's, at equal bits: negative where it is lower."""
         order = np.argsort(self.bits)
         here = np.interp(np.log(other.bits), np.log(self.bits[order]), np.log(np.maximum(self.damage[order], 1e-12)))
-        slope = np.polyfit(np.log(self.bits), np.log(np.maximum(self.damage, 1e-12)), 1)[0]
+        varies = np.ptp(np.log(self.bits)) > 1e-6  # an untrained network may need no bits at any step
+        slope = np.polyfit(np.log(self.bits), np.log(np.maximum(self.damage, 1e-12)), 1)[0] if varies else 0.0
         beyond = np.log(other.bits) - np.clip(np.log(other.bits), np.log(self.bits.min()), np.log(self.bits.max()))
         return float(np.mean(np.log(np.maximum(other.damage, 1e-12)) - here - slope * beyond))
 
