@@ -1,6 +1,7 @@
 """The edge runtime: it runs the front graph in ONNX Runtime, encodes the features, sends the frame and reads the reply.
 
     session.py     EdgeSession: front → encode → send → outputs, one method per stage
+    results.py     SplitResult and Timings: outputs, bytes and times of one batch
     graph.py       front.onnx as a plain function
     transport.py   the Transport protocol, and transports over HTTP and within this process
     waiting.py     repeats a call while the server is busy or away

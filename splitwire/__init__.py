@@ -98,7 +98,8 @@ if TYPE_CHECKING:
         Values,
     )
     from splitwire.runtime_edge.graph import FrontOutputs
-    from splitwire.runtime_edge.session import EdgeSession, SplitResult, Timings
+    from splitwire.runtime_edge.results import SplitResult, Timings
+    from splitwire.runtime_edge.session import EdgeSession
     from splitwire.runtime_edge.session import State as SessionState
     from splitwire.runtime_edge.transport import HttpTransport, LoopbackTransport, Reply, Timeouts, Transport
 
@@ -173,13 +174,13 @@ _HOME = {
     "ShapeMismatch": "splitwire.codec.errors",
     "SizeSpec": "splitwire.codec.profile",
     "SkippedInput": "splitwire.exporter.calibration.inputs:Skipped",
-    "SplitResult": "splitwire.runtime_edge.session",
+    "SplitResult": "splitwire.runtime_edge.results",
     "SplitwireError": "splitwire.codec.errors",
     "Standing": "splitwire.evaluation.answer.standings",
     "TensorPoint": "splitwire.codec.profile",
     "TensorSpec": "splitwire.codec.profile",
     "Timeouts": "splitwire.runtime_edge.transport",
-    "Timings": "splitwire.runtime_edge.session",
+    "Timings": "splitwire.runtime_edge.results",
     "Transport": "splitwire.runtime_edge.transport",
     "TransportError": "splitwire.codec.errors",
     "Truncated": "splitwire.codec.errors",

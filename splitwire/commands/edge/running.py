@@ -21,7 +21,8 @@ from splitwire.console import err, progress_bar
 from splitwire.runtime_edge.drawing import draw
 from splitwire.runtime_edge.findings import Findings, Size
 from splitwire.runtime_edge.graph import Input
-from splitwire.runtime_edge.session import EdgeSession, SplitResult
+from splitwire.runtime_edge.results import SplitResult
+from splitwire.runtime_edge.session import EdgeSession
 from splitwire.runtime_edge.waiting import patiently
 
 from .link import reason
