@@ -3,10 +3,9 @@
     session.py     EdgeSession: front → encode → send → outputs, one method per stage
     results.py     SplitResult and Timings: outputs, bytes and times of one batch
     graph.py       front.onnx as a plain function
-    transport.py   the Transport protocol, and transports over HTTP and within this process
+    transport/     the Transport protocol, and transports over HTTP and within this process
     waiting.py     repeats a call while the server is busy or away
-    wire.py        sockets that count their bytes
-    answers.py     turns a server's answer into a reply or into one of our errors
+    events.py      what the runtime tells its owner beside results
     findings.py    outputs as classes, boxes or segments; drawing.py draws them onto the picture
     device.py      measures how fast this machine is
 

@@ -12,7 +12,7 @@ import httpcore
 
 from splitwire.codec.errors import BadResponse, ConnectTimeout, RequestTimeout, ServerBusy, TransportError
 
-from .transport import CUT_SHORT, root_cause
+from .transport.http import CUT_SHORT, root_cause
 
 T = TypeVar("T")
 

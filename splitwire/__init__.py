@@ -86,6 +86,7 @@ if TYPE_CHECKING:
     from splitwire.runtime_cloud.server import create_app
     from splitwire.runtime_cloud.session import CloudResult, CloudSession
     from splitwire.runtime_edge.device import measure_device
+    from splitwire.runtime_edge.events import Event
     from splitwire.runtime_edge.findings import (
         Classes,
         ClassScore,
@@ -101,7 +102,15 @@ if TYPE_CHECKING:
     from splitwire.runtime_edge.results import SplitResult, Timings
     from splitwire.runtime_edge.session import EdgeSession
     from splitwire.runtime_edge.session import State as SessionState
-    from splitwire.runtime_edge.transport import HttpTransport, LoopbackTransport, Reply, Timeouts, Transport
+    from splitwire.runtime_edge.transport import (
+        BatchTransport,
+        HttpTransport,
+        Key,
+        LoopbackTransport,
+        Reply,
+        Timeouts,
+        Transport,
+    )
 
 telemetry.set_variable()
 
@@ -110,6 +119,7 @@ __version__ = "0.1.0"
 _HOME = {
     "AuthRefused": "splitwire.codec.errors",
     "BadResponse": "splitwire.codec.errors",
+    "BatchTransport": "splitwire.runtime_edge.transport",
     "BitstreamError": "splitwire.codec.errors",
     "ClassScore": "splitwire.runtime_edge.findings",
     "Classes": "splitwire.runtime_edge.findings",
@@ -134,6 +144,7 @@ _HOME = {
     "EdgeSession": "splitwire.runtime_edge.session",
     "Estimate": "splitwire.evaluation.answer.results",
     "Evaluation": "splitwire.evaluation.answer.results",
+    "Event": "splitwire.runtime_edge.events",
     "ExportError": "splitwire.codec.errors",
     "ExportResult": "splitwire.exporter.pair.result",
     "FeatureCodec": "splitwire.codec.codec",
@@ -142,6 +153,7 @@ _HOME = {
     "FingerprintMismatch": "splitwire.codec.errors",
     "FrontOutputs": "splitwire.runtime_edge.graph",
     "HttpTransport": "splitwire.runtime_edge.transport",
+    "Key": "splitwire.runtime_edge.transport",
     "Latency": "splitwire.exporter.planning.plan",
     "LimitExceeded": "splitwire.codec.errors",
     "Link": "splitwire.exporter.planning.links",
@@ -205,6 +217,7 @@ _HOME = {
 __all__ = [
     "AuthRefused",
     "BadResponse",
+    "BatchTransport",
     "BitstreamError",
     "ClassScore",
     "Classes",
@@ -229,6 +242,7 @@ __all__ = [
     "EdgeSession",
     "Estimate",
     "Evaluation",
+    "Event",
     "ExportError",
     "ExportResult",
     "FeatureCodec",
@@ -237,6 +251,7 @@ __all__ = [
     "FingerprintMismatch",
     "FrontOutputs",
     "HttpTransport",
+    "Key",
     "Latency",
     "LimitExceeded",
     "Link",

@@ -28,7 +28,7 @@ from splitwire.codec.errors import (
 from splitwire.codec.profile import METADATA_KEY
 from splitwire.runtime_cloud.session import CloudSession
 from splitwire.runtime_edge.session import EdgeSession, State
-from splitwire.runtime_edge.transport import LoopbackTransport, Reply
+from splitwire.runtime_edge.transport import Key, LoopbackTransport, Reply
 
 
 def looped(pair: Pair, **options) -> EdgeSession:
@@ -43,7 +43,7 @@ class Recorder:
         self.frames: list[bytes] = []
         self.closed = 0
 
-    def send(self, frame: bytes) -> Reply:
+    def send(self, frame: bytes, key: Key | None = None) -> Reply:
         self.frames.append(frame)
         return Reply(
             outputs={}, frame_id=self.frame_id, decode_ms=0, back_ms=0, bytes_sent=len(frame), bytes_received=0

@@ -31,9 +31,9 @@ from splitwire.codec.errors import (
     UsageError,
 )
 from splitwire.codec.wire.reply import printable
-from splitwire.runtime_edge import transport as transport_module
-from splitwire.runtime_edge.answers import parse_retry_after
 from splitwire.runtime_edge.transport import HttpTransport, LoopbackTransport, Timeouts
+from splitwire.runtime_edge.transport import http as transport_module
+from splitwire.runtime_edge.transport.answers import parse_retry_after
 
 FRAME = b"frame" * 100
 REPLY = "application/vnd.splitwire.reply"

@@ -305,7 +305,7 @@ def test_export_bakes_what_the_command_says(nhwc: Path, images: Path, tmp_path: 
 
 
 class _Nowhere:
-    def send(self, frame: bytes) -> Any:
+    def send(self, frame: bytes, key: Any = None) -> Any:
         raise AssertionError("nothing is sent here")
 
     def close(self) -> None:

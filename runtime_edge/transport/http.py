@@ -1,19 +1,11 @@
-"""Transports: a Transport delivers a frame and returns the reply.
-
-    LoopbackTransport   calls a function in this process, for example `CloudSession.handle`
-    HttpTransport       posts to `splitwire cloud serve`, over HTTP/1.1 with keep-alive
-
-A transport raises TransportError, or the splitwire error that the server names; nothing else.
-"""
+"""HttpTransport posts frames to `splitwire cloud serve`, over HTTP/1.1 with keep-alive."""
 
 from __future__ import annotations
 
 import random
 import ssl
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Protocol
+from dataclasses import asdict
 from urllib.parse import urlsplit
 
 import httpcore
@@ -27,10 +19,11 @@ from splitwire.codec.errors import (
     TransportError,
     UsageError,
 )
-from splitwire.codec.wire.reply import FRAME_MEDIA_TYPE, DecodedReply, Outputs, decode_reply
+from splitwire.codec.wire.reply import FRAME_MEDIA_TYPE
 
 from .answers import Answer, understand
-from .wire import CountingTransport, Tally
+from .base import Key, Reply, Timeouts, make_reply
+from .sockets import CountingTransport, Tally
 
 MAX_REPLY_BYTES = 256 << 20
 KEEPALIVE_S = 60.0
@@ -41,67 +34,6 @@ MAX_PAUSE_S = 10.0
 FIRST_PAUSE_S = 0.1
 CUT_SHORT = "peer closed connection without sending complete message body"
 """What h11 says if a server is killed while it answers."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reply:
-    """The reply to one frame.
-
-    decode_ms, back_ms: time in the cloud. bytes_sent, bytes_received: bytes on the link for this frame, heads and
-    retries included. attempts: 1, unless a failed attempt was repeated.
-    """
-
-    outputs: Outputs
-    frame_id: int
-    decode_ms: float
-    back_ms: float
-    bytes_sent: int
-    bytes_received: int
-    attempts: int = 1
-
-
-class Transport(Protocol):
-    """What an EdgeSession needs to reach the cloud. Several threads can share a transport."""
-
-    def send(self, frame: bytes) -> Reply:
-        """Deliver a frame and wait for its reply. Raises TransportError, or the error that the server names."""
-        ...
-
-    def close(self) -> None:
-        """Close the connections. A second call has no effect."""
-        ...
-
-
-class LoopbackTransport:
-    """Joins edge and cloud in one process. The bytes are the same as over a network.
-
-    handler: frame bytes → reply bytes, for example `CloudSession(back).handle`. Its errors reach the caller unchanged.
-    """
-
-    def __init__(self, handler: Callable[[bytes], bytes]) -> None:
-        self._handler = handler
-
-    def send(self, frame: bytes) -> Reply:
-        """Call the handler with a frame. Raises what the handler raises; BadResponse if it returns no valid reply."""
-        answer = self._handler(frame)
-        return _reply(decode_reply(answer), sent=len(frame), received=len(answer), attempts=1)
-
-    def close(self) -> None:
-        """Do nothing: there is no connection."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Timeouts:
-    """How long an HttpTransport waits, in seconds.
-
-    connect: until the connection is open. read: until the next bytes of the answer. write: until the next bytes are
-    accepted. pool: until a connection is free, if several threads share the transport.
-    """
-
-    connect: float = 5.0
-    read: float = 30.0
-    write: float = 30.0
-    pool: float = 5.0
 
 
 class HttpTransport:
@@ -160,8 +92,11 @@ class HttpTransport:
         """The URL that frames are posted to."""
         return str(self._url)
 
-    def send(self, frame: bytes) -> Reply:
-        """Post one frame and wait for its reply. Raises TransportError, or the error that the server names."""
+    def send(self, frame: bytes, key: Key | None = None) -> Reply:
+        """Post one frame and wait for its reply. Raises TransportError, or the error that the server names.
+
+        key: sent as `Idempotency-Key`.
+        """
         if self._closed:
             raise UsageError("this HttpTransport is closed; make a new one")
         tally = self._wire.start_tally()
@@ -171,8 +106,8 @@ class HttpTransport:
             tally.begin_attempt()
             wait: float | None = None
             try:
-                decoded = understand(self._exchange(frame), self._server)
-                return _reply(decoded, sent=tally.sent, received=tally.received, attempts=attempt)
+                decoded = understand(self._exchange(frame, key), self._server)
+                return make_reply(decoded, sent=tally.sent, received=tally.received, attempts=attempt)
             except ServerBusy as busy:
                 wait = busy.retry_after
                 if wait is None or wait > MAX_PAUSE_S or attempt > self._retries:
@@ -187,17 +122,18 @@ class HttpTransport:
         self._closed = True
         self._wire.close()
 
-    def _exchange(self, frame: bytes) -> Answer:
+    def _exchange(self, frame: bytes, key: Key | None) -> Answer:
         """One attempt: send the request and read the whole answer, at most max_reply_bytes of it."""
         # httpx adds only Host and Content-Length to a bare Request, not the default headers of a client.
         extensions = {"timeout": self._timeouts}
-        request = httpx.Request("POST", self._url, headers=self._headers, content=frame, extensions=extensions)
+        headers = self._headers if key is None else [*self._headers, ("Idempotency-Key", f'"{key}"')]
+        request = httpx.Request("POST", self._url, headers=headers, content=frame, extensions=extensions)
         response = self._wire.handle_request(request)
         try:
-            headers = response.headers
-            if "content-encoding" in headers:
+            answered = response.headers
+            if "content-encoding" in answered:
                 raise BadResponse(f"{self._server} compressed its answer, which was not asked for")
-            declared = headers.get("content-length", "0")
+            declared = answered.get("content-length", "0")
             body = bytearray()
             # int() takes at most 4300 digits; h11 has refused a length that is not a number of at most 20 digits
             if int(declared) > self._max_reply_bytes:
@@ -208,10 +144,10 @@ class HttpTransport:
                     raise self._too_long("more")
             return Answer(
                 status=response.status_code,
-                content_type=headers.get("content-type", "").partition(";")[0].strip().lower(),
+                content_type=answered.get("content-type", "").partition(";")[0].strip().lower(),
                 body=bytes(body),
-                retry_after=headers.get("retry-after"),
-                location=headers.get("location"),
+                retry_after=answered.get("retry-after"),
+                location=answered.get("location"),
             )
         finally:
             response.close()
@@ -290,15 +226,3 @@ def _reason(e: Exception) -> str:
     e = root_cause(e)
     text = (e.strerror if isinstance(e, OSError) else None) or str(e) or type(e).__name__
     return text[:1].lower() + text[1:]
-
-
-def _reply(decoded: DecodedReply, *, sent: int, received: int, attempts: int) -> Reply:
-    return Reply(
-        outputs=decoded.outputs,
-        frame_id=decoded.frame_id,
-        decode_ms=decoded.decode_ms,
-        back_ms=decoded.back_ms,
-        bytes_sent=sent,
-        bytes_received=received,
-        attempts=attempts,
-    )
