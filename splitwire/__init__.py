@@ -102,15 +102,9 @@ if TYPE_CHECKING:
     from splitwire.runtime_edge.results import SplitResult, Timings
     from splitwire.runtime_edge.session import EdgeSession
     from splitwire.runtime_edge.session import State as SessionState
-    from splitwire.runtime_edge.transport import (
-        BatchTransport,
-        HttpTransport,
-        Key,
-        LoopbackTransport,
-        Reply,
-        Timeouts,
-        Transport,
-    )
+    from splitwire.runtime_edge.transport.base import BatchTransport, Key, Reply, Timeouts, Transport
+    from splitwire.runtime_edge.transport.http import HttpTransport
+    from splitwire.runtime_edge.transport.loopback import LoopbackTransport
 
 telemetry.set_variable()
 
@@ -119,7 +113,7 @@ __version__ = "0.1.0"
 _HOME = {
     "AuthRefused": "splitwire.codec.errors",
     "BadResponse": "splitwire.codec.errors",
-    "BatchTransport": "splitwire.runtime_edge.transport",
+    "BatchTransport": "splitwire.runtime_edge.transport.base",
     "BitstreamError": "splitwire.codec.errors",
     "ClassScore": "splitwire.runtime_edge.findings",
     "Classes": "splitwire.runtime_edge.findings",
@@ -152,13 +146,13 @@ _HOME = {
     "Findings": "splitwire.runtime_edge.findings",
     "FingerprintMismatch": "splitwire.codec.errors",
     "FrontOutputs": "splitwire.runtime_edge.graph",
-    "HttpTransport": "splitwire.runtime_edge.transport",
-    "Key": "splitwire.runtime_edge.transport",
+    "HttpTransport": "splitwire.runtime_edge.transport.http",
+    "Key": "splitwire.runtime_edge.transport.base",
     "Latency": "splitwire.exporter.planning.plan",
     "LimitExceeded": "splitwire.codec.errors",
     "Link": "splitwire.exporter.planning.links",
     "LoadedNetwork": "splitwire.models.catalogue:LoadedModel",
-    "LoopbackTransport": "splitwire.runtime_edge.transport",
+    "LoopbackTransport": "splitwire.runtime_edge.transport.loopback",
     "MeasuredPoint": "splitwire.evaluation.answer.results:Point",
     "Missed": "splitwire.evaluation.answer.standings",
     "NonFiniteFeatures": "splitwire.codec.errors",
@@ -175,7 +169,7 @@ _HOME = {
     "ProfileError": "splitwire.codec.errors",
     "QuantizedTensor": "splitwire.exporter.points.design",
     "Quantizer": "splitwire.codec.profile",
-    "Reply": "splitwire.runtime_edge.transport",
+    "Reply": "splitwire.runtime_edge.transport.base",
     "RequestTimeout": "splitwire.codec.errors",
     "Segment": "splitwire.runtime_edge.findings",
     "Segments": "splitwire.runtime_edge.findings",
@@ -191,9 +185,9 @@ _HOME = {
     "Standing": "splitwire.evaluation.answer.standings",
     "TensorPoint": "splitwire.codec.profile",
     "TensorSpec": "splitwire.codec.profile",
-    "Timeouts": "splitwire.runtime_edge.transport",
+    "Timeouts": "splitwire.runtime_edge.transport.base",
     "Timings": "splitwire.runtime_edge.results",
-    "Transport": "splitwire.runtime_edge.transport",
+    "Transport": "splitwire.runtime_edge.transport.base",
     "TransportError": "splitwire.codec.errors",
     "Truncated": "splitwire.codec.errors",
     "UnsupportedModel": "splitwire.codec.errors",
