@@ -31,7 +31,7 @@ TESTS = (
     "tests/edge/test_edge_command.py",
     "tests/edge/test_edge_options.py",
     "tests/edge/test_edge_session.py",
-    "tests/edge/test_edge_transport.py",
+    "tests/edge/transport/test_edge_transport.py",
     "tests/edge/test_findings.py",
     "tests/cloud",
 )

@@ -90,7 +90,7 @@ def test_the_page_says_how_long_a_head_is():
     with canned(good_answer()) as server:
         lean, full = (post(server.url, lean=lean).bytes_sent - len(FRAME) for lean in (True, False))
         longer = len(server.url.removeprefix("http://")) - len("127.0.0.1:8500")
-    page = (Path(__file__).parents[2] / "docs" / "runtime.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[3] / "docs" / "runtime.md").read_text(encoding="utf-8")
     assert f"{full - longer} bytes to `127.0.0.1:8500`" in page
     assert f"`lean=True` reduces the head to {lean - longer} bytes" in page
 
