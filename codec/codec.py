@@ -26,13 +26,11 @@ from .errors import (
 from .profile import CodecProfile, TensorPoint, TensorSpec
 from .quantizer import BlockPacker, non_finite
 from .transform import STEPS, Transform
-from .wire.frame import Chunk, DecoderLimits, Frame, build_frame, parse_frame
+from .wire.frame import MAX_BATCH, Chunk, DecoderLimits, Frame, build_frame, parse_frame
 from .wire.sizes import Int64Array, decode_sizes, encode_sizes
 
 T = TypeVar("T")
 Float32Array = NDArray[np.float32]
-MAX_BATCH = 65535
-
 
 CHUNK_ELEMENTS = 1 << 20
 """About how many elements a chunk holds. It decides bytes, so it must not depend on the machine."""
@@ -127,6 +125,7 @@ class FeatureCodec:
         self.limits = limits or DecoderLimits()
         self._pool = ThreadPoolExecutor(threads, "splitwire-codec") if threads > 1 else None
         self.fingerprint = profile.fingerprint
+        self._compact = profile.frames == "compact"
         self._coders = lru_cache(maxsize=None)(self._build_coders)
         self._transforms = [
             TransformRans(t.transform, t.shape) for t in profile.tensors if isinstance(t.transform, Transform)
@@ -176,7 +175,8 @@ class FeatureCodec:
         except NonFiniteFeatures:
             # Raised again with the index in the tensor; the first error has the index in a chunk.
             raise non_finite(next(x for x in tensors if not np.isfinite(x).all())) from None
-        return build_frame(Frame(op=index, fingerprint=self.fingerprint, frame_id=frame_id, batch=batch, chunks=chunks))
+        frame = Frame(op=index, fingerprint=self.fingerprint, frame_id=frame_id, batch=batch, chunks=chunks)
+        return build_frame(frame, compact=self._compact)
 
     def decode(self, data: bytes | memoryview, *, conceal: bool = False) -> DecodedFrame:
         """Decode a frame to its tensors.
@@ -188,9 +188,10 @@ class FeatureCodec:
         nothing else, for any bytes.
         """
         frame = parse_frame(data, self.limits, keep_damaged=conceal)
-        if frame.fingerprint != self.fingerprint:
+        if not self.fingerprint.startswith(frame.fingerprint):
+            ours = self.fingerprint[: len(frame.fingerprint)]
             raise FingerprintMismatch(
-                f"frame is of pair {frame.fingerprint.hex()}, this half is of pair {self.fingerprint.hex()} "
+                f"frame is of pair {frame.fingerprint.hex()}, this half is of pair {ours.hex()} "
                 f"({self.profile.model} cut at {self.profile.cut}); deploy front and back of one export"
             )
         if frame.op >= len(self.profile.operating_points):

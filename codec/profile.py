@@ -375,6 +375,7 @@ class CodecProfile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     front_precision, back_precision: the precision of the halves; unset for float32. At reduced precision,
         `max_difference` is measured on the float32 halves, and the agreement of the operating points on these halves.
     task: the kind of outputs, by which the edge shows them; unset if unknown.
+    frames: the form of frames of one chunk; unset for short frames, as pairs of 0.1 have them.
     """
 
     format: Annotated[int, Meta(ge=1)] = FORMAT
@@ -394,6 +395,7 @@ class CodecProfile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     front_precision: Literal["float32", "int8"] | UnsetType = UNSET
     back_precision: Literal["float32", "float16"] | UnsetType = UNSET
     task: Task | UnsetType = UNSET
+    frames: Literal["compact"] | UnsetType = UNSET
 
     def __post_init__(self) -> None:
         if self.format != FORMAT:

@@ -390,6 +390,7 @@ def _profile(
         front_precision="int8" if chosen.front.precision == "int8" else UNSET,
         back_precision="float16" if chosen.back.precision == "float16" else UNSET,
         task=prepared.task or UNSET,
+        frames="compact",
     )
 
 

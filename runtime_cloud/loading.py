@@ -8,17 +8,26 @@ from typing import Any
 
 from splitwire.codec.errors import FingerprintMismatch, UsageError
 from splitwire.codec.profile import BACK
+from splitwire.codec.wire.frame import SHORT_FINGERPRINT
 
 from .session import CloudSession
 
 
 class Models:
-    """The back halves that a server serves. Raises UsageError for two models of one pair, and for no model."""
+    """The back halves that a server serves.
+
+    Raises UsageError for two models of one pair, for two pairs that compact frames do not tell apart, and for no model.
+    """
 
     def __init__(self, sessions: Sequence[CloudSession]) -> None:
         self._by_fingerprint: dict[bytes, CloudSession] = {}
         for session in sessions:
-            first = self._by_fingerprint.setdefault(session.fingerprint, session)
+            first = self._by_fingerprint.setdefault(session.fingerprint[:SHORT_FINGERPRINT], session)
+            if first.fingerprint != session.fingerprint:
+                raise UsageError(
+                    f"{first.path} and {session.path} are pairs whose fingerprints both begin with"
+                    f" {session.fingerprint[:SHORT_FINGERPRINT].hex()}; export one of them again"
+                )
             if first is not session:
                 raise UsageError(f"{first.path} and {session.path} are the same pair {session.fingerprint.hex()}")
         if not sessions:
@@ -31,8 +40,9 @@ class Models:
         return iter(self._by_fingerprint.values())
 
     def find(self, fingerprint: bytes) -> CloudSession | None:
-        """The session of a pair, or None."""
-        return self._by_fingerprint.get(fingerprint)
+        """The session of a pair, or None. fingerprint: 8 bytes, or the first 4, as in a compact frame."""
+        session = self._by_fingerprint.get(fingerprint[:SHORT_FINGERPRINT])
+        return session if session is not None and session.fingerprint.startswith(fingerprint) else None
 
     def of_frame(self, fingerprint: bytes) -> CloudSession:
         """The session of the pair that a frame names. Raises FingerprintMismatch, with the fingerprints in hex."""

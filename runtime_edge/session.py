@@ -15,6 +15,7 @@ import numpy as np
 from splitwire.codec.codec import FeatureCodec
 from splitwire.codec.errors import BadResponse, UsageError
 from splitwire.codec.profile import CodecProfile
+from splitwire.codec.wire.frame import COMPACT_IDS
 from splitwire.codec.wire.reply import Outputs
 from splitwire.codec.wire.sizes import Int64Array
 
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
 
     Picture = str | Path | Image | NDArray[Any]
 
-FRAME_ID_MASK = (1 << 32) - 1
-"""Frame ids count up; after 2³² − 1 comes 0."""
+FRAME_ID_MASK = COMPACT_IDS - 1
+"""Frame ids count up; after 16,383, the last that takes two bytes in a compact frame, comes 0."""
 
 
 class State(enum.Enum):

@@ -1,4 +1,4 @@
-"""The wire format, version 1.3: short for a single chunk, long for several (docs/bitstream.md is normative).
+"""The wire format, version 1.4: compact or short for a single chunk, long for several (docs/bitstream.md is normative).
 
 The parser checks every size before anything is allocated, refuses trailing bytes, and raises only BitstreamError.
 """
@@ -23,6 +23,18 @@ COUNT = struct.Struct("<H")
 CHUNK = struct.Struct("<BBBBIII")
 SHORT_CHUNK = struct.Struct("<BB")
 CHECKSUM = struct.Struct("<I")
+COMPACT = 0xB0
+"""The first byte of a compact frame, with flags in its low four bits; no other form begins so."""
+WITH_ID, WITH_BATCH = 1, 2
+"""Flags of a compact frame: a frame id other than 0 follows, and a batch of more than one image."""
+COMPACT_HEADER = struct.Struct("<BB4sB")
+COMPACT_SIZE = COMPACT_HEADER.size + CHECKSUM.size
+"""Bytes of the smallest compact frame, without payload, frame id and batch."""
+SHORT_FINGERPRINT = 4
+"""How many bytes of the fingerprint a compact frame has."""
+COMPACT_IDS = 1 << 14
+"""Frame ids below this take at most two bytes in a compact frame; EdgeSession counts modulo it."""
+MAX_BATCH = 65535
 HEAD_SIZE = HEADER.size + COUNT.size
 SHORT_SIZE = HEADER.size + SHORT_CHUNK.size + CHECKSUM.size
 
@@ -54,7 +66,10 @@ class Chunk:
 
 @dataclass(frozen=True, kw_only=True)
 class Frame:
-    """A parsed frame; payloads are views into the bytes that were parsed."""
+    """A parsed frame; payloads are views into the bytes that were parsed.
+
+    fingerprint: of the pair, 8 bytes; of a parsed compact frame the first 4 of them.
+    """
 
     op: int
     fingerprint: bytes
@@ -63,16 +78,21 @@ class Frame:
     chunks: Sequence[Chunk]
 
 
-def side_information(chunks: int) -> int:
-    """Bytes of a frame that are not payload."""
+def side_information(chunks: int, *, compact: bool = False) -> int:
+    """Bytes of a frame that are not payload. compact: of one image, with a frame id of two bytes."""
+    if compact and chunks == 1:
+        return COMPACT_SIZE + 2
     return SHORT_SIZE if chunks == 1 else HEAD_SIZE + chunks * CHUNK.size + CHECKSUM.size
 
 
-def build_frame(frame: Frame) -> bytes:
-    """Serialise a frame. A single chunk, with all planes of tensor 0, takes the short form.
+def build_frame(frame: Frame, *, compact: bool = False) -> bytes:
+    """Serialise a frame. A single chunk, with all planes of tensor 0, takes the short form, or the compact one.
 
-    The fields are not checked: the encoder keeps them in range.
+    compact: take the compact form where the short one is possible. The fields are not checked: the encoder keeps them
+    in range.
     """
+    if compact and len(frame.chunks) == 1:
+        return _build_compact(frame)
     form = SHORT if len(frame.chunks) == 1 else LONG
     minor = max(form, *(MINOR_OF_CODER.get(c.coder, 0) for c in frame.chunks))
     head = HEADER.pack(MAGIC, MAJOR, minor, form, frame.op, frame.fingerprint, frame.frame_id, frame.batch)
@@ -86,8 +106,44 @@ def build_frame(frame: Frame) -> bytes:
     return b"".join([head, CHECKSUM.pack(zlib.crc32(head)), *(c.payload for c in frame.chunks)])
 
 
+def _build_compact(frame: Frame) -> bytes:
+    (chunk,) = frame.chunks
+    flags = (WITH_ID if frame.frame_id else 0) | (WITH_BATCH if frame.batch > 1 else 0)
+    coding = chunk.coder << 3 | chunk.lanes - 1
+    head = COMPACT_HEADER.pack(COMPACT | flags, frame.op, frame.fingerprint[:SHORT_FINGERPRINT], coding)
+    head += _varint(frame.frame_id) if frame.frame_id else b""
+    head += _varint(frame.batch) if frame.batch > 1 else b""
+    return b"".join([head, CHECKSUM.pack(zlib.crc32(chunk.payload, zlib.crc32(head))), chunk.payload])
+
+
+def _varint(value: int) -> bytes:
+    """LEB128: seven bits per byte, lowest first; the high bit says that another byte follows."""
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def is_compact(data: bytes | memoryview) -> bool:
+    """Whether bytes begin as a compact frame does."""
+    return len(data) > 0 and data[0] & 0xF0 == COMPACT
+
+
 def peek_fingerprint(data: bytes | memoryview) -> bytes:
-    """The pair fingerprint of a frame, for routing. Checks only the magic and the version. Raises BitstreamError."""
+    """The pair fingerprint of a frame, for routing: 8 bytes, or the first 4 of them from a compact frame.
+
+    Checks only the length of the header, the magic and the version. Raises BitstreamError.
+    """
+    if is_compact(data):
+        if len(data) < COMPACT_SIZE:
+            raise Truncated(f"a compact frame is at least {COMPACT_SIZE} bytes; got {len(data)}")
+        if data[0] & ~(COMPACT | WITH_ID | WITH_BATCH):
+            raise UnsupportedVersion(
+                f"compact frame has flags {data[0] & 0x0F}, this build knows 1 and 2; update splitwire"
+            )
+        return bytes(data[2 : 2 + SHORT_FINGERPRINT])
     if len(data) < SHORT_SIZE:
         raise Truncated(f"a frame is at least {SHORT_SIZE} bytes; got {len(data)}")
     magic, major, minor, *_ = HEADER.unpack_from(data)
@@ -111,6 +167,8 @@ def parse_frame(data: bytes | memoryview, limits: DecoderLimits | None = None, *
     if len(view) > limits.frame_bytes:
         raise LimitExceeded(f"frame of {len(view)} bytes is over the limit of {limits.frame_bytes}")
     fingerprint = peek_fingerprint(view)
+    if is_compact(view):
+        return _parse_compact(view, fingerprint)
     _, _, minor, flags, op, _, frame_id, batch = HEADER.unpack_from(view)
     if flags not in (LONG, SHORT):
         raise UnsupportedVersion(
@@ -120,6 +178,41 @@ def parse_frame(data: bytes | memoryview, limits: DecoderLimits | None = None, *
     if not batch or not chunks:
         raise Corrupt(f"frame header is invalid: batch {batch} and chunks {len(chunks)} must be at least 1")
     return Frame(op=op, fingerprint=fingerprint, frame_id=frame_id, batch=batch, chunks=chunks)
+
+
+def _parse_compact(view: memoryview, fingerprint: bytes) -> Frame:
+    """A compact frame, whose length and flags `peek_fingerprint` has checked."""
+    form, op, _, coding = COMPACT_HEADER.unpack_from(view)
+    position, frame_id, batch = COMPACT_HEADER.size, 0, 1
+    if form & WITH_ID:
+        frame_id, position = _read_varint(view, position, "frame id", 1, (1 << 32) - 1)
+    if form & WITH_BATCH:
+        batch, position = _read_varint(view, position, "batch", 2, MAX_BATCH)
+    end = position + CHECKSUM.size
+    if len(view) < end:
+        raise Truncated(f"frame with this header needs at least {end} bytes; got {len(view)}")
+    payload = view[end:]
+    (checksum,) = CHECKSUM.unpack_from(view, position)
+    if zlib.crc32(payload, zlib.crc32(view[:position])) != checksum:
+        raise Corrupt("frame is damaged or not of its full length: its checksum does not match")
+    chunk = Chunk(tensor=0, coder=coding >> 3, lanes=(coding & 7) + 1, planes=None, payload=payload)
+    return Frame(op=op, fingerprint=fingerprint, frame_id=frame_id, batch=batch, chunks=[chunk])
+
+
+def _read_varint(view: memoryview, position: int, name: str, least: int, most: int) -> tuple[int, int]:
+    """A varint of at most five bytes and the position behind it. Raises Truncated, Corrupt."""
+    value = 0
+    for i in range(5):
+        if position + i >= len(view):
+            raise Truncated(f"frame ends within its {name}")
+        byte = view[position + i]
+        value |= (byte & 0x7F) << 7 * i
+        if byte < 0x80:
+            # A last byte of zero would be a second way to write the same number.
+            if not least <= value <= most or (i and not byte):
+                break
+            return value, position + i + 1
+    raise Corrupt(f"frame header is invalid: {name} must be {least}..{most}, in as few bytes as it takes")
 
 
 def _short_chunk(view: memoryview) -> Chunk:

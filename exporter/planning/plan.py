@@ -298,7 +298,7 @@ class _Machines:
         if isinstance(bits, tuple):
             specs = [TensorSpec(name="x", shape=shape) for shape in cut.shapes]
             chunks = sum(-(-s.planes[0] // planes_per_chunk(s, whole_images=True)) for s in specs)
-            heads = side_information(chunks)
+            heads = side_information(chunks, compact=len(specs) == 1)
             rates = tuple(
                 Rate(levels=n, bits_per_element=b / cut.elements, bytes=heads + b / 8)
                 for n, b in zip(levels, bits, strict=True)

@@ -60,12 +60,14 @@ class Chunk:
 class Draft:
     """A frame before it is written: checksums are made right behind whatever is changed here."""
 
-    short: bool
+    form: str
     fingerprint: bytes
     chunks: list[Chunk]
     magic: bytes = b"SPLW"
     major: int = 1
-    flags: int | None = None
+    flags: int = 0
+    """XORed to the right ones."""
+    frame_id: bytes = b"\7"
     op: int = 0
     batch: int = 1
     announced: int = 0
@@ -78,9 +80,11 @@ class Draft:
     conceal: bool = False
 
     def write(self) -> bytes:
-        flags = int(self.short) if self.flags is None else self.flags
+        if self.form == "compact":
+            return self.compact()
+        flags = self.flags ^ (self.form == "short")
         head = struct.pack("<4sBBBB8sIH", self.magic, self.major, 0, flags, self.op, self.fingerprint, 7, self.batch)
-        if self.short:
+        if self.form == "short":
             (chunk,) = self.chunks
             head += struct.pack("<BB", chunk.coder, chunk.lanes)
             checksum = zlib.crc32(head + chunk.payload) ^ self.checksum
@@ -94,6 +98,13 @@ class Draft:
             head += struct.pack("<I", zlib.crc32(head) ^ self.checksum)
             frame = head + b"".join(c.payload for c in self.chunks)
         return (frame + self.behind)[: self.keep]
+
+    def compact(self) -> bytes:
+        (chunk,) = self.chunks
+        coding = 8 * chunk.coder + chunk.lanes - 1
+        head = struct.pack("<BB4sB", 0xB1 ^ self.flags, self.op, self.fingerprint[:4], coding) + self.frame_id
+        checksum = zlib.crc32(head + chunk.payload) ^ self.checksum
+        return (head + struct.pack("<I", checksum) + chunk.payload + self.behind)[: self.keep]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,10 +152,10 @@ EITHER = [
     Fault(step="2", says="a frame is at least 28 bytes; got 25", do=head(keep=25)),
     Fault(step="3", says="not a splitwire frame", do=head(magic=b"SPLX")),
     Fault(step="4", says="frame is of version 2.0", do=head(major=2)),
-    Fault(step="5", says="has flags 2", do=head(flags=2)),
+    Fault(step="5", says="has flags", do=head(flags=2)),
 ]
+NO_BATCH = Fault(step="8", says="batch 0 ", do=head(batch=0))
 BEHIND = [
-    Fault(step="8", says="batch 0 ", do=head(batch=0)),
     Fault(step="9", says="frame is of pair", do=head(fingerprint=b"another!")),
     Fault(step="10", says="names operating point 9 of 2", do=head(op=9)),
     Fault(step="11", says="over the limit of 10", do=limit(elements=10)),
@@ -153,9 +164,22 @@ SHORT = [
     *EITHER,
     Fault(step="6", says="its checksum does not match", do=head(checksum=1)),
     Fault(step="7", says="lanes must be at least 1", do=chunk(0, lanes=0)),
+    NO_BATCH,
     *BEHIND,
     Fault(step="13a", says="chunk 0 uses coder 9", do=chunk(0, coder=9)),
     Fault(step="13b", says="9 lanes", do=chunk(0, lanes=9)),
+    Fault(step="13c", says="chunk 0 uses coder 4, operating point 'n2' is of coder 1", do=chunk(0, coder=4)),
+    Fault(step="16", says="rANS payload of 0 bytes ends before", do=chunk(0, payload=b"")),
+]
+COMPACT = [
+    Fault(step="1", says="over the limit of 9", do=limit(frame_bytes=9)),
+    Fault(step="2", says="a compact frame is at least 11 bytes; got 10", do=head(keep=10)),
+    Fault(step="5", says="compact frame has flags", do=head(flags=4)),
+    Fault(step="5a", says="frame id must be 1..4294967295", do=head(frame_id=b"\x87\0")),
+    Fault(step="6", says="its checksum does not match", do=head(checksum=1)),
+    *BEHIND,
+    Fault(step="13a", says="chunk 0 uses coder 9", do=chunk(0, coder=9)),
+    Fault(step="13b", says="2 lanes", do=chunk(0, coder=2, lanes=2)),
     Fault(step="13c", says="chunk 0 uses coder 4, operating point 'n2' is of coder 1", do=chunk(0, coder=4)),
     Fault(step="16", says="rANS payload of 0 bytes ends before", do=chunk(0, payload=b"")),
 ]
@@ -171,6 +195,7 @@ LONG = [
     Fault(step="7b", says="chunk 0 is damaged", do=chunk(0, checksum=1)),
     Fault(step="7a", says="chunk 1 is invalid: reserved 0 must be 0, lanes 1 and planes 0", do=chunk(1, planes=0)),
     Fault(step="7b", says="chunk 2 is damaged", do=chunk(2, checksum=1)),
+    NO_BATCH,
     *BEHIND,
     Fault(step="12", says="'s' must be from 0 to 67108864", do=chunk(2, payload=struct.pack("<q", -1))),
     Fault(step="13a", says="chunk 0 uses coder 9", do=chunk(0, coder=9)),
@@ -181,6 +206,9 @@ LONG = [
     Fault(step="15", says="no mean to conceal tensor 't0'", do=damaged_and_asked_to_conceal),
     Fault(step="16", says="rANS payload of 0 bytes ends before", do=chunk(1, payload=b"")),
 ]
+
+
+FAULTS = {"compact": COMPACT, "short": SHORT, "long": LONG}
 
 
 def with_faults(draft: Draft, *faults: Fault) -> Draft:
@@ -197,10 +225,11 @@ def exclude(first: Fault, second: Fault, draft: Draft) -> bool:
 
 
 @pytest.fixture(scope="module")
-def drafts() -> dict[bool, tuple[FeatureCodec, Draft]]:
-    """By whether it is short: a codec and a frame that it takes."""
+def drafts() -> dict[str, tuple[FeatureCodec, Draft]]:
+    """By form: a codec and a frame that it takes."""
     made = {}
-    for short in (True, False):
+    for form in FAULTS:
+        short = form != "long"
         profile = make_profile(((4, 5, 5),) if short else ((4, 5, 5), (4, 3, 3)), (2, 4))
         if not short:
             profile = msgspec.structs.replace(profile, sizes=(SizeSpec(name="s", length=1),))
@@ -211,9 +240,9 @@ def drafts() -> dict[bool, tuple[FeatureCodec, Draft]]:
             Chunk(tensor=c.tensor, coder=c.coder, lanes=c.lanes, planes=c.planes or 4, payload=bytes(c.payload))
             for c in parse_frame(frame).chunks
         ]
-        draft = Draft(short=short, fingerprint=codec.fingerprint, chunks=chunks)
+        draft = Draft(form=form, fingerprint=codec.fingerprint, chunks=chunks)
         codec.decode(draft.write())
-        made[short] = codec, draft
+        made[form] = codec, draft
     return made
 
 
@@ -223,12 +252,12 @@ def error(codec: FeatureCodec, draft: Draft) -> SplitwireError:
     return caught.value
 
 
-@pytest.mark.parametrize("short", [True, False])
+@pytest.mark.parametrize("form", ["compact", "short", "long"])
 def test_of_several_faults_the_first_in_the_order_of_the_page_is_named(
-    short: bool, drafts: dict[bool, tuple[FeatureCodec, Draft]]
+    form: str, drafts: dict[str, tuple[FeatureCodec, Draft]]
 ) -> None:
-    codec, sound = drafts[short]
-    faults, names, pairs = SHORT if short else LONG, {cells[0]: cells[2] for cells in rows("checks")}, 0
+    codec, sound = drafts[form]
+    faults, names, pairs = FAULTS[form], {cells[0]: cells[2] for cells in rows("checks")}, 0
     for fault in faults:
         found = error(codec, with_faults(sound, fault))
         assert fault.says in str(found) and type(found).__name__ in names[fault.step].split(", "), (fault.step, found)
@@ -237,13 +266,14 @@ def test_of_several_faults_the_first_in_the_order_of_the_page_is_named(
             found = error(codec, with_faults(sound, first, second))
             assert first.says in str(found), f"step {first.step} before step {second.step}: {found}"
             pairs += 1
-    assert pairs > (70 if short else 200)
+    assert pairs > {"compact": 40, "short": 70, "long": 200}[form]
 
 
 def test_the_page_numbers_the_checks_in_the_order_of_the_test_and_names_our_errors() -> None:
     table = [(cells[0], cells[2]) for cells in rows("checks")][1:]
     steps = [step for step, _ in table]
-    for faults, other in ((SHORT, r"6[a-z]|7[a-z]|12|14|15"), (LONG, "[67]")):
+    others = {"compact": r"[3478]|[67][a-z]|12|14|15", "short": r"5a|6[a-z]|7[a-z]|12|14|15", "long": "5a|[67]"}
+    for faults, other in ((FAULTS[form], other) for form, other in others.items()):
         tested = list(dict.fromkeys(f.step for f in faults))
         assert tested == [s for s in steps if not re.fullmatch(other, s)]
     for _, names in table:

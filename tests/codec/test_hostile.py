@@ -32,7 +32,7 @@ import numpy as np
 import pytest
 import vectors
 from coefficients import are_decoded
-from mutations import MUTATIONS, SMALLEST, Rng, chunks_of, make_checksums_right
+from mutations import MUTATIONS, Rng, batch_of, chunks_of, is_compact, make_checksums_right, smallest
 
 from splitwire.codec.codec import DecodedFrame, FeatureCodec
 from splitwire.codec.errors import BitstreamError, FingerprintMismatch, ProfileError
@@ -89,7 +89,7 @@ def mutate(source: Source, rng: Rng) -> tuple[bytes, str, bool, set[bytes]]:
     chosen = [MUTATIONS[i] for i in rng.integers(len(MUTATIONS), size=rng.integers(1, 3))]
     changed = bytearray(frame)
     for change in chosen:
-        if len(changed) >= SMALLEST:
+        if len(changed) >= smallest(changed):
             changed = change(rng, changed, other)
     forged = bool(rng.random() < 0.5)
     if forged:
@@ -125,8 +125,8 @@ def same_but_for_concealed(codec: FeatureCodec, frame: bytes, decoded: DecodedFr
 
 def well_formed(codec: FeatureCodec, frame: bytes, decoded: DecodedFrame) -> bool:
     """Shapes as the header says, values that the quantizer has, or coefficients at the steps that the frame names."""
-    point = codec.profile.operating_points[frame[7]]
-    batch = int.from_bytes(frame[20:22], "little")
+    point = codec.profile.operating_points[frame[1] if is_compact(frame) else frame[7]]
+    batch = batch_of(frame)
     sizes_right = [(s.dtype, s.size, bool(((s >= 0) & (s <= 1 << 26)).all())) for s in decoded.sizes] == [
         (np.dtype(np.int64), spec.length, True) for spec in codec.profile.size_specs
     ]

@@ -54,7 +54,8 @@ def frame(data: bytes) -> None:
         return
     assert peek_fingerprint(data) == parsed.fingerprint
     table = 0 if parsed.chunks[0].planes is None else 16 * len(parsed.chunks)
-    assert 28 + table + sum(len(c.payload) for c in parsed.chunks) == len(data)
+    head = mutations.smallest(data)
+    assert head + table + sum(len(c.payload) for c in parsed.chunks) == len(data)
 
 
 def decode(data: bytes) -> None:
@@ -69,6 +70,11 @@ def forged(data: bytes) -> None:
         return
     codec = CODECS[data[0] % len(CODECS)]
     made = bytearray(data[1:])
+    if made[0] % 2:
+        made[0], made[2:6] = 0xB0 + made[0] % 8 // 2, codec.fingerprint[:4]
+        made[1] %= len(codec.profile.operating_points)
+        check_decoded(codec, bytes(mutations.seal(made)))
+        return
     made[:6], made[6], made[8:16] = b"SPLW\1\0", made[6] % 2, codec.fingerprint
     made[7] %= len(codec.profile.operating_points)
     if not mutations.is_short(made):

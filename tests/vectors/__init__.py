@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from splitwire.codec.wire.frame import parse_frame
+
 FOLDER = Path(__file__).parent
 MANIFEST = FOLDER / "manifest.json"
 SUFFIXES = {"profile": ".profile.json", "features": ".features.npz", "frame": ".frame"}
@@ -64,7 +66,7 @@ def load(name: str) -> Vector:
 
 def is_long(frame: bytes) -> bool:
     """Whether it has a chunk table (docs/bitstream.md §1)."""
-    return frame[6] == 0
+    return frame[0] >> 4 != 0xB and frame[6] == 0
 
 
 def is_made_as(golden: bytes, encoded: bytes) -> bool:
@@ -78,7 +80,10 @@ def is_made_as(golden: bytes, encoded: bytes) -> bool:
 
 def chunk_table(frame: bytes) -> list[tuple[int, int, int, int | None, int | None]]:
     """(tensor, coder, lanes, planes, step) of each chunk (docs/bitstream.md §2); None where the frame does not say:
-    planes in a short one, and the step index, the first byte of the payload, of another coder than 5."""
+    planes in a short or compact one, and the step index, the first byte of the payload, of another coder than 5."""
+    if frame[0] >> 4 == 0xB:
+        parsed = parse_frame(frame).chunks[0]
+        return [(0, parsed.coder, parsed.lanes, None, parsed.payload[0] if parsed.coder == 5 else None)]
     if not is_long(frame):
         return [(0, frame[22], frame[23], None, frame[28] if frame[22] == 5 else None)]
     count = int.from_bytes(frame[22:24], "little")

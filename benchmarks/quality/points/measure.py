@@ -11,9 +11,11 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
+from msgspec import UNSET
 
 from splitwire.codec.codec import FeatureCodec
 from splitwire.codec.profile import CodecProfile, OperatingPoint, TensorSpec
+from splitwire.codec.wire.frame import COMPACT_IDS
 from splitwire.evaluation.contenders import PAPER as PAPER_FAMILIES
 from splitwire.evaluation.contenders import feature_contenders
 from splitwire.evaluation.contenders.protocol import FeatureContender
@@ -40,6 +42,8 @@ LEVELS: tuple[int | str, ...] = (
 """Points n, a and e are the paper's; points r have the paper's quantizer over ranges of splitwire, so that they are
 today's only (contenders/paper.py)."""
 BATCH = 20
+FRAME_ID = COMPACT_IDS - 1
+"""As large as an EdgeSession's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +105,8 @@ def scalar(cut: Cut) -> list[Record]:
             network=NetworkOptions(input_shape=(1, *cut.material.test.shape[1:])),
             codec=CodecOptions(levels=LEVELS),
         ).profile  # fmt: skip
+    # Today's points are those of version 0.1, which sends short frames.
+    profile = msgspec.structs.replace(profile, frames=UNSET)
     papers = {
         c.setting: c
         for c in feature_contenders(profile, families=PAPER_FAMILIES, detections=cut.task == "detections")
@@ -126,7 +132,7 @@ def transformed(cut: Cut, steps: int | None, *, times: bool = False) -> Record:
     spec = TensorSpec(name=coefficients_name(tensor), shape=design.shape, mean=0.0, transform=design.transform)
     profile = CodecProfile(
         model=cut.key, cut=cut.key, tensors=(spec,), default_op=designed.points[0].name, front_sha256="",
-        back_sha256="",
+        back_sha256="", frames="compact",
         operating_points=tuple(
             OperatingPoint(
                 name=p.name, tensors=(), steps=(p.step,), bits_per_element=p.bits / design.layout.elements
@@ -171,7 +177,7 @@ def measured(
         damage, size, other_size, answers = Damage(back.outputs), 0, 0, []
         other = others.get(point.name)
         for features, expected in zip(sent, cut.expected, strict=True):
-            frames = [codec.encode([z[None]], op=point.name) for z in features]
+            frames = [codec.encode([z[None]], op=point.name, frame_id=FRAME_ID) for z in features]
             size += sum(map(len, frames))
             if other is not None:
                 other_size += sum(other.encode((z[None],)).bytes for z in features)

@@ -268,7 +268,7 @@ def test_bytes_are_those_of_coded_frames(plan, source, pictures):
         codec = FeatureCodec(
             CodecProfile(
                 model="", cut="", tensors=(spec,), operating_points=points, default_op="n2",
-                front_sha256="", back_sha256="",
+                front_sha256="", back_sha256="", frames="compact",
             )
         )  # fmt: skip
         for r in c.rates:

@@ -86,7 +86,8 @@ class Recipe:
     coded by coder 2; with `Predicted` in its place, by coder 4; with `Transformed`, by coder 5, without levels. sizes:
     vectors of integers beside the tensors. chunks: (tensor, coder, lanes, planes) of each, for a frame that the encoder
     would not make; steps: their step indices, of coder 5. short: a single chunk in a short frame; without it in a long
-    one, as the encoder sent it before version 1.1.
+    one, as the encoder sent it before version 1.1. compact: the profile asks for compact frames.
+    frame_id: None for any.
     """
 
     about: str
@@ -101,6 +102,8 @@ class Recipe:
     sizes: Sequence[tuple[int, ...]] = ()
     short: bool = False
     steps: Sequence[int | None] = ()
+    compact: bool = False
+    frame_id: int | None = None
 
 
 RECIPES = {
@@ -199,6 +202,14 @@ RECIPES = {
                                       batch=3, tables=7, tensors=[((2, 90), 0, Transformed(unsent=0.8)),
                                                                    ((5, 33), 0, Transformed(unsent=0.2))],
                                       chunks=[(0, 5, 2, 1), (0, 5, 1, 2), (1, 5, 4, 3)], steps=(60, 65, 68)),
+    "compact-n3": Recipe(about="a compact frame of coder 1, its frame id of five bytes", compact=True, short=True,
+                         tensors=[((3, 6, 5), 3, (1, 2))], frame_id=(1 << 32) - 1),
+    "compact-predicted": Recipe(about="a compact frame of coder 4, two images", compact=True, short=True, batch=2,
+                                tensors=[((6, 4, 5), 3, Predicted())], frame_id=127),
+    "compact-batch": Recipe(about="a compact frame of coder 5, a batch and a frame id of two bytes", compact=True,
+                            tensors=[((1, 12), 0, Transformed())], short=True, batch=130, tables=6, frame_id=16383),
+    "compact-smallest": Recipe(about="a compact frame of coder 5 without frame id", compact=True, short=True,
+                               tensors=[((2, 30), 0, Transformed(step=70))], tables=6, frame_id=0),
 }  # fmt: skip
 
 
@@ -209,7 +220,7 @@ def make(name: str) -> tuple[dict[str, bytes], dict[str, object]]:
     profile, features = (make_transform_pair if is_transform(recipe) else make_scalar_pair)(rng, name, recipe)
     sizes = [np.array(s, np.int64) for s in recipe.sizes]
     codec = FeatureCodec(profile)
-    frame_id = int(rng.integers(0, 1 << 32))
+    frame_id = int(rng.integers(0, 1 << 32)) if recipe.frame_id is None else recipe.frame_id
     chunks: Chunks
     if recipe.chunks:
         chunks = [(*c, s) for c, s in zip(recipe.chunks, recipe.steps or [None] * len(recipe.chunks), strict=True)]
@@ -305,6 +316,7 @@ def make_profile(
         model=f"golden vector {name}", cut="none", front_sha256="0" * 64, back_sha256="1" * 64, default_op="used",
         tensors=specs, operating_points=ops,
         sizes=tuple(SizeSpec(name=f"s{i}", length=len(s)) for i, s in enumerate(recipe.sizes)) or msgspec.UNSET,
+        frames="compact" if recipe.compact else UNSET,
     )  # fmt: skip
 
 

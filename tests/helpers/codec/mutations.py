@@ -17,17 +17,55 @@ Rng = np.random.Generator
 Mutation = Callable[[Rng, bytearray, bytes], bytearray]
 
 
-SMALLEST = 28
-"""Bytes of a short frame without its payload, and of a long one's header without its chunk table."""
+COMPACT_FIELDS = ((0, 1), (1, 1), (2, 1), (6, 1), (7, 1), (8, 1))
+
+
+def is_compact(frame: bytes | bytearray) -> bool:
+    return len(frame) > 0 and frame[0] >> 4 == 0xB
+
+
+def smallest(frame: bytes | bytearray) -> int:
+    """Bytes of a frame without its payload, and of a long one's header without its chunk table."""
+    return checksum_at(frame) + 4 if is_compact(frame) else 28
 
 
 def is_short(frame: bytes | bytearray) -> bool:
-    return frame[6] == 1
+    return not is_compact(frame) and frame[6] == 1
+
+
+def checksum_at(frame: bytes | bytearray) -> int:
+    """Where the checksum of a compact frame lies, if its variable fields are what its flags say."""
+    position = 7
+    for flag in (1, 2):
+        if frame[0] & flag:
+            position += next((i for i in range(5) if frame[position + i : position + i + 1] < b"\x80"), 4) + 1
+    return position
+
+
+def varint(value: int) -> bytes:
+    """Seven bits per byte, lowest first; all but the last byte have the high bit."""
+    return bytes([value]) if value < 128 else bytes([value % 128 + 128]) + varint(value // 128)
+
+
+def batch_of(frame: bytes | bytearray) -> int:
+    """The batch that a header says."""
+    if not is_compact(frame):
+        return int.from_bytes(frame[20:22], "little")
+    if not frame[0] & 2:
+        return 1
+    start = checksum_at(bytes([frame[0] & 1]) + frame[1:])
+    return sum((byte & 127) << 7 * i for i, byte in enumerate(frame[start : checksum_at(frame)]))
+
+
+def head_of(frame: bytes | bytearray) -> int:
+    """How many bytes lie before the payloads, by its header."""
+    return checksum_at(frame) + 4 if is_compact(frame) else 28 + 16 * chunks_of(frame)
 
 
 def chunks_of(frame: bytes | bytearray) -> int:
     """How many entries its chunk table has by its header, and has room for; 0 if for none, or in a short frame."""
-    count = int.from_bytes(frame[22:24], "little") if len(frame) >= 44 and not is_short(frame) else 0
+    long = len(frame) >= 44 and not is_short(frame) and not is_compact(frame)
+    count = int.from_bytes(frame[22:24], "little") if long else 0
     return count if len(frame) >= 28 + 16 * count else 0
 
 
@@ -66,7 +104,7 @@ def splice(rng: Rng, frame: bytearray, other: bytes) -> bytearray:
 
 def foreign_payloads(rng: Rng, frame: bytearray, other: bytes) -> bytearray:
     """One frame's header and chunk table, the other's payloads."""
-    return frame[: 28 + 16 * chunks_of(frame)] + other[28 + 16 * chunks_of(other) :]
+    return frame[: head_of(frame)] + other[head_of(other) :]
 
 
 def swap_chunks(rng: Rng, frame: bytearray, other: bytes) -> bytearray:
@@ -89,7 +127,7 @@ def lie(rng: Rng, frame: bytearray, other: bytes) -> bytearray:
     for _ in range(rng.integers(1, 4)):
         count = chunks_of(frame)
         start = 24 + 16 * int(rng.integers(count)) if count and rng.random() < 0.7 else 0
-        fields = CHUNK_FIELDS if start else FIELDS
+        fields = CHUNK_FIELDS if start else COMPACT_FIELDS if is_compact(frame) else FIELDS
         offset, size = fields[int(rng.integers(len(fields)))]
         now = int.from_bytes(frame[start + offset : start + offset + size], "little")
         value = EXTREMES[int(rng.integers(len(EXTREMES)))] if rng.random() < 0.5 else now + int(rng.integers(-3, 4))
@@ -100,6 +138,12 @@ def lie(rng: Rng, frame: bytearray, other: bytes) -> bytearray:
 def inflate(rng: Rng, frame: bytearray, other: bytes) -> bytearray:
     """A consistent header that promises many times the features that are there, up to and over the limit."""
     times = int(2 ** rng.uniform(1, 16))
+    if is_compact(frame):
+        head = frame[: checksum_at(frame)]
+        if not frame[0] & 2:
+            head[0] |= 2
+            return head + varint(max(2, min(65535, times))) + frame[len(head) :]
+        return frame
     struct.pack_into("<H", frame, 20, min(65535, times * int.from_bytes(frame[20:22], "little")))
     for k in range(chunks_of(frame)):
         (planes,) = struct.unpack_from("<I", frame, 28 + 16 * k)
@@ -109,6 +153,9 @@ def inflate(rng: Rng, frame: bytearray, other: bytes) -> bytearray:
 
 def other_form(rng: Rng, frame: bytearray, other: bytes) -> bytearray:
     """A single chunk in the other form, as an older or newer encoder would send it; else only the flag."""
+    if is_compact(frame):
+        frame[0] ^= int(rng.integers(1, 16))
+        return frame
     if is_short(frame):
         made = bytearray(long_form(bytes(frame), int(rng.integers(1, 64))))
         if seal(frame.copy()) != frame:  # changed before: its checksum is not to become right by this
@@ -120,15 +167,15 @@ def other_form(rng: Rng, frame: bytearray, other: bytes) -> bytearray:
 
 def random_payload(rng: Rng, frame: bytearray, other: bytes) -> bytearray:
     """A valid header and nothing but noise behind it."""
-    start = 28 + 16 * chunks_of(frame)
+    start = head_of(frame)
     return frame[:start] + rng.bytes(len(frame) - start)
 
 
 def sound_states(rng: Rng, frame: bytearray, other: bytes) -> bytearray:
     """Noise behind a valid header, in which every lane's state is in range: the coders over rANS begin to decode it."""
-    start = 28 + 16 * chunks_of(frame)
+    start = head_of(frame)
     frame = random_payload(rng, frame, other)
-    lanes = frame[23] if is_short(frame) else frame[26]
+    lanes = (frame[6] & 7) + 1 if is_compact(frame) else frame[23] if is_short(frame) else frame[26]
     for i in range(start, min(start + 4 * min(lanes, 8), len(frame) - 3), 4):
         struct.pack_into("<HH", frame, i, int(rng.integers(1, 1 << 15)), int(rng.integers(1 << 16)))
     return frame
@@ -169,8 +216,13 @@ def make_checksums_right(rng: Rng, frame: bytearray) -> bytearray:
 
 def seal(frame: bytearray) -> bytearray:
     """Its checksums made right, wherever it has room for them."""
+    if is_compact(frame):
+        at = checksum_at(frame)
+        if len(frame) >= at + 4:
+            struct.pack_into("<I", frame, at, zlib.crc32(frame[:at] + frame[at + 4 :]))
+        return frame
     count = chunks_of(frame)
-    if len(frame) >= SMALLEST and is_short(frame):
+    if len(frame) >= smallest(frame) and is_short(frame):
         struct.pack_into("<I", frame, 24, zlib.crc32(frame[:24] + frame[28:]))
     elif count:
         position = 28 + 16 * count

@@ -20,7 +20,7 @@ def write_frame(
     chunks: (tensor, coder, lanes, number of planes or None for all, step index of coefficients or None for the
     operating point's) of each; by default what our encoder makes, one chunk per tensor.
     sizes: the vectors of integers behind them; `chunks` may name their chunks (coder 3) too, they are left out there.
-    long: the long form even for a single chunk.
+    long: the long form even for a single chunk. Otherwise that takes the form that the profile names.
     """
     profile = json.loads(profile_text)
     points = [point_of(profile, op, t) for t in range(len(planes))]
@@ -39,6 +39,11 @@ def write_frame(
         table += struct.pack("<BBBBIII", len(planes) + j, 3, 1, 0, 1, len(payload), zlib.crc32(payload))
         payloads += payload
     short = len(table) == 16 and not long
+    if short and profile.get("frames") == "compact":
+        flags = (frame_id > 0) | (batch > 1) << 1
+        head = struct.pack("<BB4sB", 0xB0 + flags, op, fingerprint_of(profile_text)[:4], 8 * table[1] + table[2] - 1)
+        head += b"".join(varint(v) for v, there in ((frame_id, flags & 1), (batch, flags & 2)) if there)
+        return head + struct.pack("<I", zlib.crc32(head + payloads)) + payloads
     coders = table[1::16]
     minor = 3 if 5 in coders else 2 if 4 in coders else int(short)
     head = struct.pack("<4sBBBB8sIH", b"SPLW", 1, minor, short, op, fingerprint_of(profile_text), frame_id, batch)
@@ -47,6 +52,12 @@ def write_frame(
         return head + struct.pack("<I", zlib.crc32(head + payloads)) + payloads
     head += struct.pack("<H", len(table) // 16) + table
     return head + struct.pack("<I", zlib.crc32(head)) + payloads
+
+
+def varint(value: int) -> bytes:
+    """Seven bits per byte, lowest first; all but the last byte have the high bit."""
+    digits = [value >> shift & 127 for shift in range(0, max(value.bit_length(), 1), 7)]
+    return bytes([128 + d for d in digits[:-1]] + digits[-1:])
 
 
 def coder_of(point) -> int:

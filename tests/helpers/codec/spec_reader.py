@@ -20,6 +20,8 @@ def read_frame(frame: bytes, profile_text: str):
     Of coefficients (coder 5): what they are decoded to in place of level indices.
     """
     profile = json.loads(profile_text)
+    if frame[0] // 16 == 11:
+        return read_compact(frame, profile, profile_text)
     magic, major, _, flags, op, fingerprint, frame_id, batch, n_chunks = struct.unpack_from("<4sBBBB8sIHH", frame)
     assert magic == b"SPLW" and major == 1 and flags in (0, 1) and batch >= 1
     assert fingerprint == fingerprint_of(profile_text)
@@ -51,6 +53,27 @@ def read_frame(frame: bytes, profile_text: str):
     return op, frame_id, batch, planes
 
 
+def read_compact(frame: bytes, profile, profile_text: str):
+    """A compact frame, as `read_frame`."""
+    op, coding, (spec,) = frame[1], frame[6], profile["tensors"]
+    assert frame[0] % 16 < 4 and frame[2:6] == fingerprint_of(profile_text)[:4] and "sizes" not in profile
+    position, values = 7, [0, 1]
+    for field, least in enumerate((1, 2)):
+        if frame[0] >> field & 1:
+            end = next(i for i in range(position, position + 5) if frame[i] < 128) + 1
+            values[field] = sum((byte & 127) << 7 * i for i, byte in enumerate(frame[position:end]))
+            assert values[field] >= least and (frame[end - 1] or end == position + 1)
+            position = end
+    frame_id, batch = values
+    assert frame_id < 2**32 and batch < 2**16
+    (checksum,) = struct.unpack_from("<I", frame, position)
+    payload = frame[position + 4 :]
+    assert zlib.crc32(frame[:position] + payload) == checksum
+    coder, lanes = coding // 8, coding % 8 + 1
+    planes = DECODERS[coder](payload, point_of(profile, op, 0), spec, lanes, batch * planes_of(spec)[0], 0)
+    return op, frame_id, batch, [planes]
+
+
 def point_of(profile, op: int, tensor: int):
     """What an operating point says of a tensor; of coefficients it is the step."""
     point = profile["operating_points"][op]
@@ -60,7 +83,7 @@ def point_of(profile, op: int, tensor: int):
 def read_sizes(frame: bytes, profile_text: str) -> list[tuple[int, ...]]:
     """The vectors of integers of coder 3, of a frame that `read_frame` takes."""
     profile = json.loads(profile_text)
-    if frame[6] == 1:
+    if frame[0] // 16 == 11 or frame[6] == 1:
         return []
     (n_chunks,) = struct.unpack_from("<H", frame, 22)
     position = 28 + 16 * n_chunks
