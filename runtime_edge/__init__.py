@@ -3,6 +3,7 @@
     session.py     EdgeSession: front → encode → send → outputs, one method per stage
     results.py     SplitResult and Timings: outputs, bytes and times of one batch
     graph.py       front.onnx as a plain function
+    engine/        on which execution provider it runs
     transport/     the Transport protocol, and transports over HTTP and within this process
     waiting.py     repeats a call while the server is busy or away
     events.py      what the runtime tells its owner beside results

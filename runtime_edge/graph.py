@@ -1,7 +1,7 @@
 """front.onnx as a plain function: input array → feature tensors at the cut.
 
-`runtime_cloud/graph.py` does the same for back.onnx. Both open their file through `codec/shared/sessions.py`; what
-follows there, the check of the graph's inputs and outputs, differs.
+`runtime_cloud/graph.py` does the same for back.onnx. Both open their file through `codec/shared/sessions.py`, the front
+by way of `engine/`, which chooses the execution provider.
 """
 
 from __future__ import annotations
@@ -12,18 +12,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from splitwire.codec.errors import ProfileError, ShapeMismatch, UsageError
 from splitwire.codec.profile import CodecProfile
-from splitwire.codec.shared.device import int8_overflows
-from splitwire.codec.shared.sessions import open_graph
-from splitwire.codec.shared.telemetry import stop_events
 from splitwire.codec.wire.reply import Outputs
 from splitwire.codec.wire.sizes import Int64Array
 
-stop_events(ort)
+from .engine import Engine, open_engine
+from .events import EventSink, ignore
 
 Float32Array = NDArray[np.float32]
 InputType = Literal["float32", "uint8"]
@@ -39,11 +36,13 @@ class FrontOutputs:
 
     features: one (B, *shape) float32 array per tensor at the cut. sizes: the int64 vectors that the profile lists;
     usually none. early: outputs of the whole network that the front computes already, by name; usually none.
+    provider: the execution provider that ran this batch.
     """
 
     features: list[Float32Array]
     sizes: list[Int64Array]
     early: Outputs
+    provider: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +53,7 @@ class FrontGraph:
     network's input. early: names of the outputs of the whole network that the front computes.
     """
 
-    session: ort.InferenceSession
+    engine: Engine
     profile: CodecProfile
     input_name: str
     input_shape: tuple[int | None, ...]
@@ -65,11 +64,13 @@ class FrontGraph:
         """Run the front. x: (B, *input_shape[1:]) of input_dtype. Raises ShapeMismatch for another shape or dtype."""
         self._check(x)
         names = list(dict.fromkeys([*self.profile.crossing, *self.early]))  # a tensor at the cut can be an output too
-        tensors = dict(zip(names, self.session.run(names, {self.input_name: x}), strict=True))
+        values, provider = self.engine.run(names, {self.input_name: x})
+        tensors = dict(zip(names, values, strict=True))
         return FrontOutputs(
             features=[tensors[t.name] for t in self.profile.tensors],
             sizes=[tensors[s.name] for s in self.profile.size_specs],
             early={name: tensors[name] for name in self.early},
+            provider=provider,
         )
 
     def zeros(self) -> Input:
@@ -87,17 +88,23 @@ class FrontGraph:
             raise ShapeMismatch(f"the front takes a {shown} {self.input_dtype} array; got {x.shape} {x.dtype}")
 
 
-def open_front(path: str | Path, *, threads: int | None = None, providers: Sequence[str] | None = None) -> FrontGraph:
+def open_front(
+    path: str | Path,
+    *,
+    threads: int | None = None,
+    providers: Sequence[str] | None = None,
+    on_event: EventSink = ignore,
+) -> FrontGraph:
     """Load front.onnx.
 
     threads: threads of one inference; None lets ONNX Runtime choose. providers: execution providers, in order of
-    preference; None for the CPU.
+    preference, of which the first must start; None for the best that this ONNX Runtime offers. on_event: told of
+    providers that do not start, and of engines that are built.
     Raises UsageError (no such file, or it is the back half), ProfileError (not a graph that `splitwire export` wrote,
     or a damaged one), DeviceError (a provider that this machine does not have).
     """
-    session: ort.InferenceSession = open_graph(
-        ort, Path(path), threads=threads, providers=providers, exact_int8=int8_overflows()
-    )
+    engine = open_engine(Path(path), threads=threads, providers=providers, on_event=on_event)
+    session = engine.session
     profile = CodecProfile.from_metadata(session.get_modelmeta().custom_metadata_map, str(path))
     outputs = {o.name for o in session.get_outputs()}
     missing = [name for name in profile.crossing if name not in outputs]
@@ -112,7 +119,7 @@ def open_front(path: str | Path, *, threads: int | None = None, providers: Seque
     shape = tuple(n if isinstance(n, int) else None for n in inputs[0].shape)
     named = profile.outputs if isinstance(profile.outputs, tuple) else ()
     return FrontGraph(
-        session=session,
+        engine=engine,
         profile=profile,
         input_name=inputs[0].name,
         input_shape=shape,

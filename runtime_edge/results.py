@@ -36,7 +36,8 @@ class SplitResult:
     outputs: the outputs of the whole network by name, in its order. op: the operating point of the frame.
     bytes_sent: bytes written to the socket, HTTP head and retries included. frame_bytes: bytes of the frame alone.
     bits_per_element: 8·frame_bytes divided by the elements of the feature tensors of all images of the batch.
-    attempts: 1, unless the transport repeated a failed attempt.
+    attempts: 1, unless the transport repeated a failed attempt. provider: the execution provider of ONNX Runtime that
+    ran the front; "" where the caller brought the features.
     """
 
     outputs: Outputs
@@ -46,6 +47,7 @@ class SplitResult:
     bits_per_element: float
     timings: Timings
     attempts: int
+    provider: str = ""
 
     def __repr__(self) -> str:
         """One line, with the shapes of the outputs."""

@@ -19,6 +19,7 @@ from splitwire.codec.wire.frame import COMPACT_IDS
 from splitwire.codec.wire.reply import Outputs
 from splitwire.codec.wire.sizes import Int64Array
 
+from .events import EventSink, ignore
 from .findings import MIN_SCORE, Findings, find
 from .graph import Float32Array, FrontOutputs, Input, InputType, open_front
 from .results import SplitResult, Timings, first_rows
@@ -53,7 +54,8 @@ class EdgeSession:
 
     front: path of front.onnx. transport: the session closes it. op: operating point of the frames; a call can name
     another one; None for the profile's default. threads: threads of one inference; None lets ONNX Runtime choose.
-    providers: execution providers of ONNX Runtime, in order of preference; None for the CPU.
+    providers: execution providers of ONNX Runtime, in order of preference, of which the first must start; None for the
+    best that this ONNX Runtime offers. on_event: told of providers that do not start, and of engines that are built.
     Raises UsageError, ProfileError, DeviceError (opening the graph), ProfileError (no such operating point).
 
     Several threads may call `infer`. `run_front`, `encode` and `send` are its stages; each can be called alone.
@@ -67,8 +69,9 @@ class EdgeSession:
         op: str | None = None,
         threads: int | None = None,
         providers: Sequence[str] | None = None,
+        on_event: EventSink = ignore,
     ) -> None:
-        self._graph = open_front(front, threads=threads, providers=providers)
+        self._graph = open_front(front, threads=threads, providers=providers, on_event=on_event)
         self._codec = FeatureCodec(self.profile)
         self._op = self.profile.operating_points[self.profile.point_index(op)].name
         self._transport = transport
@@ -90,6 +93,23 @@ class EdgeSession:
     def input_dtype(self) -> InputType:
         """Element type of the network's input."""
         return self._graph.input_dtype
+
+    @property
+    def provider(self) -> str:
+        """The execution provider that runs the front now, by ONNX Runtime's name; each result names its own."""
+        return self._graph.engine.provider
+
+    @property
+    def ready(self) -> bool:
+        """False while TensorRT builds its engine and the CPU serves meanwhile; else True."""
+        return self._graph.engine.ready
+
+    def wait_until_ready(self, seconds: float | None = None) -> bool:
+        """Wait until no engine is being built, at most `seconds`; returns `ready`.
+
+        Raises DeviceError if the provider in `providers` did not start; from then on `infer` raises it too.
+        """
+        return self._graph.engine.wait_until_ready(seconds)
 
     @property
     def state(self) -> State:
@@ -132,6 +152,7 @@ class EdgeSession:
                 back=reply.back_ms,
             ),
             attempts=reply.attempts,
+            provider=front.provider,
         )
 
     def infer_image(self, image: Picture, op: str | None = None, *, order: str = "rgb") -> SplitResult:
@@ -219,9 +240,13 @@ class EdgeSession:
         return reply
 
     def warm_up(self) -> None:
-        """Run front and encoder once on zeros, so that no frame waits for the compilation of kernels. Sends nothing."""
+        """Run the front once on zeros and encode the result at every operating point. Sends nothing.
+
+        Afterwards no frame waits for the compilation of a kernel. Only what this profile needs is compiled.
+        """
         front = self.run_front(self._graph.zeros())
-        self.encode(front.features, sizes=front.sizes)
+        for point in self.profile.operating_points:
+            self.encode(front.features, op=point.name, sizes=front.sizes)
 
     def close(self) -> None:
         """Close the transport. The session cannot be used again. A second call has no effect."""

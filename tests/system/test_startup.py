@@ -21,7 +21,8 @@ import kernels as tests_kernels
 import pytest
 
 from splitwire.codec import kernels
-from splitwire.codec.kernels.compilation.cache import KernelStore, user_folder
+from splitwire.codec.kernels.compilation.cache import KernelStore
+from splitwire.codec.shared.cache import user_folder
 
 pytestmark = pytest.mark.slow
 

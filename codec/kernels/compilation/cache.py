@@ -14,19 +14,14 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import stat
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from splitwire.codec.errors import DeviceError
-from splitwire.codec.shared.files import write_atomically
+from splitwire.codec.shared.cache import VARIABLE, cache_folder, read_checked, write_checked
 
 log = logging.getLogger("splitwire.codec")
-
-VARIABLE = "SPLITWIRE_CACHE_DIR"
-CHECKSUM_BYTES = 32  # SHA-256 of what follows, at the start of each file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,20 +34,6 @@ class Loaded:
     cached: bool
     path: str
     """The file it was loaded from or written to; "" if there is none."""
-
-
-def user_folder(environment: Mapping[str, str], platform: str = sys.platform) -> Path:
-    """The user's cache folder on this system. Raises RuntimeError for a user without a home folder."""
-    if platform == "win32":
-        local = environment.get("LOCALAPPDATA", "")
-        base = Path(local) if local else Path.home() / "AppData" / "Local"
-    elif platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        xdg = environment.get("XDG_CACHE_HOME", "")
-        # a relative path is to be ignored (XDG Base Directory Specification)
-        base = Path(xdg) if xdg.startswith("/") else Path.home() / ".cache"
-    return base / "splitwire"
 
 
 class KernelStore:
@@ -80,7 +61,7 @@ class KernelStore:
         self._strict = True
         try:
             folder = self.folder()
-            self._replace(folder / "probe", b"")
+            write_checked(folder / "probe", b"")
             (folder / "probe").unlink(missing_ok=True)
         except (OSError, RuntimeError) as e:
             raise self._unusable(e) from e
@@ -89,27 +70,21 @@ class KernelStore:
     def folder(self) -> Path:
         """The folder of the files. Raises OSError or RuntimeError if no folder can be used."""
         if self._chosen is None:
-            named = os.environ.get(VARIABLE, "") or self._compiler_folder
-            self._chosen = self._below(Path(named).expanduser() if named else user_folder(os.environ))
+            self._chosen = self._below(cache_folder(os.environ, self._compiler_folder))
         return self._chosen
 
     def read(self, name: str) -> bytes | None:
         """The body that was written under this name. None if there is no such file, or it is damaged or not trusted."""
         try:
-            with (self.folder() / name).open("rb") as file:
-                if not _trusted(os.fstat(file.fileno())):  # of the open file: what is checked is what is read
-                    return None
-                data = file.read()
+            return read_checked(self.folder() / name)
         except (OSError, RuntimeError):
             return None
-        body = data[CHECKSUM_BYTES:]
-        return body if hashlib.sha256(body).digest() == data[:CHECKSUM_BYTES] else None
 
     def write(self, name: str, body: bytes) -> str:
         """Write `body` under this name; returns the path. On failure it warns once per process and returns ""."""
         try:
             path = self.folder() / name
-            self._replace(path, hashlib.sha256(body).digest() + body)
+            write_checked(path, body)
         except (OSError, RuntimeError) as e:
             self.complain(e)
             return ""
@@ -144,23 +119,3 @@ class KernelStore:
             digest.update(f"{source.name} {len(content)} ".encode())
             digest.update(content)
         return root.absolute() / f"{self._compiler}-{sys.implementation.cache_tag}-{digest.hexdigest()[:12]}"
-
-    @staticmethod
-    def _replace(path: Path, data: bytes) -> None:
-        """Replace the file atomically. Raises OSError."""
-        try:
-            write_atomically(path, data)
-        except OSError:
-            # Windows does not replace a file that another process is reading; that file has the same content
-            if os.name != "nt" or not path.is_file():
-                raise
-
-
-def _trusted(status: os.stat_result) -> bool:
-    """Whether root or this user owns the file and nobody else may write it: loading a file runs the code in it.
-
-    On Windows there is no such owner to compare, so only the folder's permissions protect it.
-    """
-    if sys.platform == "win32":
-        return True
-    return status.st_uid in {0, os.geteuid()} and not status.st_mode & stat.S_IWOTH

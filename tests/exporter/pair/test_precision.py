@@ -465,7 +465,7 @@ def test_exact_kernels_where_8_bits_overflow(demo_pair, monkeypatch, machine, fl
     monkeypatch.setattr("platform.machine", lambda: machine)
     with monkeypatch.context() as m:
         m.setattr(Path, "read_text", read_text)
-        session = open_front(file).session
+        session = open_front(file).engine.session
         graph_ = Graph(data, what="front")
     for options in (session.get_session_options(), graph_._session.get_session_options()):
         if overflows:
