@@ -5,6 +5,7 @@
       python -m benchmarks.speed.codec              · the codec beside bit-pack + zstd (`make bench-codec`)
       python -m benchmarks.speed.transform          · coder 5 beside the other coders: elements per second
       python -m benchmarks.speed.startup            · the first tensor of a new process, and memory
+      python -m benchmarks.speed.first_inference    · the first answer of a new edge process, idle CPU and memory
       python -m benchmarks.speed.export_times       an export, stage by stage (`make bench-export`)
       python -m benchmarks.speed.history            ratios beside those of the last release (`make bench-history`)
     quality/   error and damage at equal rate or bytes

@@ -7,7 +7,7 @@ the usual layers.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -42,20 +42,24 @@ class WarmUp(Struct, frozen=True, kw_only=True):
     seconds: float
 
 
-def warm_up(root: Path | None = None, progress: ProgressFn | None = None) -> WarmUp:
+Steps = Sequence[tuple[str, Callable[[], object]]]
+"""Stages of a warm-up: what progress shows, and the call that uses kernels."""
+
+
+def warm_up(root: Path | None = None, progress: ProgressFn | None = None, steps: Steps | None = None) -> WarmUp:
     """Compile every kernel that is not in the cache folder yet, and load the others.
 
     Run it in a new process: a kernel that this process has already compiled is not written.
 
     root: the cache folder; None is the usual one (kernels/compilation/cache.py). progress(stage, done, total): called
-    as it goes.
+    as it goes. steps: what to call; None calls every kernel.
     Raises DeviceError if the folder cannot be written, or nothing is compiled here (NUMBA_DISABLE_JIT).
     """
     if INTERPRETED:
         raise DeviceError("NUMBA_DISABLE_JIT is set: kernels are interpreted, there is nothing to compile; unset it")
     start = time.perf_counter()
     folder = STORE.require(root)
-    steps = list(_steps())
+    steps = list(_steps()) if steps is None else steps
     for done, (stage, call) in enumerate(steps):
         if progress is not None:
             progress(stage, done, len(steps))

@@ -10,7 +10,7 @@ from typing import Any
 
 import onnxruntime as ort
 
-from splitwire.codec.errors import DeviceError, SplitwireError
+from splitwire.codec.errors import DeviceError, ProfileError
 from splitwire.codec.shared.cache import cache_folder
 from splitwire.codec.shared.device import int8_overflows
 from splitwire.codec.shared.sessions import ProviderOptions, open_graph, open_session
@@ -22,10 +22,6 @@ from .providers import CPU, TENSORRT, short_name
 stop_events(ort)
 
 TENSORRT_FOLDER = "tensorrt"
-
-
-class _Unreadable(SplitwireError):
-    """ONNX Runtime does not open what the cache holds."""
 
 
 def open_on(path: Path, providers: Sequence[str], threads: int | None) -> Any:
@@ -68,7 +64,9 @@ def provider_options(provider: str, environment: Mapping[str, str] = os.environ)
 def nodes_of(session: Any, provider: str) -> int | None:
     """How many nodes of the graph run on this provider; None where ONNX Runtime does not say (before 1.24)."""
     with suppress(Exception):  # not recorded, or not known to this version
-        return sum(len(part.get_nodes()) for part in session.get_provider_graph_assignment_info() if part.ep_name == provider)
+        return sum(
+            len(part.get_nodes()) for part in session.get_provider_graph_assignment_info() if part.ep_name == provider
+        )
     return None
 
 
@@ -78,9 +76,9 @@ def _open_on_cpu(path: Path, threads: int | None) -> Any:
     kept = OptimisedGraph(path, version=ort.__version__, options="exact int8" if exact else "")
     body = kept.read()
     if body is not None:
-        with suppress(_Unreadable):
+        with suppress(ProfileError):  # another build of ONNX Runtime wrote it
             return open_session(
-                ort, body, threads=threads, providers=None, exact_int8=exact, optimise=False, refused=_Unreadable
+                ort, body, threads=threads, providers=None, exact_int8=exact, optimise=False, refused=ProfileError
             )
     return kept.make(
         lambda saved: open_graph(ort, path, threads=threads, providers=None, exact_int8=exact, save_to=saved)

@@ -18,8 +18,10 @@ from typing import Any
 
 from splitwire.codec.shared.cache import cache_folder, read_checked, write_checked
 
-MAX_BYTES = 256 << 20
-"""A larger graph is not kept: to read it twice takes longer than to optimise it."""
+MIN_BYTES, MAX_BYTES = 1 << 18, 256 << 20
+"""A smaller graph is optimised in less time than a file is checked; of a larger one, reading it twice takes longer."""
+KEPT = 16
+"""Graphs in the folder; the oldest are removed."""
 FOLDER = "graphs"
 CPU_FIELDS = ("model name", "flags", "Features", "CPU implementer", "CPU part", "CPU variant")
 """The lines of /proc/cpuinfo that tell one kind of processor from another, on x86 and on ARM."""
@@ -48,7 +50,7 @@ class OptimisedGraph:
         usual one."""
         self.file: Path | None = None
         with suppress(OSError, RuntimeError):  # no such graph: opening it says so; no home folder: nothing is kept
-            if graph.stat().st_size <= MAX_BYTES:
+            if MIN_BYTES <= graph.stat().st_size <= MAX_BYTES:
                 digest = hashlib.sha256(f"{version}\n{options}\n{processor()}\n".encode())
                 digest.update(graph.read_bytes())
                 self.file = (root or cache_folder(os.environ)) / FOLDER / f"{digest.hexdigest()[:32]}.onnx"
@@ -76,7 +78,15 @@ class OptimisedGraph:
             with suppress(OSError):  # a full disk: the file is not replaced
                 if body := scratch.read_bytes():
                     write_checked(self.file, body)
+                    _remove_oldest(self.file.parent)
         finally:
             with suppress(OSError):
                 scratch.unlink(missing_ok=True)
         return session
+
+
+def _remove_oldest(folder: Path) -> None:
+    """Keep the newest files only. Raises OSError."""
+    files = sorted(folder.glob("*.onnx"), key=lambda file: file.stat().st_mtime)
+    for file in files[:-KEPT]:
+        file.unlink(missing_ok=True)

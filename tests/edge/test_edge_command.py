@@ -102,7 +102,7 @@ def test_lines_fit(
     assert "[bold]b.jpg" in words
     assert "2 of 2 pictures done at operating point n4 per picture: " in words
     assert re.search(r"per picture: \d+ bytes, [\d.]+ bits per element; \d+ sent \(with HTTP head\)", words)
-    assert re.search(r"median: [\d.]+ ms; front [\d.]+, encode [\d.]+, network [\d.]+, decode", words)
+    assert re.search(r"median: [\d.]+ ms; front [\d.]+ on CPU, encode [\d.]+, network [\d.]+, decode", words)
 
 
 def test_bytes_are_the_frame_and_sent_is_the_request(pair: Pair, pictures: Path, capsys: pytest.CaptureFixture[str]):

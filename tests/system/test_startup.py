@@ -19,6 +19,7 @@ from typing import Any
 
 import kernels as tests_kernels
 import pytest
+from runtime_helpers import Pair
 
 from splitwire.codec import kernels
 from splitwire.codec.kernels.compilation.cache import KernelStore
@@ -259,6 +260,21 @@ def test_warmup_where_nothing_can_be_written(tmp_path: Path):
     done = command("warmup", NUMBA_DISABLE_JIT="1")
     assert done.returncode == 1
     assert "NUMBA_DISABLE_JIT" in done.stderr
+
+
+def test_warmup_for_a_front_compiles_what_its_points_need(pair: Pair, tmp_path: Path):
+    """The context coder's encoder, nothing else; then nothing is left to compile."""
+    chosen = ("warmup", "--json", "--front", str(pair.front), "--cache-dir", str(tmp_path))
+    done = command(*chosen)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    compiled = {one["kernel"] for one in report["kernels"]}
+    assert {"quantize.quantize", "rans.encode"} <= compiled
+    assert not compiled & {"rans.decode", "quantize.unpack", LAST_KERNEL}
+    assert not any(kernel.startswith(("predictive", "transform", "cabac")) for kernel in compiled)
+    assert Path(report["folder"]).parent == tmp_path
+    again = json.loads(command(*chosen).stdout)
+    assert all(one["cached"] for one in again["kernels"])
 
 
 def test_warmup_prints_a_table(warm: tuple[Path, dict[str, Any]]):

@@ -52,7 +52,9 @@ def run(
     provider: Annotated[
         list[str] | None,
         typer.Option(
-            help="Execution provider of ONNX Runtime, as CUDA; repeat for a second choice.", show_default="CPU"
+            help="Execution provider that must run the front, as CPU, CUDA or TensorRT; repeat for the nodes that it"
+            " does not take.",
+            show_default="the best that starts",
         ),
     ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of the front.")] = None,
@@ -63,7 +65,7 @@ def run(
     from splitwire.commands.edge.link import find_token, full_names, open_transport
     from splitwire.runtime_edge.session import EdgeSession
 
-    from .output import JsonLines, Lines
+    from .output import JsonLines, Lines, print_event
     from .running import Job, Saver, find_images
 
     if task is not None and task not in TASKS:
@@ -78,7 +80,9 @@ def run(
         lean=lean,
     )
     providers = full_names(provider)
-    with EdgeSession(front, transport=transport, op=op, threads=threads, providers=providers) as session:
+    with EdgeSession(
+        front, transport=transport, op=op, threads=threads, providers=providers, on_event=print_event
+    ) as session:
         if session.profile.preprocessing is None:
             raise UsageError(f"{front} was exported without preprocessing, so it takes arrays only, not pictures")
         saver = None if save is None else Saver(save, paths, session.profile.preprocessing)

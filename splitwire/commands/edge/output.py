@@ -5,12 +5,15 @@ from __future__ import annotations
 import statistics
 import textwrap
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from splitwire.codec.shared.text import printable
 from splitwire.console import err, out, print_json
+from splitwire.runtime_edge.engine.providers import short_name
+from splitwire.runtime_edge.events import Event
 from splitwire.runtime_edge.findings import Classes, Detections, Findings, Segments, Values
 
 STAGES = ("front", "encode", "network", "decode", "back", "total")
@@ -25,7 +28,7 @@ class Row:
     """The result for one picture.
 
     frame_bytes: bytes of one frame. bytes_sent: bytes of one request, HTTP head included. ms: milliseconds per stage,
-    medians over the repeats. saved: path of the drawn picture.
+    medians over the repeats. provider: the execution provider that ran the front. saved: path of the drawn picture.
     """
 
     image: Path
@@ -35,6 +38,7 @@ class Row:
     bytes_sent: int
     bits_per_element: float
     ms: dict[str, float]
+    provider: str
     saved: Path | None = None
 
 
@@ -56,6 +60,17 @@ class Summary:
     @property
     def done(self) -> int:
         return len(self.rows)
+
+    @property
+    def providers(self) -> list[str]:
+        """The execution providers that ran the front, in the order of their first picture."""
+        return list(dict.fromkeys(row.provider for row in self.rows))
+
+
+def print_event(event: Event) -> None:
+    """Print an event as one line on stderr. An EventSink."""
+    with suppress(OSError):
+        err.print(on_one_line(event.text), markup=False, soft_wrap=True)
 
 
 class Output(Protocol):
@@ -83,6 +98,7 @@ class JsonLines:
                 "bytes_sent": row.bytes_sent,
                 "bits_per_element": row.bits_per_element,
                 "ms": row.ms,
+                "provider": row.provider,
                 **saved,
             }
         )
@@ -102,6 +118,7 @@ class JsonLines:
                     "remaining": summary.remaining,
                     "stopped": summary.stopped,
                     "op": summary.op,
+                    "providers": summary.providers,
                     **means(summary.rows),
                 }
             }
@@ -143,7 +160,8 @@ class Lines:
         m = means(summary.rows)
         frame = f"{m['frame_bytes']:,.0f} bytes, {m['bits_per_element']:.3f} bits per element"
         _wrapped(f"per picture: {frame}; {m['bytes_sent']:,.0f} sent (with HTTP head)", width, "")
-        stages = ", ".join(f"{stage} {_ms(m['ms'][stage])}" for stage in STAGES[:-1])
+        ran = {"front": f" on {', then '.join(map(short_name, summary.providers))}"}
+        stages = ", ".join(f"{stage} {_ms(m['ms'][stage])}{ran.get(stage, '')}" for stage in STAGES[:-1])
         _wrapped(f"median: {_ms(m['ms']['total'])} ms; {stages}", width, "")
         if isinstance(summary.rows[0].findings, Values) and summary.task is None:
             text = "the pair does not say what its outputs are; give --task classification, detection or segmentation"

@@ -218,5 +218,6 @@ def _row(path: Path, findings: Findings, results: Sequence[SplitResult], saved: 
         bytes_sent=last.bytes_sent,
         bits_per_element=last.bits_per_element,
         ms={stage: statistics.median(getattr(r.timings, stage) for r in results) for stage in STAGES},
+        provider=last.provider,
         saved=saved,
     )
