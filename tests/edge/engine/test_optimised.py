@@ -12,6 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from splitwire.codec.errors import ProfileError
+from splitwire.codec.shared.cache import write_checked
 from splitwire.runtime_edge.engine import CPU, optimised
 from splitwire.runtime_edge.engine.opening import open_on
 from splitwire.runtime_edge.engine.optimised import OptimisedGraph, processor
@@ -91,7 +92,7 @@ def test_a_damaged_file_is_written_anew(graph: Path, cache: Path, how: str):
             pytest.skip("no such permissions")
         kept.chmod(0o666)
     elif how == "whole, but no graph":
-        optimised.write_checked(kept, b"no graph")
+        write_checked(kept, b"no graph")
     else:
         changed = {"cut short": whole[:middle], "empty": b""}
         kept.write_bytes(changed.get(how, whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]))
