@@ -102,7 +102,8 @@ class Pair:
         the first output is (B, classes, H, W) with as many classes as labels."""
         if not isinstance(self.profile.task, UnsetType):
             return self.profile.task == "segmentation"
-        shapes = {o.name: o.shape for o in (*self._front.engine.session.get_outputs(), *self._back.session.get_outputs())}
+        graph_outputs = [*self._front.engine.session.get_outputs(), *self._back.session.get_outputs()]
+        shapes = {o.name: o.shape for o in graph_outputs}
         first = shapes.get(self.outputs[0], ())
         return len(first) == 4 and self.profile.labels is not None and first[1] == len(self.profile.labels)
 
