@@ -37,6 +37,7 @@ from splitwire.exporter.network.source import Source
 from splitwire.exporter.options import CodecOptions, Network, NetworkOptions, PlanTarget
 from splitwire.exporter.pair import bake, overwrite
 from splitwire.exporter.pair.codec_choice import Decision, choose_codec, decide, measured
+from splitwire.exporter.pair.drift import measure_reference
 from splitwire.exporter.pair.precision_choice import (
     Candidate,
     CodecMaker,
@@ -260,7 +261,8 @@ def write(
     source, skipped = prepared.source, prepared.opened.stream.skipped
     chosen = _with_all_outputs(codec.chosen, source)
     profile = _profile(prepared, halves, chosen, labels, place.model)
-    front, back = bake.write_pair(chosen.front.model, chosen.back.model, profile, place.folder)
+    drift = measure_reference(profile, chosen.front.graph, chosen.calibrated.kept)
+    front, back = bake.write_pair(chosen.front.model, chosen.back.model, profile, place.folder, drift=drift)
     notes = [*prepared.notes, *([halves.note] if halves.note else []), *codec.notes]
     if codec.resumed:
         notes.append(f"the calibration went on where an interrupted run had left it, after {codec.resumed} inputs")

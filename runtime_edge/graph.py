@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from splitwire.codec.drift import DriftReference, reference_in
 from splitwire.codec.errors import ProfileError, ShapeMismatch, UsageError
 from splitwire.codec.profile import CodecProfile
 from splitwire.codec.wire.reply import Outputs
@@ -50,7 +51,8 @@ class FrontGraph:
     """The open front half.
 
     input_shape: as in the graph; None for an axis of any length, which the batch usually is. input_dtype: of the
-    network's input. early: names of the outputs of the whole network that the front computes.
+    network's input. early: names of the outputs of the whole network that the front computes. drift: what its outputs
+    usually look like; None if the file does not say.
     """
 
     engine: Engine
@@ -59,6 +61,7 @@ class FrontGraph:
     input_shape: tuple[int | None, ...]
     early: tuple[str, ...] = ()
     input_dtype: InputType = "float32"
+    drift: DriftReference | None = None
 
     def run(self, x: Input) -> FrontOutputs:
         """Run the front. x: (B, *input_shape[1:]) of input_dtype. Raises ShapeMismatch for another shape or dtype."""
@@ -106,6 +109,11 @@ def open_front(
     engine = open_engine(Path(path), threads=threads, providers=providers, on_event=on_event)
     session = engine.session
     profile = CodecProfile.from_metadata(session.get_modelmeta().custom_metadata_map, str(path))
+    session: ort.InferenceSession = open_graph(
+        ort, Path(path), threads=threads, providers=providers, exact_int8=int8_overflows()
+    )
+    metadata = session.get_modelmeta().custom_metadata_map
+    profile = CodecProfile.from_metadata(metadata, str(path))
     outputs = {o.name for o in session.get_outputs()}
     missing = [name for name in profile.crossing if name not in outputs]
     inputs = session.get_inputs()
@@ -125,4 +133,5 @@ def open_front(
         input_shape=shape,
         input_dtype=INPUT_TYPES[inputs[0].type],
         early=tuple(name for name in named if name in outputs),
+        drift=reference_in(metadata, str(path)),
     )

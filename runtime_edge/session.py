@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from splitwire.codec.codec import FeatureCodec
+from splitwire.codec.drift import DriftReference
 from splitwire.codec.errors import BadResponse, UsageError
 from splitwire.codec.profile import CodecProfile
 from splitwire.codec.wire.frame import COMPACT_IDS
@@ -83,6 +84,11 @@ class EdgeSession:
     def profile(self) -> CodecProfile:
         """The CodecProfile of the pair, the same in both halves."""
         return self._graph.profile
+
+    @property
+    def drift_reference(self) -> DriftReference | None:
+        """What the front's outputs usually look like, for a DriftMonitor; None if front.onnx does not say."""
+        return self._graph.drift
 
     @property
     def input_shape(self) -> tuple[int | None, ...]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 import onnx_ir as ir
 
+from splitwire.codec.drift import DRIFT_KEY, DriftReference
 from splitwire.codec.errors import ExportError, FingerprintMismatch, UsageError
 from splitwire.codec.profile import BACK, FRONT, METADATA_KEY, CodecProfile
 from splitwire.codec.shared.files import missing_folders
@@ -29,7 +30,8 @@ ROOM = 64
 def digest(model: ir.Model) -> str:
     """SHA-256 of the serialised graph without splitwire's metadata, in hex."""
     bare = model.clone()
-    bare.metadata_props.pop(METADATA_KEY, None)
+    for key in (METADATA_KEY, DRIFT_KEY):
+        bare.metadata_props.pop(key, None)
     return inference.digest(bare)
 
 
@@ -68,10 +70,17 @@ def _unfit(out: Path, place: Path) -> str | None:
 
 
 def write_pair(
-    front: ir.Model, back: ir.Model, profile: CodecProfile, out: Path, *, limit: int = MAX_MODEL_BYTES
+    front: ir.Model,
+    back: ir.Model,
+    profile: CodecProfile,
+    out: Path,
+    *,
+    drift: DriftReference | None = None,
+    limit: int = MAX_MODEL_BYTES,
 ) -> tuple[Path, Path]:
     """Write front.onnx and back.onnx with the profile in their metadata; returns their paths.
 
+    drift: for the metadata of front.onnx; None: it has none.
     If the weights of a half have more than `limit` bytes, they go to a second file, front.onnx.data or back.onnx.data.
     Either all files appear or none: after a failure, a previous pair is unchanged, and no half-written file remains. (A
     crash of the machine between two renames can leave files of two pairs. Their fingerprints differ, and the cloud
@@ -86,6 +95,9 @@ def write_pair(
         for model, target in zip((front, back), targets, strict=True):
             baked = model.clone()
             baked.metadata_props[METADATA_KEY] = profile.to_json()
+            baked.metadata_props.pop(DRIFT_KEY, None)
+            if model is front and drift is not None:
+                baked.metadata_props[DRIFT_KEY] = drift.to_json()
             spare = _spare_name(target, "tmp")
             started += [spare, _data(spare)]
             for path in inference.save(baked, spare, name=target.name, limit=limit):

@@ -6,67 +6,13 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from control_profiles import scalar_profile, transform_profile
 from link_model import Model, Sent, within
-from runtime_helpers import flat_tables
 
-from splitwire.codec.design.transform_tables import design_transform_tables
 from splitwire.codec.errors import ProfileError, UsageError
-from splitwire.codec.profile import (
-    Clipping,
-    CodecProfile,
-    OperatingPoint,
-    Quantizer,
-    TensorPoint,
-    TensorSpec,
-)
 from splitwire.runtime_edge.control import RateController, Rung, ladder
 
 TARGET = 0.25
-TENSOR = TensorPoint(
-    quantizer=Quantizer.uniform(0, 1, 4), clipping=Clipping(method="histogram"), tables=flat_tables(4, 2)
-)
-
-
-def profile_of(spec: TensorSpec, points: tuple[OperatingPoint, ...], default: str) -> CodecProfile:
-    return CodecProfile(
-        model="model", cut="cut", tensors=(spec,), operating_points=points, default_op=default,
-        front_sha256="", back_sha256="",
-    )  # fmt: skip
-
-
-def scalar_profile(default: str = "r3") -> CodecProfile:
-    """Six points of 1.25 to 40 kB; the one of 20 kB is worse than that of 10."""
-    rates = {
-        "r0": (0.1, 0.8),
-        "r1": (0.2, 0.9),
-        "r2": (0.4, 0.95),
-        "r3": (0.8, 0.98),
-        "bad": (1.6, 0.97),
-        "r4": (3.2, 1),
-    }
-    points = tuple(
-        OperatingPoint(name=name, tensors=(TENSOR,), bits_per_element=bits, agreement=agreement)
-        for name, (bits, agreement) in reversed(rates.items())
-    )
-    spec = TensorSpec(name="y", shape=(2, 250, 200))
-    return profile_of(spec, points, default)
-
-
-def transform_profile() -> CodecProfile:
-    """Points q1 to q3, three step indices apart."""
-    coefficients = np.random.default_rng(0).laplace(size=(8, 1, 32)).astype(np.float32)
-    transform = design_transform_tables(
-        np.abs(coefficients).mean(axis=(0, 1)),
-        {64: np.round(coefficients).astype(np.int32)},
-        features="y",
-        feature_shape=(32,),
-    )
-    points = tuple(
-        OperatingPoint(name=f"q{i + 1}", tensors=(), bits_per_element=bits, steps=(60 + 3 * i,))
-        for i, bits in enumerate((64.0, 16.0, 4.0))
-    )
-    spec = TensorSpec(name="y/coefficients", shape=(1, 32), mean=0.0, transform=transform)
-    return profile_of(spec, points, "q2")
 
 
 class Clock:
@@ -101,7 +47,7 @@ def segment(frames: list[Sent], start: float, end: float) -> list[Sent]:
 def test_ladder_is_by_rate_without_points_that_a_cheaper_one_beats():
     rungs = ladder(scalar_profile())
     assert [r.op for r in rungs] == ["r0", "r1", "r2", "r3", "r4"]
-    assert rungs[0].frame_bytes == pytest.approx(0.1 * 100_000 / 8 + 28)
+    assert rungs[0].frame_bytes == pytest.approx(0.1 * 100_000 / 8 + 13)
 
 
 def test_steps_between_the_points_of_a_transform_pair():
