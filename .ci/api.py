@@ -55,6 +55,10 @@ GROUPS = {
         " BatchTransport Key Event"
         " Reply Findings Classes ClassScore Detections Detection Segments Segment Values Value",
     ),
+    "Rate, drift and recalibration": (
+        "What adapts and watches a running edge (control.md). Needs `splitwire[edge]`.",
+        "RateController Rung LinkState DriftMonitor DriftReference DriftLimits FrameLength",
+    ),
     "In the cloud": (
         "The back half and the server. Needs `splitwire[cloud]`.",
         "CloudSession CloudResult serve create_app ServerLimits load_pairs ServedPairs",

@@ -21,6 +21,8 @@ from splitwire.codec.shared import telemetry
 
 if TYPE_CHECKING:
     from splitwire.codec.codec import DecodedFrame, FeatureCodec
+    from splitwire.codec.drift import DriftReference, FrameLength
+    from splitwire.codec.drift import Limits as DriftLimits
     from splitwire.codec.errors import (
         AuthRefused,
         BadResponse,
@@ -85,6 +87,8 @@ if TYPE_CHECKING:
     from splitwire.runtime_cloud.serve import serve
     from splitwire.runtime_cloud.server import create_app
     from splitwire.runtime_cloud.session import CloudResult, CloudSession
+    from splitwire.runtime_edge.control.drift import DriftMonitor
+    from splitwire.runtime_edge.control.rate import LinkState, RateController, Rung
     from splitwire.runtime_edge.device import measure_device
     from splitwire.runtime_edge.events import Event
     from splitwire.runtime_edge.findings import (
@@ -135,6 +139,9 @@ _HOME = {
     "Detections": "splitwire.runtime_edge.findings",
     "DeviceError": "splitwire.codec.errors",
     "DeviceProfile": "splitwire.codec.shared.device",
+    "DriftLimits": "splitwire.codec.drift:Limits",
+    "DriftMonitor": "splitwire.runtime_edge.control.drift",
+    "DriftReference": "splitwire.codec.drift",
     "EdgeSession": "splitwire.runtime_edge.session",
     "Estimate": "splitwire.evaluation.answer.results",
     "Evaluation": "splitwire.evaluation.answer.results",
@@ -145,12 +152,14 @@ _HOME = {
     "FeatureError": "splitwire.codec.errors",
     "Findings": "splitwire.runtime_edge.findings",
     "FingerprintMismatch": "splitwire.codec.errors",
+    "FrameLength": "splitwire.codec.drift",
     "FrontOutputs": "splitwire.runtime_edge.graph",
     "HttpTransport": "splitwire.runtime_edge.transport.http",
     "Key": "splitwire.runtime_edge.transport.base",
     "Latency": "splitwire.exporter.planning.plan",
     "LimitExceeded": "splitwire.codec.errors",
     "Link": "splitwire.exporter.planning.links",
+    "LinkState": "splitwire.runtime_edge.control.rate",
     "LoadedNetwork": "splitwire.models.catalogue:LoadedModel",
     "LoopbackTransport": "splitwire.runtime_edge.transport.loopback",
     "MeasuredPoint": "splitwire.evaluation.answer.results:Point",
@@ -169,8 +178,10 @@ _HOME = {
     "ProfileError": "splitwire.codec.errors",
     "QuantizedTensor": "splitwire.exporter.points.design",
     "Quantizer": "splitwire.codec.profile",
+    "RateController": "splitwire.runtime_edge.control.rate",
     "Reply": "splitwire.runtime_edge.transport.base",
     "RequestTimeout": "splitwire.codec.errors",
+    "Rung": "splitwire.runtime_edge.control.rate",
     "Segment": "splitwire.runtime_edge.findings",
     "Segments": "splitwire.runtime_edge.findings",
     "ServedPairs": "splitwire.runtime_cloud.loading:Models",
@@ -233,6 +244,9 @@ __all__ = [
     "Detections",
     "DeviceError",
     "DeviceProfile",
+    "DriftLimits",
+    "DriftMonitor",
+    "DriftReference",
     "EdgeSession",
     "Estimate",
     "Evaluation",
@@ -243,12 +257,14 @@ __all__ = [
     "FeatureError",
     "Findings",
     "FingerprintMismatch",
+    "FrameLength",
     "FrontOutputs",
     "HttpTransport",
     "Key",
     "Latency",
     "LimitExceeded",
     "Link",
+    "LinkState",
     "LoadedNetwork",
     "LoopbackTransport",
     "MeasuredPoint",
@@ -267,8 +283,10 @@ __all__ = [
     "ProfileError",
     "QuantizedTensor",
     "Quantizer",
+    "RateController",
     "Reply",
     "RequestTimeout",
+    "Rung",
     "Segment",
     "Segments",
     "ServedPairs",
