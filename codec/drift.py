@@ -179,8 +179,8 @@ class _Part(Struct, frozen=True, kw_only=True):
             first=channel * groups // channels * CELLS,
             groups=groups,
             edges=np.array([low + f * (high - low) for f in fractions], np.float32),
-            low=np.float32([low]),
-            high=np.float32([high]),
+            low=np.array([low], np.float32),
+            high=np.array([high], np.float32),
         )
 
     @classmethod

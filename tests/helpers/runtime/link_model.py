@@ -21,6 +21,17 @@ class Sent:
     latency: float | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Frame:
+    """A frame in an event: its number, and how it was sent."""
+
+    frame: int
+    rung: Rung | None = None
+    size: int = 0
+    sent: float = 0.0
+    busy: bool = False
+
+
 @dataclass(kw_only=True)
 class Model:
     """rate_at: bytes per second of the link upwards, at a time. rtt_s: round trip without transfer. back_s: time in the
@@ -47,16 +58,16 @@ class Model:
     def run(self, controller: RateController, size_of: Callable[[Rung], int], seconds: float) -> list[Sent]:
         """Every frame that the camera captures in this time, in order."""
         chance = np.random.default_rng(self.seed)
-        events: list[tuple[float, int, str, object]] = []
+        events: list[tuple[float, int, str, _Frame]] = []
         count = 0
 
-        def add(at: float, kind: str, what: object) -> None:
+        def add(at: float, kind: str, what: _Frame) -> None:
             nonlocal count
             count += 1
             heapq.heappush(events, (at, count, kind, what))
 
         for i in range(int(seconds * self.fps)):
-            add(i / self.fps, "captured", i)
+            add(i / self.fps, "captured", _Frame(frame=i))
         results: dict[int, Sent] = {}
         queue: deque[int] = deque()
         link_free = server_free = 0.0
@@ -71,13 +82,13 @@ class Model:
                 size = size_of(rung)
                 flying += 1
                 if self.lost_at(self.now):
-                    add(self.now + self.timeout_s, "lost", frame)
+                    add(self.now + self.timeout_s, "lost", _Frame(frame=frame))
                     results[frame] = Sent(captured=frame / self.fps, op=rung.op, latency=None)
                     continue
                 link_free = transfer(max(link_free, self.now), size)
                 server_free = max(server_free, link_free + self.rtt_s / 2) + self.back_s
                 back = server_free + self.rtt_s / 2 + float(chance.exponential(self.jitter_s))
-                add(back, "answered", (frame, rung, size, self.now, busy))
+                add(back, "answered", _Frame(frame=frame, rung=rung, size=size, sent=self.now, busy=busy))
 
         def transfer(start: float, size: float) -> float:
             """When these bytes have passed. The rate changes on the way."""
@@ -90,8 +101,7 @@ class Model:
         while events:
             self.now, _, kind, what = heapq.heappop(events)
             if kind == "captured":
-                assert isinstance(what, int)
-                queue.append(what)
+                queue.append(what.frame)
                 if len(queue) > self.waiting and flying >= self.in_flight:
                     dropped = queue.popleft()
                     results[dropped] = Sent(captured=dropped / self.fps, op="", latency=None)
@@ -99,10 +109,11 @@ class Model:
                 flying -= 1
                 controller.lost(self.now)
             else:
-                frame, rung, size, sent, busy = what  # type: ignore[misc]  # as "answered" puts it
                 flying -= 1
-                controller.delivered(size, sent, self.now, busy, rung=rung)
-                results[frame] = Sent(captured=frame / self.fps, op=rung.op, latency=self.now - frame / self.fps)
+                captured = what.frame / self.fps
+                controller.delivered(what.size, what.sent, self.now, what.busy, rung=what.rung)
+                op = "" if what.rung is None else what.rung.op
+                results[what.frame] = Sent(captured=captured, op=op, latency=self.now - captured)
             send()
         return [results[i] for i in sorted(results)]
 
