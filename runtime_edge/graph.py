@@ -108,10 +108,6 @@ def open_front(
     """
     engine = open_engine(Path(path), threads=threads, providers=providers, on_event=on_event)
     session = engine.session
-    profile = CodecProfile.from_metadata(session.get_modelmeta().custom_metadata_map, str(path))
-    session: ort.InferenceSession = open_graph(
-        ort, Path(path), threads=threads, providers=providers, exact_int8=int8_overflows()
-    )
     metadata = session.get_modelmeta().custom_metadata_map
     profile = CodecProfile.from_metadata(metadata, str(path))
     outputs = {o.name for o in session.get_outputs()}
