@@ -5,6 +5,8 @@
     graph.py       front.onnx as a plain function
     engine/        on which execution provider it runs
     transport/     the Transport protocol, and transports over HTTP and within this process
+    sources/       pictures, watched folders, videos, cameras, standard input
+    stream/        the frames of a source, several at a time, results in order
     waiting.py     repeats a call while the server is busy or away
     events.py      what the runtime tells its owner beside results
     findings.py    outputs as classes, boxes or segments; drawing.py draws them onto the picture

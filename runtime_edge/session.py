@@ -5,7 +5,8 @@ from __future__ import annotations
 import enum
 import itertools
 import time
-from collections.abc import Sequence
+import weakref
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -24,11 +25,15 @@ from .events import EventSink, ignore
 from .findings import MIN_SCORE, Findings, find
 from .graph import Float32Array, FrontOutputs, Input, InputType, open_front
 from .results import SplitResult, Timings, first_rows
-from .transport import Reply, Transport
+from .transport import Key, Reply, Transport
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image
+
+    from .events import EventSink
+    from .sources import Source
+    from .stream import DriftPart, Policy, RatePart, SkipPart, SpoolPart, Stream
 
     Picture = str | Path | Image | NDArray[Any]
 
@@ -78,6 +83,7 @@ class EdgeSession:
         self._transport = transport
         self._elements = sum(t.feature_elements for t in self.profile.tensors)
         self._ids = itertools.count()
+        self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
         self._state = State.NEW
 
     @property
@@ -135,31 +141,15 @@ class EdgeSession:
         """
         name = self._op_name(op)  # a wrong name fails before the front runs
         start = time.perf_counter()
-        batch = self._filled_up(x)
-        front = self.run_front(batch)
+        front = self.run_front(x)
         front_done = time.perf_counter()
-        frame_id = next(self._ids) & FRAME_ID_MASK
+        frame_id = self.next_frame_id()
         frame = self.encode(front.features, op=name, frame_id=frame_id, sizes=front.sizes)
         encode_done = time.perf_counter()
         reply = self.send(frame, frame_id=frame_id)
-        waited_ms = (time.perf_counter() - encode_done) * 1e3
-        return SplitResult(
-            outputs=self._in_order(first_rows({**front.early, **reply.outputs}, len(x), len(batch))),
-            op=name,
-            bytes_sent=reply.bytes_sent,
-            frame_bytes=len(frame),
-            bits_per_element=8 * len(frame) / (x.shape[0] * self._elements),
-            timings=Timings(
-                front=(front_done - start) * 1e3,
-                encode=(encode_done - front_done) * 1e3,
-                # The clocks differ: a coarse clock in the cloud can report more time than the wait took here.
-                network=max(0.0, waited_ms - reply.decode_ms - reply.back_ms),
-                decode=reply.decode_ms,
-                back=reply.back_ms,
-            ),
-            attempts=reply.attempts,
-            provider=front.provider,
-        )
+        done = time.perf_counter()
+        ms = ((front_done - start) * 1e3, (encode_done - front_done) * 1e3, (done - encode_done) * 1e3)
+        return self.assemble(front, reply, op=name, images=len(x), frame_bytes=len(frame), ms=ms)
 
     def infer_image(self, image: Picture, op: str | None = None, *, order: str = "rgb") -> SplitResult:
         """Run the whole network on one picture.
@@ -217,7 +207,7 @@ class EdgeSession:
         Raises ShapeMismatch.
         """
         self._use()
-        return self._graph.run(x)
+        return self._graph.run(self._filled_up(x))
 
     def encode(
         self,
@@ -234,16 +224,108 @@ class EdgeSession:
         self._use()
         return self._codec.encode(features, op=self._op_name(op), frame_id=frame_id, sizes=sizes)
 
-    def send(self, frame: bytes, *, frame_id: int) -> Reply:
-        """Stage 3: send a frame and return the reply.
+    def send(self, frame: bytes, *, frame_id: int, key: Key | None = None) -> Reply:
+        """Stage 3: send a frame and return the reply. key: as in `Transport.send`.
 
         Raises BadResponse if the reply is for another frame, and what the transport raises.
         """
         self._use()
-        reply = self._transport.send(frame)
+        reply = self._transport.send(frame) if key is None else self._transport.send(frame, key)
         if reply.frame_id != frame_id:
             raise BadResponse(f"the server answered frame {reply.frame_id}, this was frame {frame_id}")
         return reply
+
+    def assemble(
+        self, front: FrontOutputs, reply: Reply, *, op: str | None, images: int, frame_bytes: int, ms: Sequence[float]
+    ) -> SplitResult:
+        """Stage 4: the result of a batch, from what the front and the cloud computed.
+
+        images: images of the batch, without the copies that fill it. ms: milliseconds of front, encoder and the wait
+        for the reply. Raises ShapeMismatch if an output does not have one row per image of a batch that was filled.
+        """
+        batch = len(front.features[0])
+        return SplitResult(
+            outputs=self._in_order(first_rows({**front.early, **reply.outputs}, images, batch)),
+            op=self._op_name(op),
+            bytes_sent=reply.bytes_sent,
+            frame_bytes=frame_bytes,
+            bits_per_element=8 * frame_bytes / (images * self._elements),
+            timings=Timings(
+                front=ms[0],
+                encode=ms[1],
+                # The clocks differ: a coarse clock in the cloud can report more time than the wait took here.
+                network=max(0.0, ms[2] - reply.decode_ms - reply.back_ms),
+                decode=reply.decode_ms,
+                back=reply.back_ms,
+            ),
+            attempts=reply.attempts,
+            provider=front.provider,
+        )
+
+    def next_frame_id(self) -> int:
+        """The next frame id. It counts up, and begins again at 0 (FRAME_ID_MASK)."""
+        return next(self._ids) & FRAME_ID_MASK
+
+    def stream(
+        self,
+        source: Source | Iterable[Any],
+        *,
+        policy: Policy = "block",
+        in_flight: int | None = None,
+        rate: RatePart | None = None,
+        drift: DriftPart | None = None,
+        skip: SkipPart | None = None,
+        spool: SpoolPart | None = None,
+        wait_s: float = 0.0,
+        on_event: EventSink | None = None,
+    ) -> Stream:
+        """Run the whole network on all pictures of a source, several at a time, and return their results in order.
+
+            with session.stream(splitwire.open_source("rtsp://camera/"), policy="drop-oldest") as results:
+                for result in results: …                                                 # or: async for
+
+        source: of `open_source`; or an iterable of what `infer_image` takes, or of batches of one as `infer` takes
+            them. The stream closes it.
+        policy: what happens to a picture when the stages behind cannot take it yet: "block" lets the source wait,
+            "drop-oldest" keeps only the newest picture, "drop-newest" drops the new one.
+        in_flight: most frames that are sent and not answered, 1 to 256; None: ⌈frames per second · round trip⌉ + 1, as
+            measured, at most 8. More than 8 need a transport with as many connections.
+        rate: chooses the operating point of each frame. drift: watches the features. skip: decides which frames are
+            sent. spool: keeps the frames that cannot be delivered.
+        wait_s: seconds for which a frame is sent again while the server is away; then it is spooled, or failed.
+        on_event: takes events; called in any thread.
+        Raises UsageError. Errors of one picture or frame are in its StreamResult.
+        """
+        self._use()
+        from .sources import as_source  # PyAV is loaded by its sources only
+        from .stream import Stream
+
+        stream = Stream.start(
+            self, as_source(source), policy=policy, in_flight=in_flight, rate=rate, drift=drift, skip=skip,
+            spool=spool, wait_s=wait_s, on_event=on_event,
+        )  # fmt: skip
+        self._streams.add(stream)
+        return stream
+
+    def prepared(self, image: Picture) -> tuple[Input, tuple[int, int] | None]:
+        """The input of the front for an item of a source, and the (width, height) of the picture in pixels.
+
+        image: as `infer_image` takes it; or a batch as `infer` takes it, of which there is no size.
+        Raises what they raise.
+        """
+        how = self.profile.preprocessing
+        if isinstance(image, np.ndarray) and (how is None or image.ndim == len(self.input_shape)):
+            return image, None
+        if how is None:
+            return self.preprocess(image), None  # raises the error that says so
+        from splitwire.codec import preprocessing
+
+        if isinstance(image, np.ndarray):
+            return self.preprocess(image), (image.shape[1], image.shape[0])
+        if not isinstance(image, str | Path):
+            return self.preprocess(image), preprocessing.upright(image, how).size
+        with preprocessing.opened(image) as opened:
+            return self.preprocess(opened), preprocessing.upright(opened, how).size
 
     def warm_up(self) -> None:
         """Run the front once on zeros and encode the result at every operating point. Sends nothing.
@@ -255,9 +337,11 @@ class EdgeSession:
             self.encode(front.features, op=point.name, sizes=front.sizes)
 
     def close(self) -> None:
-        """Close the transport. The session cannot be used again. A second call has no effect."""
+        """Stop the streams and close the transport. The session cannot be used again. A second call has no effect."""
         if self._state is not State.CLOSED:
             self._state = State.CLOSED
+            for stream in list(self._streams):
+                stream.close()
             self._transport.close()
 
     def __enter__(self) -> Self:

@@ -106,6 +106,10 @@ if TYPE_CHECKING:
     from splitwire.runtime_edge.results import SplitResult, Timings
     from splitwire.runtime_edge.session import EdgeSession
     from splitwire.runtime_edge.session import State as SessionState
+    from splitwire.runtime_edge.sources.base import Captured, Source
+    from splitwire.runtime_edge.sources.opening import open_source
+    from splitwire.runtime_edge.stream.parts import StreamResult, StreamStats
+    from splitwire.runtime_edge.stream.stream import Stream
     from splitwire.runtime_edge.transport.base import BatchTransport, Key, Reply, Timeouts, Transport
     from splitwire.runtime_edge.transport.http import HttpTransport
     from splitwire.runtime_edge.transport.loopback import LoopbackTransport
@@ -119,6 +123,7 @@ _HOME = {
     "BadResponse": "splitwire.codec.errors",
     "BatchTransport": "splitwire.runtime_edge.transport.base",
     "BitstreamError": "splitwire.codec.errors",
+    "Captured": "splitwire.runtime_edge.sources.base",
     "ClassScore": "splitwire.runtime_edge.findings",
     "Classes": "splitwire.runtime_edge.findings",
     "Clipping": "splitwire.codec.profile",
@@ -191,9 +196,13 @@ _HOME = {
     "ShapeMismatch": "splitwire.codec.errors",
     "SizeSpec": "splitwire.codec.profile",
     "SkippedInput": "splitwire.exporter.calibration.inputs:Skipped",
+    "Source": "splitwire.runtime_edge.sources.base",
     "SplitResult": "splitwire.runtime_edge.results",
     "SplitwireError": "splitwire.codec.errors",
     "Standing": "splitwire.evaluation.answer.standings",
+    "Stream": "splitwire.runtime_edge.stream.stream",
+    "StreamResult": "splitwire.runtime_edge.stream.parts",
+    "StreamStats": "splitwire.runtime_edge.stream.parts",
     "TensorPoint": "splitwire.codec.profile",
     "TensorSpec": "splitwire.codec.profile",
     "Timeouts": "splitwire.runtime_edge.transport.base",
@@ -213,6 +222,7 @@ _HOME = {
     "load_network": "splitwire.models.catalogue:load",
     "load_pairs": "splitwire.runtime_cloud.loading:load_models",
     "measure_device": "splitwire.runtime_edge.device",
+    "open_source": "splitwire.runtime_edge.sources.opening",
     "plan": "splitwire.planning",
     "read_results": "splitwire.evaluation.answer.results",
     "serve": "splitwire.runtime_cloud.serve",
@@ -224,6 +234,7 @@ __all__ = [
     "BadResponse",
     "BatchTransport",
     "BitstreamError",
+    "Captured",
     "ClassScore",
     "Classes",
     "Clipping",
@@ -296,9 +307,13 @@ __all__ = [
     "ShapeMismatch",
     "SizeSpec",
     "SkippedInput",
+    "Source",
     "SplitResult",
     "SplitwireError",
     "Standing",
+    "Stream",
+    "StreamResult",
+    "StreamStats",
     "TensorPoint",
     "TensorSpec",
     "Timeouts",
@@ -318,6 +333,7 @@ __all__ = [
     "load_network",
     "load_pairs",
     "measure_device",
+    "open_source",
     "plan",
     "read_results",
     "serve",
