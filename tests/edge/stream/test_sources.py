@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
@@ -156,12 +157,16 @@ FILES = [
 @pytest.mark.parametrize("real", [False, True])
 def test_files_one_behind_the_other(real: bool):
     joined = b"".join(FILES)
+    stream: IO[bytes] = io.BytesIO(joined)
     if real:
         reading, writing = os.pipe()
-        threading.Thread(target=lambda: (os.write(writing, joined), os.close(writing))).start()
+
+        def write() -> None:
+            with os.fdopen(writing, "wb") as f:
+                f.write(joined)
+
+        threading.Thread(target=write).start()
         stream = os.fdopen(reading, "rb")
-    else:
-        stream = io.BytesIO(joined)
     with stream:
         found = list(Pipe(stream))
     assert [c.index for c in found] == list(range(6))
