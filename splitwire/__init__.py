@@ -108,6 +108,7 @@ if TYPE_CHECKING:
     from splitwire.runtime_edge.session import State as SessionState
     from splitwire.runtime_edge.sources.base import Captured, Source
     from splitwire.runtime_edge.sources.opening import open_source
+    from splitwire.runtime_edge.sources.video import Camera
     from splitwire.runtime_edge.stream.parts import StreamResult, StreamStats
     from splitwire.runtime_edge.stream.stream import Stream
     from splitwire.runtime_edge.transport.base import BatchTransport, Key, Reply, Timeouts, Transport
@@ -123,6 +124,7 @@ _HOME = {
     "BadResponse": "splitwire.codec.errors",
     "BatchTransport": "splitwire.runtime_edge.transport.base",
     "BitstreamError": "splitwire.codec.errors",
+    "Camera": "splitwire.runtime_edge.sources.video",
     "Captured": "splitwire.runtime_edge.sources.base",
     "ClassScore": "splitwire.runtime_edge.findings",
     "Classes": "splitwire.runtime_edge.findings",
@@ -234,6 +236,7 @@ __all__ = [
     "BadResponse",
     "BatchTransport",
     "BitstreamError",
+    "Camera",
     "Captured",
     "ClassScore",
     "Classes",
