@@ -7,6 +7,8 @@
     statuses.py    the HTTP status of each error, in one table
     server.py      the routes (Starlette)
     serve.py       the process: socket, signals, log (uvicorn)
+    stream/        the server's half of the stream protocol
+    idempotency.py answers by key, for frames that are sent again
 
 This package imports `splitwire.codec`, onnxruntime, starlette and uvicorn. It never imports torch, onnx, scipy, the
 exporter or the edge runtime.

@@ -7,8 +7,8 @@ further requests wait. Any other request is refused at once, before its body is 
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -31,7 +31,8 @@ class ServerLimits:
 
     max_body: bytes of one body. max_buffered: bytes of all bodies in memory. concurrency: inferences at a time.
     queue: requests that may wait for an inference. body_timeout: seconds in which a body must arrive. retry_after:
-    seconds that a refused client is asked to wait. Raises UsageError for values out of range.
+    seconds that a refused client is asked to wait. streams: streams that are open at a time (docs/stream.md). Raises
+    UsageError for values out of range.
     """
 
     max_body: int = 16 << 20
@@ -40,12 +41,13 @@ class ServerLimits:
     queue: int = 32
     body_timeout: float = 30.0
     retry_after: float = 1.0
+    streams: int = 1024
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_body <= self.max_buffered:
             raise UsageError(f"need 1 ≤ max_body ≤ max_buffered; got {self.max_body} and {self.max_buffered}")
-        if self.concurrency < 1 or self.queue < 0 or self.body_timeout <= 0:
-            raise UsageError("need concurrency ≥ 1, queue ≥ 0 and body_timeout > 0")
+        if self.concurrency < 1 or self.queue < 0 or self.body_timeout <= 0 or self.streams < 0:
+            raise UsageError("need concurrency ≥ 1, queue ≥ 0, streams ≥ 0 and body_timeout > 0")
 
 
 class Gate:
@@ -92,21 +94,41 @@ class Gate:
             with anyio.fail_after(self.limits.body_timeout):
                 async for part in request.stream():
                     size += len(part)
-                    self._buffered += len(part)
                     if size > limit:
+                        self._buffered += len(part)
                         request.state.close = True
                         raise LimitExceeded(f"the body is longer than the limit of {limit} bytes")
-                    if self._buffered > self.limits.max_buffered:
+                    try:
+                        self.count(len(part))
+                    except ServerBusy:
                         request.state.close = True
-                        raise ServerBusy(
-                            f"the bodies of all requests pass {self.limits.max_buffered} bytes; come back later",
-                            self.limits.retry_after,
-                        )
+                        raise
                     parts.append(part)
             yield b"".join(parts)
         except TimeoutError as e:
             request.state.close = True
             raise RequestTimeout(f"the body did not arrive within {self.limits.body_timeout:g} s") from e
+        finally:
+            self._buffered -= size
+
+    def count(self, size: int) -> None:
+        """Count bytes that are stored, or no longer stored if `size` is negative, towards max_buffered.
+
+        Raises ServerBusy if they are too many; they are counted all the same.
+        """
+        self._buffered += size
+        if size > 0 and self._buffered > self.limits.max_buffered:
+            raise ServerBusy(
+                f"the bodies of all requests pass {self.limits.max_buffered} bytes; come back later",
+                self.limits.retry_after,
+            )
+
+    @contextmanager
+    def holding(self, size: int) -> Iterator[None]:
+        """Count bytes that are stored until the block ends. Raises ServerBusy."""
+        try:
+            self.count(size)
+            yield
         finally:
             self._buffered -= size
 

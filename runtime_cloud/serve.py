@@ -18,6 +18,7 @@ from splitwire.codec.errors import DeviceError, SplitwireError, UsageError
 from .admission import ServerLimits
 from .loading import Models
 from .server import Api, create_app
+from .stream import http_protocol
 
 log = logging.getLogger("splitwire.cloud")
 
@@ -58,6 +59,7 @@ def make_server(app: Starlette, *, grace_s: int) -> uvicorn.Server:
     return uvicorn.Server(
         uvicorn.Config(
             app,
+            http=http_protocol(),
             ws="none",
             lifespan="on",
             log_config=None,

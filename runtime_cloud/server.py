@@ -5,6 +5,7 @@
     GET  /v1/models                 the models that are served
     GET  /v1/models/{fingerprint}   one of them
     POST /v1/infer                  a frame in, a reply out; the frame's header names the model
+    GET  /v1/stream                 becomes a stream of frames and replies (docs/stream.md)
 
 /v2 stays free for the Open Inference Protocol.
 """
@@ -29,13 +30,18 @@ from starlette.routing import Route
 from splitwire.codec.errors import ServerBusy, SplitwireError
 from splitwire.codec.wire import frame as wire_frame
 from splitwire.codec.wire.reply import FRAME_MEDIA_TYPE, REPLY_MEDIA_TYPE, printable
+from splitwire.codec.wire.stream import PATH
 
 from .admission import Gate, ServerLimits
+from .idempotency import Answers
 from .loading import Models, describe
 from .statuses import code_of_status, error_response, refusal
+from .stream import Streams, open_stream
 
 log = logging.getLogger("splitwire.cloud")
 
+MAX_ANSWERS, MAX_ANSWER_BYTES = 8192, 64 << 20
+"""Replies to frames with a key that are remembered, and their bytes."""
 BODY_TYPES = ("", FRAME_MEDIA_TYPE, "application/octet-stream")
 
 
@@ -45,6 +51,8 @@ class Api:
     def __init__(self, models: Models, limits: ServerLimits) -> None:
         self.models = models
         self.gate = Gate(limits)
+        self.answers = Answers(entries=MAX_ANSWERS, max_bytes=MAX_ANSWER_BYTES)
+        self.streams = Streams(models, self.gate, self.answers)
         self.ready = False
 
     async def warm_up(self) -> None:
@@ -126,6 +134,7 @@ def create_app(
     app = Starlette(
         routes=[
             Route("/v1/infer", api.infer, methods=["POST"]),
+            Route(PATH, open_stream(api.streams, api.require_ready), methods=["GET"]),
             Route("/v1/models", api.list_models, methods=["GET"]),
             Route("/v1/models/{fingerprint}", api.one_model, methods=["GET"]),
             Route("/healthz", api.healthz, methods=["GET"]),

@@ -78,12 +78,17 @@ class CloudSession:
             batch=decoded.batch,
         )
 
-    def handle(self, frame: bytes) -> bytes:
-        """Frame bytes → reply bytes. A server calls this, and so can a LoopbackTransport. Raises as `infer`."""
+    def handle(self, frame: bytes, outputs: Sequence[str] | None = None) -> bytes:
+        """Frame bytes → reply bytes. A server calls this, and so can a LoopbackTransport. Raises as `infer`.
+
+        outputs: names of the outputs in the reply, each one of `outputs`; None for all. With no name the inference
+        runs, and there are no reply bytes.
+        """
         result = self.infer(frame)
-        return encode_reply(
-            result.outputs, frame_id=result.frame_id, decode_ms=result.decode_ms, back_ms=result.back_ms
-        )
+        wanted = result.outputs if outputs is None else {name: result.outputs[name] for name in outputs}
+        if not wanted:
+            return b""
+        return encode_reply(wanted, frame_id=result.frame_id, decode_ms=result.decode_ms, back_ms=result.back_ms)
 
     def decode(self, frame: bytes) -> DecodedFrame:
         """Stage 1: decode a frame into feature tensors. Raises as `infer`."""

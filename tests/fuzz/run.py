@@ -34,6 +34,7 @@ RUNS = {
     "forged, compiled": {},
     "profile": {"NUMBA_DISABLE_JIT": "1"},
     "reply": {},
+    "stream": {},
 }
 """Name of the target, and how it runs besides → environment."""
 OPTIONS = ("-max_len=8192", "-timeout=30", "-rss_limit_mb=2048", "-print_final_stats=1", "-verbosity=1")
@@ -53,6 +54,9 @@ def seeds(target: str) -> list[bytes]:
             encode_reply(dict(list(outputs.items())[:n]), frame_id=n, decode_ms=0.5, back_ms=1.0)
             for n in range(1, len(outputs) + 1)
         ]
+    if target == "stream":
+        stored = json.loads((TESTS / "vectors/stream/conversation.json").read_text(encoding="utf-8"))
+        return [b"\x40" + bytes.fromhex(side["bytes"]) for side in stored.values()]
     return [bytes([i]) + v.frame for i, v in enumerate(found)]
 
 

@@ -35,6 +35,18 @@ with atheris.instrument_imports(include=["splitwire.codec"]):
     from splitwire.codec.transform import STEPS, Transform
     from splitwire.codec.wire.frame import DecoderLimits, parse_frame, peek_fingerprint
     from splitwire.codec.wire.reply import decode_reply, encode_reply
+    from splitwire.codec.wire.stream import (
+        FRAME,
+        Kind,
+        RecordParser,
+        frame_record,
+        parse_hello,
+        parse_keyed,
+        parse_number,
+        parse_refusal,
+        parse_reply,
+        parse_welcome,
+    )
 
 import mutations  # noqa: E402 - lies beside this folder
 import vectors  # noqa: E402 - lies beside this folder
@@ -43,6 +55,9 @@ from coefficients import are_decoded  # noqa: E402 - as well
 LIMITS = DecoderLimits(frame_bytes=1 << 16, elements=1 << 13)
 MOST_ELEMENTS = 4096
 REFUSED = (BitstreamError, FingerprintMismatch)
+STREAM_BODIES: tuple[Callable[[bytes], object], ...] = (
+    parse_hello, parse_welcome, parse_refusal, parse_keyed, parse_reply, parse_number
+)  # fmt: skip
 CODECS = [FeatureCodec(CodecProfile.from_json(vectors.load(n).profile), LIMITS) for n in vectors.names()]
 
 
@@ -135,7 +150,27 @@ def reply(data: bytes) -> None:
     encode_reply(decoded.outputs, frame_id=decoded.frame_id, decode_ms=decoded.decode_ms, back_ms=decoded.back_ms)
 
 
-TARGETS: dict[str, Callable[[bytes], None]] = {f.__name__: f for f in (frame, decode, forged, profile, reply)}
+def stream(data: bytes) -> None:
+    """RecordParser, in parts of the length that the first byte says; and each parser of a body, without a checksum."""
+    for parse in STREAM_BODIES:
+        try:
+            parse(data)
+        except BitstreamError:
+            continue
+    parser = RecordParser({*Kind, FRAME}, 1 << 12)
+    step = 1 + (data[0] if data else 0)
+    written = b""
+    try:
+        for i in range(1, len(data), step):
+            parser.feed(data[i : i + step])
+            while (record := parser.next_record()) is not None:
+                written += frame_record(record.head, record.body) if record.is_frame else b""
+    except BitstreamError:
+        return
+    assert parser.buffered + len(written) <= len(data)
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {f.__name__: f for f in (frame, decode, forged, profile, reply, stream)}
 
 
 def main() -> None:
