@@ -10,6 +10,7 @@
     waiting.py     repeats a call while the server is busy or away
     events.py      what the runtime tells its owner beside results
     findings.py    outputs as classes, boxes or segments; drawing.py draws them onto the picture
+    doctor/        looks at the device and its server, and says what to do
     device.py      measures how fast this machine is
 
 This package imports `splitwire.codec`, onnxruntime, httpx and Pillow. It never imports torch, onnx, scipy, the exporter

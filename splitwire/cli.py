@@ -16,7 +16,7 @@ from rich.markup import escape
 
 from splitwire import __version__, closing
 from splitwire.codec.errors import SplitwireError
-from splitwire.commands import cloud, compare, demo, evaluate, models, warmup
+from splitwire.commands import cloud, compare, demo, doctor, evaluate, models, warmup
 from splitwire.commands.edge.command import profile, run
 from splitwire.commands.export import command as export
 from splitwire.commands.plan import command as plan
@@ -61,6 +61,7 @@ app.command()(compare.compare)
 app.command()(models.models)
 app.command()(demo.demo)
 app.command()(warmup.warmup)
+app.command()(doctor.doctor)
 edge_app.command()(run)
 edge_app.command()(profile)
 cloud_app.command()(cloud.serve)

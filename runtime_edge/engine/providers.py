@@ -51,3 +51,9 @@ def choose(offered: Sequence[str], named: Sequence[str] | None) -> Choice:
 def short_name(provider: str) -> str:
     """The name for people and for `--provider`: CPU, CUDA, TensorRT."""
     return "TensorRT" if provider == TENSORRT else provider.removesuffix(SUFFIX)
+
+
+def full_name(name: str, offered: Sequence[str]) -> str:
+    """ONNX Runtime's name for what people write: CUDAExecutionProvider for cuda. An unknown name stays as it is."""
+    known = {provider.removesuffix(SUFFIX).lower(): provider for provider in offered}
+    return known.get(name.lower().removesuffix(SUFFIX.lower()), name)

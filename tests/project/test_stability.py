@@ -122,6 +122,7 @@ KEYS = {
     "splitwire plan": returned("splitwire/commands/plan/command.py", "document"),
     "splitwire compare": fields(Comparison),
     "splitwire models": returned("splitwire/commands/models.py", "_as_map"),
+    "splitwire doctor": returned("splitwire/commands/doctor.py", "document"),
     "splitwire warmup": fields(WarmUp),
 }
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import onnxruntime as ort
 
 from splitwire.codec.errors import UsageError
+from splitwire.runtime_edge.engine.providers import full_name
 from splitwire.runtime_edge.transport import HttpTransport, Timeouts
 
 from .output import on_one_line
@@ -62,8 +63,7 @@ def full_names(names: Sequence[str] | None) -> list[str] | None:
     """The full names of providers: CUDAExecutionProvider for "cuda". A name that ONNX Runtime does not have stays."""
     if not names:
         return None
-    known = {p.removesuffix("ExecutionProvider").lower(): p for p in ort.get_available_providers()}
-    return [known.get(name.lower().removesuffix("executionprovider"), name) for name in names]
+    return [full_name(name, ort.get_available_providers()) for name in names]
 
 
 def reason(e: Exception) -> str:
