@@ -12,6 +12,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ def front(path: str, threads: str, provider: str) -> dict[str, Any]:
     for point in profile.operating_points:
         frame = codec.encode(outputs.features, op=point.name, sizes=outputs.sizes)  # compiles what is missing
         coders |= {TRANSFORM} if profile.is_transform else _coders(profile, point)
-        encode = lambda op=point.name: codec.encode(outputs.features, op=op, sizes=outputs.sizes)  # noqa: E731
+        encode = partial(codec.encode, outputs.features, op=point.name, sizes=outputs.sizes)
         elements = sum(spec.feature_elements for spec in profile.tensors)
         points.append(
             {

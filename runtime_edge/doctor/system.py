@@ -125,8 +125,8 @@ def sqlite_check(version: tuple[int, int, int]) -> Check:
     """The check of an SQLite version."""
     shown = ".".join(map(str, version))
     first, fixed = SPOTTY_SQLITE
-    mended = version[2] >= FIXED_SQLITE.get(version[:2], version[2] + 1)
-    if not first <= version < fixed or mended:
+    has_fix = version[2] >= FIXED_SQLITE.get(version[:2], version[2] + 1)
+    if not first <= version < fixed or has_fix:
         return Check(part="machine", name="sqlite", verdict="ok", text=f"SQLite {shown}", data={"sqlite": shown})
     return Check(
         part="machine", name="sqlite", verdict="note",

@@ -16,7 +16,7 @@ TESTS = Path(__file__).parents[2]
 sys.path.insert(0, str(TESTS))
 
 import msgspec  # noqa: E402 - the folder of the vectors has to be on the path first
-import vectors  # noqa: E402
+import vectors  # noqa: E402 - as above
 
 FILE = TESTS.parent / "runtime_edge" / "data" / "vectors.json"
 SHIPPED = {
