@@ -7,6 +7,7 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from splitwire.codec.errors import UsageError
 from splitwire.codec.shared.progress import ProgressFn
@@ -88,7 +89,7 @@ def examine(questions: Questions, progress: ProgressFn | None = None, means: Mea
 
 def _speed(
     questions: Questions, children: Children, runs: bool
-) -> tuple[list[Check], tuple[Prediction, ...], dict[str, list[int] | str]]:
+) -> tuple[list[Check], tuple[Prediction, ...], dict[str, Any]]:
     if questions.front is None or not runs:
         why = "--front names the front to time" if runs else "ONNX Runtime does not run"
         return [Check(part="speed", name="front", verdict="skipped", text=why)], (), {}

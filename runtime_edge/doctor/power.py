@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .checks import Check
+from .checks import Check, Verdict
 from .places import Places
 
 BITS = {0: "undervoltage", 1: "the frequency is capped", 2: "throttled", 3: "the soft temperature limit is active"}
@@ -64,7 +64,7 @@ def _temperature(places: Places) -> Check:
     if not zones:
         return Check(part="power", name="temperature", verdict="skipped", text="no sensor that the kernel shows")
     zone, degrees = max(zones.items(), key=lambda pair: pair[1])
-    verdict = "failed" if degrees >= TOO_HOT else "warning" if degrees >= HOT else "ok"
+    verdict: Verdict = "failed" if degrees >= TOO_HOT else "warning" if degrees >= HOT else "ok"
     return Check(
         part="power", name="temperature", verdict=verdict, text=f"{degrees:.0f} °C at most ({zone})",
         remedy="" if verdict == "ok" else COOLING, data={"celsius": degrees, "zone": zone},

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from splitwire.codec.shared.cache import cache_folder
 
-from .checks import Check
+from .checks import Check, Verdict
 from .places import Places
 
 X86 = ("x86_64", "amd64")
@@ -116,7 +116,7 @@ def _disk(places: Places, environment: Mapping[str, str]) -> Check:
             remedy="set SPLITWIRE_CACHE_DIR to a folder that exists",
         )  # fmt: skip
     text = f"{free / 1e9:.1f} GB free for {folder}"
-    verdict = "failed" if free < FULL_BYTES else "warning" if free < LOW_BYTES else "ok"
+    verdict: Verdict = "failed" if free < FULL_BYTES else "warning" if free < LOW_BYTES else "ok"
     remedy = "" if verdict == "ok" else "free some space: kernels, TensorRT's engines and the spool need it"
     return Check(part="machine", name="disk", verdict=verdict, text=text, remedy=remedy, data={"free_bytes": free})
 
