@@ -37,7 +37,7 @@ that is `UNSET` was not given, and is not written to the profile.
 GROUPS = {
     "Exporting": (
         "A trained network → front.onnx and back.onnx. Needs `splitwire[export]`.",
-        "export ExportResult PointMeasure QuantizedTensor PrecisionComparison PrecisionFigures SkippedInput"
+        "export recalibrate ExportResult PointMeasure QuantizedTensor PrecisionComparison PrecisionFigures SkippedInput"
         " Preprocessing PictureOptions load_network LoadedNetwork",
     ),
     "Planning": (
@@ -58,7 +58,7 @@ GROUPS = {
     ),
     "Rate, drift and recalibration": (
         "What adapts and watches a running edge (control.md). Needs `splitwire[edge]`.",
-        "RateController Rung LinkState DriftMonitor DriftReference DriftLimits FrameLength",
+        "RateController Rung LinkState DriftMonitor DriftReference DriftLimits FrameLength Capture CapturedFile",
     ),
     "In the cloud": (
         "The back half and the server. Needs `splitwire[cloud]`.",

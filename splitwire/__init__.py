@@ -81,12 +81,15 @@ if TYPE_CHECKING:
     from splitwire.models.catalogue import LoadedModel as LoadedNetwork
     from splitwire.models.catalogue import load as load_network
     from splitwire.planning import PlanResult, plan
+    from splitwire.recalibrating import recalibrate
     from splitwire.runtime_cloud.admission import ServerLimits
     from splitwire.runtime_cloud.loading import Models as ServedPairs
     from splitwire.runtime_cloud.loading import load_models as load_pairs
     from splitwire.runtime_cloud.serve import serve
     from splitwire.runtime_cloud.server import create_app
     from splitwire.runtime_cloud.session import CloudResult, CloudSession
+    from splitwire.runtime_edge.control.capture import Capture
+    from splitwire.runtime_edge.control.capture import Kept as CapturedFile
     from splitwire.runtime_edge.control.drift import DriftMonitor
     from splitwire.runtime_edge.control.rate import LinkState, RateController, Rung
     from splitwire.runtime_edge.device import measure_device
@@ -126,6 +129,8 @@ _HOME = {
     "BitstreamError": "splitwire.codec.errors",
     "Camera": "splitwire.runtime_edge.sources.video",
     "Captured": "splitwire.runtime_edge.sources.base",
+    "Capture": "splitwire.runtime_edge.control.capture",
+    "CapturedFile": "splitwire.runtime_edge.control.capture:Kept",
     "ClassScore": "splitwire.runtime_edge.findings",
     "Classes": "splitwire.runtime_edge.findings",
     "Clipping": "splitwire.codec.profile",
@@ -227,6 +232,7 @@ _HOME = {
     "open_source": "splitwire.runtime_edge.sources.opening",
     "plan": "splitwire.planning",
     "read_results": "splitwire.evaluation.answer.results",
+    "recalibrate": "splitwire.recalibrating",
     "serve": "splitwire.runtime_cloud.serve",
 }
 """Public name → module, with ":name" where it is called otherwise there."""
@@ -238,6 +244,8 @@ __all__ = [
     "BitstreamError",
     "Camera",
     "Captured",
+    "Capture",
+    "CapturedFile",
     "ClassScore",
     "Classes",
     "Clipping",
@@ -339,6 +347,7 @@ __all__ = [
     "open_source",
     "plan",
     "read_results",
+    "recalibrate",
     "serve",
 ]
 

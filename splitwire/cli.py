@@ -17,6 +17,8 @@ from rich.markup import escape
 from splitwire import __version__, closing
 from splitwire.codec.errors import SplitwireError
 from splitwire.commands import cloud, compare, demo, doctor, evaluate, models, warmup
+from splitwire.commands import cloud, compare, demo, evaluate, models, warmup
+from splitwire.commands.edge.capture import capture
 from splitwire.commands.edge.command import profile, run
 from splitwire.commands.export import command as export
 from splitwire.commands.plan import command as plan
@@ -64,6 +66,7 @@ app.command()(warmup.warmup)
 app.command()(doctor.doctor)
 edge_app.command()(run)
 edge_app.command()(profile)
+edge_app.command()(capture)
 cloud_app.command()(cloud.serve)
 
 

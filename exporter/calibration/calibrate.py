@@ -63,7 +63,7 @@ def calibrate(
     """
     room = SAMPLE_BYTES // len(specs)
     statistics = tuple(FeatureStatistics(channels=s.planes[0], sample_bytes=room) for s in specs)
-    sample = _Sample()
+    sample = Sample()
     state = (*statistics, sample, settling)
     resumed = checkpoint.resume(state, inputs) if checkpoint is not None else 0
     done = resumed
@@ -142,8 +142,11 @@ def padded(graph: Graph, inputs: Sequence[Float32Array]) -> Float32Array:
     return batch
 
 
-class _Sample:
-    """A uniform sample of a stream of unknown length, with a bounded size. Source: Vitter 1985, algorithm R."""
+class Sample:
+    """A uniform sample of a stream of unknown length, within KEPT_INPUTS and KEPT_BYTES.
+
+    Source: Vitter 1985, algorithm R.
+    """
 
     def __init__(self) -> None:
         self.kept: list[Float32Array] = []

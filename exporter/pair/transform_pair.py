@@ -22,6 +22,7 @@ from splitwire.exporter.points.damage import Damage
 from splitwire.exporter.points.measure import Quantizers, measure_damage, measured_inputs
 from splitwire.exporter.transform.design import RefineOptions, design_transform
 from splitwire.exporter.transform.fold import coefficients_name, fold_back, fold_front
+from splitwire.exporter.transform.renew import coded
 from splitwire.exporter.transform.threads import threads_for
 
 from .precision_choice import Candidate, Half
@@ -80,7 +81,7 @@ def damages_of(
     choices: list[Quantizers] = []
     for p in candidate.points:
         if isinstance(p.steps, tuple):
-            choices.append([partial(_coded, coder, step) for coder, step in zip(coders, p.steps, strict=True)])
+            choices.append([partial(coded, coder, step) for coder, step in zip(coders, p.steps, strict=True)])
         else:
             choices.append([t.quantizer for t in p.tensors])
 
@@ -90,11 +91,3 @@ def damages_of(
     total = len(kept) * len(choices)
     graphs = candidate.front.graph, candidate.back.graph
     return measure_damage(*graphs, choices, kept, lambda done: progress(stage, done, total), reference)
-
-
-def _coded(coder: TransformRans, step: int, coefficients: Float32Array) -> Float32Array:
-    """Coefficients as the cloud decodes them."""
-    payload, lanes = coder.encode(coefficients, step)
-    out = np.empty(coefficients.size, np.float32)
-    coder.decode(payload, lanes, out)
-    return out.reshape(coefficients.shape)

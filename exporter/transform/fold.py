@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from splitwire.codec.errors import ExportError
 from splitwire.exporter.network.inference import check_graph
@@ -78,6 +79,24 @@ def with_outputs(front: ir.Model, names: Sequence[str]) -> ir.Model:
     values = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
     model.graph.outputs.extend(values[name] for name in names)
     return _checked(model, "front")
+
+
+def without_synthesis(back: ir.Model, features: Sequence[str]) -> ir.Model:
+    """A copy of a folded back half that begins at the features again. features: their names, in the order of the
+    inputs. Raises ExportError if the graph does not hold them."""
+    model = back.clone()
+    graph = model.graph
+    values = ir.convenience.create_value_mapping(graph, include_subgraphs=False)
+    for i, name in enumerate(features):
+        if name not in values:
+            raise ExportError(f"the back half does not hold the features {name!r} of its own profile")
+        computed = values[name]
+        entry = ir.Value(name=name, type=computed.type or graph.inputs[i].type, shape=computed.shape)
+        ir.convenience.replace_all_uses_with(computed, entry, replace_graph_outputs=True)
+        computed.name = f"{name}/unused"
+        graph.inputs[i] = entry
+    RemoveUnusedNodesPass()(model)
+    return _checked(model, "back")
 
 
 class _Builder:

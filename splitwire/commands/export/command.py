@@ -29,8 +29,19 @@ KEPT = "nothing of it was written; run it again"
 
 @with_pictures
 def export(
-    model: Annotated[str, typer.Argument(help="A torchvision name (resnet18, ...) or an ONNX file.")],
+    context: typer.Context,
     data: Annotated[Path, typer.Option(help="Folder of images to calibrate on, searched recursively; or a video.")],
+    model: Annotated[
+        str | None, typer.Argument(help="A torchvision name (resnet18, ...) or an ONNX file.", show_default=False)
+    ] = None,
+    recalibrate: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PAIR",
+            help="Instead of MODEL: the folder of an exported pair whose codec is calibrated again on --data, pictures"
+            " or captured features. The graphs stay. Without --out it replaces the pair.",
+        ),
+    ] = None,
     cut: Annotated[
         list[str] | None,
         typer.Option(
@@ -99,6 +110,11 @@ def export(
     pictures: Any = None,
 ) -> None:
     """Cut a network in two after a layer, and calibrate the feature codec there."""
+    if recalibrate is not None:
+        _recalibrate(context, recalibrate, data, to, images, as_json)
+        return
+    if model is None:
+        raise UsageError("MODEL is missing: a torchvision name or an ONNX file; or --recalibrate PAIR")
     if not cut:  # required; click's message would not say which values there are
         raise UsageError(
             "--cut is missing: it takes the layer to cut after, or auto for the fastest on a link; "
@@ -142,6 +158,31 @@ def export(
         print_json(document(result))
     else:
         show(result, compared=asking)
+
+
+RECALIBRATION = {"recalibrate", "data", "to", "images", "as_json"}
+"""The parameters of the command that go with --recalibrate."""
+
+
+def _recalibrate(
+    context: typer.Context, pair: Path, data: Path, to: Path | None, images: int | None, as_json: bool
+) -> None:
+    """Calibrate an exported pair again. Raises UsageError for an option that would have no effect."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    given = {name for name, source in sources.items() if source is not None and source.name != "DEFAULT"}
+    given -= RECALIBRATION
+    if given:
+        names = {p.name: p.opts[0] if p.param_type_name == "option" else "MODEL" for p in context.command.params}
+        wrong = ", ".join(sorted(names[p] for p in given))
+        raise UsageError(f"{wrong}: the pair says that; with --recalibrate go --data, --out, --images and --json")
+    from splitwire.recalibrating import recalibrate as recalibrate_pair
+
+    with interruptible(KEPT), progress_bar(not as_json) as progress:
+        result = recalibrate_pair(pair, calibration=data, out=to, images=images, progress=progress)
+    if as_json:
+        print_json(document(result))
+    else:
+        show(result, compared=False)
 
 
 def _refinement(text: str | None) -> dict[str, Any]:
