@@ -84,7 +84,7 @@ class Capture:
         return tuple(sorted(self._kept, key=lambda kept: (kept.captured, kept.path.name)))
 
     @property
-    def bytes(self) -> int:
+    def total_bytes(self) -> int:
         """Size of all files together."""
         return sum(kept.size for kept in self._kept)
 

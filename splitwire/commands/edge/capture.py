@@ -79,11 +79,11 @@ def _report(sample: Capture, skipped: int, total: int, as_json: bool) -> None:
         raise UsageError(f"none of the files fits into {sample.max_bytes} bytes; raise --max-bytes")
     if as_json:
         files = [{"path": str(k.path), "captured": k.captured, "score": k.score, "bytes": k.size} for k in kept]
-        print_json({"folder": str(sample.folder), "bytes": sample.bytes, "skipped": skipped, "files": files})
+        print_json({"folder": str(sample.folder), "bytes": sample.total_bytes, "skipped": skipped, "files": files})
         return
     scores = sorted(k.score for k in kept)
     out.print(
-        f"{sample.folder}: {len(kept)} files, {sample.bytes:,} bytes; drift scores {scores[0]:.2f} to {scores[-1]:.2f}",
+        f"{sample.folder}: {len(kept)} files, {sample.total_bytes:,} bytes; drift scores {scores[0]:.2f} to {scores[-1]:.2f}",
         markup=False,
         soft_wrap=True,
     )

@@ -69,7 +69,7 @@ def test_newest_and_strangest_stay_within_the_bytes(tmp_path: Path):
         assert sum(p.stat().st_size for p in tmp_path.iterdir()) <= capture.max_bytes
     kept = capture.kept
     assert len(kept) == 10
-    assert capture.bytes == 10 * one
+    assert capture.total_bytes == 10 * one
     assert {k.score for k in kept} >= {9.0, 8.0, 7.0}
     numbers = [int(k.path.stem.split("-")[2]) for k in kept]
     assert numbers[-5:] == [26, 27, 28, 29, 30]
@@ -93,7 +93,7 @@ def test_a_restart_goes_on(tmp_path: Path):
     assert len({k.path for k in after.kept}) == 6
     assert (tmp_path / "notes.txt").exists()
     smaller = Capture(tmp_path, max_bytes=2 * one, clock=clock)
-    assert smaller.bytes <= 2 * one
+    assert smaller.total_bytes <= 2 * one
     assert 5.0 in {k.score for k in smaller.kept}
 
 

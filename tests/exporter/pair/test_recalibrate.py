@@ -49,7 +49,8 @@ KINDS = ["scalar", "transform"]
 def graph_of(path: Path) -> bytes:
     model = onnx.load(path)
     del model.metadata_props[:]
-    return model.SerializeToString(deterministic=True)
+    data: bytes = model.SerializeToString(deterministic=True)
+    return data
 
 
 def metadata_of(path: Path) -> dict[str, str]:
