@@ -17,7 +17,6 @@ from rich.markup import escape
 from splitwire import __version__, closing
 from splitwire.codec.errors import SplitwireError
 from splitwire.commands import cloud, compare, demo, doctor, evaluate, models, warmup
-from splitwire.commands import cloud, compare, demo, evaluate, models, warmup
 from splitwire.commands.edge.capture import capture
 from splitwire.commands.edge.command import profile, run
 from splitwire.commands.export import command as export

@@ -83,7 +83,8 @@ def _report(sample: Capture, skipped: int, total: int, as_json: bool) -> None:
         return
     scores = sorted(k.score for k in kept)
     out.print(
-        f"{sample.folder}: {len(kept)} files, {sample.total_bytes:,} bytes; drift scores {scores[0]:.2f} to {scores[-1]:.2f}",
+        f"{sample.folder}: {len(kept)} files, {sample.total_bytes:,} bytes;"
+        f" drift scores {scores[0]:.2f} to {scores[-1]:.2f}",
         markup=False,
         soft_wrap=True,
     )
