@@ -37,7 +37,18 @@ TESTS = (
 )
 """The codec and the runtimes; none of these needs torch."""
 
-TOOLS = ("filelock", "hypothesis", "onnx", "packaging", "pytest", "scipy", "setuptools", "threadpoolctl")
+TOOLS = (
+    "filelock",
+    "httpx",
+    "hypothesis",
+    "onnx",
+    "packaging",
+    "pytest",
+    "scipy",
+    "setuptools",
+    "threadpoolctl",
+    "trustme",
+)
 """Other packages that these tests import. They make graphs and tables, and are not under test."""
 
 
@@ -114,7 +125,7 @@ def make_environment(name: str, python: str, wheel: Path, pins: list[str]) -> Pa
 
 def test(name: str, python: Path) -> bool:
     """Run the tests with the environment's own compiled kernels; print its versions and pytest's last line."""
-    shown = ("numpy", "numba", "msgspec", "typer", "rich", "onnxruntime", "httpx", "httpcore", "starlette", "uvicorn")
+    shown = ("numpy", "numba", "msgspec", "typer", "rich", "onnxruntime", "starlette", "uvicorn")
     code = f"from importlib.metadata import version as v; print(*(f'{{n}} {{v(n)}}' for n in {shown}), sep=', ')"
     said = must([str(python), "-c", code]).strip()
     start = time.monotonic()

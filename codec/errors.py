@@ -16,7 +16,7 @@
     │   ├── UnsupportedVersion
     │   └── LimitExceeded
     ├── TransportError        the link or the far end
-    │   ├── ConnectTimeout · RequestTimeout · ServerBusy · AuthRefused · BadResponse
+    │   ├── ConnectTimeout · RequestTimeout · CircuitOpen · ServerBusy · AuthRefused · BadResponse
     └── DeviceError           this machine
 
 A message says what was expected, what came, and what to do. `code` is stable and goes over the wire in the JSON
@@ -136,6 +136,19 @@ class RequestTimeout(TransportError):
     """The server did not answer in time."""
 
     code = "request_timeout"
+
+
+class CircuitOpen(TransportError):
+    """The server failed several times in a row, and is not tried for a while.
+
+    retry_after: seconds until it is tried again, or None.
+    """
+
+    code = "circuit_open"
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class ServerBusy(TransportError):

@@ -31,8 +31,9 @@ class ServerLimits:
 
     max_body: bytes of one body. max_buffered: bytes of all bodies in memory. concurrency: inferences at a time.
     queue: requests that may wait for an inference. body_timeout: seconds in which a body must arrive. retry_after:
-    seconds that a refused client is asked to wait. streams: streams that are open at a time (docs/stream.md). Raises
-    UsageError for values out of range.
+    seconds that a refused client is asked to wait. streams: streams that are open at a time (docs/stream.md). answers,
+    answer_bytes: how many replies to frames with an idempotency key are remembered, and their bytes; 0 answers: none.
+    Raises UsageError for values out of range.
     """
 
     max_body: int = 16 << 20
@@ -42,12 +43,16 @@ class ServerLimits:
     body_timeout: float = 30.0
     retry_after: float = 1.0
     streams: int = 1024
+    answers: int = 8192
+    answer_bytes: int = 64 << 20
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_body <= self.max_buffered:
             raise UsageError(f"need 1 ≤ max_body ≤ max_buffered; got {self.max_body} and {self.max_buffered}")
         if self.concurrency < 1 or self.queue < 0 or self.body_timeout <= 0 or self.streams < 0:
             raise UsageError("need concurrency ≥ 1, queue ≥ 0, streams ≥ 0 and body_timeout > 0")
+        if self.answers < 0 or self.answer_bytes < 0:
+            raise UsageError("need answers ≥ 0 and answer_bytes ≥ 0")
 
 
 class Gate:

@@ -17,6 +17,9 @@ from hashlib import blake2b
 
 import anyio
 
+from splitwire.codec.errors import UsageError
+from splitwire.codec.wire.batch import MAX_KEY
+
 DEVICE_SHARE = 4
 """One device holds at most this part of the entries and of the bytes."""
 
@@ -26,10 +29,6 @@ class _Entry:
     digest: bytes
     done: anyio.Event = field(default_factory=anyio.Event)
     reply: bytes | None = None
-
-
-_NOTHING: OrderedDict[str, _Entry] = OrderedDict()
-"""What is remembered of a device that is not known."""
 
 
 class Answers:
@@ -52,13 +51,13 @@ class Answers:
     async def answer(self, key: str, frame: bytes, compute: Callable[[], Awaitable[bytes]]) -> bytes:
         """The reply to a frame: the remembered one, that of the same frame which runs now, or a new one.
 
-        key: the device, a colon, and what is unique for the device. Raises what `compute` raises.
+        key: as `parse_key` returns it, device first. Raises what `compute` raises.
         """
         if not self._most:
             return await compute()
         device = key.partition(":")[0]
         digest = blake2b(frame, digest_size=16).digest()
-        while (entry := self._devices.get(device, _NOTHING).get(key)) is not None and entry.digest == digest:
+        while (entry := self._devices.get(device, {}).get(key)) is not None and entry.digest == digest:
             if entry.reply is None:
                 await entry.done.wait()
             if entry.reply is not None:
@@ -76,7 +75,7 @@ class Answers:
             self.computed += 1
         finally:
             entry.done.set()
-            if self._devices.get(device, _NOTHING).get(key) is entry:
+            if self._devices.get(device, {}).get(key) is entry:
                 self._settle(device, key, entry)
         return entry.reply
 
@@ -110,7 +109,7 @@ class Answers:
 
     def _drop(self, device: str, key: str, size: int | None = None) -> None:
         """Forget a key. size: bytes that were counted for it; None for those of its answer."""
-        entry = self._devices.get(device, _NOTHING).pop(key, None)
+        entry = self._devices.get(device, {}).pop(key, None)
         if entry is None:
             return
         counted = len(entry.reply or b"") if size is None else size
@@ -119,3 +118,17 @@ class Answers:
         self._device_bytes[device] -= counted
         if not self._devices[device]:
             del self._devices[device], self._device_bytes[device]
+
+
+def parse_key(header: str | None) -> str:
+    """The text of an Idempotency-Key header; "" without one. Raises UsageError for anything but a quoted short text."""
+    if header is None:
+        return ""
+    key = header[1:-1]
+    if (
+        not (len(header) > 2 and header[0] == header[-1] == '"' and len(key) <= MAX_KEY)
+        or not (key.isascii() and key.isprintable())
+        or '"' in key
+    ):
+        raise UsageError(f'Idempotency-Key must be "device:boot:counter", of at most {MAX_KEY} ASCII characters')
+    return key

@@ -5,6 +5,7 @@
     GET  /v1/models                 the models that are served
     GET  /v1/models/{fingerprint}   one of them
     POST /v1/infer                  a frame in, a reply out; the frame's header names the model
+    POST /v1/batch                  several frames in, the reply or the error of each out
     GET  /v1/stream                 becomes a stream of frames and replies (docs/stream.md)
 
 /v2 stays free for the Open Inference Protocol.
@@ -13,7 +14,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from email.utils import formatdate
 from http import HTTPStatus
@@ -30,20 +31,27 @@ from starlette.routing import Route
 
 from splitwire.codec.errors import ServerBusy, SplitwireError
 from splitwire.codec.wire import frame as wire_frame
-from splitwire.codec.wire.reply import FRAME_MEDIA_TYPE, REPLY_MEDIA_TYPE, printable
+from splitwire.codec.wire.batch import FRAMES_MEDIA_TYPE, REPLIES_MEDIA_TYPE, build_replies, parse_frames
+from splitwire.codec.wire.reply import (
+    FRAME_MEDIA_TYPE,
+    REPLY_MEDIA_TYPE,
+    asks_for_checksum,
+    printable,
+    with_checksum,
+)
 from splitwire.codec.wire.stream import PATH
 
 from .admission import Gate, ServerLimits
-from .idempotency import Answers
+from .batch import answer_all
+from .idempotency import Answers, parse_key
 from .loading import Models, describe
 from .statuses import code_of_status, error_response, refusal
 from .stream import Streams, open_stream
 
 log = logging.getLogger("splitwire.cloud")
 
-MAX_ANSWERS, MAX_ANSWER_BYTES = 8192, 64 << 20
-"""Replies to frames with a key that are remembered, and their bytes."""
 BODY_TYPES = ("", FRAME_MEDIA_TYPE, "application/octet-stream")
+BATCH_TYPES = ("", FRAMES_MEDIA_TYPE)
 
 
 class Api:
@@ -52,7 +60,7 @@ class Api:
     def __init__(self, models: Models, limits: ServerLimits) -> None:
         self.models = models
         self.gate = Gate(limits)
-        self.answers = Answers(entries=MAX_ANSWERS, max_bytes=MAX_ANSWER_BYTES)
+        self.answers = Answers(entries=limits.answers, max_bytes=limits.answer_bytes)
         self.streams = Streams(models, self.gate, self.answers)
         self.ready = False
 
@@ -90,12 +98,30 @@ class Api:
     async def infer(self, request: Request) -> Response:
         self.require_ready()
         self.gate.check()
-        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if media_type not in BODY_TYPES:
-            raise HTTPException(415, f"the body is declared as {media_type[:64]!r}; send {FRAME_MEDIA_TYPE}")
+        content_type = _content_type(request, BODY_TYPES)
+        key = parse_key(request.headers.get("idempotency-key"))
         async with self.gate.body(request) as frame:
-            session = self.models.of_frame(wire_frame.peek_fingerprint(frame))
-            return Response(await self.gate.run(session.handle, frame), media_type=REPLY_MEDIA_TYPE)
+            reply = await self.answer(frame, key)
+        checked = asks_for_checksum(content_type) or asks_for_checksum(request.headers.get("accept", ""))
+        return Response(with_checksum(reply) if checked else reply, media_type=REPLY_MEDIA_TYPE)
+
+    async def batch(self, request: Request) -> Response:
+        self.require_ready()
+        self.gate.check()
+        _content_type(request, BATCH_TYPES)
+        async with self.gate.body(request) as body:
+            replies = await answer_all(parse_frames(body), self.answer, retry_after=self.gate.limits.retry_after)
+        return Response(build_replies(replies), media_type=REPLIES_MEDIA_TYPE)
+
+    async def answer(self, frame: bytes, key: str) -> bytes:
+        """The reply (version 1) to a frame, in its turn. key: of idempotency, "" for none.
+
+        Raises BitstreamError, FingerprintMismatch, ShapeMismatch, ServerBusy.
+        """
+        session = self.models.of_frame(wire_frame.peek_fingerprint(frame))
+        if not key:
+            return await self.gate.run(session.handle, frame)
+        return await self.answers.answer(key, frame, lambda: self.gate.run(session.handle, frame))
 
 
 def create_app(
@@ -135,6 +161,7 @@ def create_app(
     app = Starlette(
         routes=[
             Route("/v1/infer", api.infer, methods=["POST"]),
+            Route("/v1/batch", api.batch, methods=["POST"]),
             Route(PATH, open_stream(api.streams, api.require_ready), methods=["GET"]),
             Route("/v1/models", api.list_models, methods=["GET"]),
             Route("/v1/models/{fingerprint}", api.one_model, methods=["GET"]),
@@ -152,6 +179,15 @@ def create_app(
     app.router.redirect_slashes = False  # a redirected POST would send its frame twice
     app.state.api = api
     return app
+
+
+def _content_type(request: Request, taken: Sequence[str]) -> str:
+    """The Content-Type with its parameters. Raises HTTPException for one that is not taken."""
+    content_type = request.headers.get("content-type", "")
+    media_type = content_type.partition(";")[0].strip().lower()
+    if media_type not in taken:
+        raise HTTPException(415, f"the body is declared as {media_type[:64]!r}; send {taken[1]}")
+    return content_type
 
 
 def _json(value: Any) -> Response:

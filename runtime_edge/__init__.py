@@ -13,6 +13,6 @@
     doctor/        looks at the device and its server, and says what to do
     device.py      measures how fast this machine is
 
-This package imports `splitwire.codec`, onnxruntime, httpx and Pillow. It never imports torch, onnx, scipy, the exporter
+This package imports `splitwire.codec`, onnxruntime and Pillow. It never imports torch, onnx, scipy, the exporter
 or the cloud runtime.
 """

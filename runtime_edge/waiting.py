@@ -8,11 +8,16 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-import httpcore
+from splitwire.codec.errors import (
+    BadResponse,
+    CircuitOpen,
+    ConnectTimeout,
+    RequestTimeout,
+    ServerBusy,
+    TransportError,
+)
 
-from splitwire.codec.errors import BadResponse, ConnectTimeout, RequestTimeout, ServerBusy, TransportError
-
-from .transport.http import CUT_SHORT, root_cause
+from .transport.sockets import ConnectTimedOut, CutShort, LinkError, NoConnection, PoolTimedOut
 
 T = TypeVar("T")
 
@@ -26,17 +31,17 @@ def may_pass(e: TransportError) -> bool:
     certificate or the token is wrong, or if another kind of server answers.
     """
     cause = e.__cause__
-    if isinstance(e, ServerBusy):
+    system = cause.__cause__ if isinstance(cause, LinkError) else None
+    if isinstance(e, ServerBusy | CircuitOpen):
         return True
     if isinstance(e, ConnectTimeout):
-        root = root_cause(cause) if isinstance(cause, Exception) else cause
-        return isinstance(cause, httpcore.ConnectTimeout | httpcore.ConnectError) and not isinstance(
-            root, socket.gaierror | ssl.SSLError
+        return isinstance(cause, NoConnection | ConnectTimedOut) and not isinstance(
+            system, socket.gaierror | UnicodeError | ssl.SSLError
         )
     if isinstance(e, RequestTimeout):
-        return not isinstance(cause, httpcore.PoolTimeout)
+        return not isinstance(cause, PoolTimedOut)
     if isinstance(e, BadResponse):  # a killed server closes its connections, also in the middle of an answer
-        return isinstance(cause, httpcore.RemoteProtocolError) and CUT_SHORT in str(cause)
+        return isinstance(cause, CutShort)
     return type(e) is TransportError and cause is not None
 
 
@@ -56,7 +61,7 @@ def patiently(call: Callable[[], T], *, wait_s: float, on_wait: Callable[[Transp
             deadline = now + wait_s if deadline is None else deadline
             if not may_pass(e) or now >= deadline:
                 raise
-            asked = (e.retry_after or 0.0) if isinstance(e, ServerBusy) else 0.0
+            asked = (e.retry_after or 0.0) if isinstance(e, ServerBusy | CircuitOpen) else 0.0
             on_wait(e)
             time.sleep(min(max(pause, asked), deadline - now))
             pause = min(2 * pause, MAX_PAUSE_S)

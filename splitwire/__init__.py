@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         AuthRefused,
         BadResponse,
         BitstreamError,
+        CircuitOpen,
         ConnectTimeout,
         Corrupt,
         CutNotBounded,
@@ -115,8 +116,10 @@ if TYPE_CHECKING:
     from splitwire.runtime_edge.stream.parts import StreamResult, StreamStats
     from splitwire.runtime_edge.stream.stream import Stream
     from splitwire.runtime_edge.transport.base import BatchTransport, Key, Reply, Timeouts, Transport
+    from splitwire.runtime_edge.transport.credentials import Tls, TokenFile
     from splitwire.runtime_edge.transport.http import HttpTransport
     from splitwire.runtime_edge.transport.loopback import LoopbackTransport
+    from splitwire.runtime_edge.transport.retry import CircuitBreaker
 
 telemetry.set_variable()
 
@@ -131,6 +134,8 @@ _HOME = {
     "Captured": "splitwire.runtime_edge.sources.base",
     "Capture": "splitwire.runtime_edge.control.capture",
     "CapturedFile": "splitwire.runtime_edge.control.capture:Kept",
+    "CircuitBreaker": "splitwire.runtime_edge.transport.retry",
+    "CircuitOpen": "splitwire.codec.errors",
     "ClassScore": "splitwire.runtime_edge.findings",
     "Classes": "splitwire.runtime_edge.findings",
     "Clipping": "splitwire.codec.profile",
@@ -214,6 +219,8 @@ _HOME = {
     "TensorSpec": "splitwire.codec.profile",
     "Timeouts": "splitwire.runtime_edge.transport.base",
     "Timings": "splitwire.runtime_edge.results",
+    "Tls": "splitwire.runtime_edge.transport.credentials",
+    "TokenFile": "splitwire.runtime_edge.transport.credentials",
     "Transport": "splitwire.runtime_edge.transport.base",
     "TransportError": "splitwire.codec.errors",
     "Truncated": "splitwire.codec.errors",
@@ -246,6 +253,8 @@ __all__ = [
     "Capture",
     "Captured",
     "CapturedFile",
+    "CircuitBreaker",
+    "CircuitOpen",
     "ClassScore",
     "Classes",
     "Clipping",
@@ -329,6 +338,8 @@ __all__ = [
     "TensorSpec",
     "Timeouts",
     "Timings",
+    "Tls",
+    "TokenFile",
     "Transport",
     "TransportError",
     "Truncated",

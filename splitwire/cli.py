@@ -24,7 +24,7 @@ from splitwire.commands.plan import command as plan
 from splitwire.console import err
 
 MODULES = {
-    "edge": ("onnxruntime", "httpx", "httpcore", "PIL"),
+    "edge": ("onnxruntime", "PIL"),
     "cloud": ("starlette", "uvicorn", "anyio"),
     "export": ("torch", "torchvision", "onnx", "onnx_ir", "onnxscript", "scipy", "safetensors"),
     "demo": ("matplotlib", "zstandard", "skimage"),

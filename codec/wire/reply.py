@@ -2,6 +2,9 @@
 
     {version, frame_id, decode_ms, back_ms, outputs: [{name, dtype, shape, data}, …]}      (docs/runtime.md)
 
+Version 2 puts five bytes in front of that map: 2, and the map's CRC-32. An edge that reads it asks for it; the bytes
+say which of the two they are, because a map begins with another byte.
+
 It is msgpack and never pickle: decoding creates numbers, strings and views of the received bytes, and nothing else. The
 size of an output is checked against its shape before an array is made, so the edge never allocates more than it has
 received.
@@ -10,6 +13,9 @@ received.
 from __future__ import annotations
 
 import math
+import re
+import struct
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -24,6 +30,12 @@ from splitwire.codec.errors import BadResponse, SplitwireError, UnsupportedModel
 FRAME_MEDIA_TYPE = "application/vnd.splitwire.frame"
 REPLY_MEDIA_TYPE = "application/vnd.splitwire.reply"
 REPLY_VERSION = 1
+"""The version in the map."""
+CHECKED_VERSION = 2
+"""The version whose first byte is this number, and which has a checksum."""
+_CHECKED = struct.Struct("<BI")
+
+_ASKS = re.compile(r";\s*r\s*=\s*([0-9]{1,3})(?![0-9.])")
 
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What msgspec raises for invalid bytes; a bad key in a map is a UnicodeDecodeError."""
@@ -102,11 +114,29 @@ def encode_reply(outputs: Mapping[str, NDArray[Any]], *, frame_id: int, decode_m
     return msgspec.msgpack.encode(reply)
 
 
-def decode_reply(data: bytes) -> DecodedReply:
-    """Decode a reply to outputs and times. Raises BadResponse, and nothing else, for anything but a valid reply.
+def with_checksum(reply: bytes) -> bytes:
+    """A reply of version 2 from one of version 1."""
+    return _CHECKED.pack(CHECKED_VERSION, zlib.crc32(reply)) + reply
 
-    The transport bounds len(data). The arrays made here hold at most len(data) bytes.
+
+def asks_for_checksum(media_types: str) -> bool:
+    """Whether a Content-Type or Accept header says that its sender reads replies of version 2: a parameter r of 2 or
+    more."""
+    match = _ASKS.search(media_types)
+    return match is not None and int(match[1]) >= CHECKED_VERSION
+
+
+def decode_reply(data: bytes | memoryview) -> DecodedReply:
+    """Decode a reply, of version 1 or 2, to outputs and times.
+
+    Raises BadResponse, and nothing else, for anything but a valid reply. The transport bounds len(data). The arrays
+    made here hold at most len(data) bytes.
     """
+    if len(data) >= _CHECKED.size and data[0] == CHECKED_VERSION:
+        (_, checksum) = _CHECKED.unpack_from(data)
+        data = memoryview(data)[_CHECKED.size :]
+        if zlib.crc32(data) != checksum:
+            raise BadResponse("the server's reply is damaged: its checksum does not match")
     try:
         reply = msgspec.msgpack.decode(data, type=_Reply)
     except UNREADABLE as e:
@@ -146,7 +176,7 @@ def _to_array(tensor: _Tensor) -> NDArray[Any]:
     return np.frombuffer(tensor.data, dtype=dtype).astype(dtype.newbyteorder("=")).reshape(tensor.shape)
 
 
-def _refused(data: bytes, cause: Exception) -> SplitwireError:
+def _refused(data: bytes | memoryview, cause: Exception) -> SplitwireError:
     """The error for bytes that are no version-1 reply. A reply of a newer version has its own message."""
     try:
         version = msgspec.msgpack.decode(data, type=_Version).version

@@ -1,16 +1,32 @@
 """Transports: a Transport delivers a frame and returns the reply.
 
-    base.py       the protocol, Reply, Key and Timeouts
-    loopback.py   LoopbackTransport calls a function in this process, for example `CloudSession.handle`
-    http.py       HttpTransport posts to `splitwire cloud serve`, over HTTP/1.1 with keep-alive
-    sockets.py    sockets that count their bytes
-    answers.py    turns a server's answer into a reply or into one of our errors
+    base.py          the protocol, Reply, Key and Timeouts
+    loopback.py      LoopbackTransport calls a function in this process, for example `CloudSession.handle`
+    http.py          HttpTransport posts to `splitwire cloud serve`, over HTTP/1.1 with keep-alive (docs/http.md)
+    retry.py         when to try again: back-off, budget, circuit breaker
+    credentials.py   certificates and tokens from files that change
+    answers.py       turns a server's answer into a reply or into one of our errors; failures.py a failure of the link
+    http1.py         reads an HTTP answer, strictly
+    sockets.py       connections that count their bytes and keep their deadlines; the pool
 
 A transport raises TransportError, or the splitwire error that the server names; nothing else.
 """
 
 from .base import BatchTransport, Key, Reply, Timeouts, Transport
+from .credentials import Tls, TokenFile
 from .http import HttpTransport
 from .loopback import LoopbackTransport
+from .retry import CircuitBreaker
 
-__all__ = ["BatchTransport", "HttpTransport", "Key", "LoopbackTransport", "Reply", "Timeouts", "Transport"]
+__all__ = [
+    "BatchTransport",
+    "CircuitBreaker",
+    "HttpTransport",
+    "Key",
+    "LoopbackTransport",
+    "Reply",
+    "Timeouts",
+    "Tls",
+    "TokenFile",
+    "Transport",
+]

@@ -11,7 +11,15 @@ from email.utils import parsedate_to_datetime
 
 import msgspec
 
-from splitwire.codec.errors import AuthRefused, BadResponse, ServerBusy, SplitwireError, TransportError
+from splitwire.codec.errors import (
+    AuthRefused,
+    BadResponse,
+    BitstreamError,
+    ServerBusy,
+    SplitwireError,
+    TransportError,
+)
+from splitwire.codec.wire.batch import REPLIES_MEDIA_TYPE, ReplyRecord, parse_replies
 from splitwire.codec.wire.reply import REPLY_MEDIA_TYPE, UNREADABLE, DecodedReply, decode_reply, printable
 
 
@@ -32,6 +40,7 @@ class Answer:
 class _ErrorText(msgspec.Struct):
     code: str
     message: str
+    retry_after: float | None = None
 
 
 class _ErrorBody(msgspec.Struct):
@@ -52,6 +61,41 @@ def understand(answer: Answer, server: str) -> DecodedReply:
             )
         return decode_reply(answer.body)
     raise _refusal(answer, server)
+
+
+class NoBatches(Exception):
+    """The server has no route for batches: it is older."""
+
+
+def understand_batch(answer: Answer, server: str, frames: int) -> list[DecodedReply | SplitwireError]:
+    """Return the reply or the error of each frame of a batch, in its order.
+
+    Raises NoBatches, and as `understand` if the answer is for the whole batch.
+    """
+    if answer.status in (404, 405, 415):
+        raise NoBatches
+    if answer.status != 200:
+        raise _refusal(answer, server)
+    if answer.content_type != REPLIES_MEDIA_TYPE:
+        raise BadResponse(
+            f"{server} answered {printable(answer.content_type) or 'no content type'}, not {REPLIES_MEDIA_TYPE}"
+        )
+    try:
+        records = parse_replies(answer.body)
+    except BitstreamError as e:
+        raise BadResponse(f"{server} answered a damaged batch of replies: {e}") from e
+    if len(records) != frames:
+        raise BadResponse(f"{server} answered {len(records)} of {frames} frames")
+    return [_error_of_record(record, server) if record.is_error else decode_reply(record.body) for record in records]
+
+
+def _error_of_record(record: ReplyRecord, server: str) -> SplitwireError:
+    text = _read_error(record.body)
+    if text is None:
+        return BadResponse(f"{server} answered a frame with an error that cannot be read")
+    if text.code == ServerBusy.code:
+        return ServerBusy(f"{server} is busy: {text.message}", text.retry_after)
+    return _error_class(text.code)(f"{server} answered: {text.message}")
 
 
 def _refusal(answer: Answer, server: str) -> SplitwireError:
@@ -82,13 +126,15 @@ def _refusal(answer: Answer, server: str) -> SplitwireError:
 
 def _error_text(answer: Answer) -> _ErrorText | None:
     """The code and the message of a body {"error": {"code", "message"}}, safe to print; None for any other body."""
-    if answer.content_type != "application/json":
-        return None
+    return _read_error(answer.body) if answer.content_type == "application/json" else None
+
+
+def _read_error(body: bytes | memoryview) -> _ErrorText | None:
     try:
-        error = msgspec.json.decode(answer.body, type=_ErrorBody).error
+        error = msgspec.json.decode(body, type=_ErrorBody).error
     except UNREADABLE:
         return None
-    return _ErrorText(code=error.code, message=printable(error.message))
+    return _ErrorText(code=error.code, message=printable(error.message), retry_after=error.retry_after)
 
 
 def parse_retry_after(value: str | None) -> float | None:

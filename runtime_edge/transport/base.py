@@ -90,13 +90,21 @@ class Timeouts:
     """How long an HttpTransport waits, in seconds.
 
     connect: until the connection is open. read: until the next bytes of the answer. write: until the next bytes are
-    accepted. pool: until a connection is free, if several threads share the transport.
+    accepted. pool: until a connection is free, if several threads share the transport. total: for one frame in all,
+    retries and pauses between them included, however the answer arrives; None for no limit. Only the look-up of a host
+    name can take longer. Raises UsageError for a time that is not more than 0.
     """
 
     connect: float = 5.0
     read: float = 30.0
     write: float = 30.0
     pool: float = 5.0
+    total: float | None = 60.0
+
+    def __post_init__(self) -> None:
+        times = (self.connect, self.read, self.write, self.pool, *(() if self.total is None else (self.total,)))
+        if not all(time > 0 for time in times):
+            raise UsageError(f"a time-out must be more than 0 seconds; got {', '.join(map(str, times))}")
 
 
 def make_reply(decoded: DecodedReply, *, sent: int, received: int, attempts: int = 1) -> Reply:

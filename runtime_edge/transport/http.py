@@ -1,39 +1,61 @@
-"""HttpTransport posts frames to `splitwire cloud serve`, over HTTP/1.1 with keep-alive."""
+"""HttpTransport posts frames to `splitwire cloud serve`, over HTTP/1.1 with keep-alive (docs/http.md)."""
 
 from __future__ import annotations
 
-import random
+import math
 import ssl
+import threading
 import time
-from dataclasses import asdict
-from urllib.parse import urlsplit
-
-import httpcore
-import httpx
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from itertools import pairwise
+from typing import TypeVar
+from urllib.parse import quote, urlsplit
 
 from splitwire.codec.errors import (
+    AuthRefused,
     BadResponse,
-    ConnectTimeout,
-    RequestTimeout,
+    Corrupt,
     ServerBusy,
+    SplitwireError,
     TransportError,
+    Truncated,
     UsageError,
 )
-from splitwire.codec.wire.reply import FRAME_MEDIA_TYPE
+from splitwire.codec.wire.batch import FRAMES_MEDIA_TYPE, MAX_RECORDS, FrameRecord, build_frames, record_bytes
+from splitwire.codec.wire.reply import CHECKED_VERSION, FRAME_MEDIA_TYPE, DecodedReply
+from splitwire.runtime_edge.events import EventSink, ignore
 
-from .answers import Answer, understand
+from .answers import Answer, NoBatches, understand, understand_batch
 from .base import Key, Reply, Timeouts, make_reply
-from .sockets import CountingTransport, Tally
+from .credentials import Tls, TokenFile, checked_token
+from .failures import explain, reason
+from .http1 import NotHttp, read_response
+from .retry import MAX_PAUSE_S, CircuitBreaker, RetryBudget, pause
+from .sockets import (
+    Broken,
+    ConnectTimedOut,
+    DeadlinePassed,
+    Link,
+    LinkError,
+    NoConnection,
+    Pool,
+    PoolTimedOut,
+    ReadTimedOut,
+    Tally,
+    WriteTimedOut,
+    connect,
+    drop_after_fork,
+)
+
+T = TypeVar("T")
 
 MAX_REPLY_BYTES = 256 << 20
+MAX_BATCH_BYTES = 4 << 20
+"""Frames that wait are sent in bodies up to this size. A server takes 16 MiB by default."""
 KEEPALIVE_S = 60.0
 """A connection that was idle for this many seconds is not used again. Less than the server's 75 s
 (runtime_cloud/serve.py)."""
-MAX_PAUSE_S = 10.0
-"""Longest pause before a retry, seconds. If the server asks for a longer one, there is no retry: the caller decides."""
-FIRST_PAUSE_S = 0.1
-CUT_SHORT = "peer closed connection without sending complete message body"
-"""What h11 says if a server is killed while it answers."""
 
 
 class HttpTransport:
@@ -42,16 +64,19 @@ class HttpTransport:
     url: http://host:port or https://host, with a path in front of /v1/infer if a proxy needs one.
     timeouts: how long to wait; None for the defaults of Timeouts.
     retries: how often a failed attempt is repeated. A retry follows only if the inference cannot have run: there was no
-        connection; an open connection closed before the answer began; or the server answered 503 with a Retry-After.
-    retry_reads: also repeat after a read timeout. The server may then run the inference twice.
-    token: sent as `Authorization: Bearer …`.
-    lean: leave out Content-Type and User-Agent, 70 bytes of every frame. `splitwire cloud serve` needs neither; a proxy
+        connection; an open connection closed before the answer began; the frame was damaged on its way; or the server
+        answered 503 with a Retry-After. A frame with a key is repeated after any failure of the link: the server
+        answers it from memory.
+    retry_reads: also repeat a frame without a key after a read timeout. The server may then run the inference twice.
+    token: sent as `Authorization: Bearer …`; a TokenFile for one that is renewed.
+    lean: leave out Content-Type and User-Agent, 57 bytes of every frame. `splitwire cloud serve` needs neither; a proxy
         may need them.
     max_connections: most connections at a time. max_reply_bytes: a longer reply is refused.
-    verify: as in httpx: True, False, or an ssl.SSLContext.
+    verify: for https: True for the system's certificates, False to trust anyone, a Tls of files, or an ssl.SSLContext.
+    breaker: decides when the server is not tried at all; None for one with the defaults. on_event: gets its events.
 
-    Raises UsageError for a wrong argument. The head of a request has five lines only, because every frame sends it
-    (docs/runtime.md). Proxies and credentials from the environment are not used.
+    Raises UsageError for a wrong argument. The head of a request has few lines, because every frame sends it. Proxies
+    and credentials from the environment are not used. A child of fork() can use the transport of its parent.
     """
 
     def __init__(
@@ -61,168 +86,307 @@ class HttpTransport:
         timeouts: Timeouts | None = None,
         retries: int = 2,
         retry_reads: bool = False,
-        token: str | None = None,
+        token: str | TokenFile | None = None,
         lean: bool = False,
         max_connections: int = 8,
         max_reply_bytes: int = MAX_REPLY_BYTES,
-        verify: bool | ssl.SSLContext = True,
+        verify: bool | ssl.SSLContext | Tls = True,
+        breaker: CircuitBreaker | None = None,
+        on_event: EventSink = ignore,
     ) -> None:
-        self._url = _infer_url(url)
-        self._server = f"{self._url.host}:{self._url.port or (443 if self._url.scheme == 'https' else 80)}"
-        self._headers = [] if lean else [("Content-Type", FRAME_MEDIA_TYPE), ("User-Agent", "splitwire")]
-        if token is not None:
-            if not token or not all("!" <= c <= "~" for c in token):
-                raise UsageError("a token must be printable ASCII without spaces")
-            self._headers.append(("Authorization", f"Bearer {token}"))
         if retries < 0 or max_reply_bytes < 1 or max_connections < 1:
             raise UsageError("retries must be 0 or more, max_reply_bytes and max_connections 1 or more")
+        self._address = _Address(url)
+        self._server = f"{self._address.shown}:{self._address.port}"
+        self._timeouts = timeouts or Timeouts()
         self._retries = retries
         self._retry_reads = retry_reads
         self._max_reply_bytes = max_reply_bytes
-        self._timeouts = asdict(timeouts or Timeouts())
+        self._token = token if isinstance(token, TokenFile) or token is None else checked_token(token)
+        name = "" if lean else "User-Agent: splitwire\r\n"
+        asks = f"r={CHECKED_VERSION}"
+        kind = f"Accept: */*;{asks}" if lean else f"Content-Type: {FRAME_MEDIA_TYPE};{asks}"
+        self._infer_head = (
+            f"POST {self._address.path}/v1/infer HTTP/1.1\r\nHost: {self._address.host}\r\n{kind}\r\n{name}"
+        )
+        self._batch_head = (
+            f"POST {self._address.path}/v1/batch HTTP/1.1\r\nHost: {self._address.host}\r\n"
+            f"Content-Type: {FRAMES_MEDIA_TYPE}\r\n{name}"
+        )
         # Reading the trusted certificates takes tens of milliseconds. Plain HTTP does not need them.
-        tls = httpx.create_ssl_context(verify=verify) if self._url.scheme == "https" else None
-        # This uses httpx's transport and messages without its client. So there are no redirects, cookies, proxies or
-        # .netrc to switch off, and a frame takes 0.1 ms less.
-        self._wire = CountingTransport(keepalive_s=KEEPALIVE_S, max_connections=max_connections, tls=tls)
-        self._closed = False
+        self._tls = _tls(verify) if self._address.tls else None
+        self._pool = Pool(self._connect, most=max_connections, keepalive_s=KEEPALIVE_S)
+        self._breaker = CircuitBreaker(on_event=on_event) if breaker is None else breaker
+        drop_after_fork(self._breaker)
+        self._budget = RetryBudget()
+        self._closed = threading.Event()
+        self._takes_batches = True
 
     @property
     def url(self) -> str:
         """The URL that frames are posted to."""
-        return str(self._url)
+        return f"{self._address.base}/v1/infer"
+
+    @property
+    def breaker(self) -> CircuitBreaker:
+        """The circuit breaker: its state says whether the server is tried."""
+        return self._breaker
 
     def send(self, frame: bytes, key: Key | None = None) -> Reply:
-        """Post one frame and wait for its reply. Raises TransportError, or the error that the server names.
+        """Post one frame and wait for its reply, at most Timeouts.total seconds in all.
 
-        key: sent as `Idempotency-Key`.
+        key: sent as `Idempotency-Key`. Raises TransportError (CircuitOpen: the server is not tried for now), or the
+        error that the server names.
         """
-        if self._closed:
+        tally = Tally()
+        head = self._infer_head if key is None else f'{self._infer_head}Idempotency-Key: "{key}"\r\n'
+
+        def read(answer: Answer) -> DecodedReply:
+            return understand(answer, self._server)
+
+        decoded, attempts = self._deliver(head, frame, keyed=key is not None, read=read, tally=tally)
+        return make_reply(decoded, sent=tally.sent, received=tally.received, attempts=attempts)
+
+    def send_many(self, frames: Sequence[bytes], keys: Sequence[Key | None]) -> list[Reply | SplitwireError]:
+        """Post frames, several per request, and wait for all replies.
+
+        keys: one per frame; None for a frame without. Returns, in the order of the frames, the reply or the error of
+        each. Each request may take Timeouts.total seconds. A failure of the link is the error of every frame of that
+        request and of those behind it, which are not sent. A server without /v1/batch gets the frames one by one.
+        Raises UsageError for a closed transport, or if there is not one key per frame.
+        """
+        if len(frames) != len(keys):
+            raise UsageError(f"send_many takes one key (or None) per frame; got {len(frames)} frames, {len(keys)} keys")
+        records = [
+            FrameRecord(frame=frame, key="" if key is None else str(key))
+            for frame, key in zip(frames, keys, strict=True)
+        ]
+        results: list[Reply | SplitwireError] = []
+        for request in _requests(records):
+            at = len(results)
+            try:
+                if self._takes_batches:
+                    try:
+                        results += self._send_batch(request)
+                        continue
+                    except NoBatches:
+                        self._takes_batches = False
+                for frame, key in zip(frames[at : at + len(request)], keys[at : at + len(request)], strict=True):
+                    results.append(self._result(frame, key))
+            except UsageError:
+                raise
+            except SplitwireError as e:
+                results += [e] * (at + len(request) - len(results))
+                if isinstance(e, TransportError):
+                    break
+        return results + [results[-1]] * (len(frames) - len(results))
+
+    def close(self) -> None:
+        """Close the connections; a pause before a retry ends at once. A second call has no effect."""
+        self._closed.set()
+        self._pool.close()
+
+    def _result(self, frame: bytes, key: Key | None) -> Reply | SplitwireError:
+        """The reply or the server's error for one frame. Raises UsageError (closed) and failures of the link."""
+        try:
+            return self.send(frame, key)
+        except SplitwireError as e:
+            if self._closed.is_set() or (isinstance(e, TransportError) and not isinstance(e, ServerBusy)):
+                raise
+            return e
+
+    def _send_batch(self, records: Sequence[FrameRecord]) -> list[Reply | SplitwireError]:
+        tally = Tally()
+        body = build_frames(records)
+
+        def read(answer: Answer) -> list[DecodedReply | SplitwireError]:
+            return understand_batch(answer, self._server, len(records))
+
+        keyed = all(record.key for record in records)
+        answers, attempts = self._deliver(self._batch_head, body, keyed=keyed, read=read, tally=tally)
+        # Each frame bears its share of the heads: what was sent and received, in proportion to its own bytes.
+        sizes = [record_bytes(record) for record in records]
+        sent, received = _shares(tally.sent, sizes), _shares(tally.received, [1] * len(records))
+        return [
+            answer
+            if isinstance(answer, SplitwireError)
+            else make_reply(answer, sent=sent[i], received=received[i], attempts=attempts)
+            for i, answer in enumerate(answers)
+        ]
+
+    def _deliver(
+        self, head: str, body: bytes, *, keyed: bool, read: Callable[[Answer], T], tally: Tally
+    ) -> tuple[T, int]:
+        """Post a body, again where that is safe; what `read` makes of the answer, and the number of attempts."""
+        if self._closed.is_set():
             raise UsageError("this HttpTransport is closed; make a new one")
-        tally = self._wire.start_tally()
+        total = self._timeouts.total
+        deadline = math.inf if total is None else time.monotonic() + total
         attempt = 0
         while True:
             attempt += 1
             tally.begin_attempt()
-            wait: float | None = None
+            self._breaker.admit(self._server)
+            asked: float | None = None
+            token = "" if self._token is None else self._current_token()
             try:
-                decoded = understand(self._exchange(frame, key), self._server)
-                return make_reply(decoded, sent=tally.sent, received=tally.received, attempts=attempt)
-            except ServerBusy as busy:
-                wait = busy.retry_after
-                if wait is None or wait > MAX_PAUSE_S or attempt > self._retries:
-                    raise
-            except (httpcore.TimeoutException, httpcore.NetworkError, httpcore.ProtocolError, UnicodeError) as e:
-                if attempt > self._retries or not self._is_safe(e, tally):
-                    raise _explain(e, self._server, tally, attempt) from e
-            time.sleep(_pause(attempt, wait))
+                value = read(self._exchange(head, token, body, tally, deadline))
+            except ServerBusy as e:
+                asked, error = e.retry_after, e
+                self._breaker.failed(self._server, "it is busy", asked or 0.0)
+                again = asked is not None and asked <= MAX_PAUSE_S
+            except (LinkError, NotHttp) as e:
+                error = explain(e, self._server, tally, attempt, total)
+                error.__cause__ = e
+                if isinstance(e, PoolTimedOut):
+                    self._breaker.forget()
+                else:
+                    self._breaker.failed(self._server, reason(e))
+                again = self._is_safe(e, tally, keyed)
+            except (AuthRefused, Corrupt, Truncated, BadResponse) as e:
+                self._breaker.succeeded(self._server)
+                error = e
+                match e:
+                    case AuthRefused():  # the token may have been renewed in this moment
+                        again = self._token is not None and self._current_token(now=True) != token
+                    case BadResponse():  # the answer may be damaged: with a key it is in the server's memory
+                        again = keyed
+                    case _:  # the server did not get the frame as it was sent
+                        again = True
+            except SplitwireError:
+                self._breaker.succeeded(self._server)
+                raise
+            except BaseException:
+                self._breaker.forget()
+                raise
+            else:
+                self._breaker.succeeded(self._server)
+                self._budget.earn()
+                return value, attempt
+            if not again or attempt > self._retries or self._breaker.state != "closed" or not self._budget.spend():
+                raise error
+            nap = pause(attempt, asked)
+            if time.monotonic() + nap >= deadline or self._closed.wait(nap):
+                raise error
 
-    def close(self) -> None:
-        """Close the connections. A second call has no effect."""
-        self._closed = True
-        self._wire.close()
-
-    def _exchange(self, frame: bytes, key: Key | None) -> Answer:
+    def _exchange(self, head: str, token: str, body: bytes, tally: Tally, deadline: float) -> Answer:
         """One attempt: send the request and read the whole answer, at most max_reply_bytes of it."""
-        # httpx adds only Host and Content-Length to a bare Request, not the default headers of a client.
-        extensions = {"timeout": self._timeouts}
-        headers = self._headers if key is None else [*self._headers, ("Idempotency-Key", f'"{key}"')]
-        request = httpx.Request("POST", self._url, headers=headers, content=frame, extensions=extensions)
-        response = self._wire.handle_request(request)
+        authorization = f"Authorization: Bearer {token}\r\n" if token else ""
+        request = f"{head}{authorization}Content-Length: {len(body)}\r\n\r\n".encode("ascii")
+        link = self._pool.take(tally, limit=self._timeouts.pool, deadline=deadline)
+        keep = whole = False
         try:
-            answered = response.headers
-            if "content-encoding" in answered:
-                raise BadResponse(f"{self._server} compressed its answer, which was not asked for")
-            declared = answered.get("content-length", "0")
-            body = bytearray()
-            # int() takes at most 4300 digits; h11 has refused a length that is not a number of at most 20 digits
-            if int(declared) > self._max_reply_bytes:
-                raise self._too_long(declared)
-            for chunk in response.iter_raw():
-                body += chunk
-                if len(body) > self._max_reply_bytes:
-                    raise self._too_long("more")
-            return Answer(
-                status=response.status_code,
-                content_type=answered.get("content-type", "").partition(";")[0].strip().lower(),
-                body=bytes(body),
-                retry_after=answered.get("retry-after"),
-                location=answered.get("location"),
-            )
+            with suppress(Broken):  # a server may refuse early, and close; its answer says why
+                link.send(request, body, limit=self._timeouts.write)
+                whole = True
+            response = read_response(link, limit=self._timeouts.read, max_body=self._max_reply_bytes)
+            keep = whole and response.keep
         finally:
-            response.close()
+            self._pool.give(link, keep=keep)
+        headers = response.headers
+        if "content-encoding" in headers:
+            raise BadResponse(f"{self._server} compressed its answer, which was not asked for")
+        return Answer(
+            status=response.status,
+            content_type=headers.get("content-type", "").partition(";")[0].strip().lower(),
+            body=response.body,
+            retry_after=headers.get("retry-after"),
+            location=headers.get("location"),
+        )
 
-    def _too_long(self, what: str) -> BadResponse:
-        return BadResponse(f"{self._server} answers with {what} bytes; the limit is {self._max_reply_bytes}")
+    def _connect(self, tally: Tally, deadline: float) -> Link:
+        tls = self._tls.context() if isinstance(self._tls, Tls) else self._tls
+        return connect(
+            self._address.name,
+            self._address.port,
+            tls=tls,
+            tally=tally,
+            limit=self._timeouts.connect,
+            deadline=deadline,
+        )
 
-    def _is_safe(self, e: Exception, tally: Tally) -> bool:
+    def _current_token(self, *, now: bool = False) -> str:
+        return self._token.current(now=now) if isinstance(self._token, TokenFile) else self._token or ""
+
+    def _is_safe(self, e: LinkError | NotHttp, tally: Tally, keyed: bool) -> bool:
         """True if a retry cannot run the inference twice, or if the caller accepts that."""
-        if isinstance(e, (httpcore.ConnectError, httpcore.ConnectTimeout)):
-            return True  # no byte of the frame was sent
-        if isinstance(e, httpcore.ReadTimeout):
-            return self._retry_reads
-        # A server may close an idle connection at any time. The edge sees that only with the next request.
-        dropped = isinstance(e, (httpcore.ReadError, httpcore.WriteError, httpcore.RemoteProtocolError))
-        return dropped and tally.connects == 0 and tally.attempt_received == 0
+        match e:
+            case NoConnection() | ConnectTimedOut():
+                return True  # no byte of the frame was sent
+            case DeadlinePassed() | PoolTimedOut() | WriteTimedOut():
+                return False
+            case _ if keyed:
+                return True
+            case ReadTimedOut():
+                return self._retry_reads
+            case Broken():
+                # A server may close an idle connection at any time. The edge sees that only with the next request.
+                return tally.connects == 0 and tally.attempt_received == 0
+        return False
 
 
-def _infer_url(url: str) -> httpx.URL:
-    """The URL that frames are posted to, from the base URL. Raises UsageError if that is no http(s) base URL."""
-    try:
-        parts = urlsplit(url)
-        parsed = httpx.URL(url.rstrip("/") + "/v1/infer")
-        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and " " not in url
-    except (ValueError, httpx.InvalidURL) as e:
-        raise UsageError(f"{url!r} is not a URL: {e}; expected http://host:port") from e
-    if not sound:
-        raise UsageError(f"{url!r} is not a server's address; expected http://host:port")
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise UsageError(f"the address of {parts.hostname!r} must not hold a user, a query or a fragment; use token=")
-    return parsed
+class _Address:
+    """A server's address, taken apart. Raises UsageError if it is no http(s) base URL.
 
+    name, port: for the socket. host: for the Host header. path: in front of /v1/infer. shown: the name in messages.
+    """
 
-def _pause(attempt: int, retry_after: float | None) -> float:
-    """Seconds before the next attempt: doubled each time, with jitter, so that many edges do not retry at once."""
-    jitter = random.uniform(0.5, 1.0)  # noqa: S311 - no secret depends on it
-    backoff = min(MAX_PAUSE_S, FIRST_PAUSE_S * 2.0 ** (attempt - 1)) * jitter
-    return backoff if retry_after is None else retry_after + backoff
-
-
-def _explain(e: Exception, server: str, tally: Tally, attempts: int) -> TransportError:
-    """The error for a failure of the link; its message is one sentence that says what to do."""
-    tries = f" after {attempts} tries" if attempts > 1 else ""
-    match e:
-        case httpcore.ConnectTimeout():
-            return ConnectTimeout(f"{server} did not accept a connection in time{tries}; check the address")
-        case httpcore.ConnectError() if isinstance(root_cause(e), ssl.SSLError):
-            return ConnectTimeout(
-                f"{server}: no TLS connection{tries}: {_reason(e)}; check https:// and the certificate"
+    def __init__(self, url: str) -> None:
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+            sound = parts.scheme in ("http", "https") and bool(parts.hostname) and port != 0
+            sound = sound and all(c.isprintable() and c != " " for c in url)
+            self.name = (
+                (parts.hostname or "").encode("idna" if not (parts.hostname or "").isascii() else "ascii").decode()
             )
-        case httpcore.ConnectError() | UnicodeError():
-            return ConnectTimeout(f"{server}: {_reason(e)}{tries}; is `splitwire cloud serve` running there?")
-        case httpcore.PoolTimeout():
-            return RequestTimeout("every connection of this transport is in use; raise max_connections")
-        case httpcore.ReadTimeout():
-            return RequestTimeout(f"{server} did not answer in time; raise the read timeout, or send less at once")
-        case httpcore.TimeoutException():
-            return RequestTimeout(f"{server} did not take the frame in time; raise the write timeout, or send less")
-        case httpcore.RemoteProtocolError() if CUT_SHORT in str(e):
-            return BadResponse(f"{server} closed the connection in the middle of its answer{tries}")
-        case httpcore.ProtocolError() if tally.attempt_received:
-            return BadResponse(f"{server} does not answer in HTTP as `splitwire cloud serve` does: {_reason(e)}")
-    when = "in the middle of its answer" if tally.attempt_received else "before it answered"
-    return TransportError(f"{server} closed the connection {when}{tries}: {_reason(e)}")
+        except ValueError as e:  # a UnicodeError is one
+            raise UsageError(f"{url!r} is not a URL: {e}; expected http://host:port") from e
+        if not sound:
+            raise UsageError(f"{url!r} is not a server's address; expected http://host:port")
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise UsageError(
+                f"the address of {parts.hostname!r} must not hold a user, a query or a fragment; use token="
+            )
+        self.tls = parts.scheme == "https"
+        self.port = port or (443 if self.tls else 80)
+        self.shown = parts.hostname or ""
+        bracketed = f"[{self.name}]" if ":" in self.name else self.name
+        self.host = bracketed if port is None else f"{bracketed}:{port}"
+        self.path = quote(parts.path.rstrip("/"), safe="/%:@!$&'()*+,;=~-._")
+        self.base = f"{parts.scheme}://{self.host}{self.path}"
 
 
-def root_cause(e: Exception) -> Exception:
-    """The first error in a chain of causes. httpcore keeps the cause as the argument of its exception."""
-    while e.args and isinstance(e.args[0], Exception):
-        e = e.args[0]
-    return e
+def _tls(verify: bool | ssl.SSLContext | Tls) -> ssl.SSLContext | Tls:
+    if isinstance(verify, ssl.SSLContext | Tls):
+        return verify
+    context = ssl.create_default_context()
+    if not verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
 
 
-def _reason(e: Exception) -> str:
-    """The text of the first error in the chain of causes: that of the operating system, if there is one."""
-    e = root_cause(e)
-    text = (e.strerror if isinstance(e, OSError) else None) or str(e) or type(e).__name__
-    return text[:1].lower() + text[1:]
+def _requests(records: Sequence[FrameRecord]) -> Iterator[list[FrameRecord]]:
+    """The records in groups for one request each; a frame over MAX_BATCH_BYTES is a group of its own."""
+    group: list[FrameRecord] = []
+    size = 0
+    for record in records:
+        if group and (len(group) == MAX_RECORDS or size + record_bytes(record) > MAX_BATCH_BYTES):
+            yield group
+            group, size = [], 0
+        group.append(record)
+        size += record_bytes(record)
+    if group:
+        yield group
+
+
+def _shares(total: int, weights: Sequence[int]) -> list[int]:
+    """`total` in whole parts in proportion to the weights; the parts add up to it."""
+    whole = sum(weights)
+    edges = [0]
+    done = 0
+    for weight in weights:
+        done += weight
+        edges.append(total * done // whole)
+    return [b - a for a, b in pairwise(edges)]

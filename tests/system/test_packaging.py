@@ -97,7 +97,8 @@ def closure(requirements: list[str], extra: str) -> set[str]:
 def test_what_each_extra_brings(wheel: Path):
     requirements = metadata(wheel).get_all("Requires-Dist") or []
     edge, cloud, export = (closure(requirements, extra) for extra in ("edge", "cloud", "export"))
-    assert {"numpy", "numba", "onnxruntime", "httpx"} <= edge
+    assert {"numpy", "numba", "onnxruntime", "pillow"} <= edge
+    assert not edge & {"httpx", "httpcore", "h11", "certifi"}
     assert not edge & EXPORT_ONLY
     assert {"numpy", "numba", "onnxruntime", "uvicorn"} <= cloud
     assert not cloud & EXPORT_ONLY

@@ -39,15 +39,24 @@ def run(
     wait: Annotated[
         str, typer.Option(help="How long to wait for a server that starts, restarts or is out of reach; 0: no wait.")
     ] = "60s",
-    timeout: Annotated[str, typer.Option(help="Longest time for one answer.")] = "30s",
+    timeout: Annotated[str, typer.Option(help="Longest wait for the next bytes of an answer.")] = "30s",
+    deadline: Annotated[str, typer.Option(help="Longest time for one picture on the link, retries included.")] = "60s",
     token: Annotated[
         str | None,
         typer.Option(help=f"Token to send to the server; better in the variable {TOKEN_VARIABLE} or in a file."),
     ] = None,
-    token_file: Annotated[Path | None, typer.Option(help="File that holds the token.")] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="File that holds the token; read again when it changes.")
+    ] = None,
     ca: Annotated[Path | None, typer.Option(help="Certificates (PEM) to trust, for an https:// server.")] = None,
+    cert: Annotated[
+        Path | None, typer.Option(help="Certificate (PEM) of this device, where the server asks for one.")
+    ] = None,
+    key: Annotated[
+        Path | None, typer.Option(help="Its private key (PEM, no password).", show_default="in --cert")
+    ] = None,
     lean: Annotated[
-        bool, typer.Option("--lean", help="Send 70 bytes less per request; some proxies refuse that.")
+        bool, typer.Option("--lean", help="Send 57 bytes less per request; some proxies refuse that.")
     ] = False,
     provider: Annotated[
         list[str] | None,
@@ -75,8 +84,11 @@ def run(
     transport = open_transport(
         url,
         timeout_s=seconds("--timeout", timeout),
+        deadline_s=seconds("--deadline", deadline),
         token=find_token(token, token_file, TOKEN_VARIABLE),
         ca=ca,
+        cert=cert,
+        key=key,
         lean=lean,
     )
     providers = full_names(provider)

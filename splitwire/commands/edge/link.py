@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import ssl
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,34 +10,50 @@ import onnxruntime as ort
 
 from splitwire.codec.errors import UsageError
 from splitwire.runtime_edge.engine.providers import full_name
-from splitwire.runtime_edge.transport import HttpTransport, Timeouts
+from splitwire.runtime_edge.events import EventSink, ignore
+from splitwire.runtime_edge.transport import HttpTransport, Timeouts, Tls, TokenFile
 
-from .output import on_one_line
-
-MAX_TOKEN_FILE = 1 << 16
 CONNECT_S = 5.0
 
 
-def open_transport(url: str, *, timeout_s: float, token: str | None, ca: Path | None, lean: bool) -> HttpTransport:
-    """Return the transport to the server. timeout_s: longest time for one answer. ca: file of certificates to trust.
+def open_transport(
+    url: str,
+    *,
+    timeout_s: float,
+    deadline_s: float,
+    token: str | TokenFile | None,
+    ca: Path | None = None,
+    cert: Path | None = None,
+    key: Path | None = None,
+    lean: bool = False,
+    on_event: EventSink = ignore,
+) -> HttpTransport:
+    """Return the transport to the server.
 
+    timeout_s: longest wait for the next bytes of an answer. deadline_s: longest time for one frame, retries included.
+    ca: file of certificates to trust. cert, key: certificate of this device, and its private key.
     Raises UsageError.
     """
-    if timeout_s <= 0:
-        raise UsageError("--timeout must be more than 0")
-    verify: ssl.SSLContext | bool = True
-    if ca is not None:
-        if not url.lower().startswith("https://"):
-            raise UsageError(f"--ca goes with an https:// address; got {url}")
+    for option, seconds in (("--timeout", timeout_s), ("--deadline", deadline_s)):
+        if seconds <= 0:
+            raise UsageError(f"{option} must be more than 0")
+    for option, file in (("--ca", ca), ("--cert", cert), ("--key", key)):
+        if file is not None and not url.lower().startswith("https://"):
+            raise UsageError(f"{option} goes with an https:// address; got {url}")
+    if key is not None and cert is None:
+        raise UsageError("--key goes with --cert")
+    verify: Tls | bool = True
+    if ca is not None or cert is not None:
         try:
-            verify = ssl.create_default_context(cafile=str(ca))
-        except (OSError, ValueError) as e:  # an SSLError is an OSError
-            raise UsageError(f"--ca {on_one_line(str(ca))}: no certificates in PEM: {reason(e)}") from e
-    timeouts = Timeouts(connect=min(CONNECT_S, timeout_s), read=timeout_s, write=timeout_s)
-    return HttpTransport(url, timeouts=timeouts, token=token, lean=lean, verify=verify)
+            verify = Tls(ca=ca, cert=cert, key=key)
+        except UsageError as e:
+            which = "--cert" if "certificate with its private key" in str(e) else "--ca"
+            raise UsageError(f"{which} {e}") from e
+    timeouts = Timeouts(connect=min(CONNECT_S, timeout_s), read=timeout_s, write=timeout_s, total=deadline_s)
+    return HttpTransport(url, timeouts=timeouts, token=token, lean=lean, verify=verify, on_event=on_event)
 
 
-def find_token(token: str | None, file: Path | None, variable: str) -> str | None:
+def find_token(token: str | None, file: Path | None, variable: str) -> str | TokenFile | None:
     """The token of the option, else that in the file, else that in the environment variable. It is never printed.
 
     Raises UsageError.
@@ -47,15 +62,9 @@ def find_token(token: str | None, file: Path | None, variable: str) -> str | Non
         raise UsageError("--token and --token-file are two ways to say one thing; give one of them")
     if file is not None:
         try:
-            with file.open("rb") as f:
-                text = f.read(MAX_TOKEN_FILE).decode("ascii").strip()
-        except UnicodeDecodeError:
-            raise UsageError(f"--token-file {on_one_line(str(file))}: a token is printable ASCII") from None
-        except (OSError, ValueError) as e:
-            raise UsageError(f"--token-file {on_one_line(str(file))}: no token can be read: {reason(e)}") from e
-        if not text:
-            raise UsageError(f"--token-file {on_one_line(str(file))}: the file is empty")
-        return text
+            return TokenFile(file)
+        except UsageError as e:
+            raise UsageError(f"--token-file {e}") from e
     return os.environ.get(variable) or None if token is None else token
 
 

@@ -5,21 +5,32 @@ from __future__ import annotations
 import socket
 import ssl
 
-import httpcore
 import pytest
 
 from splitwire.codec.errors import (
     AuthRefused,
     BadResponse,
+    CircuitOpen,
     ConnectTimeout,
     RequestTimeout,
     ServerBusy,
     TransportError,
 )
+from splitwire.runtime_edge.transport.http1 import NotHttp
+from splitwire.runtime_edge.transport.sockets import (
+    Broken,
+    ConnectTimedOut,
+    CutShort,
+    DeadlinePassed,
+    NoConnection,
+    PoolTimedOut,
+    ReadTimedOut,
+)
 from splitwire.runtime_edge.waiting import may_pass
 
 
-def caused(error: TransportError, cause: Exception) -> TransportError:
+def caused(error: TransportError, cause: Exception, system: Exception | None = None) -> TransportError:
+    cause.__cause__ = system
     error.__cause__ = cause
     return error
 
@@ -28,17 +39,21 @@ def caused(error: TransportError, cause: Exception) -> TransportError:
     ("error", "passes"),
     [
         (ServerBusy("busy"), True),
-        (caused(ConnectTimeout("x"), httpcore.ConnectError(ConnectionRefusedError())), True),
-        (caused(ConnectTimeout("x"), httpcore.ConnectTimeout()), True),
-        (caused(ConnectTimeout("x"), httpcore.ConnectError(socket.gaierror(-2, "unknown name"))), False),
-        (caused(ConnectTimeout("x"), httpcore.ConnectError(ssl.SSLError("certificate"))), False),
-        (caused(RequestTimeout("x"), httpcore.ReadTimeout()), True),
-        (caused(RequestTimeout("x"), httpcore.PoolTimeout()), False),
-        (caused(TransportError("x"), httpcore.ReadError()), True),
+        (CircuitOpen("open", 1.0), True),
+        (caused(ConnectTimeout("x"), NoConnection(), ConnectionRefusedError()), True),
+        (caused(ConnectTimeout("x"), ConnectTimedOut()), True),
+        (caused(ConnectTimeout("x"), NoConnection(), socket.gaierror(-2, "unknown name")), False),
+        (caused(ConnectTimeout("x"), NoConnection(), ssl.SSLError("certificate")), False),
+        (caused(ConnectTimeout("x"), Broken(), ssl.SSLError("alert: certificate required")), False),
+        (caused(RequestTimeout("x"), ReadTimedOut()), True),
+        (caused(RequestTimeout("x"), DeadlinePassed()), True),
+        (caused(RequestTimeout("x"), PoolTimedOut()), False),
+        (caused(TransportError("x"), Broken(), ConnectionResetError()), True),
         (TransportError("a code that this build does not know"), False),
         (AuthRefused("x"), False),
         (BadResponse("x"), False),
-        (caused(BadResponse("x"), httpcore.RemoteProtocolError("illegal status line")), False),
+        (caused(BadResponse("x"), CutShort()), True),
+        (caused(BadResponse("x"), NotHttp("its first line is no status line")), False),
     ],
 )
 def test_what_is_waited_for(error: TransportError, passes: bool):
