@@ -57,7 +57,7 @@ class Answers:
             return await compute()
         device = key.partition(":")[0]
         digest = blake2b(frame, digest_size=16).digest()
-        while (entry := self._devices.get(device, {}).get(key)) is not None and entry.digest == digest:
+        while (entry := self._find(device, key)) is not None and entry.digest == digest:
             if entry.reply is None:
                 await entry.done.wait()
             if entry.reply is not None:
@@ -75,9 +75,13 @@ class Answers:
             self.computed += 1
         finally:
             entry.done.set()
-            if self._devices.get(device, {}).get(key) is entry:
+            if self._find(device, key) is entry:
                 self._settle(device, key, entry)
         return entry.reply
+
+    def _find(self, device: str, key: str) -> _Entry | None:
+        entries = self._devices.get(device)
+        return None if entries is None else entries.get(key)
 
     def _settle(self, device: str, key: str, entry: _Entry) -> None:
         """Count the bytes of an answer and make room for it; forget one that failed or is too large."""
@@ -109,9 +113,10 @@ class Answers:
 
     def _drop(self, device: str, key: str, size: int | None = None) -> None:
         """Forget a key. size: bytes that were counted for it; None for those of its answer."""
-        entry = self._devices.get(device, {}).pop(key, None)
+        entry = self._find(device, key)
         if entry is None:
             return
+        del self._devices[device][key]
         counted = len(entry.reply or b"") if size is None else size
         self.count -= 1
         self.bytes -= counted

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import itertools
+import secrets
 import time
 import weakref
 from collections.abc import Iterable, Sequence
@@ -26,6 +27,7 @@ from .findings import MIN_SCORE, Findings, find
 from .graph import Float32Array, FrontOutputs, Input, InputType, open_front
 from .results import SplitResult, Timings, first_rows
 from .transport import Key, Reply, Transport
+from .transport.sockets import drop_after_fork
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
 
 FRAME_ID_MASK = COMPACT_IDS - 1
 """Frame ids count up; after 16,383, the last that takes two bytes in a compact frame, comes 0."""
+FIRST_FRAME_ID = 1 << 20
+"""Frame ids start below this number."""
 
 
 class State(enum.Enum):
@@ -82,7 +86,8 @@ class EdgeSession:
         self._op = self.profile.operating_points[self.profile.point_index(op)].name
         self._transport = transport
         self._elements = sum(t.feature_elements for t in self.profile.tensors)
-        self._ids = itertools.count()
+        self.after_fork()
+        drop_after_fork(self)
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
         self._state = State.NEW
 
@@ -262,8 +267,12 @@ class EdgeSession:
             provider=front.provider,
         )
 
+    def after_fork(self) -> None:
+        """Count frame ids from a new start, in this process and in each that it forks."""
+        self._ids = itertools.count(first_frame_id())
+
     def next_frame_id(self) -> int:
-        """The next frame id. It counts up, and begins again at 0 (FRAME_ID_MASK)."""
+        """The next frame id. It counts up from a random start, and begins again at 0 (FRAME_ID_MASK)."""
         return next(self._ids) & FRAME_ID_MASK
 
     def stream(
@@ -371,3 +380,9 @@ class EdgeSession:
     def _op_name(self, op: str | None) -> str:
         """The name of the operating point. Raises ProfileError, with the names that exist."""
         return self._op if op is None else self.profile.operating_points[self.profile.point_index(op)].name
+
+
+def first_frame_id() -> int:
+    """Where the frame ids of a session start: at random, so that two processes do not count alike. A small id is short
+    in a compact frame."""
+    return secrets.randbelow(FIRST_FRAME_ID)

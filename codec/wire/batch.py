@@ -49,7 +49,7 @@ class ReplyRecord:
 
 def build_frames(records: Sequence[FrameRecord]) -> bytes:
     """The body of a request. The caller keeps to MAX_RECORDS and MAX_KEY."""
-    parts = [HEAD.pack(MAGIC, VERSION, FRAMES, len(records))]
+    parts: list[bytes | memoryview] = [HEAD.pack(MAGIC, VERSION, FRAMES, len(records))]
     for record in records:
         key = record.key.encode("ascii")
         parts += _record(len(key), key, record.frame)
@@ -58,7 +58,7 @@ def build_frames(records: Sequence[FrameRecord]) -> bytes:
 
 def build_replies(records: Sequence[ReplyRecord]) -> bytes:
     """The body of an answer, one record per frame of the request, in its order."""
-    parts = [HEAD.pack(MAGIC, VERSION, REPLIES, len(records))]
+    parts: list[bytes | memoryview] = [HEAD.pack(MAGIC, VERSION, REPLIES, len(records))]
     for record in records:
         parts += _record(ERROR if record.is_error else REPLY, b"", record.body)
     return b"".join(parts)

@@ -228,6 +228,7 @@ class HttpTransport:
             tally.begin_attempt()
             self._breaker.admit(self._server)
             asked: float | None = None
+            error: SplitwireError
             token = "" if self._token is None else self._current_token()
             try:
                 value = read(self._exchange(head, token, body, tally, deadline))

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from splitwire.codec.errors import CircuitOpen, UsageError
-from splitwire.runtime_edge.events import Event, EventSink, ignore
+from splitwire.runtime_edge.events import Event, EventSink, Field, ignore
 
 FIRST_PAUSE_S = 0.1
 MAX_PAUSE_S = 10.0
@@ -103,7 +103,7 @@ class CircuitBreaker:
 
     def admit(self, server: str) -> None:
         """Ask before an attempt; then call `succeeded`, `failed` or `forget`. Raises CircuitOpen."""
-        if self._state == "closed":
+        if not self._failures:  # as for almost every frame: no lock
             return
         with self._lock:
             if self._state == "closed":
@@ -153,5 +153,10 @@ class CircuitBreaker:
                 self._until = 0.0
 
     def _tell(self, server: str, text: str, wait: float) -> None:
-        fields = {"state": self._state, "server": server, "failures": self._failures, "retry_in_s": round(wait, 3)}
+        fields: dict[str, Field] = {
+            "state": self._state,
+            "server": server,
+            "failures": self._failures,
+            "retry_in_s": round(wait, 3),
+        }
         self._on_event(Event(kind="circuit", text=text, fields=fields))

@@ -238,16 +238,17 @@ class Pool:
         self._connect = connect
         self._most = most
         self._keepalive_s = keepalive_s
+        self._idle: list[Link] = []
+        self._closed = False
         self.after_fork()
         drop_after_fork(self)
 
     def after_fork(self) -> None:
         """Begin without connections. A lock that another thread of the parent held would stay locked for ever."""
-        for link in getattr(self, "_idle", ()):
+        for link in self._idle:
             link.close()  # this process's copy of the descriptor; the parent's connection stays as it is
-        self._idle: list[Link] = []
+        self._idle = []
         self._free = threading.BoundedSemaphore(self._most)
-        self._closed = False if not hasattr(self, "_closed") else self._closed
 
     def take(self, tally: Tally, *, limit: float, deadline: float) -> Link:
         """A connection for one exchange; it goes back by `give`. limit: longest wait for a free one, in seconds.

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from runtime_helpers import Pair, Served, canned, good_answer, http_answer, make_pair, serving
+from runtime_helpers import Pair, Served, canned, good_answer, good_answer_to, http_answer, make_pair, serving
 
 from splitwire import console, heartbeat
 from splitwire.codec.errors import (
@@ -294,7 +294,7 @@ def test_ctrl_c_keeps_what_was_done(served: Served, pair: Pair, many: Path):
 
 def test_results_come_while_the_rest_is_running(pair: Pair, pictures: Path):
     """The first picture is said before the second is answered."""
-    with canned(good_answer(0), 3.0) as server:
+    with canned(good_answer_to, 3.0) as server:
         process = edge_process(pair, server.url, pictures, "--json", "--wait", "0")
         assert process.stdout is not None
         first = json.loads(process.stdout.readline())

@@ -27,8 +27,14 @@ from splitwire.codec.errors import (
 )
 from splitwire.codec.profile import METADATA_KEY
 from splitwire.runtime_cloud.session import CloudSession
+from splitwire.runtime_edge import session as session_module
 from splitwire.runtime_edge.session import EdgeSession, State
 from splitwire.runtime_edge.transport import Key, LoopbackTransport, Reply
+
+
+@pytest.fixture(autouse=True)
+def _ids_from_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_module, "first_frame_id", lambda: 0)
 
 
 def looped(pair: Pair, **options) -> EdgeSession:

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import onnx
@@ -30,12 +31,14 @@ from splitwire.codec.profile import (
     TensorSpec,
 )
 from splitwire.codec.tables import ContextTables
+from splitwire.codec.wire.frame import parse_frame
 from splitwire.codec.wire.reply import encode_reply
 from splitwire.runtime_cloud.admission import ServerLimits
 from splitwire.runtime_cloud.loading import Models
 from splitwire.runtime_cloud.serve import bind, make_server, url_of
 from splitwire.runtime_cloud.server import Api, create_app
 from splitwire.runtime_cloud.session import CloudSession
+from splitwire.runtime_edge import session as edge_session
 
 INPUT = (3, 8, 8)
 CLASSES = 5
@@ -207,6 +210,11 @@ def good_answer(frame_id: int = 0) -> bytes:
     return http_answer(200, body, "application/vnd.splitwire.reply")
 
 
+def good_answer_to(frame: bytes) -> bytes:
+    """A complete and correct HTTP answer to this very frame."""
+    return good_answer(parse_frame(frame).frame_id)
+
+
 def http_answer(status: int, body: bytes, content_type: str, *headers: str) -> bytes:
     lines = [f"HTTP/1.1 {status} X", f"Content-Type: {content_type}", f"Content-Length: {len(body)}", *headers]
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
@@ -214,7 +222,8 @@ def http_answer(status: int, body: bytes, content_type: str, *headers: str) -> b
 
 @dataclass
 class Canned:
-    """A server with prepared answers. None: it closes the connection. A float: it waits for that many seconds."""
+    """A server with prepared answers. None: it closes the connection. A float: it waits for that many seconds. A
+    function makes the answer of the body."""
 
     url: str
     connections: int = 0
@@ -224,8 +233,13 @@ class Canned:
 
 
 @contextlib.contextmanager
-def canned(*answers: bytes | float | None, close_after_each: bool = False) -> Iterator[Canned]:
-    """The n-th request gets the n-th answer, the last one again and again."""
+def canned(
+    *answers: bytes | float | Callable[[bytes], bytes] | None, close_after_each: bool = False
+) -> Iterator[Canned]:
+    """The n-th request gets the n-th answer, the last one again and again.
+
+    A session that is made meanwhile counts its frames from 0, as the prepared answers have it.
+    """
     listener = socket.create_server(("127.0.0.1", 0))
     listener.settimeout(0.1)
     record = Canned(url=url_of(listener))
@@ -245,7 +259,7 @@ def canned(*answers: bytes | float | None, close_after_each: bool = False) -> It
                 if isinstance(answer, float):
                     stop.wait(answer)
                     return
-                connection.sendall(answer)
+                connection.sendall(answer(body) if callable(answer) else answer)
                 if close_after_each:
                     return
 
@@ -260,7 +274,8 @@ def canned(*answers: bytes | float | None, close_after_each: bool = False) -> It
     threads = [threading.Thread(target=accept)]
     threads[0].start()
     try:
-        yield record
+        with patch.object(edge_session, "first_frame_id", lambda: 0):
+            yield record
     finally:
         stop.set()
         threads[0].join(10)
