@@ -6,6 +6,7 @@
     admission.py   limits, the bounded queue and the compute threads
     statuses.py    the HTTP status of each error, in one table
     server.py      the routes (Starlette)
+    batch.py       several frames in one request
     serve.py       the process: socket, signals, log (uvicorn)
     stream/        the server's half of the stream protocol
     idempotency.py answers by key, for frames that are sent again
