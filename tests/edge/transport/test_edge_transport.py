@@ -9,7 +9,6 @@ import struct
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from email.utils import formatdate
 from pathlib import Path
 
 import msgspec
@@ -31,7 +30,6 @@ from splitwire.codec.errors import (
 from splitwire.codec.wire.reply import printable
 from splitwire.runtime_edge.transport import HttpTransport, LoopbackTransport, Timeouts
 from splitwire.runtime_edge.transport import http as transport_module
-from splitwire.runtime_edge.transport.answers import parse_retry_after
 from splitwire.runtime_edge.transport.retry import pause
 
 FRAME = b"frame" * 100
@@ -336,16 +334,6 @@ def test_busy_without_a_time_or_for_long_is_the_callers_decision(naps: list[floa
             post(server.url)
         assert server.requests == 1
     assert naps == []
-
-
-def test_retry_after():
-    assert parse_retry_after("7") == 7
-    assert parse_retry_after("0") == 0
-    assert 50 < (parse_retry_after(formatdate(time.time() + 60, usegmt=True)) or 0) <= 60
-    assert parse_retry_after(formatdate(0, usegmt=True)) == 0
-    for value in (None, "", "-1", "1.5", "soon", "٣", "Mon, 99 Foo 2020"):
-        assert parse_retry_after(value) is None
-    assert parse_retry_after("9" * 5000) is not None  # and no error
 
 
 # ------------------------------------------------------------------ rubbish
