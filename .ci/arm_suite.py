@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from pathlib import Path
+from typing import Literal
 
 sys.path.insert(0, sys.argv[1])
 sys.path.insert(0, f"{sys.argv[1]}/helpers/codec")
@@ -30,7 +31,7 @@ PREDICTED = ((2, 3, 4, 5, 6, 8, 16, 64), (*SHAPES, (26, 16, 15), (90, 3, 4)))
 """Levels and shapes of coder 4."""
 COEFFICIENTS = ((1, 61), (9, 32), (40, 3), (3, 1500))
 STEPS = ((0, 64), (31, 1), (64, 40), (77, 33), (127, 12))
-"""Step indices and numbers of tables of coder 5."""
+"""Step indices and numbers of tables of coders 5 and 6."""
 
 
 def digest(*parts: bytes) -> str:
@@ -69,21 +70,22 @@ def seeded(shape: tuple[int, ...], levels: int, coder: int) -> str:
     return f"seeded {coder} {levels} {shape} {len(files['frame'])} {digest(files['profile'], files['frame'], features)}"
 
 
-def coefficients(shape: tuple[int, int], step: int, tables: int) -> str:
-    """Its line: digest of profile, frame and what is decoded, of coder 5 at a step; compared with the oracle."""
+def coefficients(coder: Literal[5, 6], shape: tuple[int, int], step: int, tables: int) -> str:
+    """Its line: digest of profile, frame and what is decoded, at a step; compared with the oracle."""
     kind = make_vectors.Transformed(
         step=step,
         classes=(min(127, step + 12), max(0, step - 20)),
         missing=tables % 2 == 0,
         outward=(0.25 - tables / 256, 0.125),
         unsent=None if tables == 1 else 0.25,
+        coder=coder,
     )
     make_vectors.RECIPES["seeded"] = make_vectors.Recipe(
         about="", tensors=[(shape, 0, kind)], batch=3, tables=tables, short=True
     )
     files, entry = make_vectors.make("seeded")
     coded = digest(files["profile"], files["frame"])
-    return f"seeded 5 {step} {shape} {len(files['frame'])} {coded} {entry['decoded']}"
+    return f"seeded {coder} {step} {shape} {len(files['frame'])} {coded} {entry['decoded']}"
 
 
 def preserving(shape: tuple[int, ...], levels: int) -> str:
@@ -100,7 +102,7 @@ def main() -> None:
     lines = [golden(name) for name in vectors.names()]
     lines += [seeded(shape, levels, coder) for coder in (1, 2) for levels in BLOCKS for shape in SHAPES]
     lines += [seeded(shape, levels, 4) for levels in PREDICTED[0] for shape in PREDICTED[1]]
-    lines += [coefficients(shape, step, tables) for shape in COEFFICIENTS for step, tables in STEPS]
+    lines += [coefficients(c, shape, step, n) for c in (5, 6) for shape in COEFFICIENTS for step, n in STEPS]
     lines += [preserving(shape, levels) for levels in (2, 3, 16) for shape in SHAPES]
     print(*lines, f"{len(lines)} streams {digest(*(line.encode() for line in lines))}", sep="\n")
 

@@ -95,22 +95,26 @@ class TensorCoder:
 
 
 class CoefficientCoder:
-    """One tensor of transform coefficients at one step: (B, tiles, N) float32 ↔ chunk payload. A plane is an image."""
+    """One tensor of transform coefficients at one step: (B, tiles, N) float32 ↔ chunk payload. A plane is an image.
 
-    def __init__(self, spec: TensorSpec, entropy: TransformRans, step: int) -> None:
+    usual: the step index of the operating point.
+    """
+
+    def __init__(self, spec: TensorSpec, entropy: TransformRans, step: int, usual: int) -> None:
         self.planes_per_chunk = max(1, CHUNK_ELEMENTS // spec.elements)
         self.coder_id = entropy.coder_id
         self.entropy = entropy
         self.step = step
+        self.usual = usual
 
     def encode(self, x: Float32Array, tensor: int, first_plane: int) -> Chunk:
         """Quantize and code (images, tiles, N) coefficients as one chunk. Raises NonFiniteFeatures."""
-        payload, lanes = self.entropy.encode(x, self.step)
+        payload, lanes = self.entropy.encode(x, self.step, self.usual)
         return Chunk(tensor=tensor, coder=self.coder_id, lanes=lanes, planes=len(x), payload=payload)
 
     def decode(self, chunk: Chunk, first_plane: int, planes: int, out: Float32Array) -> int:
         """Decode the chunk into `out`, (images·tiles·N,) float32; returns its step. Raises Truncated or Corrupt."""
-        return self.entropy.decode(chunk.payload, chunk.lanes, out)
+        return self.entropy.decode(chunk.payload, chunk.lanes, out, self.usual)
 
 
 class FeatureCodec:
@@ -137,7 +141,7 @@ class FeatureCodec:
         if not isinstance(point.steps, tuple):
             return [TensorCoder.of(s, p) for s, p in zip(specs, point.tensors, strict=True)]
         steps = [min(max(step + step_offset, 0), STEPS - 1) for step in point.steps]
-        return [CoefficientCoder(*each) for each in zip(specs, self._transforms, steps, strict=True)]
+        return [CoefficientCoder(*each) for each in zip(specs, self._transforms, steps, point.steps, strict=True)]
 
     def encode(
         self,

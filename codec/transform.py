@@ -1,4 +1,4 @@
-"""What a pair says of transform coefficients: their classes, tables and steps (docs/bitstream.md §7, coder id 5).
+"""What a pair says of transform coefficients: their classes, tables and steps (docs/bitstream.md §7, coders 5 and 6).
 
 In a transform pair the front ends in an analysis of the features and the back begins with their synthesis. Between them
 lie coefficients, `tiles` × N per image: float32, in units of the reference step 1, in the order in which the graphs
@@ -8,10 +8,10 @@ have them. Not all of them are sent. One step quantizes all that are.
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 from numpy.typing import NDArray
 
 from .tables import MAX_TABLES, TABLE_SIZE
@@ -31,6 +31,10 @@ SYMBOLS = 32
 MOST = 32767
 """Largest magnitude of a quantized coefficient."""
 DEAD_ZONE = 0.42
+STATIC, TERSE = 5, 6
+"""Coder ids of coefficients. TERSE is STATIC with fewer bytes at both ends of a payload; new exports use it."""
+USUAL_STEP = 3968
+"""Of 4096, the frequency of the operating point's step in coder 6. Each of the 128 indices has 1."""
 
 _ROOTS = np.array([1.0, 1.1892071150027210, 1.4142135623730951, 1.6817928305074290], np.float32)
 _INVERSE_ROOTS = np.array([1.0, 0.8408964152537145, 0.7071067811865476, 0.5946035575013605], np.float32)
@@ -69,6 +73,7 @@ class Transform(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     first: a coefficient of class c has table c − j − first at step index j, or the nearest that there is.
     dead_zone: for the encoder: |y|/step is rounded up from the fraction 1 − dead_zone on; 0 to 0.5.
     outward: two float32 from −0.5 to 0.5: what is added to a decoded magnitude of 1, and to larger ones, in steps.
+    coder: TERSE, or not set where the coder is STATIC, as in all profiles before version 1.4 of the bitstream.
     """
 
     features: str
@@ -79,6 +84,12 @@ class Transform(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     first: Annotated[int, Meta(ge=-CLASSES, lt=CLASSES)]
     dead_zone: Annotated[float, Meta(ge=0.0, le=0.5)] = DEAD_ZONE
     outward: tuple[Annotated[float, Meta(ge=-0.5, le=0.5)], Annotated[float, Meta(ge=-0.5, le=0.5)]] = (0.0, 0.0)
+    coder: Literal[6] | UnsetType = UNSET
+
+    @property
+    def coder_id(self) -> int:
+        """Wire id of the coder."""
+        return STATIC if isinstance(self.coder, UnsetType) else self.coder
 
     @property
     def feature_elements(self) -> int:

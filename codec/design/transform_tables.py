@@ -1,4 +1,4 @@
-"""Classes and tables of transform coefficients, counted on quantized calibration coefficients (coder id 5).
+"""Classes and tables of transform coefficients, counted on quantized calibration coefficients (coder ids 5, 6).
 
 A coefficient's class is its mean magnitude in quarters of an octave. Class minus step index is then its mean magnitude
 in steps, which decides its distribution: all coefficients and steps with the same difference share a table. So a few
@@ -25,6 +25,7 @@ from splitwire.codec.transform import (
     QUARTERS,
     STEPS,
     SYMBOLS,
+    TERSE,
     UNIT_STEP,
     Transform,
     coding_order,
@@ -95,12 +96,12 @@ def design_transform_tables(
     return Transform(
         features=features, feature_shape=feature_shape, classes=whole,
         frequencies=frequencies.astype("<u2").tobytes(), zero_groups=zero_groups.astype("<u2").tobytes(),
-        first=low, dead_zone=dead_zone, outward=shifts,
+        first=low, dead_zone=dead_zone, outward=shifts, coder=TERSE,
     )  # fmt: skip
 
 
 def ideal_bits(transform: Transform, quantized: Quantized, step: int) -> NDArray[np.float64]:
-    """(images,) ideal code length in bits: real payloads have about 3 bytes more, large ones up to 17 (lanes).
+    """(images,) ideal code length in bits: real payloads have about 2 bits more, large ones up to 16 bytes (lanes).
 
     quantized: (images, tiles, N) integers at this step index.
     """

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from splitwire.codec.profile import TensorPoint, TensorSpec
 
+from .ans import MAX_LANES
 from .cabac import AdaptiveBinary
 from .predictive import PredictiveRans
 from .rans import ContextRans
-from .transform import TransformRans
+from .transform import CODER_IDS
 
 
 class SymbolCoder(Protocol):
@@ -56,5 +57,5 @@ class SymbolCoder(Protocol):
 CODERS: tuple[type[SymbolCoder], ...] = (PredictiveRans, ContextRans, AdaptiveBinary)
 """Every coder of level indices, lowest rate first. A point is coded by the first one whose tables it has."""
 
-MOST_LANES = {kind.coder_id: kind.max_lanes for kind in CODERS} | {TransformRans.coder_id: TransformRans.max_lanes}
+MOST_LANES = {kind.coder_id: kind.max_lanes for kind in CODERS} | dict.fromkeys(CODER_IDS, MAX_LANES)
 """Wire id of every coder, that of transform coefficients too → the most lanes of one of its chunks."""

@@ -81,6 +81,27 @@ def from_payload(payload: bytes | memoryview, symbols: int) -> tuple[NDArray[np.
     return words, count
 
 
+def to_short_payload(words: NDArray[np.uint16], start: int) -> bytes:
+    """The same, of one lane whose state is in the first two words, without the bytes of the state that are zero."""
+    state = int(words[start]) << 16 | int(words[start + 1])
+    size = (state.bit_length() + 7) // 8
+    whole = to_payload(words, start)
+    return (whole[0:2], b"")[size < 3][: size - 2] + whole[2:4][: min(size, 2)] + whole[4:]
+
+
+def from_short_payload(payload: bytes | memoryview) -> tuple[NDArray[np.uint16], int]:
+    """The words of to_short_payload, of which the first may be one byte, followed by zeros; and the words' number.
+
+    Raises Corrupt if bytes that are zero were not left out.
+    """
+    odd = len(payload) % 2
+    first = bytes(payload[:odd]) + b"\0" * odd + bytes(payload[odd : 2 - odd])
+    words, count = from_payload(first + bytes(payload[2 - odd :]), 1)
+    if len(payload) and words[0] < (1 if odd else 256):
+        raise Corrupt(f"rANS payload must not begin with zeros, begins with {words[0]} in {2 - odd} bytes")
+    return words, count
+
+
 def check(status: int, payload: bytes | memoryview, symbols: NDArray[np.uint8], alphabet: int) -> None:
     """Raise Truncated or Corrupt unless the kernel decoded the payload to `symbols`, all below `alphabet`."""
     check_status(status, payload, f"{symbols.size} symbols")

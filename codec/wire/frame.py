@@ -16,7 +16,7 @@ MAGIC = b"SPLW"
 MAJOR = 1
 LONG, SHORT = 0, 1
 """Flags of the two forms; each value is also the minor version that introduced the form."""
-MINOR_OF_CODER = {4: 2, 5: 3}
+MINOR_OF_CODER = {4: 2, 5: 3, 6: 4}
 """The minor version that introduced a coder, where that is not 0."""
 HEADER = struct.Struct("<4sBBBB8sIH")
 COUNT = struct.Struct("<H")

@@ -1,7 +1,7 @@
 """A pair that sends transform coefficients: the halves with the transforms in them, and their operating points.
 
 Requires a float32 pair and the inputs kept from its calibration. Ensures that damage is measured on the halves as they
-are written, through the coder itself (coder id 5).
+are written, through the coder itself (coder id 6).
 """
 
 from __future__ import annotations

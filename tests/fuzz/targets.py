@@ -115,8 +115,8 @@ def check_decoded(codec: FeatureCodec, data: bytes) -> None:
         return
     point = codec.profile.operating_points[codec.profile.point_index(decoded.op)]
     if codec.profile.is_transform:
-        steps = {step for *_, step in vectors.chunk_table(data) if step is not None and step < STEPS}
-        for x, spec in zip(decoded.tensors, codec.profile.tensors, strict=True):
+        for i, (x, spec) in enumerate(zip(decoded.tensors, codec.profile.tensors, strict=True)):
+            steps = {step for step in vectors.steps_of(data, i, point.steps[i]) if step < STEPS}
             assert x.shape == (decoded.batch, *spec.shape) and isinstance(spec.transform, Transform)
             assert are_decoded(x, spec.transform, steps)
         return

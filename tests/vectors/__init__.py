@@ -80,19 +80,39 @@ def is_made_as(golden: bytes, encoded: bytes) -> bool:
 
 def chunk_table(frame: bytes) -> list[tuple[int, int, int, int | None, int | None]]:
     """(tensor, coder, lanes, planes, step) of each chunk (docs/bitstream.md §2); None where the frame does not say:
-    planes in a short or compact one, and the step index, the first byte of the payload, of another coder than 5."""
+    planes in a short or compact one, and the step index of other coders than 5 and 6; in coder 6, of the operating
+    point's."""
     if frame[0] >> 4 == 0xB:
         parsed = parse_frame(frame).chunks[0]
-        return [(0, parsed.coder, parsed.lanes, None, parsed.payload[0] if parsed.coder == 5 else None)]
+        return [(0, parsed.coder, parsed.lanes, None, _step(parsed.coder, parsed.lanes, bytes(parsed.payload)))]
     if not is_long(frame):
-        return [(0, frame[22], frame[23], None, frame[28] if frame[22] == 5 else None)]
+        return [(0, frame[22], frame[23], None, _step(frame[22], frame[23], frame[28:]))]
     count = int.from_bytes(frame[22:24], "little")
     start, found = 28 + 16 * count, list[tuple[int, int, int, int | None, int | None]]()
     for entry in (frame[24 + 16 * i : 40 + 16 * i] for i in range(count)):
-        step = frame[start] if entry[1] == 5 else None
+        end = start + int.from_bytes(entry[8:12], "little")
+        step = _step(entry[1], entry[2], frame[start:end])
         found.append((entry[0], entry[1], entry[2], int.from_bytes(entry[4:8], "little"), step))
-        start += int.from_bytes(entry[8:12], "little")
+        start = end
     return found
+
+
+def steps_of(frame: bytes, tensor: int, usual: int) -> set[int]:
+    """The step indices of a tensor's chunks of coefficients. usual: the operating point's."""
+    return {usual if step is None else step for of, *_, step in chunk_table(frame) if of == tensor}
+
+
+def _step(coder: int, lanes: int, payload: bytes) -> int | None:
+    """The step index that a payload names, by docs/bitstream.md §7; any bytes will do."""
+    if coder == 5:
+        return payload[0] if payload else None
+    if coder != 6:
+        return None
+    odd = len(payload) % 2 if lanes == 1 else 0
+    first = int.from_bytes(payload[: 2 - odd], "little")
+    only = lanes == 1 and (first >= 1 << 15 or len(payload) <= 2 - odd)
+    slot = (first if only else int.from_bytes(payload[2 - odd : 4 - odd], "little")) % 4096
+    return None if slot < 3968 else slot - 3968
 
 
 def digest(x: Float32Array) -> str:

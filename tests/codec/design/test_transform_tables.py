@@ -83,7 +83,7 @@ def test_other_pictures_cost_little_more_than_their_entropy(
     step: int, designed: tuple[NDArray[np.intp], Transform]
 ) -> None:
     """At the ladder's steps, between and beyond them: 7 % and 12 bits for the flags of groups, for escapes, and for
-    classes of a quarter of an octave. Real payloads add the step, what rANS keeps in its state, and less than 0.5 %."""
+    classes of a quarter of an octave. Real payloads add half a byte to be whole, two lanes 4 bytes, and less than 0.5 %."""
     order, transform = designed
     x = draw(40, 1, order)
     bits = ideal_bits(transform, quantize(x, step), step)
@@ -92,8 +92,8 @@ def test_other_pictures_cost_little_more_than_their_entropy(
     codec = FeatureCodec(transform_profile([(2, K)], [transform], {"q": (step,)}))
     payloads = np.array([len(codec.encode([image[None]])) - 28 for image in x])
     exact = ideal_bits(transform, integers(x, transform, step), step) / 8
-    assert (payloads > exact + 1).all()
-    assert (payloads - exact).mean() < 5.2 + 0.005 * exact.mean()
+    assert (payloads > exact - 4).all()  # zeros at the end are free
+    assert -1 < (payloads - exact).mean() < (1 if exact.mean() < 2000 else 5) + 0.005 * exact.mean()
 
 
 def test_ideal_bits_of_escapes_and_groups_by_hand() -> None:

@@ -1,4 +1,4 @@
-"""Coder 5, transform coefficients: bytes equal to the oracle's, steps, clipping, concealment, damage."""
+"""Coders 5 and 6, transform coefficients: bytes equal to the oracle's, steps, clipping, concealment, damage."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from coefficients import (
 from conformance import damages
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import UNSET, UnsetType
 from mutations import long_form, seal
 from numpy.typing import NDArray
 
@@ -37,10 +38,12 @@ from splitwire.codec.errors import (
     UsageError,
 )
 from splitwire.codec.profile import TensorSpec
-from splitwire.codec.transform import STEPS, Transform, coding_order, step_reciprocal, step_size
+from splitwire.codec.transform import STATIC, STEPS, TERSE, Transform, coding_order, step_reciprocal, step_size
 from splitwire.codec.wire.frame import DecoderLimits, parse_frame
 
 Float32Array = NDArray[np.float32]
+Coder = UnsetType | int
+CODERS = pytest.mark.parametrize("coder", [UNSET, TERSE], ids=["coder 5", "coder 6"])
 
 
 def check_coder(transform: Transform, x: Float32Array, step: int, seed: int = 0) -> bytes:
@@ -51,29 +54,33 @@ def check_coder(transform: Transform, x: Float32Array, step: int, seed: int = 0)
     """
     rng = np.random.default_rng(seed)
     coder = TransformRans(transform, x.shape[1:])
+    write, read = reference.ENCODERS[coder.coder_id], spec_reader.DECODERS[coder.coder_id]
     spec = msgspec.to_builtins(TensorSpec(name="x", shape=x.shape[1:], transform=transform))
+    usual = step if seed % 2 else int(rng.integers(STEPS))
+    point = {"step": step, "usual": usual}
     q = integers(x, transform, step)
     expected = values(q, transform, step)
-    payload, lanes = coder.encode(x, step)
-    assert (payload, lanes) == reference.ENCODERS[5](q.tolist(), {"step": step}, spec)
+    payload, lanes = coder.encode(x, step, usual)
+    assert (payload, lanes) == write(q.tolist(), point, spec)
     out = np.full(x.size, np.nan, np.float32)
     for data in (payload, memoryview(payload)):
-        assert coder.decode(data, lanes, out) == step
+        assert coder.decode(data, lanes, out, usual) == step
         assert out.tobytes() == expected.tobytes()
-    read = spec_reader.DECODERS[5](payload, None, spec, lanes, len(x), 0)
-    assert np.array(read, np.float32).tobytes() == expected.tobytes()
+    found = read(payload, {"step": usual}, spec, lanes, len(x), 0)
+    assert np.array(found, np.float32).tobytes() == expected.tobytes()
     wanted = int(rng.integers(1, 9))
-    other, _ = reference.ENCODERS[5](q.tolist(), {"step": step}, spec, 0, wanted)
-    assert coder.decode(other, wanted, out) == step and out.tobytes() == expected.tobytes()
-    for behind in (b"\0", b"\0\0"):
+    other, _ = write(q.tolist(), point, spec, 0, wanted)
+    assert coder.decode(other, wanted, out, usual) == step and out.tobytes() == expected.tobytes()
+    # a single lane of coder 6 has nothing to check: other bytes are other coefficients
+    for behind in (b"\0", b"\0\0") if coder.coder_id == STATIC or lanes > 1 else ():
         with pytest.raises(Corrupt):
-            coder.decode(payload + behind, lanes, out)
+            coder.decode(payload + behind, lanes, out, usual)
     for damaged in damages(payload, rng):
         try:
-            found = coder.decode(damaged, int(rng.integers(1, 9)), out)
+            named = coder.decode(damaged, int(rng.integers(1, 9)), out, usual)
         except BitstreamError:
             continue
-        assert are_decoded(out, transform, {found})
+        assert are_decoded(out, transform, {named})
     return payload
 
 
@@ -89,6 +96,7 @@ def test_bytes_equal_the_oracle(data: st.DataObject) -> None:
         unsent=data.draw(st.sampled_from([None, 0.0, 0.3, 0.9])),
         dead_zone=data.draw(st.sampled_from([0.0, 0.1, 0.42, 0.5])),
         outward=data.draw(st.sampled_from([(0.0, 0.0), (0.5, -0.5), (-0.5, 0.25), (0.203125, float(np.float32(0.1)))])),
+        coder=data.draw(st.sampled_from([UNSET, TERSE])),
     )  # fmt: skip
     x = make_coefficients(rng, data.draw(st.integers(1, 4)), shape, transform, step)
     check_coder(transform, x, step, int(rng.integers(2**32)))
@@ -116,12 +124,12 @@ def test_classes_in_another_order_code_the_same_coefficients() -> None:
     by_class = np.concatenate([rng.permutation(np.unique(falling))[:, None] == falling]).nonzero()[1]
     classes[places], wide[:, :, places] = falling[by_class], x[:, :, by_class]
     moved = msgspec.structs.replace(transform, classes=classes.tobytes())
-    payload, lanes = TransformRans(transform, shape).encode(x, 64)
+    payload, lanes = TransformRans(transform, shape).encode(x, 64, 64)
     coder = TransformRans(moved, (3, 160))
-    assert coder.encode(wide, 64) == (payload, lanes)
+    assert coder.encode(wide, 64, 64) == (payload, lanes)
     out, expected = np.full(wide.size, np.nan, np.float32), np.empty(x.size, np.float32)
-    coder.decode(payload, lanes, out)
-    TransformRans(transform, shape).decode(payload, lanes, expected)
+    coder.decode(payload, lanes, out, 64)
+    TransformRans(transform, shape).decode(payload, lanes, expected, 64)
     out = out.reshape(wide.shape)
     assert out[:, :, places].tobytes() == expected.reshape(x.shape)[:, :, by_class].tobytes()
     assert not out[:, :, classes == 255].view(np.int32).any()
@@ -132,36 +140,67 @@ def test_what_is_not_sent_may_be_anything(value: float) -> None:
     transform = make_transform(np.random.default_rng(1), (2, 40), 9, unsent=0.5)
     x = make_coefficients(np.random.default_rng(2), 1, (2, 40), transform, 64)
     coder, there = TransformRans(transform, (2, 40)), sent(transform)
-    payload = coder.encode(x, 64)
+    payload = coder.encode(x, 64, 64)
     x[..., ~there] = value
-    assert coder.encode(x, 64) == payload
+    assert coder.encode(x, 64, 64) == payload
     x[0, 1, there.argmax()] = value
     with pytest.raises(NonFiniteFeatures):
-        coder.encode(x, 64)
+        coder.encode(x, 64, 64)
 
 
+@CODERS
 @pytest.mark.parametrize(("images", "lanes"), [(1, 1), (2, 2), (3, 2), (4, 4), (6, 4), (8, 8)])
-def test_lanes_follow_the_length_of_the_sequence(images: int, lanes: int) -> None:
+def test_lanes_follow_the_length_of_the_sequence(images: int, lanes: int, coder: Coder) -> None:
     """Nothing is zero, so the sequence is 16/15 of the coefficients, and some escapes."""
     shape = (2, 2100)
-    transform = make_transform(np.random.default_rng(images), shape, 5)
+    transform = make_transform(np.random.default_rng(images), shape, 5, coder=coder)
     x = np.random.default_rng(1).choice(np.array([-1, 1, 3], np.float32), (images, *shape))
     check_coder(transform, x, 64)
-    assert TransformRans(transform, shape).encode(x, 64)[1] == lanes
+    assert TransformRans(transform, shape).encode(x, 64, 64)[1] == lanes
 
 
-def test_all_zero_costs_next_to_nothing() -> None:
+@pytest.mark.parametrize(("coder", "size"), [(UNSET, 5), (TERSE, 0)])
+def test_all_zero_costs_next_to_nothing(coder: Coder, size: int) -> None:
     shape = (64, 160)
-    transform = make_transform(np.random.default_rng(0), shape, 3)
+    transform = make_transform(np.random.default_rng(0), shape, 3, coder=coder)
     transform = msgspec.structs.replace(transform, zero_groups=np.full(3, 4095, "<u2").tobytes())
-    payload = check_coder(transform, np.zeros((1, *shape), np.float32), 64)
-    assert len(payload) == 5
+    payload = check_coder(transform, np.zeros((1, *shape), np.float32), 64, seed=1)
+    assert len(payload) == size
 
 
-def test_every_symbol_and_large_values() -> None:
+def test_zeros_at_the_end_of_the_last_group_cost_nothing_in_coder_6() -> None:
+    transform = make_transform(np.random.default_rng(0), (1, 1), 3, classes=(60, 60), coder=TERSE)
+    one = check_coder(transform, np.ones((1, 1, 1), np.float32), 64, seed=1)
+    longer = msgspec.structs.replace(transform, classes=transform.classes * 16)
+    x = np.zeros((1, 1, 16), np.float32)
+    x[..., 0] = 1
+    assert check_coder(longer, x, 64, seed=1) == one and 1 <= len(one) <= 3
+
+
+def test_another_step_than_the_point_s_costs_at_most_two_bytes_in_coder_6() -> None:
+    transform = make_transform(np.random.default_rng(0), (1, 200), 20, coder=TERSE)
+    coder = TransformRans(transform, (1, 200))
+    x = make_coefficients(np.random.default_rng(1), 1, (1, 200), transform, 64)
+    sizes = {usual: len(coder.encode(x, 64, usual)[0]) for usual in (0, 63, 64, 127)}
+    assert sizes[0] == sizes[63] == sizes[127] and 1 <= sizes[0] - sizes[64] <= 2
+
+
+@pytest.mark.parametrize("payload", [b"\0", b"\0\1\2", b"\0\0", b"\1\0", b"\1\0\xff\xff"])
+def test_a_payload_of_coder_6_does_not_begin_with_zeros(payload: bytes) -> None:
+    """The high byte of the first word is its second one."""
+    transform = make_transform(np.random.default_rng(0), (1, 9), 3, coder=TERSE)
+    coder, out = TransformRans(transform, (1, 9)), np.empty(9, np.float32)
+    with pytest.raises(Corrupt, match="rANS payload must not begin with zeros"):
+        coder.decode(payload, 1, out, 64)
+    with pytest.raises(AssertionError):
+        spec_reader.read_terse_step(payload, 1)
+
+
+@CODERS
+def test_every_symbol_and_large_values(coder: Coder) -> None:
     """Magnitudes 0 to 15 and the least escapes; then 32767, and everything above it."""
     shape = (1, 80)
-    transform = make_transform(np.random.default_rng(0), shape, 7, outward=(0.25, -0.125))
+    transform = make_transform(np.random.default_rng(0), shape, 7, outward=(0.25, -0.125), coder=coder)
     q = np.arange(-40, 40, dtype=np.float32).reshape(1, *shape)
     check_coder(transform, q, 64)
     largest = np.array([32766, 32767, 32768, 1e9, 3.4e38] * 16, np.float32).reshape(1, *shape)
@@ -392,11 +431,11 @@ def test_an_escape_beyond_the_largest_magnitude_is_refused() -> None:
     coder, out = TransformRans(transform, shape), np.empty(1, np.float32)
     for q in (32767, -32767):
         payload, lanes = reference.ENCODERS[5]([[[q]]], {"step": 64}, spec)
-        coder.decode(payload, lanes, out)
+        coder.decode(payload, lanes, out, 64)
         assert out[0] == q
     for q in (32768, -32768):  # 65535 and, in two bytes, 0 of 65536
         z = 2 * q - 1 if q > 0 else -2 * q
         if z < 1 << 16:
             payload, lanes = reference.ENCODERS[5]([[[q]]], {"step": 64}, spec)
             with pytest.raises(Corrupt, match="whose magnitude is over 32767"):
-                coder.decode(payload, lanes, out)
+                coder.decode(payload, lanes, out, 64)

@@ -118,7 +118,7 @@ def test_coefficients_that_are_never_coded_are_dropped_from_both_graphs(shape):
     (coefficients,) = run(Graph.of(front, what="front"), x / np.float32(2))
     np.testing.assert_allclose(coefficients, made.analyse(x), atol=1e-5 * np.abs(coefficients).max())
     coder, decoded = TransformRans(made.transform, made.shape), np.empty(coefficients.shape, np.float32)
-    coder.decode(*coder.encode(coefficients, FINE), decoded.reshape(-1))
+    coder.decode(*coder.encode(coefficients, FINE, FINE), decoded.reshape(-1), FINE)
     np.testing.assert_allclose(decoded, np.where(sent, coefficients, 0), atol=float(step_size(FINE)))
     (restored,) = run(Graph.of(back, what="back"), decoded)
     np.testing.assert_allclose(restored, 2 * made.synthesise(decoded), atol=1e-4 * np.abs(x).max())

@@ -17,6 +17,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a script, too: vectors/ lies there
 
@@ -63,7 +64,7 @@ class Predicted:
 
 @dataclass(frozen=True, kw_only=True)
 class Transformed:
-    """Parameters of coefficients for coder 5. step: index at the operating point. classes: highest and lowest.
+    """Parameters of coefficients for coder 5, or 6. step: index at the operating point. classes: highest and lowest.
     sent: the step index of a frame that does not use the point's. missing: whether tables lack some symbols. unsent:
     the share that is not sent, of classes in any order; None: all are sent, in order of their classes.
     """
@@ -75,6 +76,7 @@ class Transformed:
     dead_zone: float = 0.42
     missing: bool = False
     unsent: float | None = None
+    coder: Literal[5, 6] = 5
 
 
 Kind = tuple[int, int] | Predicted | Transformed | None
@@ -83,10 +85,10 @@ Kind = tuple[int, int] | Predicted | Transformed | None
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """What one vector is made of. tensors: (shape, levels, block) each; without block there are no tables, and it is
-    coded by coder 2; with `Predicted` in its place, by coder 4; with `Transformed`, by coder 5, without levels. sizes:
-    vectors of integers beside the tensors. chunks: (tensor, coder, lanes, planes) of each, for a frame that the encoder
-    would not make; steps: their step indices, of coder 5. short: a single chunk in a short frame; without it in a long
-    one, as the encoder sent it before version 1.1. compact: the profile asks for compact frames.
+    coded by coder 2; with `Predicted` in its place, by coder 4; with `Transformed`, by coder 5 or 6, without levels.
+    sizes: vectors of integers beside the tensors. chunks: (tensor, coder, lanes, planes) of each, for a frame that the
+    encoder would not make; steps: their step indices, of coefficients. short: a single chunk in a short frame; without it in a
+    long one, as the encoder sent it before version 1.1. compact: the profile asks for compact frames.
     frame_id: None for any.
     """
 
@@ -202,6 +204,35 @@ RECIPES = {
                                       batch=3, tables=7, tensors=[((2, 90), 0, Transformed(unsent=0.8)),
                                                                    ((5, 33), 0, Transformed(unsent=0.2))],
                                       chunks=[(0, 5, 2, 1), (0, 5, 1, 2), (1, 5, 4, 3)], steps=(60, 65, 68)),
+    "terse-tile": Recipe(about="coder 6, one tile, a batch", tensors=[((1, 83), 0, Transformed(coder=6))], batch=3,
+                         tables=40, compact=True, short=True),
+    "terse-state": Recipe(about="coder 6, an odd payload: three bytes of state, a word", tables=7, compact=True, short=True,
+                          tensors=[((1, 9), 0, Transformed(step=72, coder=6))]),
+    "terse-one": Recipe(about="coder 6, one coefficient, one table", tables=1, short=True,
+                        tensors=[((1, 1), 0, Transformed(dead_zone=0.5, coder=6))]),
+    "terse-rest": Recipe(about="coder 6, every coefficient is zero: an empty payload", extremes=False, tables=30,
+                         tensors=[((9, 40), 0, Transformed(coder=6))], compact=True, short=True),
+    "terse-escapes": Recipe(about="coder 6, many escapes, symbols that are in no table, shifts inwards", batch=2,
+                            tensors=[((3, 50), 0, Transformed(step=52, classes=(90, 60), missing=True, coder=6,
+                                                              outward=(-0.5, -0.25)))], tables=9, short=True),
+    "terse-finest": Recipe(about="coder 6, the smallest step, long form", tables=8,
+                           tensors=[((2, 40), 0, Transformed(step=0, coder=6))]),
+    "terse-coarsest": Recipe(about="coder 6, the largest step, classes and table offset at their ends", tables=64,
+                             tensors=[((4, 40), 0, Transformed(step=127, classes=(127, 0), first=-64, coder=6))],
+                             short=True),
+    "terse-lanes2": Recipe(about="coder 6, two lanes", tables=40, short=True,
+                           tensors=[((5, 2000), 0, Transformed(step=63, classes=(80, 63), coder=6))]),
+    "terse-chunks": Recipe(about="coder 6, chunks of one, three, eight and two lanes; three steps of their own",
+                           batch=9, tensors=[((2, 70), 0, Transformed(coder=6))], tables=33,
+                           chunks=[(0, 6, 1, 2), (0, 6, 3, 1), (0, 6, 8, 4), (0, 6, 2, 2)], steps=(0, None, 127, 71)),
+    "terse-two": Recipe(about="a tensor of coder 6 and one of coder 5, and sizes", batch=2, tables=50,
+                        tensors=[((1, 100), 0, Transformed(step=66, coder=6)),
+                                 ((16, 20), 0, Transformed(step=58, first=-30, outward=(0.25, 0.0)))],
+                        sizes=[(7, 0)]),
+    "terse-unsent": Recipe(about="coder 6, a third of the coefficients not sent, and escapes", batch=3,
+                           tensors=[((2, 110), 0, Transformed(step=61, classes=(84, 52), missing=True, unsent=0.35,
+                                                              coder=6))],
+                           tables=9, short=True),
     "compact-n3": Recipe(about="a compact frame of coder 1, its frame id of five bytes", compact=True, short=True,
                          tensors=[((3, 6, 5), 3, (1, 2))], frame_id=(1 << 32) - 1),
     "compact-predicted": Recipe(about="a compact frame of coder 4, two images", compact=True, short=True, batch=2,
@@ -296,6 +327,7 @@ def make_transform_pair(rng: np.random.Generator, name: str, recipe: Recipe) -> 
         transform = make_transform(
             rng, shape, recipe.tables, classes=kind.classes, first=kind.first, missing=kind.missing,
             outward=kind.outward, dead_zone=kind.dead_zone, unsent=kind.unsent,
+            coder=6 if kind.coder == 6 else UNSET,
         )  # fmt: skip
         specs.append(TensorSpec(name=f"t{i}", shape=shape, mean=0.0 if recipe.chunks else None, transform=transform))
         x = make_coefficients(rng, recipe.batch, shape, transform, kind.step)

@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import struct
 import zlib
+from collections.abc import Sequence
 
-from spec_reader import Coefficients, Prediction, fingerprint_of, planes_of, point_of, read_tables
+from spec_reader import Coefficients, Prediction, fingerprint_of, planes_of, point_of, read_tables, spread
 
 
 def write_frame(
@@ -25,10 +26,12 @@ def write_frame(
     profile = json.loads(profile_text)
     points = [point_of(profile, op, t) for t in range(len(planes))]
     if chunks is None:
-        chunks = [(t, coder_of(points[t]), None, len(tensor), None) for t, tensor in enumerate(planes)]
+        chunks = [
+            (t, coder_of(points[t], profile["tensors"][t]), None, len(tensor), None) for t, tensor in enumerate(planes)
+        ]
     table, payloads, done = b"", b"", [0] * len(planes)
     for t, coder, wanted, some, step in (c for c in chunks if c[1] != 3):
-        point = points[t] if step is None else {"step": step}
+        point = points[t] if step is None else {"step": step, "usual": points[t]["step"]}
         first, count = done[t], some or len(planes[t])
         done[t] += count
         payload, lanes = ENCODERS[coder](planes[t][first : done[t]], point, profile["tensors"][t], first, wanted)
@@ -45,7 +48,7 @@ def write_frame(
         head += b"".join(varint(v) for v, there in ((frame_id, flags & 1), (batch, flags & 2)) if there)
         return head + struct.pack("<I", zlib.crc32(head + payloads)) + payloads
     coders = table[1::16]
-    minor = 3 if 5 in coders else 2 if 4 in coders else int(short)
+    minor = 4 if 6 in coders else 3 if 5 in coders else 2 if 4 in coders else int(short)
     head = struct.pack("<4sBBBB8sIH", b"SPLW", 1, minor, short, op, fingerprint_of(profile_text), frame_id, batch)
     if short:
         head += table[1:3]
@@ -60,10 +63,10 @@ def varint(value: int) -> bytes:
     return bytes([128 + d for d in digits[:-1]] + digits[-1:])
 
 
-def coder_of(point) -> int:
+def coder_of(point, spec) -> int:
     """The coder of a tensor at an operating point (section 3)."""
     if "step" in point:
-        return 5
+        return 6 if "coder" in spec["transform"] else 5
     if point.get("prediction") is not None:
         return 4
     return 2 if point["tables"] is None else 1
@@ -120,16 +123,19 @@ def steps_of(lane: int, row, s: int) -> list[tuple[int, int, int]]:
 
 def write_steps(steps: list[tuple[int, int, int]], lanes: int) -> bytes:
     """The payload from which these steps are decoded, in their order; they are coded from the last to the first."""
-    x = [2**15] * lanes
+    return pack_states(*code_steps([(lane, range(c, c + f)) for lane, f, c in steps], [2**15] * lanes))
+
+
+def code_steps(steps: list[tuple[int, Sequence[int]]], x: list[int]) -> tuple[list[int], list[int]]:
+    """The states after coding (lane, slots of the symbol) of each step, and the words, the last one first."""
     words = []
-    for lane, f, c in reversed(steps):
+    for lane, slots in reversed(steps):
+        f = len(slots)
         if x[lane] >= f * 2**19:
             words.append(x[lane] % 2**16)
             x[lane] //= 2**16
-        x[lane] = x[lane] // f * 4096 + c + x[lane] % f
-    for state in reversed(x):
-        words += [state % 2**16, state // 2**16]
-    return struct.pack(f"<{len(words)}H", *reversed(words))
+        x[lane] = x[lane] // f * 4096 + slots[x[lane] % f]
+    return x, words
 
 
 def write_predictive(planes, point, spec, first: int = 0, lanes: int | None = None) -> tuple[bytes, int]:
@@ -176,24 +182,66 @@ def write_binary(planes, point, spec, first: int = 0, lanes: int | None = None) 
 
 def write_coefficients(planes, point, spec, first: int = 0, lanes: int | None = None) -> tuple[bytes, int]:
     """Coder 5. planes: images of tiles of integers q. Returns payload and lanes, ours by default."""
-    coding = Coefficients(spec, point["step"])
-    sequence: list[list[tuple[int, int]]] = [[], [], []]  # the three parts: (frequency, cumulative)
+    symbols, lanes = coefficient_symbols(planes, Coefficients(spec, point["step"]), lanes, row_slots)
+    x, words = code_steps([(n % lanes, slots) for n, slots in enumerate(symbols)], [2**15] * lanes)
+    return bytes([point["step"]]) + pack_states(x, words), lanes
+
+
+def write_terse(planes, point, spec, first: int = 0, lanes: int | None = None) -> tuple[bytes, int]:
+    """Coder 6, the same. point["usual"]: the operating point's step, where it is another."""
+    step = point["step"]
+    symbols, lanes = coefficient_symbols(planes, Coefficients(spec, step), lanes, spread_slots)
+    head = range(3968) if step == point.get("usual", step) else range(3968 + step, 3969 + step)
+    steps = [(0, head), *((n % lanes, slots) for n, slots in enumerate(symbols))]
+    x, words = code_steps(steps, [2**15 if lanes > 1 else 0] * lanes)
+    payload = pack_states(x, words)
+    if lanes == 1:
+        state = x[0].to_bytes((x[0].bit_length() + 7) // 8, "big")
+        # the bytes of a word are swapped; of a word of one byte there is nothing to swap
+        odd = len(state) % 2
+        payload = state[:odd] + b"".join(state[i : i + 2][::-1] for i in range(odd, len(state), 2)) + payload[4:]
+    return payload, lanes
+
+
+def row_slots(row) -> list[Sequence[int]]:
+    """Of each symbol of a table its slots."""
+    return [range(sum(row[:s]), sum(row[: s + 1])) for s in range(len(row))]
+
+
+def spread_slots(row) -> list[Sequence[int]]:
+    """The same of coder 6."""
+    found: list[list[int]] = [[] for _ in row]
+    for slot, (s, _) in enumerate(spread(row)):
+        found[s].append(slot)
+    return list(found)
+
+
+def pack_states(x: list[int], words: list[int]) -> bytes:
+    """The states, then the words."""
+    for state in reversed(x):
+        words = [*words, state % 2**16, state // 2**16]
+    return struct.pack(f"<{len(words)}H", *reversed(words))
+
+
+def coefficient_symbols(planes, coding, lanes: int | None, slots_of) -> tuple[list[Sequence[int]], int]:
+    """The slots of each symbol of the sequence in section 7, and the lanes, ours by default."""
+    tables = [slots_of(row) for row in coding.rows]
+    sequence: list[list[Sequence[int]]] = [[], [], []]  # the three parts
     for image, tile, group in coding.groups(len(planes)):
         values = [planes[image][tile][k] for k in group]
         zero = coding.zero[coding.tables[group[0]]]
-        sequence[0].append((4096 - zero, zero) if any(values) else (zero, 0))
+        sequence[0].append(range(zero, 4096) if any(values) else range(zero))
         for k, q in zip(group, values, strict=True) if any(values) else ():
-            row = coding.rows[coding.tables[k]]
+            slots = tables[coding.tables[k]]
             z = 2 * q - 1 if q > 0 else -2 * q
-            s = z if z < 31 and row[z] else 31
-            sequence[1].append((row[s], sum(row[:s])))
+            s = z if z < 31 and slots[z] else 31
+            sequence[1].append(slots[s])
             if s == 31:
-                sequence[2] += [(16, 16 * (z % 256)), (16, 16 * (z // 256))]
+                sequence[2] += [range(16 * b, 16 * b + 16) for b in (z % 256, z // 256)]
     symbols = [symbol for part in sequence for symbol in part]
     if lanes is None:
         lanes = next(n for n in (8, 4, 2, 1) if n == 1 or len(symbols) >= 4096 * n)
-    steps = [(n % lanes, f, c) for n, (f, c) in enumerate(symbols)]
-    return bytes([point["step"]]) + write_steps(steps, lanes), lanes
+    return symbols, lanes
 
 
-ENCODERS = {1: write_rans, 2: write_binary, 4: write_predictive, 5: write_coefficients}
+ENCODERS = {1: write_rans, 2: write_binary, 4: write_predictive, 5: write_coefficients, 6: write_terse}

@@ -17,7 +17,7 @@ from typing import Any
 def read_frame(frame: bytes, profile_text: str):
     """(operating point index, frame id, batch, [level indices per tensor: list of planes, each a list of rows]).
 
-    Of coefficients (coder 5): what they are decoded to in place of level indices.
+    Of coefficients (coders 5 and 6): what they are decoded to in place of level indices.
     """
     profile = json.loads(profile_text)
     if frame[0] // 16 == 11:
@@ -308,7 +308,7 @@ def read_predictive(payload: bytes, point, spec, lanes: int, count: int, first: 
 
 
 class Coefficients:
-    """What coder 5 looks up (section 7), and what follows from it at one step."""
+    """What coders 5 and 6 look up (section 7), and what follows from it at one step."""
 
     ROOTS = (2**23, 9975792, 11863283, 14107901)
 
@@ -351,20 +351,75 @@ def single(y: float) -> float:
 
 def read_coefficients(payload: bytes, point, spec, lanes: int, count: int, first: int):
     """Coder 5: what the coefficients of `count` images are decoded to, each image a list of tiles."""
-    coding = Coefficients(spec, payload[0])
     x, words = read_states(payload[1:], lanes)
-    number = 0
+    return read_sequence(Coefficients(spec, payload[0]), x, words, count, first_state=2**15, slots=in_order)
 
-    def symbol(f: tuple[int, ...]) -> int:
+
+def read_terse(payload: bytes, point, spec, lanes: int, count: int, first: int):
+    """Coder 6: the same."""
+    step, x, words = read_terse_step(payload, lanes)
+    coding = Coefficients(spec, point["step"] if step is None else step)
+    return read_sequence(coding, x, words, count, first_state=2**15 if lanes > 1 else 0, slots=spread)
+
+
+def read_terse_step(payload: bytes, lanes: int):
+    """The step index of coder 6, None for the operating point's; the states behind it, and the words that are left."""
+    if lanes > 1:
+        x, words = read_states(payload, lanes)
+    else:
+        odd = len(payload) % 2
+        first = [payload[0]] if odd else []
+        words = iter([*first, *struct.unpack(f"<{len(payload) // 2}H", payload[odd:])])
+        x, least = [0], 1 if odd else 256
+        while x[0] < 2**15 and (word := next(words, None)) is not None:
+            assert word >= least
+            x[0], least = x[0] * 2**16 + word, 0
+    slot = x[0] % 4096
+    step = None if slot < 3968 else slot - 3968
+    x[0] = 3968 * (x[0] // 4096) + slot if step is None else x[0] // 4096
+    refill(x, 0, words, may_end=lanes == 1)
+    return step, x, words
+
+
+def in_order(row):
+    """Of each slot of a table its symbol, and how many of the symbol's slots are before it: coder 5, flags, bytes."""
+    return [(s, k) for s, f in enumerate(row) for k in range(f)]
+
+
+def spread(row):
+    """The same of coefficients in coder 6."""
+    symbols = [s for s, f in enumerate(row) for _ in range(f)]
+    found, number = [], [0] * len(row)
+    for y in range(4096):
+        s = symbols[int(f"{y:012b}"[::-1], 2)]
+        found.append((s, number[s]))
+        number[s] += 1
+    return found
+
+
+def refill(x, lane: int, words, *, may_end: bool):
+    """Append a word to the state of a lane if it is small. may_end: unless none is left."""
+    if x[lane] < 2**15:
+        word = next(words, None)
+        assert word is not None or may_end
+        x[lane] = x[lane] if word is None else x[lane] * 2**16 + word
+
+
+def read_sequence(coding, x, words, count: int, *, first_state: int, slots):
+    """The sequence of section 7. first_state: of the encoder. slots: how a table lays out coefficients."""
+    lanes, number = len(x), 0
+    layouts: dict[tuple[tuple[int, ...], object], list[tuple[int, int]]] = {}
+
+    def symbol(f: tuple[int, ...], layout=in_order) -> int:
         """The next of the sequence, one of len(f) with these frequencies."""
         nonlocal number
-        lane, c, s = number % lanes, 0, 0
+        lane = number % lanes
         number += 1
-        while x[lane] % 4096 >= c + f[s]:
-            c, s = c + f[s], s + 1
-        x[lane] = f[s] * (x[lane] // 4096) + x[lane] % 4096 - c
-        if x[lane] < 2**15:
-            x[lane] = x[lane] * 2**16 + next(words)
+        if (f, layout) not in layouts:
+            layouts[f, layout] = layout(f)
+        s, before = layouts[f, layout][x[lane] % 4096]
+        x[lane] = f[s] * (x[lane] // 4096) + before
+        refill(x, lane, words, may_end=first_state == 0)
         return s
 
     zero = [coding.zero[t] for t in coding.tables]
@@ -373,7 +428,7 @@ def read_coefficients(payload: bytes, point, spec, lanes: int, count: int, first
     escapes = []
     for flag, (image, tile, group) in zip(flags, coding.groups(count), strict=True):
         for k in group if flag else ():
-            out[image][tile][k] = symbol(coding.rows[coding.tables[k]])
+            out[image][tile][k] = symbol(coding.rows[coding.tables[k]], slots)
             if out[image][tile][k] == 31:
                 escapes.append((image, tile, k))
     for image, tile, k in escapes:
@@ -381,8 +436,8 @@ def read_coefficients(payload: bytes, point, spec, lanes: int, count: int, first
         z += 256 * symbol((16,) * 256)
         assert z <= 65534
         out[image][tile][k] = z
-    assert next(words, None) is None and all(state == 2**15 for state in x)
+    assert next(words, None) is None and all(state == first_state for state in x)
     return [[[coding.value(z) for z in tile] for tile in image] for image in out]
 
 
-DECODERS = {1: read_rans, 2: read_binary, 4: read_predictive, 5: read_coefficients}
+DECODERS = {1: read_rans, 2: read_binary, 4: read_predictive, 5: read_coefficients, 6: read_terse}
