@@ -31,7 +31,8 @@ SYMBOLS = 32
 MOST = 32767
 """Largest magnitude of a quantized coefficient."""
 DEAD_ZONE = 0.42
-STATIC, TERSE = 5, 6
+STATIC: Literal[5] = 5
+TERSE: Literal[6] = 6
 """Coder ids of coefficients. TERSE is STATIC with fewer bytes at both ends of a payload; new exports use it."""
 USUAL_STEP = 3968
 """Of 4096, the frequency of the operating point's step in coder 6. Each of the 128 indices has 1."""

@@ -159,12 +159,12 @@ class TransformRans:
 
 
 class _Read(NamedTuple):
-    """What the first bytes of a payload say. words, count: as from_payload has them."""
+    """What the first bytes of a payload say. words, size: as from_payload has them."""
 
     step: int
     beginning: kernels.Beginning
     words: NDArray[np.uint16]
-    count: int
+    size: int
 
 
 class _Step(NamedTuple):
@@ -194,14 +194,15 @@ def _places(slots: NDArray[np.uint32], *, spread: bool) -> NDArray[np.uint32]:
 
     Reversing the bits of a number spreads consecutive ones; those of one symbol then lie in rising order.
     """
-    number = np.arange(TABLE_SIZE, dtype=np.uint32)
+    number: NDArray[np.uint32] = np.arange(TABLE_SIZE, dtype=np.uint32)
     rows = slots.reshape(-1, TABLE_SIZE)
     if not spread:
         return np.broadcast_to(number, rows.shape)
     reverse = np.zeros_like(number)
     for bit in range(TABLE_BITS):
         reverse |= (number >> bit & 1) << (TABLE_BITS - 1 - bit)
-    return np.sort((rows & 255) << TABLE_BITS | reverse, axis=1) & (TABLE_SIZE - 1)
+    places: NDArray[np.uint32] = np.sort((rows & 255) << TABLE_BITS | reverse, axis=1) & np.uint32(TABLE_SIZE - 1)
+    return places
 
 
 def _least(reciprocal: np.float32, up: np.float32) -> np.float32:

@@ -318,12 +318,12 @@ def test_every_field_of_the_profile_is_on_the_page() -> None:
         assert [cells[0] for cells in described] == [f"`{f.encode_name}`" for f in fields], name
         assert [cells[2] for cells in described] == [if_missing(KINDS[name], f) for f in fields], name
         for cells, one in zip(described, fields, strict=True):
-            choices = re.findall(r"`\"([\w.]+)\"`", cells[1])
+            choices = re.findall(r"`\"?([\w.]+)\"?`", cells[1])
             assert set(choices) == literals(one.type), (name, one.name)
 
 
 def literals(kind: Any) -> set[str]:
-    """The strings of a Literal, wherever it is in the type."""
+    """The values of a Literal, wherever it is in the type."""
     if typing.get_origin(kind) is typing.Literal:
         return {str(value) for value in typing.get_args(kind)}
     return set().union(*(literals(part) for part in typing.get_args(kind)))

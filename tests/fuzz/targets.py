@@ -114,9 +114,9 @@ def check_decoded(codec: FeatureCodec, data: bytes) -> None:
     except REFUSED:
         return
     point = codec.profile.operating_points[codec.profile.point_index(decoded.op)]
-    if codec.profile.is_transform:
-        for i, (x, spec) in enumerate(zip(decoded.tensors, codec.profile.tensors, strict=True)):
-            steps = {step for step in vectors.steps_of(data, i, point.steps[i]) if step < STEPS}
+    if isinstance(point.steps, tuple):
+        for i, (x, spec, usual) in enumerate(zip(decoded.tensors, codec.profile.tensors, point.steps, strict=True)):
+            steps = {step for step in vectors.steps_of(data, i, usual) if step < STEPS}
             assert x.shape == (decoded.batch, *spec.shape) and isinstance(spec.transform, Transform)
             assert are_decoded(x, spec.transform, steps)
         return

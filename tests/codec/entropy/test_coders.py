@@ -316,7 +316,9 @@ def test_coders_and_lanes_that_do_not_fit_are_refused(with_tables: FeatureCodec,
     x = relu_features((1, 6, 8, 8))
     frame = with_tables.encode([x])
     assert with_tables.decode(forge(frame)).batch == 1
-    with pytest.raises(UnsupportedVersion, match="chunk 0 uses coder 77, this build has 1, 2, 4, 5, 6; update splitwire"):
+    with pytest.raises(
+        UnsupportedVersion, match="chunk 0 uses coder 77, this build has 1, 2, 4, 5, 6; update splitwire"
+    ):
         with_tables.decode(forge(frame, coder=77))
     with pytest.raises(Corrupt, match="9 lanes"):
         with_tables.decode(forge(frame, lanes=9))

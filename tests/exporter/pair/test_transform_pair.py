@@ -72,11 +72,11 @@ def test_both_runtimes_answer_as_the_whole_network_does(made, whole):
     assert sent[0] > sent[7]
 
 
-def test_a_frame_is_of_coder_5(made):
+def test_a_frame_is_of_coder_6(made):
     front = Graph.of(ir.load(made.front), what="front")
     coefficients = np.asarray(front.run(inputs(1))[0], np.float32)
     frame = splitwire.FeatureCodec(made.profile).encode([coefficients])
-    assert [chunk.coder for chunk in parse_frame(frame).chunks] == [5]
+    assert [chunk.coder for chunk in parse_frame(frame).chunks] == [6]
 
 
 @pytest.mark.slow

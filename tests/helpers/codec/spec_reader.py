@@ -417,6 +417,7 @@ def read_sequence(coding, x, words, count: int, *, first_state: int, slots):
         number += 1
         if (f, layout) not in layouts:
             layouts[f, layout] = layout(f)
+        s: int
         s, before = layouts[f, layout][x[lane] % 4096]
         x[lane] = f[s] * (x[lane] // 4096) + before
         refill(x, lane, words, may_end=first_state == 0)
