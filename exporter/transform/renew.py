@@ -147,7 +147,7 @@ def _coefficients(front: Graph, specs: Sequence[TensorSpec], inputs: Sequence[Fl
 
 def coded(coder: TransformRans, step: int, coefficients: Float32Array) -> Float32Array:
     """Coefficients as the cloud decodes them at a step."""
-    payload, lanes = coder.encode(coefficients, step)
+    payload, lanes = coder.encode(coefficients, step, step)
     out = np.empty(coefficients.size, np.float32)
-    coder.decode(payload, lanes, out)
+    coder.decode(payload, lanes, out, step)
     return out.reshape(coefficients.shape)
