@@ -94,7 +94,6 @@ def front(path: str, threads: str, provider: str) -> dict[str, Any]:
     import onnxruntime as ort
 
     from splitwire.codec.codec import FeatureCodec
-    from splitwire.codec.entropy.transform import CODER_ID as TRANSFORM
     from splitwire.codec.kernels.compilation.policy import STORE
     from splitwire.runtime_edge.engine.providers import full_name
     from splitwire.runtime_edge.graph import open_front
@@ -108,10 +107,11 @@ def front(path: str, threads: str, provider: str) -> dict[str, Any]:
     codec = FeatureCodec(profile)
     x = _smooth(graph.zeros())
     outputs = graph.run(x)
-    points, coders = [], set()
+    points: list[dict[str, Any]] = []
+    coders: set[int] = set()
     for point in profile.operating_points:
         frame = codec.encode(outputs.features, op=point.name, sizes=outputs.sizes)  # compiles what is missing
-        coders |= {TRANSFORM} if profile.is_transform else _coders(profile, point)
+        coders |= _coders(profile, point)
         encode = partial(codec.encode, outputs.features, op=point.name, sizes=outputs.sizes)
         elements = sum(spec.feature_elements for spec in profile.tensors)
         points.append(
@@ -145,6 +145,8 @@ def front(path: str, threads: str, provider: str) -> dict[str, Any]:
 def _coders(profile: Any, point: Any) -> set[int]:
     from splitwire.codec.codec import TensorCoder
 
+    if profile.is_transform:
+        return {spec.transform.coder_id for spec in profile.tensors}
     return {TensorCoder.of(s, p).coder_id for s, p in zip(profile.tensors, point.tensors, strict=True)}
 
 

@@ -83,7 +83,7 @@ def test_other_pictures_cost_little_more_than_their_entropy(
     step: int, designed: tuple[NDArray[np.intp], Transform]
 ) -> None:
     """At the ladder's steps, between and beyond them: 7 % and 12 bits for the flags of groups, for escapes, and for
-    classes of a quarter of an octave. Real payloads add half a byte to be whole, two lanes 4 bytes, and less than 0.5 %."""
+    classes of a quarter of an octave. Real payloads add half a byte, with two lanes 4, and less than 0.5 %."""
     order, transform = designed
     x = draw(40, 1, order)
     bits = ideal_bits(transform, quantize(x, step), step)

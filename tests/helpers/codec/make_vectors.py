@@ -87,8 +87,8 @@ class Recipe:
     """What one vector is made of. tensors: (shape, levels, block) each; without block there are no tables, and it is
     coded by coder 2; with `Predicted` in its place, by coder 4; with `Transformed`, by coder 5 or 6, without levels.
     sizes: vectors of integers beside the tensors. chunks: (tensor, coder, lanes, planes) of each, for a frame that the
-    encoder would not make; steps: their step indices, of coefficients. short: a single chunk in a short frame; without it in a
-    long one, as the encoder sent it before version 1.1. compact: the profile asks for compact frames.
+    encoder would not make; steps: their step indices, of coefficients. short: a single chunk in a short frame; without
+    it in a long one, as the encoder sent it before version 1.1. compact: the profile asks for compact frames.
     frame_id: None for any.
     """
 
@@ -206,7 +206,7 @@ RECIPES = {
                                       chunks=[(0, 5, 2, 1), (0, 5, 1, 2), (1, 5, 4, 3)], steps=(60, 65, 68)),
     "terse-tile": Recipe(about="coder 6, one tile, a batch", tensors=[((1, 83), 0, Transformed(coder=6))], batch=3,
                          tables=40, compact=True, short=True),
-    "terse-state": Recipe(about="coder 6, an odd payload: three bytes of state, a word", tables=7, compact=True, short=True,
+    "terse-state": Recipe(about="coder 6, an odd payload: three bytes, a word", tables=7, compact=True, short=True,
                           tensors=[((1, 9), 0, Transformed(step=72, coder=6))]),
     "terse-one": Recipe(about="coder 6, one coefficient, one table", tables=1, short=True,
                         tensors=[((1, 1), 0, Transformed(dead_zone=0.5, coder=6))]),

@@ -26,6 +26,7 @@ SHIPPED = {
     "predicted-planes-n2": 4,
     "predicted-n4": 4,
     "transform-escapes": 5,
+    "terse-escapes": 6,
 }
 """Name → the coder that it is there for."""
 
