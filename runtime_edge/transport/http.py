@@ -53,6 +53,8 @@ T = TypeVar("T")
 MAX_REPLY_BYTES = 256 << 20
 MAX_BATCH_BYTES = 4 << 20
 """Frames that wait are sent in bodies up to this size. A server takes 16 MiB by default."""
+ASK_AGAIN_S = 3600.0
+"""A server without /v1/batch gets the frames one by one for this many seconds. Then it may be a newer one."""
 KEEPALIVE_S = 60.0
 """A connection that was idle for this many seconds is not used again. Less than the server's 75 s
 (runtime_cloud/serve.py)."""
@@ -120,7 +122,7 @@ class HttpTransport:
         drop_after_fork(self._breaker)
         self._budget = RetryBudget()
         self._closed = threading.Event()
-        self._takes_batches = True
+        self._alone_until = 0.0
 
     @property
     def url(self) -> str:
@@ -165,12 +167,12 @@ class HttpTransport:
         for request in _requests(records):
             at = len(results)
             try:
-                if self._takes_batches:
+                if time.monotonic() >= self._alone_until:
                     try:
                         results += self._send_batch(request)
                         continue
                     except NoBatches:
-                        self._takes_batches = False
+                        self._alone_until = time.monotonic() + ASK_AGAIN_S
                 for frame, key in zip(frames[at : at + len(request)], keys[at : at + len(request)], strict=True):
                     results.append(self._result(frame, key))
             except UsageError:
@@ -179,7 +181,8 @@ class HttpTransport:
                 results += [e] * (at + len(request) - len(results))
                 if isinstance(e, TransportError):
                     break
-        return results + [results[-1]] * (len(frames) - len(results))
+        missing = len(frames) - len(results)
+        return results + [results[-1]] * missing if missing else results
 
     def close(self) -> None:
         """Close the connections; a pause before a retry ends at once. A second call has no effect."""

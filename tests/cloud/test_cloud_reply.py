@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from splitwire.codec.errors import BadResponse, UnsupportedModel
-from splitwire.codec.wire.reply import DTYPES, decode_reply, encode_reply
+from splitwire.codec.wire.reply import DTYPES, asks_for_checksum, decode_reply, encode_reply, with_checksum
 
 TIMES: dict[str, Any] = {"frame_id": 3, "decode_ms": 0.5, "back_ms": 1.5}
 
@@ -131,3 +131,55 @@ def test_decoding_a_damaged_reply_is_total(at: int, flip: int):
     data[at] ^= flip
     with contextlib.suppress(BadResponse):
         decode_reply(bytes(data))
+
+
+# ------------------------------------------------------------------ version 2: with a checksum
+
+GOLDEN_1 = bytes.fromhex(
+    "85a776657273696f6e01a86672616d655f696403a96465636f64655f6d73cb3fe0000000000000a76261636b5f6d73cb3ff8000000000000"
+    "a76f7574707574739184a46e616d65a179a56474797065a7666c6f61743332a5736861706592"
+    "0102a464617461c4080000803f00000040"
+)
+GOLDEN_2 = bytes.fromhex("02da0a77fb") + GOLDEN_1
+"""Written once: {"y": [[1.0, 2.0]]} in float32, frame 3, 0.5 and 1.5 ms."""
+
+
+def test_golden_bytes():
+    y = np.array([[1.0, 2.0]], np.float32)
+    assert encode_reply({"y": y}, **TIMES) == GOLDEN_1
+    assert with_checksum(GOLDEN_1) == GOLDEN_2
+    for golden in (GOLDEN_1, GOLDEN_2):
+        reply = decode_reply(golden)
+        assert reply.frame_id == 3
+        np.testing.assert_array_equal(reply.outputs["y"], y)
+
+
+def test_every_flipped_bit_of_version_2_is_noticed():
+    """Of version 1, a fifth of the flips gave other values and no error."""
+    silent = 0
+    for golden in (GOLDEN_1, GOLDEN_2):
+        for i in range(8 * len(golden)):
+            data = bytearray(golden)
+            data[i // 8] ^= 1 << i % 8
+            if golden is GOLDEN_2:
+                with pytest.raises(BadResponse, match="reply"):
+                    decode_reply(bytes(data))
+            else:
+                with contextlib.suppress(BadResponse):
+                    decode_reply(bytes(data))
+                    silent += 1
+    assert silent > 8 * len(GOLDEN_1) // 10  # so the test can fail
+
+
+@given(st.binary(max_size=64))
+def test_decoding_version_2_is_total(data: bytes):
+    for damaged in (b"\x02" + data, with_checksum(data)):
+        with contextlib.suppress(BadResponse):
+            decode_reply(damaged)
+
+
+def test_who_asks_for_version_2():
+    for yes in ("application/vnd.splitwire.frame;r=2", "*/*;r=2", "a/b; q=1 ; r=2", "a/b;r=3", "a/b;r=17, c/d"):
+        assert asks_for_checksum(yes)
+    for no in ("", "application/vnd.splitwire.frame", "a/b;r=1", "a/b;rr=2", "a/b;r=2.5", "r=2", "a/b;r=", "a/b; v=2"):
+        assert not asks_for_checksum(no)
