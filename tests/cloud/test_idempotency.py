@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import anyio
 import httpx
@@ -200,12 +201,12 @@ def test_a_retry_after_a_read_timeout_waits_for_the_first(served: Served, pair: 
     release = threading.Event()
     run_back, calls = session.run_back, []
 
-    def slow(*crossing):  # type: ignore[no-untyped-def]  # any arguments
+    def slow(*crossing: Any) -> Any:
         calls.append(1)
         assert release.wait(20)
         return run_back(*crossing)
 
-    session.run_back = slow  # type: ignore[method-assign, assignment]  # any arguments
+    session.run_back = slow  # type: ignore[method-assign]  # any arguments
     timeouts = Timeouts(read=0.4)
     with (
         contextlib.closing(HttpTransport(served.url, timeouts=timeouts, retries=9)) as transport,
