@@ -206,7 +206,7 @@ def test_a_retry_after_a_read_timeout_waits_for_the_first(served: Served, pair: 
         assert release.wait(20)
         return run_back(*crossing)
 
-    session.run_back = slow  # type: ignore[method-assign]  # any arguments
+    session.run_back = slow  # type: ignore[method-assign, assignment]  # any arguments
     timeouts = Timeouts(read=0.4)
     with (
         contextlib.closing(HttpTransport(served.url, timeouts=timeouts, retries=9)) as transport,
