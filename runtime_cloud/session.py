@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from splitwire.codec.codec import DecodedFrame, FeatureCodec
-from splitwire.codec.errors import ShapeMismatch
+from splitwire.codec.errors import ShapeMismatch, UsageError
 from splitwire.codec.profile import CodecProfile
-from splitwire.codec.wire.reply import Outputs, encode_reply
+from splitwire.codec.wire.reply import Outputs, encode_reply, printable
 from splitwire.codec.wire.sizes import Int64Array
 
 from .graph import Float32Array, open_back
@@ -81,14 +81,22 @@ class CloudSession:
     def handle(self, frame: bytes, outputs: Sequence[str] | None = None) -> bytes:
         """Frame bytes → reply bytes. A server calls this, and so can a LoopbackTransport. Raises as `infer`.
 
-        outputs: names of the outputs in the reply, each one of `outputs`; None for all. With no name the inference
-        runs, and there are no reply bytes.
+        outputs: names of the outputs in the reply; None for all. With no name the inference runs, and there are no
+        reply bytes. Raises UsageError for a name that is none.
         """
+        self.check_outputs(outputs or ())
         result = self.infer(frame)
         wanted = result.outputs if outputs is None else {name: result.outputs[name] for name in outputs}
         if not wanted:
             return b""
         return encode_reply(wanted, frame_id=result.frame_id, decode_ms=result.decode_ms, back_ms=result.back_ms)
+
+    def check_outputs(self, names: Sequence[str]) -> None:
+        """Raise UsageError if one of the names is no output of the pair."""
+        for name in names:
+            if name not in self.outputs:
+                has = ", ".join(self.outputs)
+                raise UsageError(f"the pair has no output {printable(name[:64])!r}; it has {has}")
 
     def decode(self, frame: bytes) -> DecodedFrame:
         """Stage 1: decode a frame into feature tensors. Raises as `infer`."""

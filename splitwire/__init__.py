@@ -120,6 +120,7 @@ if TYPE_CHECKING:
     from splitwire.runtime_edge.transport.http import HttpTransport
     from splitwire.runtime_edge.transport.loopback import LoopbackTransport
     from splitwire.runtime_edge.transport.retry import CircuitBreaker
+    from splitwire.runtime_edge.transport.stream.transport import StreamTransport
 
 telemetry.set_variable()
 
@@ -215,6 +216,7 @@ _HOME = {
     "Stream": "splitwire.runtime_edge.stream.stream",
     "StreamResult": "splitwire.runtime_edge.stream.parts",
     "StreamStats": "splitwire.runtime_edge.stream.parts",
+    "StreamTransport": "splitwire.runtime_edge.transport.stream.transport",
     "TensorPoint": "splitwire.codec.profile",
     "TensorSpec": "splitwire.codec.profile",
     "Timeouts": "splitwire.runtime_edge.transport.base",
@@ -334,6 +336,7 @@ __all__ = [
     "Stream",
     "StreamResult",
     "StreamStats",
+    "StreamTransport",
     "TensorPoint",
     "TensorSpec",
     "Timeouts",

@@ -24,8 +24,9 @@ from rich.table import Table
 
 from splitwire.codec.shared.files import write_json
 from splitwire.codec.wire.reply import encode_reply, with_checksum
+from splitwire.codec.wire.stream import Welcome, welcome_record
 from splitwire.evaluation.measuring.stages import machine
-from splitwire.runtime_edge.transport import HttpTransport, Key
+from splitwire.runtime_edge.transport import HttpTransport, Key, StreamTransport
 
 OUT = Path("build/bench")
 BLOCK = 200
@@ -34,8 +35,8 @@ FRAME = bytes(range(102))  # as long as a frame of the demo at its default point
 CLASSES = 10
 
 SERVER = """
-import socket, struct, sys, threading
-reply = bytes.fromhex(sys.argv[1])
+import socket, struct, sys, threading, zlib
+reply, plain, welcome = map(bytes.fromhex, sys.argv[1:])
 head = b"HTTP/1.1 200 OK\\r\\ncontent-length: %d\\r\\n" % len(reply)
 head += b"content-type: application/vnd.splitwire.reply\\r\\n\\r\\n"
 
@@ -63,14 +64,40 @@ def raw(c):
         c.recv(struct.unpack("<I", size)[0], socket.MSG_WAITALL)
         c.sendall(reply)
 
+def number(c):
+    value = shift = 0
+    while (byte := c.recv(1)[0]) > 127:
+        value, shift = value | (byte & 127) << shift, shift + 7
+    return value | byte << shift
+
+def varint(value):
+    return bytes([value]) if value < 128 else bytes([value & 127 | 128]) + varint(value >> 7)
+
+def record(kind, body):
+    checksum = zlib.crc32(body, zlib.crc32(kind)).to_bytes(4, "little")
+    return kind + varint(len(body) + 4) + body + checksum
+
+def stream(c):
+    while not c.recv(65536).endswith(b"\\r\\n\\r\\n"):
+        pass
+    c.sendall(b"HTTP/1.1 101 Switching Protocols\\r\\nUpgrade: splitwire-stream\\r\\n\\r\\n")
+    sequence = 0
+    while kind := c.recv(1):
+        c.recv(number(c), socket.MSG_WAITALL)
+        if kind == b"\\1":
+            c.sendall(welcome)
+        elif kind[0] > 127:
+            c.sendall(record(b"\\4", varint(sequence) + b"\\0" + plain))
+            sequence += 1
+
 def accept(listener, serve):
     while True:
         c, _ = listener.accept()
         c.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         threading.Thread(target=serve, args=(c,), daemon=True).start()
 
-listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
-for listener, serve in zip(listeners, (http, raw)):
+listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
+for listener, serve in zip(listeners, (http, raw, stream)):
     threading.Thread(target=accept, args=(listener, serve), daemon=True).start()
 print(*(l.getsockname()[1] for l in listeners), flush=True)
 sys.stdin.read()
@@ -89,13 +116,14 @@ class Row(Struct, kw_only=True):
 
 def main() -> None:
     """Measure, print, and write the JSON file."""
-    reply = with_checksum(
-        encode_reply({"logits": np.zeros((1, CLASSES), np.float32)}, frame_id=7, decode_ms=0.1, back_ms=0.3)
-    )
-    with answering(reply) as (http_port, raw_port), contextlib.ExitStack() as stack:
+    plain = encode_reply({"logits": np.zeros((1, CLASSES), np.float32)}, frame_id=7, decode_ms=0.1, back_ms=0.3)
+    reply = with_checksum(plain)
+    welcome = welcome_record(Welcome(version=1, window=16, idle_s=75.0, max_frame=1 << 24))
+    with answering(reply, plain, welcome) as (http_port, raw_port, stream_port), contextlib.ExitStack() as stack:
         address = f"http://127.0.0.1:{http_port}"
         full = stack.enter_context(contextlib.closing(HttpTransport(address)))
         lean = stack.enter_context(contextlib.closing(HttpTransport(address, lean=True)))
+        stream = stack.enter_context(contextlib.closing(StreamTransport(f"stream://127.0.0.1:{stream_port}")))
         bare = stack.enter_context(socket.create_connection(("127.0.0.1", raw_port)))
         bare.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         prefixed = struct.pack("<I", len(FRAME)) + FRAME
@@ -113,12 +141,16 @@ def main() -> None:
                 "HTTP": lambda: full.send(FRAME),
                 "HTTP, lean": lambda: lean.send(FRAME),
                 "HTTP, lean, with key": lambda: lean.send(FRAME, key),
+                "stream": lambda: stream.send(FRAME),
+                "stream, 10 at a time": Tenth(lambda: stream.send_many([FRAME] * 10, [None] * 10)),
             },
             {
                 "bare socket": (len(prefixed), len(reply)),
                 "HTTP": cost(full.send(FRAME)),
                 "HTTP, lean": cost(lean.send(FRAME)),
                 "HTTP, lean, with key": cost(lean.send(FRAME, key)),
+                "stream": cost((stream.send(FRAME), stream.send(FRAME))[1]),  # the first one opens the stream
+                "stream, 10 at a time": cost(stream.send(FRAME)),
             },
         )
     OUT.mkdir(parents=True, exist_ok=True)
@@ -127,6 +159,19 @@ def main() -> None:
     for r in rows:
         table.add_row(r.name, f"{r.cpu_us:.0f}", f"{r.wall_us:.0f}", str(r.sent), str(r.received))
     Console().print(table)
+
+
+class Tenth:
+    """Calls a function that sends ten frames at every tenth call."""
+
+    def __init__(self, send: Callable[[], object]) -> None:
+        self._send = send
+        self._calls = 0
+
+    def __call__(self) -> None:
+        if self._calls % 10 == 0:
+            self._send()
+        self._calls += 1
 
 
 def cost(reply: object) -> tuple[int, int]:
@@ -159,14 +204,17 @@ def measured(calls: dict[str, Callable[[], object]], costs: dict[str, tuple[int,
 
 
 @contextlib.contextmanager
-def answering(reply: bytes) -> Iterator[tuple[int, int]]:
-    """The ports of a process that answers every request with this reply: over HTTP, and over a bare socket."""
-    command = [sys.executable, "-c", SERVER, reply.hex()]
+def answering(reply: bytes, plain: bytes, welcome: bytes) -> Iterator[tuple[int, int, int]]:
+    """The ports of a process that answers with prepared bytes: over HTTP, over a bare socket, and in a stream.
+
+    reply: for the first two. plain, welcome: what a reply record holds, and the welcome record.
+    """
+    command = [sys.executable, "-c", SERVER, reply.hex(), plain.hex(), welcome.hex()]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:  # noqa: S603 - this file's own text
         assert server.stdout is not None
-        first, second = server.stdout.readline().split()
+        first, second, third = map(int, server.stdout.readline().split())
         try:
-            yield int(first), int(second)
+            yield first, second, third
         finally:
             server.kill()
 

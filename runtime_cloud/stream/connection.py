@@ -234,12 +234,7 @@ class StreamConnection(asyncio.Protocol):
             )
         if hello.pair is not None:
             self._session = self._streams.models.of_frame(hello.pair)
-            for name in hello.outputs or ():
-                if name not in self._session.outputs:
-                    has = ", ".join(self._session.outputs)
-                    raise UsageError(f"the pair has no output {printable(name[:64])!r}; it has {has}")
-        elif hello.outputs:
-            raise UsageError("a hello that names outputs must name the pair")
+            self._session.check_outputs(hello.outputs or ())
         self._hello = hello
         self._counter = hello.counter
         self._window = self._largest_window = min(self._streams.share, hello.window)

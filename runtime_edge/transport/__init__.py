@@ -3,6 +3,8 @@
     base.py          the protocol, Reply, Key and Timeouts
     loopback.py      LoopbackTransport calls a function in this process, for example `CloudSession.handle`
     http.py          HttpTransport posts to `splitwire cloud serve`, over HTTP/1.1 with keep-alive (docs/http.md)
+    stream/          StreamTransport sends them over one long-lived connection (docs/stream.md)
+    address.py       the URL of a server, taken apart
     retry.py         when to try again: back-off, budget, circuit breaker
     credentials.py   certificates and tokens from files that change
     answers.py       turns a server's answer into a reply or into one of our errors; failures.py a failure of the link
@@ -17,6 +19,7 @@ from .credentials import Tls, TokenFile
 from .http import HttpTransport
 from .loopback import LoopbackTransport
 from .retry import CircuitBreaker
+from .stream import StreamTransport
 
 __all__ = [
     "BatchTransport",
@@ -25,6 +28,7 @@ __all__ = [
     "Key",
     "LoopbackTransport",
     "Reply",
+    "StreamTransport",
     "Timeouts",
     "Tls",
     "TokenFile",

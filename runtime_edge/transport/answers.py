@@ -21,6 +21,7 @@ from splitwire.codec.errors import (
 )
 from splitwire.codec.wire.batch import REPLIES_MEDIA_TYPE, ReplyRecord, parse_replies
 from splitwire.codec.wire.reply import REPLY_MEDIA_TYPE, UNREADABLE, DecodedReply, decode_reply, printable
+from splitwire.codec.wire.stream import Refusal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +97,15 @@ def _error_of_record(record: ReplyRecord, server: str) -> SplitwireError:
     if text.code == ServerBusy.code:
         return ServerBusy(f"{server} is busy: {text.message}", text.retry_after)
     return _error_class(text.code)(f"{server} answered: {text.message}")
+
+
+def refused(refusal: Refusal, server: str) -> SplitwireError:
+    """The error that a server names in a stream. server: its name in the message."""
+    if refusal.code == ServerBusy.code:
+        after = refusal.retry_after
+        hint = "" if after is None else f"; it asks to come back in {after:g} s"
+        return ServerBusy(f"{server} is busy: {refusal.message}{hint}", after)
+    return _error_class(refusal.code)(f"{server} answered: {refusal.message}")
 
 
 def _refusal(answer: Answer, server: str) -> SplitwireError:

@@ -115,6 +115,17 @@ class Tls:
         return context
 
 
+def tls_settings(verify: bool | ssl.SSLContext | Tls) -> ssl.SSLContext | Tls:
+    """What `verify` of a transport stands for: True the system's certificates, False anyone, or what it says."""
+    if isinstance(verify, ssl.SSLContext | Tls):
+        return verify
+    context = ssl.create_default_context()
+    if not verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
 def _refuse() -> str:
     raise ValueError("the private key has a password; give one without")
 

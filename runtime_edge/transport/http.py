@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from typing import TypeVar
-from urllib.parse import quote, urlsplit
 
 from splitwire.codec.errors import (
     AuthRefused,
@@ -26,9 +25,10 @@ from splitwire.codec.wire.batch import FRAMES_MEDIA_TYPE, MAX_RECORDS, FrameReco
 from splitwire.codec.wire.reply import CHECKED_VERSION, FRAME_MEDIA_TYPE, DecodedReply
 from splitwire.runtime_edge.events import EventSink, ignore
 
+from .address import Address
 from .answers import Answer, NoBatches, understand, understand_batch
 from .base import Key, Reply, Timeouts, make_reply
-from .credentials import Tls, TokenFile, checked_token
+from .credentials import Tls, TokenFile, checked_token, tls_settings
 from .failures import explain, reason
 from .http1 import NotHttp, read_response
 from .retry import MAX_PAUSE_S, CircuitBreaker, RetryBudget, pause
@@ -98,8 +98,8 @@ class HttpTransport:
     ) -> None:
         if retries < 0 or max_reply_bytes < 1 or max_connections < 1:
             raise UsageError("retries must be 0 or more, max_reply_bytes and max_connections 1 or more")
-        self._address = _Address(url)
-        self._server = f"{self._address.shown}:{self._address.port}"
+        self._address = Address(url)
+        self._server = self._address.server
         self._timeouts = timeouts or Timeouts()
         self._retries = retries
         self._retry_reads = retry_reads
@@ -116,7 +116,7 @@ class HttpTransport:
             f"Content-Type: {FRAMES_MEDIA_TYPE}\r\n{name}"
         )
         # Reading the trusted certificates takes tens of milliseconds. Plain HTTP does not need them.
-        self._tls = _tls(verify) if self._address.tls else None
+        self._tls = tls_settings(verify) if self._address.tls else None
         self._pool = Pool(self._connect, most=max_connections, keepalive_s=KEEPALIVE_S)
         self._breaker = CircuitBreaker(on_event=on_event) if breaker is None else breaker
         drop_after_fork(self._breaker)
@@ -327,48 +327,6 @@ class HttpTransport:
                 # A server may close an idle connection at any time. The edge sees that only with the next request.
                 return tally.connects == 0 and tally.attempt_received == 0
         return False
-
-
-class _Address:
-    """A server's address, taken apart. Raises UsageError if it is no http(s) base URL.
-
-    name, port: for the socket. host: for the Host header. path: in front of /v1/infer. shown: the name in messages.
-    """
-
-    def __init__(self, url: str) -> None:
-        try:
-            parts = urlsplit(url)
-            port = parts.port
-            sound = parts.scheme in ("http", "https") and bool(parts.hostname) and port != 0
-            sound = sound and all(c.isprintable() and c != " " for c in url)
-            self.name = (
-                (parts.hostname or "").encode("idna" if not (parts.hostname or "").isascii() else "ascii").decode()
-            )
-        except ValueError as e:  # a UnicodeError is one
-            raise UsageError(f"{url!r} is not a URL: {e}; expected http://host:port") from e
-        if not sound:
-            raise UsageError(f"{url!r} is not a server's address; expected http://host:port")
-        if parts.username or parts.password or parts.query or parts.fragment:
-            raise UsageError(
-                f"the address of {parts.hostname!r} must not hold a user, a query or a fragment; use token="
-            )
-        self.tls = parts.scheme == "https"
-        self.port = port or (443 if self.tls else 80)
-        self.shown = parts.hostname or ""
-        bracketed = f"[{self.name}]" if ":" in self.name else self.name
-        self.host = bracketed if port is None else f"{bracketed}:{port}"
-        self.path = quote(parts.path.rstrip("/"), safe="/%:@!$&'()*+,;=~-._")
-        self.base = f"{parts.scheme}://{self.host}{self.path}"
-
-
-def _tls(verify: bool | ssl.SSLContext | Tls) -> ssl.SSLContext | Tls:
-    if isinstance(verify, ssl.SSLContext | Tls):
-        return verify
-    context = ssl.create_default_context()
-    if not verify:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
 
 
 def _requests(records: Sequence[FrameRecord]) -> Iterator[list[FrameRecord]]:

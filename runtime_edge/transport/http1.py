@@ -40,8 +40,11 @@ class Response:
     keep: bool
 
 
-def read_response(link: Link, *, limit: float, max_body: int) -> Response:
+def read_response(link: Link, *, limit: float, max_body: int, upgrade: str | None = None) -> Response:
     """Read one answer. limit: longest wait, in seconds, for its next bytes. max_body: a longer body is BadResponse.
+
+    upgrade: the protocol that the request asked for. If the server switches to it, the status is 101, and the body is
+    what has been received of that protocol.
 
     Raises NotHttp, BadResponse, and what Link.receive raises. CutShort: the far end closed in the middle.
     """
@@ -50,6 +53,8 @@ def read_response(link: Link, *, limit: float, max_body: int) -> Response:
         version, status, headers = _parse_head(reader.head())
         if status >= 200:
             break
+        if status == 101 and upgrade is not None and headers.get("upgrade", "").lower() == upgrade:
+            return Response(status=status, headers=headers, body=reader.taken(), keep=True)
         if status == 101:
             raise NotHttp("it switches protocols, which was not asked for")
     else:
@@ -162,6 +167,11 @@ class _Reader:
                 missing -= len(part)
             self._data = b"".join(parts)
         found, self._data = self._data[:n], self._data[n:]
+        return found
+
+    def taken(self) -> bytes:
+        """What has been received and not been used."""
+        found, self._data = self._data, b""
         return found
 
     def rest(self, most: int) -> bytes:

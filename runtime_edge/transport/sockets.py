@@ -143,6 +143,10 @@ class Link:
             self._poll.register(self._sock, select.POLLIN)
         return bool(self._poll.poll(0))
 
+    def detach(self) -> socket.socket:
+        """The socket, for a protocol that takes the connection over. This object is of no use then."""
+        return self._sock
+
     def close(self) -> None:
         """Close the connection, without a word to the far end."""
         with suppress(OSError):

@@ -99,7 +99,6 @@ def test_welcome_and_ping(served: Served):
 HELLOS = {
     "another version": (hello(versions=[2, 3]), "unsupported_version", "speaks version 2, 3 of the stream"),
     "another pair": (hello(pair=bytes(8)), "fingerprint_mismatch", "0000000000000000"),
-    "outputs without a pair": (hello(outputs=["logits"]), "usage", "must name the pair"),
     "no hello": (frame_record(0, b"x"), "corrupt", "does not belong here"),
     "a hello of rubbish": (b"\x01\x05abcde", "corrupt", "checksum does not match"),
 }
@@ -139,6 +138,13 @@ def test_only_the_wanted_outputs_are_sent(served: Served, pair: Pair, frame: byt
     with stream_to(served.address, hello(pair=pair.profile.fingerprint, outputs=["best"])) as client:
         client.frame(frame)
         assert list(decode_reply(client.reply().body).outputs) == ["best"]
+
+
+def test_outputs_without_a_pair_are_checked_with_each_frame(served: Served, frame: bytes):
+    for outputs, status in ((["best"], Status.OUTPUTS), (["boxes"], Status.ERROR)):
+        with stream_to(served.address, hello(outputs=outputs, boot="names")) as client:
+            client.frame(frame)
+            assert client.reply().status is status
 
 
 def test_no_outputs_is_an_acknowledgement(served: Served, frame: bytes):

@@ -56,7 +56,7 @@ def test_the_token(
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"ca": Path("none.pem")}, UsageError, "--ca goes with an https:// address; got http://"),
+        ({"ca": Path("none.pem")}, UsageError, "--ca goes with an https:// or streams:// address; got http://"),
         ({"ca": Path("none.pem"), "url": "https://127.0.0.1:1"}, UsageError, r"--ca none\.pem: no certificates in PEM"),
         ({"ca": Path(__file__), "url": "https://127.0.0.1:1"}, UsageError, r"\.py: no certificates in PEM"),
         ({"provider": ["Abacus"]}, DeviceError, "execution provider 'Abacus' is not here; this ONNX Runtime has"),

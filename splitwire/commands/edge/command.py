@@ -20,7 +20,9 @@ TOKEN_VARIABLE = "SPLITWIRE_TOKEN"  # noqa: S105 - the name of a variable, not a
 def run(
     images: Annotated[list[Path], typer.Argument(help="Pictures, or folders of them.")],
     front: Annotated[Path, typer.Option(help="The front.onnx that `splitwire export` wrote.")],
-    url: Annotated[str, typer.Option(help="Where `splitwire cloud serve` listens, http://host:port.")],
+    url: Annotated[
+        str, typer.Option(help="Where `splitwire cloud serve` listens, http://host:port or stream://host:port.")
+    ],
     op: Annotated[str | None, typer.Option(help="Operating point, as n4.", show_default="the model's")] = None,
     task: Annotated[
         str | None,

@@ -11,7 +11,7 @@ import onnxruntime as ort
 from splitwire.codec.errors import UsageError
 from splitwire.runtime_edge.engine.providers import full_name
 from splitwire.runtime_edge.events import EventSink, ignore
-from splitwire.runtime_edge.transport import HttpTransport, Timeouts, Tls, TokenFile
+from splitwire.runtime_edge.transport import HttpTransport, StreamTransport, Timeouts, Tls, TokenFile
 
 CONNECT_S = 5.0
 
@@ -27,8 +27,8 @@ def open_transport(
     key: Path | None = None,
     lean: bool = False,
     on_event: EventSink = ignore,
-) -> HttpTransport:
-    """Return the transport to the server.
+) -> HttpTransport | StreamTransport:
+    """Return the transport to the server: over HTTP, or a stream for stream:// and streams://.
 
     timeout_s: longest wait for the next bytes of an answer. deadline_s: longest time for one frame, retries included.
     ca: file of certificates to trust. cert, key: certificate of this device, and its private key.
@@ -38,8 +38,8 @@ def open_transport(
         if seconds <= 0:
             raise UsageError(f"{option} must be more than 0")
     for option, file in (("--ca", ca), ("--cert", cert), ("--key", key)):
-        if file is not None and not url.lower().startswith("https://"):
-            raise UsageError(f"{option} goes with an https:// address; got {url}")
+        if file is not None and not url.lower().startswith(("https://", "streams://")):
+            raise UsageError(f"{option} goes with an https:// or streams:// address; got {url}")
     if key is not None and cert is None:
         raise UsageError("--key goes with --cert")
     verify: Tls | bool = True
@@ -50,6 +50,10 @@ def open_transport(
             which = "--cert" if "certificate with its private key" in str(e) else "--ca"
             raise UsageError(f"{which} {e}") from e
     timeouts = Timeouts(connect=min(CONNECT_S, timeout_s), read=timeout_s, write=timeout_s, total=deadline_s)
+    if url.lower().startswith(("stream://", "streams://")):
+        if lean:
+            raise UsageError("--lean goes with an http:// address: a stream has no head per frame")
+        return StreamTransport(url, timeouts=timeouts, token=token, verify=verify, on_event=on_event)
     return HttpTransport(url, timeouts=timeouts, token=token, lean=lean, verify=verify, on_event=on_event)
 
 

@@ -180,12 +180,19 @@ class Served:
 
 
 @contextlib.contextmanager
-def serving(*pairs: Pair, limits: ServerLimits | None = None, wait: bool = True) -> Iterator[Served]:
-    """The real server, in a thread of this process, on a free port of 127.0.0.1. wait: until the models are warm."""
+def serving(
+    *pairs: Pair, limits: ServerLimits | None = None, wait: bool = True, tls: tuple[Path, Path] | None = None
+) -> Iterator[Served]:
+    """The real server, in a thread of this process, on a free port of 127.0.0.1.
+
+    wait: until the models are warm. tls: certificate and private key.
+    """
     app = create_app(Models([CloudSession(p.back) for p in pairs]), limits)
     sock = bind("127.0.0.1", 0)
     url = url_of(sock)
     server = make_server(app, grace_s=10)
+    if tls is not None:
+        server.config.ssl_certfile, server.config.ssl_keyfile = map(str, tls)
     thread = threading.Thread(target=server.run, args=([sock],))
     thread.start()
     try:
