@@ -25,7 +25,13 @@ sys.path.insert(0, str(TESTS / "helpers" / "codec"))
 
 import vectors  # noqa: E402 - lies beside this folder
 
-from splitwire.codec.wire.reply import encode_reply  # noqa: E402 - the order is isort's
+from splitwire.codec.wire.batch import (  # noqa: E402 - the order is isort's
+    FrameRecord,
+    ReplyRecord,
+    build_frames,
+    build_replies,
+)
+from splitwire.codec.wire.reply import encode_reply  # noqa: E402 - as well
 
 RUNS = {
     "frame": {},
@@ -34,6 +40,7 @@ RUNS = {
     "forged, compiled": {},
     "profile": {"NUMBA_DISABLE_JIT": "1"},
     "reply": {},
+    "batch": {},
     "stream": {},
 }
 """Name of the target, and how it runs besides → environment."""
@@ -53,6 +60,12 @@ def seeds(target: str) -> list[bytes]:
         return [
             encode_reply(dict(list(outputs.items())[:n]), frame_id=n, decode_ms=0.5, back_ms=1.0)
             for n in range(1, len(outputs) + 1)
+        ]
+    if target == "batch":
+        records = [FrameRecord(frame=b"frame", key="cam:boot:1"), FrameRecord(frame=b"")]
+        return [
+            build_frames(records),
+            build_replies([ReplyRecord(body=b"reply"), ReplyRecord(body=b"{}", is_error=True)]),
         ]
     if target == "stream":
         stored = json.loads((TESTS / "vectors/stream/conversation.json").read_text(encoding="utf-8"))

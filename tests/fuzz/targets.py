@@ -7,6 +7,7 @@ ones are opaque to the fuzzer, and about ten times as fast.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import math
 import os
@@ -33,6 +34,7 @@ with atheris.instrument_imports(include=["splitwire.codec"]):
     from splitwire.codec.errors import BadResponse, BitstreamError, FingerprintMismatch, ProfileError
     from splitwire.codec.profile import CodecProfile
     from splitwire.codec.transform import STEPS, Transform
+    from splitwire.codec.wire.batch import build_frames, build_replies, parse_frames, parse_replies
     from splitwire.codec.wire.frame import DecoderLimits, parse_frame, peek_fingerprint
     from splitwire.codec.wire.reply import decode_reply, encode_reply
     from splitwire.codec.wire.stream import (
@@ -150,6 +152,14 @@ def reply(data: bytes) -> None:
     encode_reply(decoded.outputs, frame_id=decoded.frame_id, decode_ms=decoded.decode_ms, back_ms=decoded.back_ms)
 
 
+def batch(data: bytes) -> None:
+    """parse_frames and parse_replies; what they accept they also write, byte for byte."""
+    with contextlib.suppress(BitstreamError):
+        assert build_frames(parse_frames(data)) == data
+    with contextlib.suppress(BitstreamError):
+        assert build_replies(parse_replies(data)) == data
+
+
 def stream(data: bytes) -> None:
     """RecordParser, in parts of the length that the first byte says; and each parser of a body, without a checksum."""
     for parse in STREAM_BODIES:
@@ -170,7 +180,9 @@ def stream(data: bytes) -> None:
     assert parser.buffered + len(written) <= len(data)
 
 
-TARGETS: dict[str, Callable[[bytes], None]] = {f.__name__: f for f in (frame, decode, forged, profile, reply, stream)}
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    f.__name__: f for f in (frame, decode, forged, profile, reply, batch, stream)
+}
 
 
 def main() -> None:
