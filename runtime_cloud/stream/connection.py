@@ -14,7 +14,7 @@ import asyncio
 import enum
 import functools
 import logging
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -114,9 +114,8 @@ class StreamConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the connection, behind the 101."""
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - narrows the type
-        self._transport = transport
-        transport.set_write_buffer_limits(high=WRITE_BUFFER)
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is no instance of it
+        self._transport.set_write_buffer_limits(high=WRITE_BUFFER)
         self._streams.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:

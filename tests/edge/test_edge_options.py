@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from runtime_helpers import Pair, canned, good_answer
+from runtime_helpers import Pair, canned, good_answer, serving
 
-from splitwire.codec.errors import DeviceError, RequestTimeout, UsageError
+from splitwire.codec.errors import ConnectTimeout, DeviceError, RequestTimeout, UsageError
 from splitwire.commands.edge.command import run
 from splitwire.commands.edge.link import find_token, full_names
 from splitwire.commands.options import seconds
@@ -59,6 +60,10 @@ def test_the_token(
         ({"ca": Path("none.pem")}, UsageError, "--ca goes with an https:// or streams:// address; got http://"),
         ({"ca": Path("none.pem"), "url": "https://127.0.0.1:1"}, UsageError, r"--ca none\.pem: no certificates in PEM"),
         ({"ca": Path(__file__), "url": "https://127.0.0.1:1"}, UsageError, r"\.py: no certificates in PEM"),
+        ({"url": "stream://127.0.0.1:1", "lean": True}, UsageError, "--lean goes with an http:// address"),
+        ({"url": "stream://127.0.0.1:1", "ca": Path("x")}, UsageError, "--ca goes with an https:// or streams://"),
+        ({"url": "streams://127.0.0.1:1", "ca": Path("none.pem")}, UsageError, r"--ca none\.pem: no certificates"),
+        ({"url": "stream://127.0.0.1:1"}, ConnectTimeout, "connection refused after 3 tries"),
         ({"provider": ["Abacus"]}, DeviceError, "execution provider 'Abacus' is not here; this ONNX Runtime has"),
         ({"threads": 100_000}, UsageError, r"threads must be from 1 to \d+, is 100000; this machine has \d+ cores"),
         ({"threads": 0}, UsageError, "threads must be from 1 to"),
@@ -80,6 +85,15 @@ def test_times_and_providers():
     assert [seconds("--wait", t) for t in ("60s", "500ms", "2min", "1h", "7", "1.5s")] == [60, 0.5, 120, 3600, 7, 1.5]
     assert full_names(None) is None
     assert full_names(["cpu", "CPUExecutionProvider", "X"]) == ["CPUExecutionProvider", "CPUExecutionProvider", "X"]
+
+
+def test_a_stream(pair: Pair, pictures: Path, capsys: pytest.CaptureFixture[str]):
+    with serving(pair) as server:
+        url = server.url.replace("http", "stream")
+        run([pictures / "a.png"], front=pair.front, url=url, repeat=2, as_json=True)
+    picture, summary = map(json.loads, capsys.readouterr().out.splitlines())
+    assert picture["bytes_sent"] == picture["frame_bytes"] + 2
+    assert summary["summary"]["images"] == 1
 
 
 def test_the_time_out_is_kept(pair: Pair, pictures: Path):
