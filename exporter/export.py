@@ -54,6 +54,7 @@ from splitwire.exporter.points import damage
 from splitwire.exporter.points.design import Kind
 from splitwire.exporter.points.levels import FINE, LEVELS, check_levels
 from splitwire.exporter.transform.fold import with_outputs
+from splitwire.exporter.transform.refinement.objective import Goal
 
 AUTO = "auto"
 AUTO_IMAGES = 32
@@ -229,7 +230,8 @@ def calibrate(
     notes: list[str] = []
     if decision.kind != "scalar":
         try:
-            chosen, notes = _with_transform(halves, maker, calibrated, options, decision)
+            goal = Goal(task=prepared.task, loss=options.task_loss)
+            chosen, notes = _with_transform(halves, maker, calibrated, options, decision, goal)
             return Codec(chosen=chosen, comparisons=(), resumed=calibrated.resumed, notes=tuple(notes))
         except ExportError as e:
             if not decision.may_fall_back:
@@ -243,11 +245,18 @@ def calibrate(
 
 
 def _with_transform(
-    halves: CutNetwork, maker: CodecMaker, calibrated: Calibrated, options: CodecOptions, decision: Decision
+    halves: CutNetwork,
+    maker: CodecMaker,
+    calibrated: Calibrated,
+    options: CodecOptions,
+    decision: Decision,
+    goal: Goal,
 ) -> tuple[Candidate, list[str]]:
     """The pair with a transform, or the better one of this and scalar points; and notes."""
     front, back, report = halves.front, halves.back, maker.progress
-    transform, notes = transform_pair(front, back, calibrated, halves.specs, options.refine, options.default_op, report)
+    transform, notes = transform_pair(
+        front, back, calibrated, halves.specs, options.refine, options.default_op, report, goal
+    )
     if decision.kind == "transform":
         return measured(transform, front, back, options.default_op, report), notes
     chosen, note = choose_codec(maker.draft(front, back, calibrated), transform, report)
@@ -299,6 +308,8 @@ def _check(network: NetworkOptions, codec: CodecOptions, target: PlanTarget, cut
     check_precisions(codec.front, codec.back)
     check_coder(codec.coder)
     scalar = _decide(codec).kind == "scalar"
+    if scalar and codec.task_loss is not None:
+        raise UsageError("a task loss is what a transform is designed for; these options ask for scalar points")
     kinds = check_levels(LEVELS if codec.levels is None else codec.levels, codec.default_op if scalar else None)
     if network.task is not None:
         check_task(network.task)

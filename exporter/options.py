@@ -19,6 +19,7 @@ from splitwire.exporter.pair.precision_choice import Accept, BackPrecision, Code
 from splitwire.exporter.planning.links import Link
 from splitwire.exporter.points.levels import Levels
 from splitwire.exporter.transform.design import RefineOptions
+from splitwire.exporter.transform.refinement.task_loss import LossFunction
 
 Network = torch.nn.Module | str | os.PathLike[str]
 """A network to export: a module, or the path of an ONNX file."""
@@ -63,7 +64,8 @@ class CodecOptions:
     codec: "scalar" quantizes the features; `levels` and `coder` are of it. "transform" sends transform coefficients, at
         the operating points q1 … q8. "auto" makes both and keeps what needs fewer bits. None: as "auto", or as "scalar"
         where other options belong to it or no transform can be designed (codec_choice.py).
-    refine: how long the transforms are trained.
+    refine: how long the transforms are trained. task_loss: what they are designed and trained for, a function of
+        the outputs before and after (refinement/task_loss.py); None: by the outputs.
     front, back: the precision of the halves (precision.py). accept: called with the Comparison of each half that is not
         float32; if it returns False, this half is written in float32. None accepts.
     """
@@ -73,6 +75,7 @@ class CodecOptions:
     coder: Coder = "predictive"
     codec: CodecKind | None = None
     refine: RefineOptions = field(default_factory=RefineOptions)
+    task_loss: LossFunction | None = None
     front: FrontPrecision = "float32"
     back: BackPrecision = "float32"
     accept: Accept | None = None

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from splitwire.exporter.pair.precision_choice import Accept, BackPrecision, Coder, FrontPrecision
     from splitwire.exporter.pair.result import ExportResult
     from splitwire.exporter.points.levels import Levels
+    from splitwire.exporter.transform.refinement.task_loss import LossFunction
 
 __all__ = ["export"]
 
@@ -53,6 +54,7 @@ def export(
     codec: CodecKind | None = None,
     refine: int | None = None,
     refine_seconds: float | None = None,
+    task_loss: LossFunction | str | None = None,
     accept: Accept | None = None,
     link: str | None = None,
     rtt: str | None = None,
@@ -98,6 +100,10 @@ def export(
     refine: training steps of the transforms, on the calibration inputs and through the frozen back half; 0 for none.
         None: about half a minute. refine_seconds: training ends after this time; the result then depends on the
         machine's speed.
+    task_loss: what the transforms are designed and trained for: a function, or its name as "module:function". It takes
+        the outputs before and after for one input, two lists of tensors (1, …) in the order of the network's outputs
+        (for detectors, of the raw heads), and returns a tensor of one number, least where they are equal. None: by the
+        outputs (docs/transform.md).
     accept: called as accept(comparison) for each half that is not float32, with its gains and costs. If it returns
         False, this half is written in float32. None accepts. The result has all `comparisons`.
     link, rtt, device: for "auto", as in `splitwire.plan`. Without a link: 10 Mbit/s, round trip 30 ms.
@@ -116,8 +122,10 @@ def export(
     from splitwire.exporter.options import CodecOptions, NetworkOptions, PlanTarget
     from splitwire.exporter.planning.links import parse_link
     from splitwire.exporter.transform.design import RefineOptions
+    from splitwire.exporter.transform.refinement.task_loss import load_loss
 
     wire = parse_link(link, rtt)
+    loss = load_loss(task_loss) if isinstance(task_loss, str) else task_loss
     network = find_network(
         model, weights, preprocessing=preprocessing, input_shape=input_shape, image_size=image_size, labels=labels
     )
@@ -143,6 +151,7 @@ def export(
             coder=coder,
             codec=codec,
             refine=RefineOptions(steps=refine, seconds=refine_seconds),
+            task_loss=loss,
             front=front,
             back=back,
             accept=accept,

@@ -22,6 +22,7 @@ from splitwire.exporter.points.damage import Damage
 from splitwire.exporter.points.measure import Quantizers, measure_damage, measured_inputs
 from splitwire.exporter.transform.design import RefineOptions, design_transform
 from splitwire.exporter.transform.fold import coefficients_name, fold_back, fold_front
+from splitwire.exporter.transform.refinement.objective import BY_OUTPUTS, Goal
 from splitwire.exporter.transform.renew import coded
 from splitwire.exporter.transform.threads import threads_for
 
@@ -36,18 +37,20 @@ def transform_pair(
     refine: RefineOptions,
     default_op: str | None,
     progress: ProgressFn,
+    goal: Goal = BY_OUTPUTS,
 ) -> tuple[Candidate, list[str]]:
     """A draft: halves with transforms in them, a ladder of operating points q1 … q8 without measures; and notes for
     the user.
 
     front, back: float32, without transforms. specs: of the features at the cut. default_op: the caller's choice.
+    goal: what the outputs are for.
     Raises UsageError if the ladder has no point of that name; ExportError if no transform can be designed.
     """
     kept = measured_inputs(front.graph, specs, calibrated.kept)
     elements = sum(spec.elements for spec in specs)
     try:
         with threads_for(elements, weight_bytes(back.model)):
-            designed = design_transform(front.graph, back.graph, back.model, specs, kept, refine, progress)
+            designed = design_transform(front.graph, back.graph, back.model, specs, kept, refine, progress, goal=goal)
     except (np.linalg.LinAlgError, RuntimeError) as e:  # torch's word for all that fails, and for too little memory
         raise ExportError(f"no transform can be computed for these features: {e}") from e
     points = [

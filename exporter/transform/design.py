@@ -25,7 +25,7 @@ from splitwire.exporter.transform.bands.layout import Layout
 from splitwire.exporter.transform.bands.noise import band_weights
 from splitwire.exporter.transform.bands.statistics import BandStatistics
 from splitwire.exporter.transform.refinement.material import HeldOut, Material, gather, held_out
-from splitwire.exporter.transform.refinement.objective import Objective, draw_gradients
+from splitwire.exporter.transform.refinement.objective import BY_OUTPUTS, Goal, Objective, draw_gradients, objective_of
 from splitwire.exporter.transform.refinement.refine import BATCH, SEED, Examples, Refined, Trainer, usual_steps
 from splitwire.exporter.transform.refinement.threshold import with_thresholds
 from splitwire.exporter.transform.refinement.work import Work
@@ -86,6 +86,7 @@ def design_transform(
     progress: ProgressFn,
     *,
     layouts: Sequence[Layout] | None = None,
+    goal: Goal = BY_OUTPUTS,
 ) -> DesignedTransforms:
     """The transforms of all tensors at a cut, with one ladder of steps.
 
@@ -93,9 +94,9 @@ def design_transform(
     back_model: the back half as a graph, for gradients. specs: name and shape of each tensor's features, 1 to 3 axes.
     inputs: calibration inputs of the network, each (C, H, W) or whatever it takes; 50 are enough for the statistics,
     200 and more for refinement. A fifth is held out, in runs of neighbours, as crops of one picture should be.
-    layouts: of each tensor; None: by its shape (layout.py).
-    Raises ExportError where there are fewer than 8 inputs, or a tensor never changes, or nothing depends on it;
-    ValueError for features of more than 3 axes.
+    layouts: of each tensor; None: by its shape (layout.py). goal: what the outputs are for.
+    Raises ExportError where there are fewer than 8 inputs, or a tensor never changes, or nothing depends on it, or a
+    loss of the user's has no gradients; UsageError where this loss fails; ValueError for features of more than 3 axes.
     """
     layouts = [Layout.of(s.shape) for s in specs] if layouts is None else list(layouts)
     room = SPECTRUM_BYTES // (4 * sum(layout.elements for layout in layouts))
@@ -115,7 +116,9 @@ def design_transform(
     torch_back = _in_torch(back_model, training, notes)
     objective = None
     if torch_back is not None:
-        objective = _draw(torch_back, training, statistics, progress)
+        objective = _draw(torch_back, training, statistics, goal, progress)
+    elif goal.loss is not None:
+        raise ExportError(f"the task loss needs gradients: {notes[-1]}")
     codings = _codings(statistics, held, gradients=objective is not None)
     measured, wanted, task = _range(held, codings)
     steps = choose_steps(measured, *wanted)
@@ -177,7 +180,7 @@ def _in_torch(model: ir.Model, material: Material, notes: list[str]) -> TorchGra
 
 
 def _draw(
-    back: TorchGraph, training: Material, statistics: Sequence[BandStatistics], progress: ProgressFn
+    back: TorchGraph, training: Material, statistics: Sequence[BandStatistics], goal: Goal, progress: ProgressFn
 ) -> Objective | None:
     """Add gradients to the statistics; None where no output depends on the features."""
     chance = torch.Generator().manual_seed(SEED)
@@ -188,7 +191,7 @@ def _draw(
         features = [f.to(back.device) for f in training.features(slice(start, min(start + batch, count)))]
         if objective is None:
             with torch.no_grad():
-                objective = Objective.of(back, [y.cpu().numpy() for y in back(*features)])
+                objective = objective_of(back, back(*features), goal)
         for drawn in draw_gradients(back, objective, features, chance):
             for s, g in zip(statistics, drawn, strict=True):
                 s.add_gradients(g)

@@ -6,7 +6,7 @@ outputs, or, where what selects boxes stands before them, the last values throug
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,8 +36,8 @@ class _Step:
 
 
 class TorchGraph:
-    """A graph in torch. names: of the values that it gives. whole: whether these are all outputs of the graph. device:
-    where its weights are."""
+    """A graph in torch. names: of the values that it gives. whole: whether these are all outputs of the graph. ranked:
+    of each value, whether a node orders what it reads by it: scores. device: where its weights are."""
 
     def __init__(self, model: ir.Model, device: torch.device) -> None:
         """Raises NotInTorch, with the operator's name, for a graph that cannot be run here."""
@@ -50,6 +50,7 @@ class TorchGraph:
             raise NotInTorch("no gradients reach the inputs")
         self.names = tuple(str(v.name) for v in self._targets)
         self.whole = set(self._targets) >= set(graph.outputs)
+        self.ranked = tuple(_is_ranked(v) for v in self._targets)
         entry = graph.inputs[0].shape
         self._batch = entry[0] if entry is not None and isinstance(entry[0], int) else None
         self._constants: dict[ir.Value, Tensor] = {}
@@ -187,7 +188,35 @@ def _targets(flow: Flow) -> list[ir.Value]:
         elif not is_size_op(node):
             ends.update(dict.fromkeys(v for v in active if v in smooth and v not in flow.graph.inputs))
     ends.update(dict.fromkeys(v for v in flow.graph.outputs if v in smooth and v not in flow.graph.inputs))
-    return list(ends)
+    if ends:  # what is pooled within boxes matters beside the heads that make the boxes
+        ends.update(dict.fromkeys(v for v in flow.graph.inputs if any(u.node.op_type == "RoiAlign" for u in v.uses())))
+    return [v for v in ends if v.is_graph_output() or not _selected_from(v, ends)]
+
+
+_RANKING = frozenset({"TopK", "NonMaxSuppression", "ArgMax"})
+"""Operators that order what they read: scores."""
+
+_SAME_VALUES = frozenset({
+    "Flatten", "Gather", "Identity", "MaxPool", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze",
+})  # fmt: skip
+"""Operators that give a selection of the values that they read."""
+
+
+def _is_ranked(value: ir.Value) -> bool:
+    """Whether a node orders the values, or a selection of them."""
+    readers = [u.node for u in value.uses()]
+    selections = [n for n in readers if n.op_type in _SAME_VALUES and n.inputs[0] is value]
+    return any(n.op_type in _RANKING for n in readers) or any(_is_ranked(v) for n in selections for v in n.outputs)
+
+
+def _selected_from(value: ir.Value, others: Collection[ir.Value]) -> bool:
+    """Whether a value has only values of one of the others, in another form."""
+    node = value.producer()
+    while node is not None and node.op_type in _SAME_VALUES and node.inputs[0] is not None:
+        if node.inputs[0] in others:
+            return True
+        node = node.inputs[0].producer()
+    return False
 
 
 def _needed(targets: Sequence[ir.Value]) -> set[ir.Node]:

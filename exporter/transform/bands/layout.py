@@ -31,7 +31,7 @@ EDGES = {
 """Number of bands → radii in the plane of frequencies at which one ends, in steps of the DCT of the longer axis."""
 MATRIX_NUMBERS = 2_000_000
 """The bands of a tensor share about this many numbers of channel matrices: many channels get fewer bands."""
-FREQUENCIES = {10: 144, 6: 36, 4: 16, 3: 0}
+FREQUENCIES = {10: 100, 6: 36, 4: 16, 3: 0}
 """Number of bands → frequencies in a tile from which a tile has that number of bands."""
 
 

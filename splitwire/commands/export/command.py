@@ -86,6 +86,14 @@ def export(
         str | None,
         typer.Option(help="Training of a transform: steps, or a time as 10min; 0 for none.", show_default="about 30s"),
     ] = None,
+    task_loss: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:FUNCTION",
+            help="What a transform is designed for: a torch function of the outputs before and after.",
+            show_default="by outputs",
+        ),
+    ] = None,
     task: Annotated[
         str | None,
         typer.Option(
@@ -146,6 +154,7 @@ def export(
             coder=cast("Coder", coder),
             codec=cast("CodecKind | None", codec),
             **_refinement(refine),
+            task_loss=task_loss,
             accept=_asker(progress) if asking else None,
             link=link,
             rtt=rtt,

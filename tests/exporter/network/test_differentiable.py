@@ -186,6 +186,44 @@ def test_what_selects_boxes_leaves_the_raw_heads():
     np.testing.assert_allclose(made(torch.from_numpy(x))[0].numpy(), 1 / (1 + np.exp(-2 * x)), rtol=1e-5)
 
 
+def test_a_selection_of_scores_is_no_head_of_its_own():
+    """Centres, and the largest of each centre's neighbours; scores of proposals, level by level."""
+    nodes = [
+        helper.make_node("Sigmoid", ["x"], ["scores"]),
+        helper.make_node("MaxPool", ["scores"], ["near"], kernel_shape=[3], pads=[1, 1]),
+        helper.make_node("GreaterOrEqual", ["scores", "near"], ["surest"]),
+        helper.make_node("Split", ["scores"], ["low", "high"], axis=2),
+        helper.make_node("TopK", ["low", "k"], ["best", "places"], axis=2),
+        helper.make_node("Cast", ["surest"], ["numbers"], to=1),
+        helper.make_node("Add", ["numbers", "high_twice"], ["sums"]),
+        helper.make_node("Concat", ["high", "high"], ["high_twice"], axis=2),
+        helper.make_node("Concat", ["sums", "best"], ["y"], axis=2),
+    ]
+    nodes[6], nodes[7] = nodes[7], nodes[6]
+    made = TorchGraph(graph(nodes, (2, 1, 8), {"k": ints(2)}, 17), CPU)
+    assert "near" not in made.names
+    assert "low" not in made.names
+    assert made.ranked[made.names.index("scores")]
+
+
+def test_features_that_are_pooled_within_boxes_are_heads():
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["scores"]),
+        helper.make_node("TopK", ["scores", "k"], ["best", "places"], axis=1),
+        helper.make_node("Reshape", ["best", "four"], ["boxes"]),
+        helper.make_node("RoiAlign", ["x", "boxes", "first"], ["pooled"], output_height=2, output_width=2),
+        helper.make_node("Relu", ["pooled"], ["y"]),
+    ]
+    constants = {"w": floats(4, 3, 1, 1), "k": ints(1), "four": ints(-1, 4), "first": ints(0)}
+    model = graph(nodes, (1, 3, 4, 1), constants, 17)
+    model.graph.inputs[0].shape = ir.Shape([1, 3, 4, 1])
+    x = floats(1, 3, 4, 1)
+    made = open_in_torch(model, [x])
+    assert made.names == ("scores", "x")
+    assert made.ranked == (True, False)
+    np.testing.assert_array_equal(made(torch.from_numpy(x))[1].numpy(), x)
+
+
 def test_what_torch_does_not_have_is_named():
     nodes = [helper.make_node("Det", ["x"], ["d"]), helper.make_node("Relu", ["d"], ["y"])]
     with pytest.raises(NotInTorch, match="no gradients reach"):

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 import splitwire
 from splitwire import CloudSession, EdgeSession, LoopbackTransport
 from splitwire.codec.errors import UsageError
+from splitwire.codec.transform import step_size
 from splitwire.codec.wire.frame import parse_frame
 from splitwire.commands.export.command import export as command
 from splitwire.exporter.network.inference import Graph
@@ -101,6 +102,9 @@ def test_again_into_the_same_folder(made, model):
         ({"back": "float16"}, "codec 'transform' needs both halves in float32"),
         ({"levels": (2, 4)}, "a transform has the operating points q1 to q8"),
         ({"default_op": "n4"}, "the default operating point 'n4' is not one of q1, q2"),
+        ({"codec": "scalar", "task_loss": "torch.nn.functional:mse_loss"}, "these options ask for scalar points"),
+        ({"task_loss": "torch.nn.functional:no_loss"}, "torch.nn.functional has no function 'no_loss'"),
+        ({"task_loss": "torch.nn.functional:mse_loss"}, "the task loss 'mse_loss' failed: .*Error"),
         ({"codec": "auto", "default_op": "q3"}, "codec 'auto' chooses its default by measurement"),
     ],
 )
@@ -108,6 +112,23 @@ def test_what_does_not_go_together(model, tmp_path, options, said):
     with pytest.raises(UsageError, match=said):
         export(model, tmp_path, **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_task_loss_is_what_the_transform_is_made_for(model, tmp_path, made, whole):
+    """Of a loss that looks at one class, other classes may move."""
+
+    def loss(reference, outputs):
+        return (reference[0][:, 3] - outputs[0][:, 3]).square().sum()
+
+    aimed = export(model, tmp_path, task_loss=loss)
+    shares = []
+    for result in (made, aimed):
+        back = Graph.of(ir.load(result.back), what="back half")
+        front = Graph.of(ir.load(result.front), what="front half")
+        coefficients, step = front.run(inputs(40))[0], step_size(result.profile.operating_points[2].steps[0])
+        moved = back.run((np.round(coefficients / step) * step).astype(np.float32))[0] - whole(inputs(40))
+        shares.append(np.square(moved[:, 3]).mean() / np.square(moved).mean())
+    assert shares[1] < 0.75 * shares[0]
 
 
 def test_too_few_inputs(model, tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from typing import NamedTuple
 
@@ -32,7 +31,14 @@ from splitwire.exporter.transform.design import DesignedTransforms, RefineOption
 from splitwire.exporter.transform.fold import fold_back, fold_front
 from splitwire.exporter.transform.rate import quantized
 from splitwire.exporter.transform.refinement.material import held_out
-from splitwire.exporter.transform.refinement.objective import Objective, draw_gradients
+from splitwire.exporter.transform.refinement.objective import (
+    Classes,
+    Objective,
+    Values,
+    draw_gradients,
+    energies,
+    objective_of,
+)
 from splitwire.exporter.transform.refinement.refine import Rates
 
 
@@ -242,9 +248,9 @@ def of_small_error(cut: Cut, classes: bool) -> SmallError:
     features = [torch.from_numpy(cut.front.run(np.stack(cut.inputs[:40]))[0])]
     back = open_in_torch(cut.back_model, [features[0][:2].numpy()])
     reference = back(*features)
-    objective = Objective.of(back, [y.numpy() for y in reference])
+    objective = objective_of(back, reference)
     if not classes:
-        objective = dataclasses.replace(objective, classes=False)
+        objective = Values(energies([y.numpy() for y in reference]))
     chance = torch.Generator().manual_seed(0)
     error = 0.03 * torch.randn(features[0].shape, generator=chance)
     outputs = back(features[0] + error)
@@ -259,7 +265,7 @@ def of_small_error(cut: Cut, classes: bool) -> SmallError:
 
 def test_gradients_predict_the_damage_of_small_errors(cut):
     small = of_small_error(cut, classes=True)
-    assert small.objective.classes
+    assert small.objective == Classes(probabilities=False)
     assert small.predicted == pytest.approx(small.measured, rel=0.2)
 
 
