@@ -54,7 +54,7 @@ class Detections:
             if score.axis is None:
                 divergence = divergence + (1 - p) * ((1 - p) / (1 - q)).log()
             total = total + SCORES * (self._importance(score, reference) * divergence).flatten(1).sum(1)
-        total = total / self.weight
+        total /= self.weight
         for i, energy in zip(self.heads.values, self.energies, strict=True):
             total = total + VALUES * (outputs[i] - reference[i]).square().flatten(1).mean(1) / energy
         return total
@@ -63,7 +63,7 @@ class Detections:
         """A random figure of the outputs (Objective.draw): of boxes, the square of an error in sizes of the box counts
         as the overlap that it loses."""
         known = [y.detach() for y in outputs]
-        total = torch.zeros((), device=outputs[0].device)
+        total: Tensor = torch.zeros((), device=outputs[0].device)
         for box in self.heads.boxes:
             y = box.boxes(outputs[box.index])
             scale = (2 * _weights(box, known)).sqrt()[..., None] / box_sizes(y.detach(), box.form)
@@ -76,7 +76,7 @@ class Detections:
                 total = total + (scale * (found * p.log() + (1 - found) * (1 - p).log())).sum()
             else:
                 total = total + (random_signs(p, chance) * scale * p / now.sqrt()).sum()
-        total = total / self.weight**0.5
+        total = total / float(self.weight**0.5)
         for i, energy in zip(self.heads.values, self.energies, strict=True):
             scale_of_values = (2 * VALUES / (energy * outputs[i][0].numel())) ** 0.5
             total = total + (random_signs(outputs[i], chance) * outputs[i]).sum() * scale_of_values

@@ -93,7 +93,8 @@ class Classes:
         logs = self._logs(outputs[0]).flatten(0, 1)
         label = torch.multinomial(logs.detach().exp().cpu(), 1, generator=chance).to(logs.device)
         places = len(logs) // len(outputs[0])
-        return logs.gather(1, label).sum() / places**0.5
+        figure: Tensor = logs.gather(1, label).sum() / places**0.5
+        return figure
 
     def _logs(self, scores: Tensor) -> Tensor:
         """(B, places, K) logarithms of the class probabilities."""

@@ -108,7 +108,8 @@ class TaskLoss:
         first = root[:, :, 0].to(v)
         w = norm * sum((first[:, j : j + 1] * basis[j] for j in range(steps)), torch.zeros_like(v))
         flat = torch.cat([(y / s).flatten(1) for y, s in zip(outputs, sizes, strict=True)], 1)
-        return (w.nan_to_num() * flat).sum()
+        figure: Tensor = (w.nan_to_num() * flat).sum()
+        return figure
 
     def _curvature(self, known: Sequence[Tensor], sizes: Sequence[float], direction: Tensor) -> Tensor:
         """(B, n) the curvature of the loss, over outputs in units of their sizes, times directions (B, n)."""
@@ -117,7 +118,8 @@ class TaskLoss:
         # every element moves by about SHIFT of its size
         reach = SHIFT * direction.shape[1] ** 0.5
         ahead, behind = (self._slopes(known, sizes, [sign * reach * d for d in steps]) for sign in (1, -1))
-        return (ahead - behind) / (2 * reach)
+        change: Tensor = (ahead - behind) / (2 * reach)
+        return change
 
     def _slopes(self, known: Sequence[Tensor], sizes: Sequence[float], by: Sequence[Tensor]) -> Tensor:
         """(B, n) gradients of the loss over outputs in units of their sizes, at outputs that are moved."""
@@ -133,7 +135,7 @@ class TaskLoss:
 
     def _of_image(self, reference: list[Tensor], outputs: list[Tensor]) -> Tensor:
         try:
-            result = self.loss(reference, outputs)
+            result: object = self.loss(reference, outputs)
         except Exception as e:  # the user's code
             raise UsageError(f"{self._name} failed: {_in_one_line(e)}") from e
         if not isinstance(result, Tensor) or result.numel() != 1:

@@ -86,9 +86,9 @@ def test_lost_overlap_of_corners_and_distances() -> None:
     assert lost_overlap(a, b, "corners").item() == pytest.approx(1 - 4 / 12)
     assert lost_overlap(a, a + 100, "corners").item() == 1
     centre = torch.tensor([3.0, 1.0])
-    distances = [torch.cat([centre - z[..., :2], z[..., 2:] - centre], 2) for z in (a, b)]
-    assert lost_overlap(*distances, "distances").item() == pytest.approx(1 - 4 / 12)
-    torch.testing.assert_close(box_sizes(a, "corners"), box_sizes(distances[0], "distances"))
+    from_a, from_b = (torch.cat([centre - z[..., :2], z[..., 2:] - centre], 2) for z in (a, b))
+    assert lost_overlap(from_a, from_b, "distances").item() == pytest.approx(1 - 4 / 12)
+    torch.testing.assert_close(box_sizes(a, "corners"), box_sizes(from_a, "distances"))
     assert lost_overlap(a, a, "offsets").item() == 0
     nothing = torch.zeros(1, 1, 4)
     assert lost_overlap(nothing, nothing, "distances").item() == 0

@@ -83,11 +83,9 @@ def predicted(objective: Objective, outputs: Sequence[torch.Tensor], error: Sequ
     leaves = [y.clone().requires_grad_(True) for y in outputs]
     figures = []
     for _ in range(400):
-        gradients = torch.autograd.grad(objective.draw(leaves, chance), leaves, allow_unused=True)
-        along = sum(
-            (g * d).flatten(1).sum(1) for g, d in zip(gradients, error, strict=True) if g is not None
-        )  # fmt: skip
-        figures.append(0.5 * float(torch.as_tensor(along).square().mean()))
+        gradients = torch.autograd.grad(objective.draw(leaves, chance), leaves, materialize_grads=True)
+        along = torch.stack([(g * d).flatten(1).sum(1) for g, d in zip(gradients, error, strict=True)])
+        figures.append(0.5 * float(along.sum(0).square().mean()))
     return sum(figures) / len(figures)
 
 
