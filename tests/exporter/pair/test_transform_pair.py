@@ -125,7 +125,7 @@ def test_a_task_loss_is_what_the_transform_is_made_for(model, tmp_path, made, wh
     for result in (made, aimed):
         back = Graph.of(ir.load(result.back), what="back half")
         front = Graph.of(ir.load(result.front), what="front half")
-        coefficients = front.run(inputs(40))[0]
+        coefficients = front.run(inputs(40))[0].astype(np.float32)
         step = float(step_size(result.profile.operating_points[2].steps[0]))
         moved = back.run(np.round(coefficients / step) * np.float32(step))[0] - whole(inputs(40))
         shares.append(np.square(moved[:, 3]).mean() / np.square(moved).mean())
