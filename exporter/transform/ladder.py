@@ -21,7 +21,7 @@ MOST = 0.7
 RANGES: Mapping[Task, tuple[float, float]] = {
     "classes": (0.003, 0.25),
     "detections": (0.01, 0.2),
-    "values": (0.001, 0.05),
+    "values": (0.001, 0.08),
 }
 """Task → the damage (damage.Damage.total) of the finest and of the coarsest point."""
 LEAST = 0.01

@@ -1,6 +1,6 @@
 """What the task is as a differentiable figure: how far outputs have moved, and gradients whose covariance measures it.
 
-For classes, also of pixels, the divergence of the probabilities, for detectors what boxes and
+For classes, also of pixels and of steps of a text, the divergence of the probabilities, for detectors what boxes and
 scores lose (detection.py), for anything else the relative squared error of the outputs: the figures of
 points/damage.py.
 """
@@ -63,6 +63,8 @@ def objective_of(back: TorchGraph, outputs: Sequence[Tensor], goal: Goal = BY_OU
         return Classes(are_probabilities(first))
     if back.whole and goal.task == "segmentation" and first.ndim == 4 and first.shape[1] > 1:
         return Classes(are_probabilities(np.moveaxis(first, 1, -1)), axis=1)
+    if back.whole and len(arrays) == 1 and first.ndim > 2 and first.shape[-1] > 1 and are_probabilities(first):
+        return Classes(probabilities=True, axis=first.ndim - 1)
     if not back.whole:
         heads = Heads.of(outputs, back.ranked)
         if heads.boxes:
@@ -77,8 +79,8 @@ def energies(outputs: Sequence[Array]) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class Classes:
-    """The Kullback–Leibler divergence of the first output, class scores, in nats: the mean over pixels where there
-    are any. axis: of the classes. probabilities: whether they have been through a softmax."""
+    """The Kullback–Leibler divergence of the first output, class scores, in nats: the mean over places, as pixels or
+    steps of a text. axis: of the classes. probabilities: whether they have been through a softmax."""
 
     probabilities: bool
     axis: int = 1

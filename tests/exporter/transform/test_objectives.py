@@ -104,6 +104,18 @@ def test_gradients_predict_what_scores_and_classes_lose() -> None:
         assert predicted(objective, reference, change) == pytest.approx(measured, rel=0.25)
 
 
+def test_a_text_loses_the_divergence_of_its_steps() -> None:
+    """Squared errors would hardly see a step whose second likeliest character becomes the first."""
+    chances = torch.randn(B, 9, 30, generator=torch.Generator().manual_seed(6)).softmax(2)
+    objective = kind([chances])
+    assert objective == Classes(probabilities=True, axis=2)
+    other = (chances.log() + 0.05 * torch.randn(chances.shape, generator=torch.Generator().manual_seed(7))).softmax(2)
+    measured = objective.damage([chances], [other])
+    torch.testing.assert_close(measured, (chances * (chances / other).log()).sum(2).mean(1), rtol=1e-4, atol=1e-7)
+    assert predicted(objective, [chances], [other - chances]) == pytest.approx(float(measured.mean()), rel=0.25)
+    assert isinstance(kind([chances, chances]), Values)
+
+
 def test_a_segmentation_loses_the_divergence_of_its_pixels() -> None:
     logits = torch.randn(B, 6, 5, 7, generator=torch.Generator().manual_seed(4))
     assert isinstance(kind([logits]), Values)
