@@ -18,6 +18,8 @@
     ├── TransportError        the link or the far end
     │   ├── ConnectTimeout · RequestTimeout · CircuitOpen · ServerBusy · AuthRefused · BadResponse
     └── DeviceError           this machine
+        └── SpoolError        the spool cannot be opened, read or written
+            └── SpoolFull     no room for this frame, which is not stored
 
 A message says what was expected, what came, and what to do. `code` is stable and goes over the wire in the JSON
 body of an HTTP error; `exit_status` is what the command ends with.
@@ -180,3 +182,15 @@ class DeviceError(SplitwireError):
     """This machine: an illegal instruction, no writable cache, a missing provider."""
 
     code = "device"
+
+
+class SpoolError(DeviceError):
+    """The spool cannot be opened, read or written: locked, read-only, damaged beyond repair, closed."""
+
+    code = "spool"
+
+
+class SpoolFull(SpoolError):
+    """The spool or its disk has no room; the frame is not stored."""
+
+    code = "spool_full"
