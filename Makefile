@@ -13,7 +13,7 @@ PINS := pyproject.toml constraints.txt
 .DELETE_ON_ERROR:
 # Two installs into one environment at a time would damage it, so -j is ignored.
 .NOTPARALLEL:
-.PHONY: help demo photos check test lint format bench bench-codec bench-export bench-history versions api reports sweep-models small-networks field transform-points cuts readme hostile fuzz arm clean
+.PHONY: help demo photos check test lint format bench bench-codec bench-export bench-history versions api reports sweep-models small-networks field transform-points cuts readme hostile faults fuzz arm clean
 
 help: ## list the targets
 	@awk -F ': .*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -76,6 +76,9 @@ cuts: $(VENV)/.dev $(VENV)/.weights ## measure the cuts that the recipes suggest
 
 readme: $(VENV)/.dev ## put the figures of `make demo` and `make bench` into README.md
 	$(RUN) -m benchmarks.readme
+
+faults: $(VENV)/.dev ## power cuts, kills, full disks, damaged files, wrong clocks: what was lost (ARGS=--page writes docs/results/faults.md)
+	$(RUN) tests/faults/faults_run.py $(ARGS)
 
 hostile: $(VENV)/.dev ## 100,000 damaged frames: refused, or decoded to what was sent (docs/trust.md)
 	$(RUN) tests/codec/test_hostile.py $(ARGS)

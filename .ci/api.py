@@ -60,6 +60,10 @@ GROUPS = {
         "What adapts and watches a running edge (control.md). Needs `splitwire[edge]`.",
         "RateController Rung LinkState DriftMonitor DriftReference DriftLimits FrameLength Capture CapturedFile",
     ),
+    "Store and forward": (
+        "Frames that wait on disk until the server has answered them (spool.md). Needs `splitwire[edge]`.",
+        "Spool Spooled SpoolStats SpoolCounts Drain DrainCounts",
+    ),
     "In the cloud": (
         "The back half and the server. Needs `splitwire[cloud]`.",
         "CloudSession CloudResult serve create_app ServerLimits load_pairs ServedPairs",

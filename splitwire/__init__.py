@@ -42,6 +42,8 @@ if TYPE_CHECKING:
         ServerBusy,
         ShapeMismatch,
         SplitwireError,
+        SpoolError,
+        SpoolFull,
         TransportError,
         Truncated,
         UnsupportedModel,
@@ -113,6 +115,11 @@ if TYPE_CHECKING:
     from splitwire.runtime_edge.sources.base import Captured, Source
     from splitwire.runtime_edge.sources.opening import open_source
     from splitwire.runtime_edge.sources.video import Camera
+    from splitwire.runtime_edge.spool.drain import Drain, DrainCounts
+    from splitwire.runtime_edge.spool.options import Counts as SpoolCounts
+    from splitwire.runtime_edge.spool.options import SpoolStats
+    from splitwire.runtime_edge.spool.records import Spooled
+    from splitwire.runtime_edge.spool.spool import Spool
     from splitwire.runtime_edge.stream.parts import StreamResult, StreamStats
     from splitwire.runtime_edge.stream.stream import Stream
     from splitwire.runtime_edge.transport.base import BatchTransport, Key, Reply, Timeouts, Transport
@@ -157,6 +164,8 @@ _HOME = {
     "Detections": "splitwire.runtime_edge.findings",
     "DeviceError": "splitwire.codec.errors",
     "DeviceProfile": "splitwire.codec.shared.device",
+    "Drain": "splitwire.runtime_edge.spool.drain",
+    "DrainCounts": "splitwire.runtime_edge.spool.drain",
     "DriftLimits": "splitwire.codec.drift:Limits",
     "DriftMonitor": "splitwire.runtime_edge.control.drift",
     "DriftReference": "splitwire.codec.drift",
@@ -212,6 +221,12 @@ _HOME = {
     "Source": "splitwire.runtime_edge.sources.base",
     "SplitResult": "splitwire.runtime_edge.results",
     "SplitwireError": "splitwire.codec.errors",
+    "Spool": "splitwire.runtime_edge.spool.spool",
+    "SpoolCounts": "splitwire.runtime_edge.spool.options:Counts",
+    "SpoolError": "splitwire.codec.errors",
+    "SpoolFull": "splitwire.codec.errors",
+    "SpoolStats": "splitwire.runtime_edge.spool.options",
+    "Spooled": "splitwire.runtime_edge.spool.records",
     "Standing": "splitwire.evaluation.answer.standings",
     "Stream": "splitwire.runtime_edge.stream.stream",
     "StreamResult": "splitwire.runtime_edge.stream.parts",
@@ -277,6 +292,8 @@ __all__ = [
     "Detections",
     "DeviceError",
     "DeviceProfile",
+    "Drain",
+    "DrainCounts",
     "DriftLimits",
     "DriftMonitor",
     "DriftReference",
@@ -332,6 +349,12 @@ __all__ = [
     "Source",
     "SplitResult",
     "SplitwireError",
+    "Spool",
+    "SpoolCounts",
+    "SpoolError",
+    "SpoolFull",
+    "SpoolStats",
+    "Spooled",
     "Standing",
     "Stream",
     "StreamResult",

@@ -24,13 +24,13 @@ from splitwire.codec.errors import (
 from splitwire.runtime_edge.events import Event, EventSink, ignore
 from splitwire.runtime_edge.transport.base import BatchTransport, Reply, Transport
 
-from .disk.records import Spooled
+from .records import Spooled
 from .spool import Spool
 
 REFUSED = (BitstreamError, ProfileError, FeatureError, UsageError)
 """Errors that say that this frame will never be taken."""
 REFUSALS = 3
-"""A frame is dead after so many refusals: the first ones can come from bytes that the link damaged."""
+"""A frame is dead after this number of refusals: the first ones can come from bytes that the link damaged."""
 FAILURES = 10
 """The same for errors of the server's own, which may be bugs that this frame causes."""
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0

@@ -18,9 +18,9 @@ from splitwire.runtime_edge.transport.base import Key
 
 from .disk.clock import Clocks
 from .disk.database import Connect, connect, corrupt
-from .disk.records import MAX_FRAME, Damaged, Spooled, unpack
 from .disk.store import RESERVED, Store
 from .options import Options, SpoolStats, Tier, WhenFull
+from .records import MAX_FRAME, Damaged, Spooled, unpack
 from .writer import Put, Writer
 
 T = TypeVar("T")
@@ -39,7 +39,7 @@ class Spool:
     survives a power cut. "buffered" leaves the time of writing to the system: such a frame survives the end of the
     process by any cause, and a power cut may take what was stored since the last checkpoint (about 4 MB of log).
     max_bytes: of all frames, with an overhead of about 130 bytes each; None: no limit. max_age_s: older frames are
-    dropped, by a clock that does not follow the wall clock (clock.py); None: no limit. when_full: what `put` does when
+    dropped, by a clock that does not follow the wall clock; None: no limit. when_full: what `put` does when
     there is no room. device: id of the device in the keys; None keeps the one in the spool, which is random at first.
     connect: opens the database. clocks: where times come from. Both exist for tests.
 
@@ -119,7 +119,7 @@ class Spool:
     def next(self, n: int, *, max_bytes: int = NEXT_BYTES, after: int = 0) -> list[Spooled]:
         """The oldest frames that wait, in order. They stay until they are acknowledged.
 
-        n: at most so many. max_bytes: fewer if they have more bytes, but at least one. after: only frames behind this
+        n: how many at most. max_bytes: fewer if they have more bytes, but at least one. after: only frames behind this
         id. A damaged record among them is moved to the dead ones. Raises SpoolError.
         """
         self._use()
@@ -150,7 +150,7 @@ class Spool:
         return self.run(self._stats)
 
     def run(self, work: Callable[[Store], T]) -> T:
-        """Run `work` in the writer thread, after what waits was committed; for maintenance.py. Raises SpoolError."""
+        """Run `work` in the writer thread, after what waits was committed. Raises SpoolError."""
         self._use()
         return self._writer.call(lambda: work(self._writer.store))
 

@@ -19,11 +19,11 @@ from splitwire.runtime_edge.transport.base import Key
 
 from .disk.database import Trouble, explain, trouble_of, whole_head
 from .disk.lock import Lock
-from .disk.records import Spooled, size_of
 from .disk.reserve import GROUP_BYTES, RESERVE, Reserve, free_bytes
 from .disk.salvage import rebuild, side
 from .disk.store import Store
 from .options import Counts, Options
+from .records import Spooled, size_of
 
 T = TypeVar("T")
 

@@ -16,6 +16,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import apsw
 from faults_table import Row
 from power_cut import Disk
 
@@ -169,7 +170,8 @@ def rows(folder: Path, short: bool) -> list[Row]:
             lost=outcome.lost,
             twice=outcome.twice,
             wrong=outcome.wrong + outcome.out_of_order + outcome.events["spool_damaged"],
-            note=f"what survived of unsynced writes: {kept}; {outcome.in_opening} cuts while opening;"
+            note=f"SQLite {apsw.sqlite_lib_version()} writes, the standard library's reads;"
+            f" what survived of unsynced writes: {kept}; {outcome.in_opening} cuts while opening;"
             f" {outcome.redelivered} delivered frames came back, with their keys",
         )
     ]

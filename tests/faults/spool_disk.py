@@ -117,7 +117,7 @@ def fill_disk(folder: str, policy: str, count: int) -> dict[str, int | str]:
 def full_file_system(folder: Path, policy: str, megabytes: int) -> Row:
     """A small tmpfs in a mount namespace of its own; where that is not allowed, a limit on the size of files."""
     folder.mkdir()
-    paths = json.dumps([str(Path(__file__).parent), *(p for p in sys.path if "helpers" in p)])
+    paths = json.dumps([str(Path(__file__).parent), *(p for p in sys.path if "helpers" in p or "faults" in p)])
     python = [sys.executable, "-c", FULL, str(folder), policy, str(2_000 * megabytes), paths]
     script = 'mount -t tmpfs -o size="$0"m tmpfs "$1" && shift && exec "$@"'
     mount = ["unshare", "-rm", "sh", "-c", script, str(megabytes), str(folder)]

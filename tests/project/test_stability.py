@@ -47,6 +47,8 @@ ERROR_CODES = {
     "AuthRefused": "auth_refused",
     "BadResponse": "bad_response",
     "DeviceError": "device",
+    "SpoolError": "spool",
+    "SpoolFull": "spool_full",
 }
 """Of 0.1. A code that is here stays."""
 

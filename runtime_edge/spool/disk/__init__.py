@@ -1,1 +1,1 @@
-"""The spool on disk: the connection, the tables, bodies with checksums, salvage, the lock, room for a full disk."""
+"""The spool on disk: the connection, the tables, their salvage, the clock of ages, the lock, room for a full disk."""

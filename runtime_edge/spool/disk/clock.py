@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .records import State
+from splitwire.runtime_edge.spool.records import State
 
 JUMP_S = 5.0
 """A wall clock that differs by more than this from the time since boot was set, seconds. NTP slews less."""

@@ -16,8 +16,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Self
 
-from .database import PAGE, Connection, connect, prepare, sync
-from .records import (
+from splitwire.runtime_edge.spool.records import (
     COVER,
     DEAD,
     MAX_FRAME,
@@ -33,6 +32,8 @@ from .records import (
     unpack_dead,
     unpack_state,
 )
+
+from .database import PAGE, Connection, connect, prepare, sync
 
 WAL_HEAD, FRAME_HEAD = 32, 24
 BATCH = 512

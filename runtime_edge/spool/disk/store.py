@@ -11,10 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from splitwire.codec.errors import SpoolFull
-
-from .clock import Clocks, SpoolClock
-from .database import PAGE, Connect, Connection, begin_reading, corrupt, prepare
-from .records import (
+from splitwire.runtime_edge.spool.records import (
     HEAD_BYTES,
     RECORD,
     STATE,
@@ -32,6 +29,9 @@ from .records import (
     unpack_dead,
     unpack_state,
 )
+
+from .clock import Clocks, SpoolClock
+from .database import PAGE, Connect, Connection, begin_reading, corrupt, prepare
 from .salvage import Pages, as_dead, behind, count_again, finish, log_pages
 
 CHUNK = 64

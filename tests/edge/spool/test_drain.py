@@ -21,7 +21,7 @@ from splitwire.codec.errors import (
     UsageError,
 )
 from splitwire.runtime_edge.spool import Drain, Spool, Spooled
-from splitwire.runtime_edge.spool.disk.records import unpack_dead
+from splitwire.runtime_edge.spool.records import unpack_dead
 from splitwire.runtime_edge.transport.base import Key, Reply
 
 Answer = Callable[[bytes], Reply | SplitwireError]

@@ -237,7 +237,7 @@ def test_another_program_holds_the_database(path: Path):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_a_forked_process_is_refused_and_harms_nothing(path: Path):
+def test_a_forked_process_is_refused_and_changes_nothing(path: Path):
     with Spool(path) as spool:
         put(spool, range(2))
         child = os.fork()

@@ -14,8 +14,8 @@ from spool_helpers import Told, everything, flip, frame, put
 
 from splitwire.codec.errors import UsageError
 from splitwire.runtime_edge.spool import Spool
-from splitwire.runtime_edge.spool.disk.records import Damaged, unpack, unpack_dead, unpack_state
 from splitwire.runtime_edge.spool.disk.salvage import side
+from splitwire.runtime_edge.spool.records import Damaged, unpack, unpack_dead, unpack_state
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def crashed(path: Path, numbers: range, size: int = 200) -> None:
         "from splitwire.runtime_edge.spool import Spool\ns = Spool(Path(sys.argv[1]))\n"
         "a, b, size = map(int, sys.argv[2].split())\nput(s, range(a, b), size)\nos._exit(0)"
     )
-    helpers = str(Path(__file__).parents[2] / "helpers" / "runtime")
+    helpers = str(Path(__file__).parents[2] / "faults")
     arguments = [str(path), f"{numbers.start} {numbers.stop} {size}", "", helpers]
     subprocess.run([sys.executable, "-c", code, *arguments], check=True, timeout=60)
 

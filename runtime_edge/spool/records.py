@@ -40,7 +40,7 @@ class Spooled:
 
     id: sequence number in the spool; a later frame has a greater one. key: its idempotency key. captured_wall: when it
     was captured, seconds since 1970 by the clock of that time. stamp: when it was stored, in seconds of the spool's
-    clock, which never goes back (clock.py).
+    clock, which never goes back.
     """
 
     id: int

@@ -106,13 +106,12 @@ class Disk:
         self._vfs.unregister()
 
     def _survivor(self, file: _File) -> bytes | None:
-        rng, content = self.rng, file.synced
+        rng = self.rng
         if not file.pending or self.kept == "none":
-            return content
-        if content is None:
-            if rng.random() < 0.5:
-                return None  # created, and its folder never synced
-            content = bytearray()
+            return None if file.synced is None else bytes(file.synced)
+        if file.synced is None and rng.random() < 0.5:
+            return None  # created, and its folder never synced
+        content = bytearray(file.synced or b"")
         pending = file.pending
         if self.kept == "prefix":
             pending = pending[: rng.randint(0, len(pending))]
@@ -126,7 +125,7 @@ class Disk:
             for part_at, part in _sectors(at, data):
                 if self.kept != "sectors" or rng.random() < 0.5:
                     _apply(content, part_at, rng.randbytes(len(part)) if self._garbage() else part)
-        return content
+        return bytes(content)
 
     def _garbage(self) -> bool:
         return self.kept == "sectors" and self.rng.random() < GARBAGE
