@@ -196,7 +196,7 @@ class _Rows:
 
 
 class Connection:
-    """apsw's connection with the face and the errors of sqlite3."""
+    """apsw's connection with the methods and the errors of sqlite3."""
 
     def __init__(self, disk: Disk, path: Path) -> None:
         self._disk = disk
