@@ -16,7 +16,7 @@ from splitwire.codec import errors, profile
 from splitwire.codec.entropy import MOST_LANES
 from splitwire.codec.shared import device
 from splitwire.codec.warmup import WarmUp
-from splitwire.codec.wire import frame, reply, sizes
+from splitwire.codec.wire import batch, frame, reply, sizes
 from splitwire.commands import evaluate
 from splitwire.evaluation.answer.compare import Comparison
 from splitwire.evaluation.answer.results import Evaluation
@@ -43,6 +43,7 @@ ERROR_CODES = {
     "TransportError": "transport",
     "ConnectTimeout": "connect_timeout",
     "RequestTimeout": "request_timeout",
+    "CircuitOpen": "circuit_open",
     "ServerBusy": "server_busy",
     "AuthRefused": "auth_refused",
     "BadResponse": "bad_response",
@@ -78,7 +79,8 @@ def test_versions_of_the_formats():
         "frame": [f"{frame.MAJOR}.{minor}" for minor in minors],
         "coder ids": [str(i) for i in sorted({sizes.CODER_ID, *MOST_LANES})],
         "profile": [str(profile.FORMAT)],
-        "reply": [str(reply.REPLY_VERSION)],
+        "reply": [str(reply.REPLY_VERSION), str(reply.CHECKED_VERSION)],
+        "batch": [str(batch.VERSION)],
         "device profile": [str(device.FORMAT)],
     }
 

@@ -146,7 +146,7 @@ def test_the_command_takes_them(authority: Authority, tmp_path: Path):
             transport.send(FRAME)
         assert server.clients == 1
     for wrong, message in (
-        ({"cert": cert, "url": "http://x"}, "--cert goes with an https:// address"),
+        ({"cert": cert, "url": "http://x"}, "--cert goes with an https:// or streams:// address"),
         ({"key": key}, "--key goes with --cert"),
         ({"ca": cert, "cert": cert, "key": cert}, "--cert .*device.pem: no certificate with its private key in PEM"),
         ({"ca": tmp_path / "none"}, "--ca .*none: no certificates in PEM: no such file or directory"),
