@@ -13,7 +13,7 @@ PINS := pyproject.toml constraints.txt
 .DELETE_ON_ERROR:
 # Two installs into one environment at a time would damage it, so -j is ignored.
 .NOTPARALLEL:
-.PHONY: help demo photos check test lint format bench bench-codec bench-export bench-history versions api reports sweep-models small-networks field transform-points cuts readme hostile faults fuzz arm clean
+.PHONY: help demo photos check test lint format bench bench-codec bench-export bench-history versions api reports sweep-models small-networks field transform-points cuts readme hostile faults fuzz arm edge-size clean
 
 help: ## list the targets
 	@awk -F ': .*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -86,8 +86,11 @@ hostile: $(VENV)/.dev ## 100,000 damaged frames: refused, or decoded to what was
 fuzz: $(VENV)/.fuzz ## coverage-guided fuzzing of all parsers and decoders; FUZZ_SECONDS=600 in all
 	$(RUN) tests/fuzz/run.py $(ARGS)
 
-arm: $(VENV)/.dev ## the built wheel's streams on aarch64 (emulated) and here, byte for byte
+arm: $(VENV)/.dev ## the built wheel on aarch64 (emulated) and here: vectors, streams, edge sessions, byte for byte
 	$(RUN) .ci/arm.py
+
+edge-size: $(VENV)/.dev ## what the edge install takes on an aarch64 device, and what of it a small device can remove
+	$(RUN) .ci/edge_size.py
 
 clean: ## remove what was built; .venv stays (rm -r .venv)
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

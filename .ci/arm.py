@@ -1,8 +1,9 @@
 """`make arm`: the built wheel on aarch64, emulated, beside the same wheel here. Their streams must be the same bytes.
 
 Makes in build/arm, without root and without touching the system: an aarch64 CPython 3.11 of Debian 12, qemu's user-mode
-emulator, and the wheel of this tree with its base requirements (constraints.txt) for both machines. Then arm_suite.py
-runs once on each, and what the two print is compared. Needs x86-64 with apt-get and Debian's archive keyring.
+emulator, and the wheel of this tree with the extra `edge` (constraints.txt) for both machines; what a small device can
+do without is removed from that of aarch64 (edge_size.py). Then arm_suite.py runs once on each, against a server here,
+and what the two print is compared. Needs x86-64 with apt-get and Debian's archive keyring.
 From nothing about two minutes and 1 GB; later only the wheel and the suite. `rm -r build/arm` starts afresh.
 """
 
@@ -15,8 +16,12 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import edge_size
+
+from splitwire.demo.server import cloud_process
 
 ROOT = Path(__file__).resolve().parent.parent
 HOME = ROOT / "build" / "arm"
@@ -25,6 +30,8 @@ CPU = "cortex-a76"
 PACKAGES = ("python3.11-minimal", "libpython3.11-stdlib", "libstdc++6", "libgomp1")
 PLATFORMS = ("manylinux2014_aarch64", "manylinux_2_27_aarch64", "manylinux_2_28_aarch64")
 GUEST_PYTHON = "311"
+ARM, HERE = "site-arm", "site-here"
+"""Folders of the two installs."""
 
 APT = f"""\
 APT {{ Architecture "arm64"; Architectures {{ "arm64"; "amd64"; }}; Install-Recommends "false"; }};
@@ -84,30 +91,49 @@ def make_sysroot() -> None:
     qemu.rename(HOME / "qemu")  # last: its presence says that all of this is done
 
 
-def install() -> None:
-    """The wheel of this tree, made from its sdist, and what it requires, into site-arm and site-here."""
+def install(sites: Sequence[str] = (ARM, HERE)) -> None:
+    """The wheel of this tree, made from its sdist, and what its extra `edge` requires, into these folders."""
     shutil.rmtree(HOME / "dist", ignore_errors=True)
     run(sys.executable, "-m", "build", "--no-isolation", "--outdir", HOME / "dist", ROOT)
     (wheel,) = (HOME / "dist").glob("*.whl")
-    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", "install", "--upgrade")
-    pins = (ROOT / "constraints.txt").read_text()
+    pip = (
+        sys.executable,
+        "-m",
+        "pip",
+        "--disable-pip-version-check",
+        "--quiet",
+        "install",
+        "--upgrade",
+        "--no-compile",
+    )
+    pins = (ROOT / "constraints.txt").read_text() + (ROOT / "pyproject.toml").read_text()
     platforms = [word for name in PLATFORMS for word in ("--platform", name)]
     guest = ("--python-version", GUEST_PYTHON, "--implementation", "cp", "--only-binary=:all:", *platforms)
-    for site, options in ((HOME / "site-arm", guest), (HOME / "site-here", ())):
-        stamp = site / "constraints.txt"
+    for name in sites:
+        site, options = HOME / name, guest if name == ARM else ()
+        stamp = site / "installed.txt"
         if not stamp.exists() or stamp.read_text() != pins:
             shutil.rmtree(site, ignore_errors=True)
-            run(*pip, "--target", site, *options, wheel, "--constraint", ROOT / "constraints.txt")
+            run(*pip, "--target", site, *options, f"{wheel}[edge]", "--constraint", ROOT / "constraints.txt")
             stamp.write_text(pins)
         run(*pip, "--target", site, "--no-deps", *options, wheel)
 
 
-def suite(name: str, python: tuple[str | Path, ...], site: Path, environment: Mapping[str, str]) -> str:
-    """What arm_suite.py prints there, in one process."""
+def make_pair() -> Path:
+    """The folder of a tiny pair whose front gives the same bits in every order of its sums. Needs onnx."""
+    sys.path[:0] = [str(ROOT / "tests/helpers/runtime"), str(ROOT / "tests/helpers/codec")]
+    from runtime_helpers import make_pair
+
+    make_pair(HOME / "pair", exact=True)
+    return HOME / "pair"
+
+
+def suite(name: str, python: tuple[str | Path, ...], site: Path, url: str, environment: Mapping[str, str]) -> str:
+    """What arm_suite.py prints there, in one process. url: of a server that serves the pair."""
     start = time.monotonic()
     output = run(
-        *python, "-P", ROOT / ".ci/arm_suite.py", ROOT / "tests", cwd=HOME, seconds=900, PYTHONPATH=str(site),
-        PYTHONDONTWRITEBYTECODE="1", NUMBA_CACHE_DIR=str(HOME / "kernels"), **environment,
+        *python, "-P", ROOT / ".ci/arm_suite.py", ROOT / "tests", HOME / "pair", url, cwd=HOME, seconds=1800,
+        PYTHONPATH=str(site), PYTHONDONTWRITEBYTECODE="1", NUMBA_CACHE_DIR=str(HOME / "kernels"), **environment,
     )  # fmt: skip
     print(f"{name}: {len(output.splitlines())} lines in {time.monotonic() - start:.0f} s")
     return output
@@ -121,10 +147,13 @@ def main() -> int:
     print(f"sysroot: {time.monotonic() - start:.0f} s", flush=True)
     install()
     print(f"wheel installed for both: {time.monotonic() - start:.0f} s", flush=True)
+    if edge_size.report(HOME / ARM):
+        return 1
     emulator = (HOME / "qemu", "-cpu", CPU, "-L", SYSROOT, SYSROOT / "usr/bin/python3.11")
-    here = suite("here", (sys.executable,), HOME / "site-here", {})
-    interpreted = suite("here, interpreted", (sys.executable,), HOME / "site-here", {"NUMBA_DISABLE_JIT": "1"})
-    arm = suite("aarch64", emulator, HOME / "site-arm", {})
+    with cloud_process(make_pair()) as url:
+        here = suite("here", (sys.executable,), HOME / HERE, url, {})
+        interpreted = suite("here, interpreted", (sys.executable,), HOME / HERE, url, {"NUMBA_DISABLE_JIT": "1"})
+        arm = suite("aarch64", emulator, HOME / ARM, url, {})
     print(here.splitlines()[-1])
     (HOME / "streams.txt").write_text(here)
     for name, other in (("interpreted", interpreted), ("aarch64", arm)):

@@ -1,8 +1,9 @@
-"""The checks that `make arm` runs on both machines, in one process: `arm_suite.py FOLDER_OF_TESTS`.
+"""The checks that `make arm` runs on both machines, in one process: `arm_suite.py TESTS PAIR URL`.
 
 It encodes and decodes every golden vector, compares it with the stored bytes, and prints one line with a digest. Then
-it does the same for seeded streams, which are larger and of more kinds than the stored vectors. It needs only what the
-wheel requires. Any difference is an exception.
+it does the same for seeded streams, which are larger and of more kinds than the stored vectors. Then an edge session
+runs a tiny front in ONNX Runtime, with the back in this process and over HTTP; its frames must be the same bytes. It
+needs only what the edge install has. Any difference is an exception.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy as np
 import vectors
 
 import splitwire
+from splitwire import CloudSession, EdgeSession, HttpTransport, LoopbackTransport, Transport
 from splitwire.codec.codec import FeatureCodec
 from splitwire.codec.profile import CodecProfile, Quantizer
 from splitwire.codec.quantizer import quantize
@@ -95,6 +97,35 @@ def preserving(shape: tuple[int, ...], levels: int) -> str:
     return f"means {levels} {shape} {digest(quantize(x, quantizer).tobytes())}"
 
 
+def session(front: Path, name: str, transport: Transport) -> str:
+    """The line of an edge session: a digest of its frames, and of the classes that come back.
+
+    The front's weights and inputs are eighths: every order of its sums gives the same bits.
+    """
+    frames, classes = [], []
+    with EdgeSession(front, transport=transport, threads=1) as edge:
+        for i in range(20):
+            x = np.random.default_rng(i).integers(-16, 17, (2, 3, 8, 8)).astype(np.float32) / 8
+            frames.append(edge.encode(edge.run_front(x).features, op=("n2", "n4")[i % 2], frame_id=i))
+            classes.append(edge.send(frames[-1], frame_id=i).outputs["best"].astype("<i8").tobytes())
+            again = edge.infer(x, op=("n2", "n4")[i % 2])
+            if again.outputs["best"].astype("<i8").tobytes() != classes[-1] or again.frame_bytes != len(frames[-1]):
+                raise SystemExit(f"session over {name}: infer() gives other classes than its stages")
+    return f"session {name} {sum(map(len, frames))} {digest(*frames)} {digest(*classes)}"
+
+
+def sessions(pair: Path, url: str) -> list[str]:
+    """The lines of an edge session over each transport. Their frames and classes must be the same."""
+    transports: dict[str, Transport] = {
+        "loopback": LoopbackTransport(CloudSession(pair / "back.onnx").handle),
+        "http": HttpTransport(url),
+    }
+    lines = [session(pair / "front.onnx", name, transport) for name, transport in transports.items()]
+    if any(line.split()[2:] != lines[0].split()[2:] for line in lines):
+        raise SystemExit(f"the transports differ: {lines}")
+    return lines
+
+
 def main() -> None:
     """Print all lines. The last line is a digest of the others, which is the same on every machine."""
     if Path(splitwire.__file__).is_relative_to(Path(__file__).parent.parent / "splitwire"):
@@ -104,6 +135,7 @@ def main() -> None:
     lines += [seeded(shape, levels, 4) for levels in PREDICTED[0] for shape in PREDICTED[1]]
     lines += [coefficients(c, shape, step, n) for c in (5, 6) for shape in COEFFICIENTS for step, n in STEPS]
     lines += [preserving(shape, levels) for levels in (2, 3, 16) for shape in SHAPES]
+    lines += sessions(Path(sys.argv[2]), sys.argv[3])
     print(*lines, f"{len(lines)} streams {digest(*(line.encode() for line in lines))}", sep="\n")
 
 

@@ -91,15 +91,19 @@ def make_pair(
     batch: int | str = "batch",
     labels: bool = True,
     segments: bool = False,
+    exact: bool = False,
 ) -> Pair:
     """Conv + ReLU | flatten + gemm (→ logits) and argmax (→ best), with the profile in both files.
 
     two_tensors: a second tensor, (6,), crosses the cut too. seed: other weights, hence another fingerprint. batch: a
     number for a network that takes this batch only. segments: the back is a 1×1 convolution to (CLASSES, 8, 8) instead.
+    exact: weights are eighths, so that for inputs that are eighths every order of the front's sums gives the same bits.
     """
     rng = np.random.default_rng(seed)
     specs = [TensorSpec(name="feature", shape=(4, 8, 8))]
     weights = {"w": rng.normal(0, 0.3, (4, 3, 3, 3)), "b": np.full(4, 0.1)}
+    if exact:
+        weights = {name: np.round(8 * value) / 8 for name, value in weights.items()}
     nodes = [
         helper.make_node("Conv", ["x", "w", "b"], ["y"], pads=[1, 1, 1, 1]),
         helper.make_node("Relu", ["y"], ["feature"]),
