@@ -12,17 +12,22 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
+from msgspec import UNSET
 from PIL import Image
 
 from splitwire.codec.codec import FeatureCodec
 from splitwire.codec.errors import DeviceError
-from splitwire.codec.shared.device import DeviceProfile, check_threads
+from splitwire.codec.shared.device import DeviceProfile, MeasuredCut, check_threads
 from splitwire.codec.shared.progress import ProgressFn
 from splitwire.codec.shared.sessions import DEFAULT_PROVIDERS, open_session
 from splitwire.codec.warmup import example_profile
+
+from .graph import FrontGraph, open_front
 
 WARM_UP_RUNS = 3
 MIN_RUNS = 7
@@ -55,21 +60,26 @@ def measure_device(
     name: str | None = None,
     threads: int | None = None,
     providers: Sequence[str] | None = None,
+    fronts: Sequence[str | Path] = (),
     progress: ProgressFn | None = None,
 ) -> DeviceProfile:
     """Measure the speed of this machine. It takes about 6 seconds, more on a slow machine; keep the machine idle.
 
     name: name of the profile; None for the architecture and the number of threads. threads, providers: as for
-    EdgeSession; the profile is valid for these settings. progress: called as progress(stage, done, total).
+    EdgeSession; the profile is valid for these settings. fronts: files front.onnx, whose times replace the estimates of
+    `splitwire plan` for their cuts. progress: called as progress(stage, done, total).
 
     Power is not measured. If you know compute_watts and radio_joules_per_byte, add them to the file.
-    Raises UsageError (threads), DeviceError (a provider is missing, or a probe fails).
+    Raises UsageError (threads, no such front), ProfileError (not a front), DeviceError (a provider is missing, or a
+    probe fails).
     """
     check_threads(threads)
+    graphs = [open_front(front, threads=threads, providers=providers or DEFAULT_PROVIDERS) for front in fronts]
     seconds: dict[str, float] = {}
     unrest = 1.0
     codec, jpeg = _codec(), _jpeg()
     calls = {probe: _probe(probe, threads, providers) for probe in PROBES}
+    calls |= {f"front {i}": partial(graph.run, graph.zeros()) for i, graph in enumerate(graphs)}
     calls |= {"encode": codec[0], "decode": codec[1], "save": jpeg[0], "load": jpeg[1]}
     for done, (what, call) in enumerate(calls.items()):
         if progress is not None:
@@ -98,6 +108,20 @@ def measure_device(
         jpeg_encode_pixels=pixels / seconds["save"],
         jpeg_decode_pixels=pixels / seconds["load"],
         note=note,
+        cuts=tuple(_measured(graph, seconds[f"front {i}"]) for i, graph in enumerate(graphs)) or UNSET,
+    )
+
+
+def _measured(graph: FrontGraph, seconds: float) -> MeasuredCut:
+    """seconds: of one run on the smallest batch."""
+    x = graph.zeros()
+    return MeasuredCut(
+        model=graph.profile.model,
+        cut=graph.profile.cut,
+        input_shape=x.shape[1:],
+        shapes=tuple(spec.feature_shape for spec in graph.profile.tensors),
+        front_ms=1e3 * seconds / len(x),
+        provider=graph.engine.provider,
     )
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from splitwire.codec.errors import UsageError
 
@@ -28,6 +28,21 @@ Rate = Annotated[float, Meta(gt=0)]
 Amount = Annotated[float, Meta(ge=0)]
 
 
+class MeasuredCut(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The time of one front half on the device.
+
+    model, cut: as in the pair's profile. input_shape: of one image, without the batch axis. shapes: of the features of
+    one image. front_ms: milliseconds per image, median. provider: the execution provider that ran it.
+    """
+
+    model: str
+    cut: str
+    input_shape: tuple[int, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    front_ms: Rate
+    provider: str
+
+
 class DeviceProfile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Rates of one machine, batch 1.
 
@@ -40,7 +55,7 @@ class DeviceProfile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     encode_elements, decode_elements: feature elements per second through splitwire's codec, one thread.
     jpeg_encode_pixels, jpeg_decode_pixels: RGB pixels per second.
     compute_watts: drawn while computing. radio_joules_per_byte: of the link's sender. None: not known.
-    note: how the rates came about, in words.
+    note: how the rates came about, in words. cuts: front halves that were measured too; unset if none was.
     """
 
     format: Annotated[int, Meta(ge=1)] = FORMAT
@@ -59,6 +74,7 @@ class DeviceProfile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     compute_watts: Rate | None = None
     radio_joules_per_byte: Amount | None = None
     note: str | None = None
+    cuts: tuple[MeasuredCut, ...] | UnsetType = UNSET
 
     def __post_init__(self) -> None:
         if self.format != FORMAT:
@@ -67,6 +83,11 @@ class DeviceProfile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             value = getattr(self, name)
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"{name} must be finite, is {value}")
+
+    @property
+    def measured_cuts(self) -> tuple[MeasuredCut, ...]:
+        """The front halves that were measured; () if none was."""
+        return self.cuts if isinstance(self.cuts, tuple) else ()
 
     def rate(self, work: Literal["conv", "depthwise", "matmul", "other"]) -> float:
         """Multiply–accumulates per second of this kind of work. ("other" has none; its rate is that of "conv".)"""

@@ -7,9 +7,10 @@ the bytes of the likely cuts. A cut without calibration has no total.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 from splitwire.codec.codec import planes_per_chunk
 from splitwire.codec.errors import UsageError
@@ -97,8 +98,9 @@ class PlannedCut:
 
     macs_share, parameters_share: the part of the network in the front half, in [0, 1].
 
-    front_ms, back_ms: estimated. down: bytes of the outputs that the back half makes. rates: from the quick
-    calibration, () if there is none. reason: why the calibration failed.
+    front_ms, back_ms: estimated; front_ms is measured where the device's profile has this cut (`measured`). down: bytes
+    of the outputs that the back half makes. rates: from the quick calibration, () if there is none. reason: why the
+    calibration failed.
     option: at the plan's `ranked_by` levels; None without rates or without a link.
     """
 
@@ -107,6 +109,7 @@ class PlannedCut:
     parameters_share: float
     front_ms: float
     back_ms: float
+    measured: bool = False
     down: float = 0.0
     rates: tuple[Rate, ...] = ()
     option: Placement | None = None
@@ -181,7 +184,8 @@ def plan_cuts(
     chosen = shortlist(cuts, seconds, macs, calibrated_cuts)
     bits = quick_bits(source, [cuts[i] for i in chosen], inputs, levels, report)
     outputs = output_bytes(source)
-    machines = _Machines(costs=costs, device=near, cloud=far, link=link, outputs=outputs)
+    fronts = _Fronts.of(costs, near, cuts, source.input_shape[1:])
+    machines = _Machines(costs=costs, device=near, cloud=far, link=link, outputs=outputs, fronts=fronts)
     planned = tuple(
         machines.cut(c, cut_bits(c, bits) if i in chosen else None, levels, ranked_by) for i, c in enumerate(cuts)
     )
@@ -262,6 +266,25 @@ def recommend_cut(
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Fronts:
+    """Times on the device. measured: milliseconds of the cuts that were measured, by position. scale: the median of
+    measured over estimated time, 1 if nothing was measured: it multiplies the estimates of the same network, which are
+    too short where its layers are small."""
+
+    measured: Mapping[int, float]
+    scale: float
+
+    @classmethod
+    def of(cls, costs: Costs, device: DeviceProfile, cuts: Sequence[Cut], input_shape: tuple[int, ...]) -> Self:
+        """The measured cuts that are cuts of this network, by name and shapes."""
+        known = {(m.cut, m.shapes): m.front_ms for m in device.measured_cuts if m.input_shape == input_shape}
+        measured = {c.position: known[c.label, c.shapes] for c in cuts if (c.label, c.shapes) in known}
+        estimates = {position: 1e3 * costs.seconds_before(position, device) for position in measured}
+        ratios = [measured[position] / ms for position, ms in estimates.items() if ms > 0]
+        return cls(measured=measured, scale=statistics.median(ratios) if ratios else 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Machines:
     """Both ends and the link. outputs: of the network, for one image."""
 
@@ -270,9 +293,10 @@ class _Machines:
     cloud: DeviceProfile
     link: Link | None
     outputs: Sequence[OutputBytes]
+    fronts: _Fronts
 
     def whole(self) -> Placement:
-        latency = Latency(front=1e3 * self.costs.seconds(self.device))
+        latency = Latency(front=1e3 * self.fronts.scale * self.costs.seconds(self.device))
         return Placement(kind="device", label="device", latency=latency, joules=self._joules(latency, 0.0))
 
     def jpeg(self, jpeg_bytes: float, pixels: int, link: Link) -> Placement:
@@ -290,7 +314,8 @@ class _Machines:
         )
 
     def cut(self, cut: Cut, bits: tuple[float, ...] | str | None, levels: Sequence[int], ranked_by: int) -> PlannedCut:
-        front = 1e3 * self.costs.seconds_before(cut.position, self.device)
+        estimated = 1e3 * self.fronts.scale * self.costs.seconds_before(cut.position, self.device)
+        front = self.fronts.measured.get(cut.position, estimated)
         back = 1e3 * self.costs.seconds_after(cut.position, self.cloud)
         rates: tuple[Rate, ...] = ()
         option = None
@@ -323,6 +348,7 @@ class _Machines:
             parameters_share=self.costs.parameters_before(cut.position) / max(self.costs.parameters, 1),
             front_ms=front,
             back_ms=back,
+            measured=cut.position in self.fronts.measured,
             down=down,
             rates=rates,
             option=option,

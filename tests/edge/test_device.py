@@ -9,6 +9,7 @@ import make_probes
 import msgspec
 import pytest
 import typer
+from runtime_helpers import Pair
 from typer.testing import CliRunner
 
 from splitwire.codec.errors import DeviceError, UsageError
@@ -23,10 +24,10 @@ MAX_PROBE_BYTES = 10_000
 
 
 @pytest.fixture(scope="module")
-def measured() -> DeviceProfile:
+def measured(pair: Pair) -> DeviceProfile:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(device, "SECONDS", 0.01)
-        return device.measure_device(name="here", threads=1)
+        return device.measure_device(name="here", threads=1, fronts=[pair.front])
 
 
 def test_the_committed_probes_are_what_the_script_makes():
@@ -59,9 +60,24 @@ def test_measuring(measured):
     assert "ONNX Runtime" in measured.note
 
 
+def test_a_front_that_is_measured(measured):
+    (cut,) = measured.measured_cuts
+    assert (cut.model, cut.cut, cut.input_shape, cut.shapes) == ("tiny-0", "relu", (3, 8, 8), ((4, 8, 8),))
+    assert 0 < cut.front_ms < 1000
+    assert cut.provider == "CPUExecutionProvider"
+
+
+def test_a_profile_without_fronts_has_no_such_field():
+    """A release that does not know the field reads the file."""
+    assert b"cuts" not in msgspec.json.encode(ESTIMATES["x86-core"])
+    assert ESTIMATES["x86-core"].measured_cuts == ()
+
+
 def test_measuring_says_what_it_cannot(monkeypatch):
     with pytest.raises(UsageError, match="threads must be from 1 to"):
         device.measure_device(threads=0)
+    with pytest.raises(UsageError, match="no such file"):
+        device.measure_device(fronts=["/no/such/front.onnx"])
     with pytest.raises(DeviceError, match=r"'NoSuchProvider' is not here; this ONNX Runtime has .*CPU"):
         device.measure_device(providers=["NoSuchProvider"])
 
@@ -142,6 +158,7 @@ def test_command(quick, tmp_path):
     result = CliRunner().invoke(app, ["--out", str(path)])
     assert result.exit_code == 0, result.output
     assert "GMAC/s" in result.stdout
+    assert "front of tiny-0 to relu" in result.stdout
     assert f"{path}  here" in result.stdout
     assert DeviceProfile.load(path).name == "here"
 

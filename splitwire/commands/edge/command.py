@@ -121,6 +121,10 @@ def run(
 def profile(
     to: Annotated[Path, typer.Option("--out", help="File to write, for --device of `splitwire plan`.")],
     name: Annotated[str | None, typer.Option(help="Name in the file.", show_default="architecture and threads")] = None,
+    front: Annotated[
+        list[Path] | None,
+        typer.Option(help="A front.onnx to time: `splitwire plan` takes its time for that cut; repeatable."),
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of the front.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the profile as JSON instead of a table.")] = False,
 ) -> None:
@@ -130,7 +134,7 @@ def profile(
     from splitwire.runtime_edge.device import measure_device
 
     with progress_bar(not as_json) as progress:
-        measured = measure_device(name=name, threads=threads, progress=progress)
+        measured = measure_device(name=name, threads=threads, fronts=front or (), progress=progress)
     measured.save(to)
     if as_json:
         print_json(measured)
@@ -159,6 +163,7 @@ def _print_profile(measured: DeviceProfile, to: Path) -> None:
             "JPEG encoded, decoded",
             f"{measured.jpeg_encode_pixels / 1e6:.0f}, {measured.jpeg_decode_pixels / 1e6:.0f} Mpixel/s",
         ),
+        *((f"front of {cut.model} to {cut.cut}", f"{cut.front_ms:.2f} ms") for cut in measured.measured_cuts),
     ):
         table.add_row(what, value)
     print_table(table)

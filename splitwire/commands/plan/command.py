@@ -129,6 +129,7 @@ def document(result: PlanResult) -> dict[str, Any]:
                 "macs_share": c.macs_share,
                 "parameters_share": c.parameters_share,
                 "front_ms": c.front_ms,
+                "front_measured": c.measured,
                 "back_ms": c.back_ms,
                 "down_bytes": c.down,
                 "rates": [dataclasses.asdict(r) for r in c.rates],
@@ -203,6 +204,8 @@ def table(result: PlanResult) -> Table:
         " at N levels; the HTTP head is counted in the link's time; –: not among the cuts that were calibrated. down:"
         " KB of the outputs that come back."
     )
+    if measured := [c.cut.label for c in p.cuts if c.measured]:
+        grid.caption += f" The front to {', '.join(measured)} is measured; the others are scaled by the same ratio."
     grid.caption += " mJ: of the device, without waiting." if energy else ""
     grid.add_column("cut", no_wrap=True)
     up = [f"N={n}" for n in levels] or ["up"]  # no cut was calibrated: the column has only the JPEG's bytes

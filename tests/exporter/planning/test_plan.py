@@ -19,7 +19,7 @@ from splitwire.codec.codec import FeatureCodec
 from splitwire.codec.design import FeatureStatistics, design_operating_point
 from splitwire.codec.errors import UsageError
 from splitwire.codec.profile import CodecProfile, OperatingPoint, Preprocessing, TensorSpec
-from splitwire.codec.shared.device import DeviceProfile
+from splitwire.codec.shared.device import DeviceProfile, MeasuredCut
 from splitwire.exporter.cutting.cuts import Cut
 from splitwire.exporter.cutting.names import Names
 from splitwire.exporter.network.inference import Graph
@@ -223,6 +223,27 @@ def test_a_slow_link_and_a_slow_device_mean_the_bottleneck(plan):
 
 def test_a_slow_link_and_a_fast_device_mean_the_device(plan):
     assert plan(Link(bits_per_second=1e5, rtt_ms=10.0), ESTIMATES["server-gpu"]).recommended.kind == "device"
+
+
+def measured(label: str, ms: float, **changed: Any) -> MeasuredCut:
+    known: dict[str, Any] = {"model": "m", "cut": label, "input_shape": (3, SIDE, SIDE), "shapes": ((4, 8, 8),)}
+    return MeasuredCut(**{**known, "front_ms": ms, "provider": "CPUExecutionProvider", **changed})
+
+
+def test_a_measured_front_replaces_its_estimate_and_scales_the_others(plan):
+    """By three; nothing else changes. A cut of another name or shape does not count."""
+    link = Link(bits_per_second=1e5, rtt_ms=10.0)
+    before = plan(link)
+    by_label = {c.cut.label: c for c in before.cuts}
+    cut = measured("squeeze", 3 * by_label["squeeze"].front_ms)
+    others = (measured("squeeze", 1e6, shapes=((4, 9, 9),)), measured("squeeze", 1e6, input_shape=(3, 9, 9)))
+    after = plan(link, msgspec.structs.replace(SLOW, cuts=(cut, *others, measured("none", 1e6))))
+    assert [c.cut.label for c in after.cuts if c.measured] == ["squeeze"]
+    for c in after.cuts:
+        assert c.front_ms == pytest.approx(3 * by_label[c.cut.label].front_ms)
+        assert c.back_ms == by_label[c.cut.label].back_ms
+    assert after.on_device.latency.front == pytest.approx(3 * before.on_device.latency.front)
+    assert not any(c.measured for c in before.cuts)
 
 
 def test_the_sum_of_the_stages(plan):
