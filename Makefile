@@ -90,7 +90,7 @@ arm: $(VENV)/.dev ## the built wheel on aarch64 (emulated) and here: vectors, st
 	$(RUN) .ci/arm.py
 
 edge-size: $(VENV)/.dev ## what the edge install takes on an aarch64 device, and what of it a small device can remove
-	$(RUN) .ci/edge_size.py
+	$(RUN) .ci/arm.py --size
 
 clean: ## remove what was built; .venv stays (rm -r .venv)
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,7 +1,7 @@
 """`make edge-size`: what the edge install takes on an aarch64 device, by distribution, and what of it is not needed.
 
-It installs the wheel of this tree with the extra `edge` for aarch64 into build/arm/site-arm, as pip resolves it with
-constraints.txt, without pip itself and without compiled bytecode. It fails if torch, onnx or scipy are there, or if the
+arm.py installs the wheel of this tree with the extra `edge` for aarch64 into build/arm/site-arm, as pip resolves it
+with constraints.txt, without pip itself and without compiled bytecode. This module counts. It fails if torch, onnx or scipy are there, or if the
 trimmed set is over 330 MB. `trim` does what docs/startup.md tells a small device to do: no folders of tests, and no
 symbol tables, which only debuggers read.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import shutil
 import struct
-import sys
 from collections.abc import Iterator
 from importlib.metadata import PathDistribution
 from pathlib import Path
@@ -67,7 +66,7 @@ def strip(library: Path) -> int:
         start, entry, count = (*struct.unpack_from("<Q", head, 32), *struct.unpack_from("<HH", head, 54))
         file.seek(start)
         programs = [struct.unpack_from("<IIQQQQ", file.read(entry)) for _ in range(count)]
-        end = max(offset + size for _, _, offset, _, _, size in programs)
+        end: int = max(offset + size for _, _, offset, _, _, size in programs)
         before = file.seek(0, 2)
         if end >= before:
             return 0
@@ -95,11 +94,3 @@ def report(site: Path) -> int:
         print(f"make edge-size: FAILED: {', '.join(found) or f'over {MOST_MB} MB'}")
         return 1
     return 0
-
-
-if __name__ == "__main__":
-    import arm  # which imports this module
-
-    arm.HOME.mkdir(parents=True, exist_ok=True)
-    arm.install((arm.ARM,))
-    sys.exit(report(arm.HOME / arm.ARM))
