@@ -2,8 +2,8 @@
 
 It encodes and decodes every golden vector, compares it with the stored bytes, and prints one line with a digest. Then
 it does the same for seeded streams, which are larger and of more kinds than the stored vectors. Then an edge session
-runs a tiny front in ONNX Runtime, with the back in this process and over HTTP; its frames must be the same bytes. It
-needs only what the edge install has. Any difference is an exception.
+runs a tiny front in ONNX Runtime, with the back in this process, over HTTP and over the stream; its frames must be the
+same bytes. It needs only what the edge install has. Any difference is an exception.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 import vectors
 
 import splitwire
-from splitwire import CloudSession, EdgeSession, HttpTransport, LoopbackTransport, Transport
+from splitwire import CloudSession, EdgeSession, HttpTransport, LoopbackTransport, StreamTransport, Transport
 from splitwire.codec.codec import FeatureCodec
 from splitwire.codec.profile import CodecProfile, Quantizer
 from splitwire.codec.quantizer import quantize
@@ -119,6 +119,7 @@ def sessions(pair: Path, url: str) -> list[str]:
     transports: dict[str, Transport] = {
         "loopback": LoopbackTransport(CloudSession(pair / "back.onnx").handle),
         "http": HttpTransport(url),
+        "stream": StreamTransport(url.replace("http://", "stream://")),
     }
     lines = [session(pair / "front.onnx", name, transport) for name, transport in transports.items()]
     if any(line.split()[2:] != lines[0].split()[2:] for line in lines):

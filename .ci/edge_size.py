@@ -1,9 +1,10 @@
 """`make edge-size`: what the edge install takes on an aarch64 device, by distribution, and what of it is not needed.
 
 arm.py installs the wheel of this tree with the extra `edge` for aarch64 into build/arm/site-arm, as pip resolves it
-with constraints.txt, without pip itself and without compiled bytecode. This module counts. It fails if torch, onnx or scipy are there, or if the
-trimmed set is over 330 MB. `trim` does what docs/startup.md tells a small device to do: no folders of tests, and no
-symbol tables, which only debuggers read.
+with constraints.txt, without pip itself and without compiled bytecode. This module counts.
+
+It fails if torch, onnx or scipy are there, or if the trimmed set is over 330 MB. `trim` does what docs/startup.md tells
+a small device to do: no folders of tests, and no symbol tables, which only debuggers read.
 """
 
 from __future__ import annotations
