@@ -57,6 +57,16 @@ def test_without_faults_it_passes_everything():
         assert not proxy.done
 
 
+def test_it_stops_quietly_with_open_connections(caplog: pytest.LogCaptureFixture):
+    with echo() as server:
+        with Proxy(server) as proxy:
+            connection = socket.create_connection(proxy.address, 5)
+            connection.sendall(b"x")
+            assert connection.recv(1) == b"x"
+        connection.close()
+    assert caplog.records == []
+
+
 def test_rate_and_delay_are_those_of_the_link():
     with echo() as server, Proxy(server, up=Link(rate=50_000, delay_s=0.05)) as proxy:
         start = time.monotonic()

@@ -146,8 +146,8 @@ class Proxy:
                 _Flow(self, "down", self.down, number, answers, writer, ends).run(),
             ]
             await asyncio.gather(*flows)
-        except OSError:
-            pass  # the target is away: the client sees its connection close
+        except (OSError, asyncio.CancelledError):
+            pass  # the target is away: the client sees its connection close; or the proxy stops
         finally:
             for end in filter(None, (writer, other)):
                 self._writers.discard(end)
