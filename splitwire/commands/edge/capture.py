@@ -6,43 +6,55 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import numpy as np
 import typer
 
 from splitwire.codec.errors import NonFiniteFeatures, UsageError
+from splitwire.commands.options import seconds
 from splitwire.console import err, interruptible, out, print_json, progress_bar
 
 if TYPE_CHECKING:
+    from splitwire.codec.profile import Preprocessing
     from splitwire.runtime_edge.control.capture import Capture
+    from splitwire.runtime_edge.graph import Input
+    from splitwire.runtime_edge.sources.base import Picture, Source
 
 WHAT = ("pictures", "features")
 UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9}
 
 
 def capture(
-    images: Annotated[list[Path], typer.Argument(help="Pictures, or folders of them.")],
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE...",
+            help="Pictures, or folders of them; or one video, one camera (rtsp://, http://, /dev/video0), - for stdin.",
+        ),
+    ],
     front: Annotated[Path, typer.Option(help="The front.onnx that `splitwire export` wrote.")],
     to: Annotated[Path, typer.Option("--out", help="Folder of the sample; an earlier sample there is continued.")],
     what: Annotated[
         str, typer.Option(help="pictures; or features, where pictures must not leave the device.")
     ] = "pictures",
     max_bytes: Annotated[str, typer.Option(help="Most bytes of the sample, as 64MB.")] = "64MB",
+    every: Annotated[
+        str, typer.Option(help="Least time from one file to the next, as 30s; the strangest do not wait.")
+    ] = "0",
+    images: Annotated[
+        int | None, typer.Option(min=1, help="Look at this many pictures, then end.", show_default="all")
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of the front.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a line.")] = False,
 ) -> None:
     """Collect the newest and the strangest pictures, or their features, for a recalibration."""
     if what not in WHAT:
         raise UsageError(f"--what takes pictures or features; got {what!r}")
-    size = _bytes(max_bytes)
-    from splitwire.codec.preprocessing import load
+    size, pause = _bytes(max_bytes), seconds("--every", every)
     from splitwire.runtime_edge.control import Capture, DriftMonitor
     from splitwire.runtime_edge.graph import open_front
 
-    from .running import find_images
-
-    paths = find_images(images)
     graph = open_front(front, threads=threads)
-    how = graph.profile.preprocessing
-    if how is None:
+    if graph.profile.preprocessing is None:
         raise UsageError(f"{front} was exported without preprocessing, so it takes arrays only, not pictures")
     if graph.input_shape[0] not in (None, 1):
         raise UsageError(f"{front} takes batches of {graph.input_shape[0]} images; a sample is of single ones")
@@ -53,26 +65,61 @@ def capture(
             " kept",
             soft_wrap=True,
         )
-    sample = Capture(to, max_bytes=size)
-    skipped = 0
+    source, total = _open(sources)
+    sample = Capture(to, max_bytes=size, every_s=pause)
+    done = skipped = 0
     with interruptible(f"what was captured is in {to}"), progress_bar(not as_json) as progress:
-        for done, path in enumerate(paths):
-            progress("Capture", done, len(paths))
-            try:
-                features = graph.run(load(path, how)[None]).features
-                score = 0.0 if monitor is None else monitor.strangeness(features)
-                if what == "features":
-                    sample.features(features, score)
-                else:
-                    sample.picture(path, score)
-            except (UsageError, NonFiniteFeatures) as e:
-                skipped += 1
-                err.print(f"skipped: {e}", markup=False, soft_wrap=True)
-    _report(sample, skipped, len(paths), as_json)
+        try:
+            for captured in source:
+                progress("Capture", done, total if images is None else images)
+                done += 1
+                try:
+                    features = graph.run(_input(captured.image, graph.profile.preprocessing)).features
+                    score = 0.0 if monitor is None else monitor.strangeness(features)
+                    if what == "features":
+                        sample.features(features, score)
+                    else:
+                        sample.picture(captured.image, score)
+                except (UsageError, NonFiniteFeatures) as e:
+                    skipped += 1
+                    err.print(f"skipped: {e}", markup=False, soft_wrap=True)
+                if done == images:
+                    break
+        finally:
+            source.close()
+    _report(sample, skipped, done, as_json)
+
+
+def _open(sources: list[str]) -> tuple[Source, int | None]:
+    """The source, and how many pictures it has at most, if that is known."""
+    from splitwire.runtime_edge.sources import Pictures, open_source
+    from splitwire.runtime_edge.sources.opening import is_camera
+    from splitwire.runtime_edge.sources.video import SUFFIXES
+
+    from .running import find_images
+
+    paths = [Path(text) for text in sources]
+    live = [text for text in sources if text == "-" or is_camera(text) or Path(text).suffix.lower() in SUFFIXES]
+    if not live:
+        found = find_images(paths)
+        return Pictures(found), len(found)
+    if len(sources) > 1:
+        raise UsageError(f"{live[0]}: a video, a camera or stdin is captured alone")
+    return open_source(sources[0]), None
+
+
+def _input(image: Picture, how: Preprocessing) -> Input:
+    """A batch of one."""
+    from splitwire.codec import preprocessing
+
+    if isinstance(image, np.ndarray):
+        return preprocessing.apply(preprocessing.from_array(image), how)[np.newaxis]
+    x = preprocessing.load(image, how) if isinstance(image, Path) else preprocessing.apply(image, how)
+    return x[np.newaxis]
 
 
 def _report(sample: Capture, skipped: int, total: int, as_json: bool) -> None:
-    if skipped == total:
+    if skipped == total > 0:
         raise UsageError(f"none of the {total} files can be read as a picture")
     kept = sample.kept
     if not kept:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from control_profiles import maps_of
 from PIL import Image
+from runtime_helpers import make_pair
+from typer.testing import CliRunner
 
+from splitwire.cli import app
 from splitwire.codec.errors import DeviceError, UsageError
 from splitwire.runtime_edge.control import Capture
 
@@ -121,3 +126,49 @@ def test_what_cannot_be_kept(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DeviceError, match="cannot be used for a capture"):
         Capture(tmp_path / "file", max_bytes=10)
+
+
+# ------------------------------------------------------------------ the command
+
+
+@pytest.fixture(scope="module")
+def front(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a tiny pair that takes 8×8 pictures."""
+    return make_pair(tmp_path_factory.mktemp("pair")).front
+
+
+def command(*arguments: str | Path) -> dict[str, Any]:
+    run = CliRunner().invoke(app, ["edge", "capture", *map(str, arguments), "--json"])
+    assert run.exit_code == 0, run.output
+    document: dict[str, Any] = json.loads(run.stdout)
+    return document
+
+
+def test_the_command_takes_pictures_and_their_features(front: Path, tmp_path: Path):
+    for i in range(5):
+        Image.fromarray(np.roll(PIXELS, i, axis=0)).save(tmp_path / f"{i}.png")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    first = command(tmp_path, "--front", front, "--out", tmp_path / "sample")
+    assert (len(first["files"]), first["skipped"]) == (5, 1)
+    assert [Path(f["path"]).read_bytes() for f in first["files"]] == [
+        (tmp_path / f"{i}.png").read_bytes() for i in range(5)
+    ]
+    two = ["--what", "features", "--images", "2"]
+    features = command(tmp_path / "0.png", tmp_path / "1.png", tmp_path / "2.png", "--front", front, "--out",
+                       tmp_path / "features", *two)  # fmt: skip
+    assert [Path(f["path"]).suffix for f in features["files"]] == [".npz"] * 2
+    once = command(tmp_path / "sample", "--front", front, "--out", tmp_path / "once", "--every", "1h")
+    assert len(once["files"]) == 1
+
+
+def test_what_the_command_refuses(front: Path, tmp_path: Path):
+    def said(*arguments: str) -> str:
+        options = ["--front", str(front), "--out", str(tmp_path / "sample")]
+        run = CliRunner().invoke(app, ["edge", "capture", *arguments, *options])
+        assert isinstance(run.exception, UsageError), run.output
+        return str(run.exception)
+
+    assert said("x.png", "--what", "words").startswith("--what takes pictures or features")
+    assert said("x.png", "--max-bytes", "many").startswith("--max-bytes takes a size")
+    assert said("x.png", "rtsp://camera/1").startswith("rtsp://camera/1: a video, a camera or stdin is captured alone")
+    assert said("x.png") == "none of the 1 files can be read as a picture"
