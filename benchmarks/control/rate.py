@@ -204,7 +204,8 @@ def page(runs: list[Run], source: str, load: float, nice: int) -> str:
         f"are on their way, one waits, an older one is dropped. Target: {TARGET_S * 1e3:g} ms from capture to answer.",
         f"The {SETTLE_S:g} s after a step do not count. A dropped frame is not within the target.",
         f"Before the run, {load:.1f} processes wanted to run on the machine's {os.cpu_count()} cores: where they are",
-        f"more, and the benchmark does not go before them (its nice value is {nice}), frames wait for a core, and the controller cannot tell that from a slow link.",
+        f"more, and the benchmark does not go before them (its nice value is {nice}), frames wait for a core, and the",
+        "controller cannot tell that from a slow link.",
     ]
     for run in runs:
         lines += ["", f"## {run.name}: {run.within:.1%} of the frames within the target", ""]
