@@ -16,6 +16,7 @@ PINS := pyproject.toml constraints.txt
 .PHONY: help demo photos check test lint format bench bench-codec bench-export bench-history versions api reports sweep-models small-networks field transform-points cuts readme hostile faults fuzz arm edge-size clean
 .PHONY: help demo photos check test lint format bench bench-codec bench-export bench-history versions api reports sweep-models small-networks field transform-points cuts readme hostile faults fuzz arm clean
 .PHONY: help demo photos check test lint format bench bench-codec bench-export bench-history versions api reports sweep-models small-networks field transform-points cuts readme rate drift hostile fuzz arm clean
+.PHONY: help demo photos check test lint format bench bench-codec bench-export bench-history versions api reports sweep-models small-networks field transform-points cuts readme rate drift hostile faults fuzz arm clean
 
 help: ## list the targets
 	@awk -F ': .*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -81,6 +82,7 @@ readme: $(VENV)/.dev ## put the figures of `make demo` and `make bench` into REA
 
 faults: $(VENV)/.dev ## power cuts, kills, full disks, damaged files, wrong clocks: what was lost (ARGS=--page writes docs/results/faults.md)
 	$(RUN) tests/faults/faults_run.py $(ARGS)
+
 rate: $(VENV)/.dev ## rate control through a proxy that steps from 20 to 0.2 Mbit/s and back; four minutes (ARGS=--page)
 	$(RUN) -m benchmarks.control.rate $(ARGS)
 
