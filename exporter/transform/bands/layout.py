@@ -31,8 +31,8 @@ EDGES = {
 """Number of bands → radii in the plane of frequencies at which one ends, in steps of the DCT of the longer axis."""
 MATRIX_NUMBERS = 2_000_000
 """The bands of a tensor share about this many numbers of channel matrices: many channels get fewer bands."""
-FREQUENCIES = {10: 100, 6: 36, 4: 16, 3: 0}
-"""Number of bands → frequencies in a tile from which a tile has that number of bands."""
+LONGEST = {10: 10, 6: 6, 4: 4, 3: 0}
+"""Number of bands → longer side of a tile from which it has that number of bands: a flat tile has as many scales."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ class Layout:
         if any(b < 1 or n % b for n, b in zip(grid, block, strict=True)):
             raise ValueError(f"tiles of {block[0]}×{block[1]} do not divide {grid[0]}×{grid[1]}")
         if bands is None:
-            fitting = [n for n in EDGES if n * channels**2 <= MATRIX_NUMBERS and FREQUENCIES[n] <= block[0] * block[1]]
+            fitting = [n for n in EDGES if n * channels**2 <= MATRIX_NUMBERS and LONGEST[n] <= max(block)]
             bands = max(fitting, default=min(EDGES))
         return cls(
             feature_shape=shape,

@@ -155,3 +155,6 @@ def test_the_command(model, tmp_path):
     refused = CliRunner().invoke(app, [*arguments, "--refine", "long", "--out", str(tmp_path / "c")])
     assert isinstance(refused.exception, UsageError)
     assert "--refine takes a time" in str(refused.exception)
+    unknown = CliRunner().invoke(app, [*arguments, "--task-loss", "no_module:loss", "--out", str(tmp_path / "c")])
+    assert isinstance(unknown.exception, UsageError)
+    assert "the task loss 'no_module:loss' cannot be imported" in str(unknown.exception)

@@ -120,3 +120,8 @@ def test_bounds_are_those_of_the_activation(function, bounds):
     for seed in range(3):
         statistics.add(function(torch.randn(8, 4, 5, 5, generator=torch.Generator().manual_seed(seed))))
     assert statistics.bounds() == bounds
+
+
+def test_a_flat_tile_has_as_many_bands_as_its_longer_side_has_scales():
+    assert len(Layout.of((8, 2, 96)).bands) == len(Layout.of((8, 16, 16)).bands) == 10
+    assert len(Layout.of((8, 2, 4)).bands) < 5
