@@ -13,10 +13,10 @@ PINS := pyproject.toml constraints.txt
 .DELETE_ON_ERROR:
 # Two installs into one environment at a time would damage it, so -j is ignored.
 .NOTPARALLEL:
-.PHONY: help demo photos check test lint format bench bench-codec bench-export bench-history versions api reports sweep-models small-networks field transform-points cuts readme hostile faults fuzz arm edge-size clean
-.PHONY: help demo photos check test lint format bench bench-codec bench-export bench-history versions api reports sweep-models small-networks field transform-points cuts readme hostile faults fuzz arm clean
-.PHONY: help demo photos check test lint format bench bench-codec bench-export bench-history versions api reports sweep-models small-networks field transform-points cuts readme rate drift hostile fuzz arm clean
-.PHONY: help demo photos check test lint format bench bench-codec bench-export bench-history versions api reports sweep-models small-networks field transform-points cuts readme rate drift hostile faults fuzz arm clean
+.PHONY: help demo photos check test lint format bench bench-codec bench-export bench-history bench-streaming bench-skip versions api reports sweep-models small-networks field transform-points cuts readme hostile faults fuzz arm edge-size clean
+.PHONY: help demo photos check test lint format bench bench-codec bench-export bench-history bench-streaming bench-skip versions api reports sweep-models small-networks field transform-points cuts readme hostile faults fuzz arm clean
+.PHONY: help demo photos check test lint format bench bench-codec bench-export bench-history bench-streaming bench-skip versions api reports sweep-models small-networks field transform-points cuts readme rate drift hostile fuzz arm clean
+.PHONY: help demo photos check test lint format bench bench-codec bench-export bench-history bench-streaming bench-skip versions api reports sweep-models small-networks field transform-points cuts readme rate drift hostile faults fuzz arm clean
 
 help: ## list the targets
 	@awk -F ': .*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -51,6 +51,12 @@ bench-codec: $(VENV)/.dev $(VENV)/.weights ## the codec alone, beside bit-pack +
 
 bench-export: $(VENV)/.dev $(VENV)/.weights build/photographs/.installed ## the time of an export, stage by stage (ARGS=ssdlite for one)
 	OMP_WAIT_POLICY=PASSIVE $(RUN) -m benchmarks.speed.export_times $(ARGS)
+
+bench-streaming: $(VENV)/.dev ## a stream beside the sequential loop, and what the pipeline costs; two minutes
+	$(RUN) -m benchmarks.speed.streaming
+
+bench-skip: $(VENV)/.dev ## frames that a static camera need not send, and what the audit catches; five minutes
+	$(RUN) -m benchmarks.quality.skip
 
 bench-history: $(VENV)/.dev ## the codec's ratios beside those of the last release in benchmarks/history/, and what moved
 	$(RUN) -m benchmarks.speed.history $(ARGS)

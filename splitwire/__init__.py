@@ -120,7 +120,11 @@ if TYPE_CHECKING:
     from splitwire.runtime_edge.spool.options import SpoolStats
     from splitwire.runtime_edge.spool.records import Spooled
     from splitwire.runtime_edge.spool.spool import Spool
-    from splitwire.runtime_edge.stream.parts import StreamResult, StreamStats
+    from splitwire.runtime_edge.stream.parts import Look, StreamResult, StreamStats
+    from splitwire.runtime_edge.stream.skip.calibrating import SkipTable
+    from splitwire.runtime_edge.stream.skip.calibrating import Trial as SkipTrial
+    from splitwire.runtime_edge.stream.skip.deciding import Skip
+    from splitwire.runtime_edge.stream.skip.sameness import Sameness
     from splitwire.runtime_edge.stream.stream import Stream
     from splitwire.runtime_edge.transport.base import BatchTransport, Key, Reply, Timeouts, Transport
     from splitwire.runtime_edge.transport.credentials import Tls, TokenFile
@@ -188,6 +192,7 @@ _HOME = {
     "Link": "splitwire.exporter.planning.links",
     "LinkState": "splitwire.runtime_edge.control.rate",
     "LoadedNetwork": "splitwire.models.catalogue:LoadedModel",
+    "Look": "splitwire.runtime_edge.stream.parts",
     "LoopbackTransport": "splitwire.runtime_edge.transport.loopback",
     "MeasuredPoint": "splitwire.evaluation.answer.results:Point",
     "Missed": "splitwire.evaluation.answer.standings",
@@ -209,6 +214,7 @@ _HOME = {
     "Reply": "splitwire.runtime_edge.transport.base",
     "RequestTimeout": "splitwire.codec.errors",
     "Rung": "splitwire.runtime_edge.control.rate",
+    "Sameness": "splitwire.runtime_edge.stream.skip.sameness",
     "Segment": "splitwire.runtime_edge.findings",
     "Segments": "splitwire.runtime_edge.findings",
     "ServedPairs": "splitwire.runtime_cloud.loading:Models",
@@ -217,6 +223,9 @@ _HOME = {
     "SessionState": "splitwire.runtime_edge.session:State",
     "ShapeMismatch": "splitwire.codec.errors",
     "SizeSpec": "splitwire.codec.profile",
+    "Skip": "splitwire.runtime_edge.stream.skip.deciding",
+    "SkipTable": "splitwire.runtime_edge.stream.skip.calibrating",
+    "SkipTrial": "splitwire.runtime_edge.stream.skip.calibrating:Trial",
     "SkippedInput": "splitwire.exporter.calibration.inputs:Skipped",
     "Source": "splitwire.runtime_edge.sources.base",
     "SplitResult": "splitwire.runtime_edge.results",
@@ -316,6 +325,7 @@ __all__ = [
     "Link",
     "LinkState",
     "LoadedNetwork",
+    "Look",
     "LoopbackTransport",
     "MeasuredPoint",
     "Missed",
@@ -337,6 +347,7 @@ __all__ = [
     "Reply",
     "RequestTimeout",
     "Rung",
+    "Sameness",
     "Segment",
     "Segments",
     "ServedPairs",
@@ -345,6 +356,9 @@ __all__ = [
     "SessionState",
     "ShapeMismatch",
     "SizeSpec",
+    "Skip",
+    "SkipTable",
+    "SkipTrial",
     "SkippedInput",
     "Source",
     "SplitResult",

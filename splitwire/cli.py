@@ -19,6 +19,7 @@ from splitwire.codec.errors import SplitwireError
 from splitwire.commands import cloud, compare, demo, doctor, evaluate, models, warmup
 from splitwire.commands.edge.capture import capture
 from splitwire.commands.edge.command import profile, run
+from splitwire.commands.edge.skipping import calibrate_skip
 from splitwire.commands.export import command as export
 from splitwire.commands.plan import command as plan
 from splitwire.console import err
@@ -66,6 +67,7 @@ app.command()(doctor.doctor)
 edge_app.command()(run)
 edge_app.command()(profile)
 edge_app.command()(capture)
+edge_app.command()(calibrate_skip)
 cloud_app.command()(cloud.serve)
 
 

@@ -79,7 +79,7 @@ class Composer:
         labels: list[int] = []
         for _ in range(draw.integers(1, MAX_GARMENTS + 1)):
             which = int(draw.integers(len(self._images)))
-            tint, opacity = _garment(self._images[which], draw)
+            tint, opacity = garment(self._images[which], draw)
             place = _place(opacity, boxes, draw)
             if place is None:  # no room left
                 continue
@@ -128,7 +128,7 @@ def silhouette(image: UInt8Array) -> UInt8Array:
     return np.where(between[0] & between[1], np.uint8(255), np.uint8(0))
 
 
-def _garment(image: UInt8Array, draw: Draw) -> tuple[Float32Array, UInt8Array]:
+def garment(image: UInt8Array, draw: Draw) -> tuple[Float32Array, UInt8Array]:
     """A garment, flipped at random, scaled, cropped and tinted: (h, w, 3) float32 in [0, 255], (h, w) uint8 alpha."""
     if draw.random() < 0.5:
         image = image[:, ::-1]

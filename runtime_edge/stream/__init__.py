@@ -6,13 +6,15 @@ channel.py     bounded queues between them, with a policy
 window.py      how many frames may be in flight
 ordered.py     results in the order of the pictures
 parts.py       StreamResult, and the interfaces of what plugs in: skip, rate, drift, spool
+    skip/          frames that need not be sent
 """
 
-from .channel import Policy
+from .channel import POLICIES, Policy
 from .parts import Decision, DriftPart, Look, RatePart, SkipPart, SpoolPart, StreamResult, StreamStats
 from .stream import Stream
 
 __all__ = [
+    "POLICIES",
     "Decision",
     "DriftPart",
     "Look",

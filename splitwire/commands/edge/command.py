@@ -12,13 +12,26 @@ from splitwire.commands.options import seconds
 from splitwire.console import interruptible, out, print_json, print_table, progress_bar
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from splitwire.codec.shared.device import DeviceProfile
+
+    Places = Sequence[str | Path]
+else:
+    Places = list[str]  # a Path would take a slash from rtsp://
 
 TOKEN_VARIABLE = "SPLITWIRE_TOKEN"  # noqa: S105 - the name of a variable, not a token
 
 
 def run(
-    images: Annotated[list[Path], typer.Argument(help="Pictures, or folders of them.")],
+    images: Annotated[
+        Places,
+        typer.Argument(
+            metavar="SOURCE...",
+            help="Pictures, or folders of them; or a video, a camera (rtsp://, http://, /dev/video0), or - for standard"
+            " input.",
+        ),
+    ],
     front: Annotated[Path, typer.Option(help="The front.onnx that `splitwire export` wrote.")],
     url: Annotated[
         str, typer.Option(help="Where `splitwire cloud serve` listens, http://host:port or stream://host:port.")
@@ -69,20 +82,66 @@ def run(
         ),
     ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of the front.")] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Run the pictures that appear in the folder from now on.")
+    ] = False,
+    fps: Annotated[float | None, typer.Option(help="Pictures per second.", show_default="as they come")] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            help="What happens to a picture that comes too soon: block, drop-oldest or drop-newest.",
+            show_default="drop-oldest for cameras, else block",
+        ),
+    ] = None,
+    in_flight: Annotated[
+        int | None, typer.Option(min=1, max=256, help="Most frames in flight.", show_default="by the round trip")
+    ] = None,
+    skip_unchanged: Annotated[
+        bool,
+        typer.Option("--skip-unchanged", help="Do not send frames like the last one sent (`edge calibrate-skip`)."),
+    ] = False,
+    max_changed: Annotated[
+        float, typer.Option(help="Share of the frames not sent that may have another answer.")
+    ] = 0.01,
+    refresh: Annotated[str, typer.Option(help="Send a frame at least this often; 0: not by time.")] = "10s",
+    skip_table: Annotated[
+        Path | None,
+        typer.Option(help="File of `edge calibrate-skip`.", show_default="front.skip.json beside front.onnx"),
+    ] = None,
+    gate: Annotated[
+        str | None,
+        typer.Option(metavar="MODULE:FUNCTION", help="Send only frames for which this function returns True."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON Lines: one per picture, then a summary.")] = False,
 ) -> None:
-    """Run pictures through a network split between this machine and a server."""
+    """Run pictures, a video or a camera through a network split between this machine and a server."""
     from splitwire.codec.shared.tasks import TASKS
     from splitwire.commands.edge.link import find_token, full_names, open_transport
     from splitwire.runtime_edge.session import EdgeSession
 
     from .output import JsonLines, Lines, print_event
     from .running import Job, Saver, find_images
+    from .streaming import StreamJob, StreamOptions, chosen_policy, is_stream, make_skip, open_places, print_json_event
 
     if task is not None and task not in TASKS:
         raise UsageError(f"a task is {', '.join(TASKS)}; got {task!r}")
     wait_s = seconds("--wait", wait)
-    paths = find_images(images)
+    places = [str(image) for image in images]
+    options = StreamOptions(
+        watch=watch,
+        fps=fps,
+        policy=policy,
+        in_flight=in_flight,
+        skip_unchanged=skip_unchanged,
+        skip_table=skip_table,
+        max_changed=max_changed,
+        refresh_s=seconds("--refresh", refresh),
+        gate=gate,
+    )
+    streams = is_stream(places, options)
+    if streams and (save is not None or repeat > 1):
+        raise UsageError("--save and --repeat are for pictures and folders, without the options of a stream")
+    paths = [] if streams else find_images([Path(place) for place in places])
     transport = open_transport(
         url,
         timeout_s=seconds("--timeout", timeout),
@@ -92,6 +151,7 @@ def run(
         cert=cert,
         key=key,
         lean=lean,
+        connections=in_flight or 0,
     )
     providers = full_names(provider)
     with EdgeSession(
@@ -99,6 +159,22 @@ def run(
     ) as session:
         if session.profile.preprocessing is None:
             raise UsageError(f"{front} was exported without preprocessing, so it takes arrays only, not pictures")
+        if streams:
+            stream_job = StreamJob(
+                session=session,
+                source=(source := open_places(places, options, print_json_event if as_json else print_event)),
+                policy=chosen_policy(source, policy),
+                options=options,
+                skip=make_skip(session.profile, front, options, task, min_score),
+                wait_s=wait_s,
+                task=task,
+                top=top,
+                min_score=min_score,
+                as_json=as_json,
+            )
+            with interruptible("no picture was done"):
+                stream_job.run()
+            return
         saver = None if save is None else Saver(save, paths, session.profile.preprocessing)
         output = JsonLines() if as_json else Lines()
         job = Job(

@@ -14,6 +14,7 @@ from splitwire.runtime_edge.events import EventSink, ignore
 from splitwire.runtime_edge.transport import HttpTransport, StreamTransport, Timeouts, Tls, TokenFile
 
 CONNECT_S = 5.0
+CONNECTIONS = 8
 
 
 def open_transport(
@@ -26,13 +27,14 @@ def open_transport(
     cert: Path | None = None,
     key: Path | None = None,
     lean: bool = False,
+    connections: int = 0,
     on_event: EventSink = ignore,
 ) -> HttpTransport | StreamTransport:
     """Return the transport to the server: over HTTP, or a stream for stream:// and streams://.
 
     timeout_s: longest wait for the next bytes of an answer. deadline_s: longest time for one frame, retries included.
     ca: file of certificates to trust. cert, key: certificate of this device, and its private key.
-    Raises UsageError.
+    connections: most connections over HTTP, if more than the usual ones. Raises UsageError.
     """
     for option, seconds in (("--timeout", timeout_s), ("--deadline", deadline_s)):
         if seconds <= 0:
@@ -54,7 +56,15 @@ def open_transport(
         if lean:
             raise UsageError("--lean goes with an http:// address: a stream has no head per frame")
         return StreamTransport(url, timeouts=timeouts, token=token, verify=verify, on_event=on_event)
-    return HttpTransport(url, timeouts=timeouts, token=token, lean=lean, verify=verify, on_event=on_event)
+    return HttpTransport(
+        url,
+        timeouts=timeouts,
+        token=token,
+        lean=lean,
+        verify=verify,
+        max_connections=max(CONNECTIONS, connections),
+        on_event=on_event,
+    )
 
 
 def find_token(token: str | None, file: Path | None, variable: str) -> str | TokenFile | None:
