@@ -13,10 +13,7 @@ PINS := pyproject.toml constraints.txt
 .DELETE_ON_ERROR:
 # Two installs into one environment at a time would damage it, so -j is ignored.
 .NOTPARALLEL:
-.PHONY: help demo photos check test lint format bench bench-codec bench-export bench-history bench-streaming bench-skip versions api reports sweep-models small-networks field transform-points cuts readme hostile faults fuzz arm edge-size clean
-.PHONY: help demo photos check test lint format bench bench-codec bench-export bench-history bench-streaming bench-skip versions api reports sweep-models small-networks field transform-points cuts readme hostile faults fuzz arm clean
-.PHONY: help demo photos check test lint format bench bench-codec bench-export bench-history bench-streaming bench-skip versions api reports sweep-models small-networks field transform-points cuts readme rate drift hostile fuzz arm clean
-.PHONY: help demo photos check test lint format bench bench-codec bench-export bench-history bench-streaming bench-skip versions api reports sweep-models small-networks field transform-points cuts readme rate drift hostile faults fuzz arm clean
+.PHONY: help demo photos check test lint format bench bench-codec bench-export bench-history bench-streaming bench-skip versions api reports sweep-models small-networks field transform-points cuts readme rate drift hostile faults fuzz arm edge-size clean
 
 help: ## list the targets
 	@awk -F ': .*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile

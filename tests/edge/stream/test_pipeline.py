@@ -18,10 +18,14 @@ from stream_helpers import Clocked, Staged, array
 
 from splitwire.codec.errors import NonFiniteFeatures, ServerBusy, UsageError
 from splitwire.runtime_cloud.session import CloudSession
+from splitwire.runtime_edge.control import DriftMonitor, RateController
 from splitwire.runtime_edge.events import Event
 from splitwire.runtime_edge.session import EdgeSession
 from splitwire.runtime_edge.sources import Items, Source, as_source
+from splitwire.runtime_edge.spool import Spool
 from splitwire.runtime_edge.stream import Decision, Look, Stream, StreamResult
+from splitwire.runtime_edge.stream.pipeline import Parts
+from splitwire.runtime_edge.stream.skip import Skip, Trial
 from splitwire.runtime_edge.transport import Key, LoopbackTransport
 
 
@@ -223,6 +227,21 @@ def test_frames_that_cannot_be_delivered_are_spooled():
     assert frame == array(1).tobytes()
     assert (key.counter, wall) == (1, results[1].captured)
     assert results[1].result is None
+
+
+def test_the_spool_of_the_package_fits(tmp_path: Any):
+    """And for the type checker: so do its rate control and its drift monitor."""
+    with Spool(tmp_path / "spool.db", tier="buffered") as spool:
+        source = Items(array(i) for i in range(3))
+        stages = Staged(fails=lambda value: ServerBusy("busy") if value == 1 else None)
+        results = list(start(stages, source, spool=spool))
+        assert [r.status for r in results] == ["answered", "spooled", "answered"]
+        (kept,) = spool.next(8)
+        assert kept.frame == array(1).tobytes()
+
+
+def parts(rate: RateController, drift: DriftMonitor, spool: Spool, skip: Skip | Trial) -> Parts:
+    return Parts(rate=rate, drift=drift, spool=spool, skip=skip, on_event=print)
 
 
 class Rate:
