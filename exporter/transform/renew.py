@@ -129,7 +129,8 @@ def _renewed(spec: TensorSpec, coefficients: Float32Array, steps: Sequence[int])
         feature_shape=transform.feature_shape,
         outward=transform.outward,
     )
-    return msgspec.structs.replace(spec, transform=counted)
+    # The coder of the old pair: whatever serves it can serve the new one.
+    return msgspec.structs.replace(spec, transform=msgspec.structs.replace(counted, coder=transform.coder))
 
 
 def _coefficients(front: Graph, specs: Sequence[TensorSpec], inputs: Sequence[Float32Array]) -> list[Float32Array]:

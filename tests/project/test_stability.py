@@ -12,7 +12,7 @@ import typer.main
 from typer.core import TyperGroup
 
 from splitwire import cli, closing
-from splitwire.codec import errors, profile
+from splitwire.codec import drift, errors, profile
 from splitwire.codec.entropy import MOST_LANES
 from splitwire.codec.shared import device
 from splitwire.codec.warmup import WarmUp
@@ -81,6 +81,7 @@ def test_versions_of_the_formats():
         "profile": [str(profile.FORMAT)],
         "reply": [str(reply.REPLY_VERSION), str(reply.CHECKED_VERSION)],
         "batch": [str(batch.VERSION)],
+        "limits of drift": [str(drift.FORMAT)],
         "device profile": [str(device.FORMAT)],
     }
 

@@ -82,6 +82,12 @@ def test_the_graphs_stay_and_the_pair_works(pairs: dict[str, Path], tmp_path: Pa
     assert [p.name for p in after.operating_points] == [p.name for p in before.operating_points]
     assert (after.preprocessing, after.max_difference) == (before.preprocessing, before.max_difference)
     assert after.calibration_images == 40
+    assert after.frames == before.frames
+    if kind == "transform":
+        ours, theirs = (p.tensors[0].transform for p in (after, before))
+        assert isinstance(ours, Transform)
+        assert isinstance(theirs, Transform)
+        assert (ours.coder, ours.outward) == (theirs.coder, theirs.outward)
     assert len(result.measures) == len(after.operating_points)
     reference = reference_in(metadata_of(tmp_path / "front.onnx"), "front.onnx")
     assert reference is not None
