@@ -14,7 +14,6 @@ PINS := pyproject.toml constraints.txt
 # Two installs into one environment at a time would damage it, so -j is ignored.
 .NOTPARALLEL:
 .PHONY: help demo photos check test lint format bench bench-codec bench-export bench-history bench-streaming bench-skip versions api reports sweep-models small-networks field transform-points cuts readme rate drift hostile faults fuzz arm edge-size clean
-.PHONY: help demo photos check test lint format bench bench-codec bench-export bench-history versions api reports sweep-models small-networks field transform-points cuts readme hostile faults fuzz arm edge-size rate drift clean
 
 help: ## list the targets
 	@awk -F ': .*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
