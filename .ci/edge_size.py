@@ -31,7 +31,7 @@ def distributions(site: Path, *, shipped: bool) -> dict[str, int]:
         distribution = PathDistribution(info)
         files = [file for file in distribution.files or () if file.suffix != ".pyc"]
         if shipped:
-            size = sum(file.size or 0 for file in files)
+            size = sum(file.locate().stat().st_size if file.size is None else file.size for file in files)
         else:
             there = (Path(str(file.locate())) for file in files)
             size = sum(file.stat().st_size for file in there if file.is_file())
