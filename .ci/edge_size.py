@@ -31,7 +31,8 @@ def distributions(site: Path, *, shipped: bool) -> dict[str, int]:
         distribution = PathDistribution(info)
         files = [file for file in distribution.files or () if file.suffix != ".pyc"]
         if shipped:
-            size = sum(file.locate().stat().st_size if file.size is None else file.size for file in files)
+            known = [file.size for file in files if file.size is not None]
+            size = sum(known)
         else:
             there = (Path(str(file.locate())) for file in files)
             size = sum(file.stat().st_size for file in there if file.is_file())
