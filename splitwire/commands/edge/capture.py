@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 import typer
 
 from splitwire.codec.errors import NonFiniteFeatures, UsageError
@@ -110,6 +109,8 @@ def _open(sources: list[str]) -> tuple[Source, int | None]:
 
 def _input(image: Picture, how: Preprocessing) -> Input:
     """A batch of one."""
+    import numpy as np  # not above: `splitwire doctor` must start where NumPy does not
+
     from splitwire.codec import preprocessing
 
     if isinstance(image, np.ndarray):

@@ -133,3 +133,10 @@ print(f"status {status}, imported {sorted(bad)}", file=sys.stderr)
     assert done.stderr.splitlines()[-1].endswith("imported []")
     document = json.loads(done.stdout)
     assert document["counts"]["failed"] == document["exit_status"] == 0, document
+
+
+def test_the_commands_start_without_machine_code():
+    """No command may import NumPy or the like at its top: `splitwire doctor` would not start either."""
+    code = "import sys, splitwire.cli, splitwire.runtime_edge.doctor; print(sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert [name for name in ("numpy", "numba", "llvmlite", "onnxruntime", "PIL") if f"'{name}'" in done.stdout] == []
