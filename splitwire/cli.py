@@ -17,6 +17,7 @@ from rich.markup import escape
 from splitwire import __version__, closing
 from splitwire.codec.errors import SplitwireError
 from splitwire.commands import cloud, compare, demo, doctor, evaluate, models, warmup
+from splitwire.commands.edge import spool
 from splitwire.commands.edge.capture import capture
 from splitwire.commands.edge.command import profile, run
 from splitwire.commands.edge.skipping import calibrate_skip
@@ -68,6 +69,7 @@ edge_app.command()(run)
 edge_app.command()(profile)
 edge_app.command()(capture)
 edge_app.command()(calibrate_skip)
+edge_app.add_typer(spool.app, name="spool")
 cloud_app.command()(cloud.serve)
 
 

@@ -16,8 +16,10 @@ from splitwire.codec.errors import SpoolError, UsageError
 from splitwire.runtime_edge.events import EventSink, ignore
 from splitwire.runtime_edge.transport.base import Key
 
+from .admin import Admin
 from .disk.clock import Clocks
 from .disk.database import Connect, connect, corrupt
+from .disk.salvage import side
 from .disk.store import RESERVED, Store
 from .options import Options, SpoolStats, Tier, WhenFull
 from .records import MAX_FRAME, Damaged, Spooled, unpack
@@ -25,6 +27,8 @@ from .writer import Put, Writer
 
 T = TypeVar("T")
 
+SOCKET = ".sock"
+"""Suffix of the socket that answers `splitwire edge spool`."""
 NEXT_BYTES = 8 << 20
 """Bytes of frames that `next` returns at most, unless the first alone has more."""
 
@@ -41,7 +45,8 @@ class Spool:
     max_bytes: of all frames, with an overhead of about 130 bytes each; None: no limit. max_age_s: older frames are
     dropped, by a clock that does not follow the wall clock; None: no limit. when_full: what `put` does when
     there is no room. device: id of the device in the keys; None keeps the one in the spool, which is random at first.
-    connect: opens the database. clocks: where times come from. Both exist for tests.
+    connect: opens the database. clocks: where times come from. Both exist for tests. admin: whether to answer
+    `splitwire edge spool` on a socket beside the file; if it cannot be made, an event says so.
 
     Every method may be called from any thread, but not in a process forked later.
     Raises SpoolError (in use by another process, read-only, cannot be opened), SpoolFull, UsageError (a wrong option,
@@ -60,6 +65,7 @@ class Spool:
         on_event: EventSink = ignore,
         connect: Connect = connect,
         clocks: Clocks | None = None,
+        admin: bool = True,
     ) -> None:
         self.options = Options(
             tier=tier,
@@ -81,6 +87,7 @@ class Spool:
         self._counter = self._writer.store.first_counter
         self._reserved = state.counter
         self._writer.last_counter = lambda: self._counter
+        self._admin = self._open_admin() if admin else None
 
     @property
     def device(self) -> str:
@@ -169,6 +176,8 @@ class Spool:
     def close(self) -> None:
         """Commit what waits, and close the database. A second call has no effect."""
         if os.getpid() == self._pid:
+            if self._admin is not None:
+                self._admin.close()
             self._writer.close()
 
     def __enter__(self) -> Self:
@@ -176,6 +185,14 @@ class Spool:
 
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
+
+    def _open_admin(self) -> Admin | None:
+        try:
+            return Admin(side(self.path, SOCKET), self)
+        except (OSError, AttributeError) as e:  # Windows has no such sockets
+            text = f"`splitwire edge spool` cannot ask this process: no socket {self.path}{SOCKET} ({e})"
+            self._writer.tell("spool_no_socket", text)
+            return None
 
     def _use(self) -> None:
         if os.getpid() != self._pid:

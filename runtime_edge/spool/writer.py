@@ -339,6 +339,8 @@ class Writer:
                 self.counts.expired += count
                 text = f"frames in the spool are older than {max_age_s:,.0f} s; they are dropped"
                 self._tell_sometimes("spool_expired", text, frames=count)
+                if not self._queue.empty():
+                    break  # new frames first; the next turn goes on
             while self._queue.empty() and self._store.shrink():
                 pass
         except Exception as e:  # the thread goes on: the next turn tries again

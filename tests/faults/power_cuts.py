@@ -98,8 +98,10 @@ def verify(path: Path, copy: Path, ledger: Ledger, outcome: Outcome) -> None:
     """Open a copy with the standard library, and compare it with the ledger."""
     shutil.rmtree(copy, ignore_errors=True)
     copy.mkdir()
-    for file in path.parent.glob(f"{path.name}*"):
-        shutil.copy(file, copy / file.name)
+    for suffix in ("", "-wal", "-journal", ".salvaged"):
+        file = path.with_name(path.name + suffix)
+        if file.exists():
+            shutil.copy(file, copy / file.name)
 
     def note(event: Event) -> None:
         outcome.events[event.kind] += 1
@@ -136,7 +138,7 @@ def cut_power(cuts: int, folder: Path, seed: int = 1, tier: Tier = "durable") ->
         disk.checkpoint_pages = rng.choice((10, 50, 200, 1000))
         before = len(ledger.acknowledged)
         try:
-            spool = Spool(path, tier=tier, connect=disk.connect, max_bytes=None, max_age_s=None)
+            spool = Spool(path, tier=tier, connect=disk.connect, admin=False, max_bytes=None, max_age_s=None)
         except SpoolError:
             if not disk.off:
                 raise
@@ -144,7 +146,7 @@ def cut_power(cuts: int, folder: Path, seed: int = 1, tier: Tier = "durable") ->
         else:
             while fill(spool, disk, ledger, rng):
                 try:
-                    spool = Spool(path, tier=tier, connect=disk.connect, max_bytes=None, max_age_s=None)
+                    spool = Spool(path, tier=tier, connect=disk.connect, admin=False, max_bytes=None, max_age_s=None)
                 except SpoolError:
                     if not disk.off:
                         raise

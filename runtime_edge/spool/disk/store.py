@@ -36,6 +36,8 @@ from .salvage import Pages, as_dead, behind, count_again, finish, log_pages
 
 CHUNK = 64
 """Records that are removed in one step when room is made."""
+EXPIRED = 256
+"""Records that are too old and are removed in one transaction."""
 RESERVED = 1 << 16
 """Counters of keys that are reserved by one commit."""
 SHRINK_PAGES = 2048
@@ -285,9 +287,9 @@ class Store:
         return self.clock.now() - self._stamp > max_age_s
 
     def expire(self, max_age_s: float) -> int:
-        """Remove records that are too old, the oldest first, at most CHUNK; returns how many. Inside a transaction."""
+        """Remove records that are too old, at most EXPIRED, the oldest first. Returns how many. In a transaction."""
         count = 0
-        while count < CHUNK and self.expired(max_age_s):
+        while count < EXPIRED and self.expired(max_age_s):
             rows = self._connection.execute("SELECT seq FROM records ORDER BY seq LIMIT 1").fetchall()
             self.remove([row[0] for row in rows])
             count += len(rows)
