@@ -1,6 +1,6 @@
 """What `splitwire edge spool` asks of a spool, and the answers: the same for an open spool and over its socket.
 
-Each request does a bounded piece of work in the writer thread, so that a running camera never waits long; whoever asks
+Each request does a bounded piece of work in the writer thread, so that a running camera never waits long; the client
 goes on with the id that the answer ends at.
 """
 
