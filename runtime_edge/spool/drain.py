@@ -13,6 +13,7 @@ from typing import Self
 
 from splitwire.codec.errors import (
     BitstreamError,
+    CircuitOpen,
     FeatureError,
     ProfileError,
     ServerBusy,
@@ -201,7 +202,7 @@ class Drain:
         self._budget = LEAST_BYTES
         longest = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (self._failures - 1))
         wait = random.uniform(0, longest)  # noqa: S311 - spreads clients, no secret
-        if isinstance(link, ServerBusy) and link.retry_after is not None:
+        if isinstance(link, ServerBusy | CircuitOpen) and link.retry_after is not None:
             wait = max(wait, link.retry_after)
         return wait
 

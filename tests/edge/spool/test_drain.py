@@ -12,6 +12,7 @@ import pytest
 from spool_helpers import Told, everything, frame, put
 
 from splitwire.codec.errors import (
+    CircuitOpen,
     Corrupt,
     FingerprintMismatch,
     RequestTimeout,
@@ -135,10 +136,11 @@ def test_a_link_that_is_down_is_tried_less_and_less(spool: Spool):
     assert told.text("drain_waits") == "frames wait in the spool: refused"
 
 
-def test_retry_after_is_obeyed(spool: Spool):
+@pytest.mark.parametrize("error", [ServerBusy("later", retry_after=7.0), CircuitOpen("later", retry_after=7.0)])
+def test_retry_after_is_obeyed(spool: Spool, error: SplitwireError):
     put(spool, range(3))
     server = Server()
-    server.down = ServerBusy("later", retry_after=7.0)
+    server.down = error
     assert (Drain(spool, server).step() or 0) >= 7.0
 
 
