@@ -273,15 +273,16 @@ class FeatureCodec:
         planes = [0] * len(coders)
         current = 0
         for i, chunk in enumerate(coded):
-            if chunk.coder not in MOST_LANES:
+            coder = coders[0].coder_id if chunk.coder is None else chunk.coder
+            if coder not in MOST_LANES:
                 ours = ", ".join(map(str, sorted(MOST_LANES)))
-                raise UnsupportedVersion(f"chunk {i} uses coder {chunk.coder}, this build has {ours}; update splitwire")
-            if chunk.tensor < current or chunk.tensor >= len(planes) or chunk.lanes > MOST_LANES[chunk.coder]:
+                raise UnsupportedVersion(f"chunk {i} uses coder {coder}, this build has {ours}; update splitwire")
+            if chunk.tensor < current or chunk.tensor >= len(planes) or chunk.lanes > MOST_LANES[coder]:
                 raise Corrupt(f"chunk {i} is invalid: tensor {chunk.tensor} of {len(planes)}, {chunk.lanes} lanes")
-            if chunk.coder != coders[chunk.tensor].coder_id:
+            if coder != coders[chunk.tensor].coder_id:
                 name = self.profile.operating_points[frame.op].name
                 raise Corrupt(
-                    f"chunk {i} uses coder {chunk.coder}, operating point {name!r} is of coder "
+                    f"chunk {i} uses coder {coder}, operating point {name!r} is of coder "
                     f"{coders[chunk.tensor].coder_id}"
                 )
             current = chunk.tensor

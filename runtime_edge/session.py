@@ -40,9 +40,7 @@ if TYPE_CHECKING:
     Picture = str | Path | Image | NDArray[Any]
 
 FRAME_ID_MASK = COMPACT_IDS - 1
-"""Frame ids count up; after 16,383, the last that takes two bytes in a compact frame, comes 0."""
-FIRST_FRAME_ID = 1 << 20
-"""Frame ids start below this number."""
+"""Frame ids count up; after 127, the last that takes one byte in a compact frame, comes 0."""
 
 
 class State(enum.Enum):
@@ -383,6 +381,5 @@ class EdgeSession:
 
 
 def first_frame_id() -> int:
-    """Where the frame ids of a session start: at random, so that two processes do not count alike. A small id is short
-    in a compact frame."""
-    return secrets.randbelow(FIRST_FRAME_ID)
+    """Where the frame ids of a session start: at random, so that two processes do not count alike."""
+    return secrets.randbelow(COMPACT_IDS)

@@ -23,17 +23,18 @@ COUNT = struct.Struct("<H")
 CHUNK = struct.Struct("<BBBBIII")
 SHORT_CHUNK = struct.Struct("<BB")
 CHECKSUM = struct.Struct("<I")
-COMPACT = 0xB0
-"""The first byte of a compact frame, with flags in its low four bits; no other form begins so."""
-WITH_ID, WITH_BATCH = 1, 2
-"""Flags of a compact frame: a frame id other than 0 follows, and a batch of more than one image."""
-COMPACT_HEADER = struct.Struct("<BB4sB")
+COMPACT, EXTENDED, WITH_ID = 0x80, 0x40, 0x20
+"""Bits of the first byte of a compact frame; no other form begins with the first of them. The low five bits are the
+operating point, or 0 in an extended one, which has its fields after the fingerprint."""
+POINTS_IN_HEAD = 32
+COMPACT_HEADER = struct.Struct("<B4s")
+EXTENSION = struct.Struct("<BB")
 COMPACT_SIZE = COMPACT_HEADER.size + CHECKSUM.size
-"""Bytes of the smallest compact frame, without payload, frame id and batch."""
+"""Bytes of the smallest compact frame, without payload and frame id."""
 SHORT_FINGERPRINT = 4
 """How many bytes of the fingerprint a compact frame has."""
-COMPACT_IDS = 1 << 14
-"""Frame ids below this take at most two bytes in a compact frame; EdgeSession counts modulo it."""
+COMPACT_IDS = 1 << 7
+"""Frame ids below this take at most one byte in a compact frame; EdgeSession counts modulo it."""
 MAX_BATCH = 65535
 HEAD_SIZE = HEADER.size + COUNT.size
 SHORT_SIZE = HEADER.size + SHORT_CHUNK.size + CHECKSUM.size
@@ -51,13 +52,14 @@ class DecoderLimits:
 class Chunk:
     """Consecutive planes of one tensor, decodable without the other chunks.
 
+    coder: its wire id; None means the operating point's: a compact frame that is not extended does not hold it.
     planes: how many; all chunks of a tensor together have batch × channels. None means all planes: a short frame does
     not hold the number.
     damaged: the payload does not match its checksum; only `parse_frame(…, keep_damaged=True)` returns such a chunk.
     """
 
     tensor: int
-    coder: int
+    coder: int | None
     lanes: int
     planes: int | None
     payload: bytes | memoryview
@@ -79,9 +81,9 @@ class Frame:
 
 
 def side_information(chunks: int, *, compact: bool = False) -> int:
-    """Bytes of a frame that are not payload. compact: of one image, with a frame id of two bytes."""
+    """Bytes of a frame that are not payload. compact: of one image in one lane, with a frame id of one byte."""
     if compact and chunks == 1:
-        return COMPACT_SIZE + 2
+        return COMPACT_SIZE + 1
     return SHORT_SIZE if chunks == 1 else HEAD_SIZE + chunks * CHUNK.size + CHECKSUM.size
 
 
@@ -94,7 +96,7 @@ def build_frame(frame: Frame, *, compact: bool = False) -> bytes:
     if compact and len(frame.chunks) == 1:
         return _build_compact(frame)
     form = SHORT if len(frame.chunks) == 1 else LONG
-    minor = max(form, *(MINOR_OF_CODER.get(c.coder, 0) for c in frame.chunks))
+    minor = max(form, *(MINOR_OF_CODER.get(c.coder or 0, 0) for c in frame.chunks))
     head = HEADER.pack(MAGIC, MAJOR, minor, form, frame.op, frame.fingerprint, frame.frame_id, frame.batch)
     if form == SHORT:
         (chunk,) = frame.chunks
@@ -108,11 +110,13 @@ def build_frame(frame: Frame, *, compact: bool = False) -> bytes:
 
 def _build_compact(frame: Frame) -> bytes:
     (chunk,) = frame.chunks
-    flags = (WITH_ID if frame.frame_id else 0) | (WITH_BATCH if frame.batch > 1 else 0)
-    coding = chunk.coder << 3 | chunk.lanes - 1
-    head = COMPACT_HEADER.pack(COMPACT | flags, frame.op, frame.fingerprint[:SHORT_FINGERPRINT], coding)
+    extended = frame.batch > 1 or chunk.lanes > 1 or frame.op >= POINTS_IN_HEAD
+    first = COMPACT | (EXTENDED if extended else frame.op) | (WITH_ID if frame.frame_id else 0)
+    head = COMPACT_HEADER.pack(first, frame.fingerprint[:SHORT_FINGERPRINT])
+    if extended:
+        assert chunk.coder is not None  # noqa: S101 - the encoder says it
+        head += EXTENSION.pack(frame.op, chunk.coder << 3 | chunk.lanes - 1) + _varint(frame.batch)
     head += _varint(frame.frame_id) if frame.frame_id else b""
-    head += _varint(frame.batch) if frame.batch > 1 else b""
     return b"".join([head, CHECKSUM.pack(zlib.crc32(chunk.payload, zlib.crc32(head))), chunk.payload])
 
 
@@ -128,7 +132,7 @@ def _varint(value: int) -> bytes:
 
 def is_compact(data: bytes | memoryview) -> bool:
     """Whether bytes begin as a compact frame does."""
-    return len(data) > 0 and data[0] & 0xF0 == COMPACT
+    return len(data) > 0 and data[0] >= COMPACT
 
 
 def peek_fingerprint(data: bytes | memoryview) -> bytes:
@@ -139,11 +143,11 @@ def peek_fingerprint(data: bytes | memoryview) -> bytes:
     if is_compact(data):
         if len(data) < COMPACT_SIZE:
             raise Truncated(f"a compact frame is at least {COMPACT_SIZE} bytes; got {len(data)}")
-        if data[0] & ~(COMPACT | WITH_ID | WITH_BATCH):
+        if data[0] & EXTENDED and data[0] % POINTS_IN_HEAD:
             raise UnsupportedVersion(
-                f"compact frame has flags {data[0] & 0x0F}, this build knows 1 and 2; update splitwire"
+                f"extended compact frame of version {data[0] % POINTS_IN_HEAD}, this build knows 0; update splitwire"
             )
-        return bytes(data[2 : 2 + SHORT_FINGERPRINT])
+        return bytes(data[1 : 1 + SHORT_FINGERPRINT])
     if len(data) < SHORT_SIZE:
         raise Truncated(f"a frame is at least {SHORT_SIZE} bytes; got {len(data)}")
     magic, major, minor, *_ = HEADER.unpack_from(data)
@@ -181,13 +185,15 @@ def parse_frame(data: bytes | memoryview, limits: DecoderLimits | None = None, *
 
 
 def _parse_compact(view: memoryview, fingerprint: bytes) -> Frame:
-    """A compact frame, whose length and flags `peek_fingerprint` has checked."""
-    form, op, _, coding = COMPACT_HEADER.unpack_from(view)
-    position, frame_id, batch = COMPACT_HEADER.size, 0, 1
-    if form & WITH_ID:
+    """A compact frame, whose length and first byte `peek_fingerprint` has checked."""
+    first, position = view[0], COMPACT_HEADER.size
+    op, coder, lanes, batch, frame_id = first % POINTS_IN_HEAD, None, 1, 1, 0
+    if first & EXTENDED:
+        op, coding = EXTENSION.unpack_from(view, position)  # a frame of COMPACT_SIZE has this many bytes
+        coder, lanes = coding >> 3, (coding & 7) + 1
+        batch, position = _read_varint(view, position + EXTENSION.size, "batch", 1, MAX_BATCH)
+    if first & WITH_ID:
         frame_id, position = _read_varint(view, position, "frame id", 1, (1 << 32) - 1)
-    if form & WITH_BATCH:
-        batch, position = _read_varint(view, position, "batch", 2, MAX_BATCH)
     end = position + CHECKSUM.size
     if len(view) < end:
         raise Truncated(f"frame with this header needs at least {end} bytes; got {len(view)}")
@@ -195,7 +201,7 @@ def _parse_compact(view: memoryview, fingerprint: bytes) -> Frame:
     (checksum,) = CHECKSUM.unpack_from(view, position)
     if zlib.crc32(payload, zlib.crc32(view[:position])) != checksum:
         raise Corrupt("frame is damaged or not of its full length: its checksum does not match")
-    chunk = Chunk(tensor=0, coder=coding >> 3, lanes=(coding & 7) + 1, planes=None, payload=payload)
+    chunk = Chunk(tensor=0, coder=coder, lanes=lanes, planes=None, payload=payload)
     return Frame(op=op, fingerprint=fingerprint, frame_id=frame_id, batch=batch, chunks=[chunk])
 
 

@@ -43,7 +43,7 @@ RTT_WINDOW_S = 30.0
 """The least round trip is that of this time, so that a new route is noticed."""
 SHORTEST_S = 0.001
 """A shorter transfer is not measured: clocks and threads are not that exact."""
-HEADER_BYTES = 13
+HEADER_BYTES = 10
 """Side information of a compact frame (docs/bitstream.md §1). Real sizes are learned."""
 LEARNING = 1 / 16
 """Weight of the last frame in the ratio of real to expected sizes."""

@@ -102,7 +102,8 @@ class Draft:
     def compact(self) -> bytes:
         (chunk,) = self.chunks
         coding = 8 * chunk.coder + chunk.lanes - 1
-        head = struct.pack("<BB4sB", 0xB1 ^ self.flags, self.op, self.fingerprint[:4], coding) + self.frame_id
+        head = struct.pack("<B4s", 0xE0 ^ self.flags, self.fingerprint[:4])
+        head += struct.pack("<BBB", self.op, coding, self.batch) + self.frame_id
         checksum = zlib.crc32(head + chunk.payload) ^ self.checksum
         return (head + struct.pack("<I", checksum) + chunk.payload + self.behind)[: self.keep]
 
@@ -172,9 +173,10 @@ SHORT = [
     Fault(step="16", says="rANS payload of 0 bytes ends before", do=chunk(0, payload=b"")),
 ]
 COMPACT = [
-    Fault(step="1", says="over the limit of 9", do=limit(frame_bytes=9)),
-    Fault(step="2", says="a compact frame is at least 11 bytes; got 10", do=head(keep=10)),
-    Fault(step="5", says="compact frame has flags", do=head(flags=4)),
+    Fault(step="1", says="over the limit of 7", do=limit(frame_bytes=7)),
+    Fault(step="2", says="a compact frame is at least 9 bytes; got 8", do=head(keep=8)),
+    Fault(step="5", says="extended compact frame of version 4", do=head(flags=4)),
+    Fault(step="5a", says="batch must be 1..65535", do=head(batch=0)),
     Fault(step="5a", says="frame id must be 1..4294967295", do=head(frame_id=b"\x87\0")),
     Fault(step="6", says="its checksum does not match", do=head(checksum=1)),
     *BEHIND,

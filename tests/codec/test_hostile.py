@@ -125,7 +125,9 @@ def same_but_for_concealed(codec: FeatureCodec, frame: bytes, decoded: DecodedFr
 
 def well_formed(codec: FeatureCodec, frame: bytes, decoded: DecodedFrame) -> bool:
     """Shapes as the header says, values that the quantizer has, or coefficients at the steps that the frame names."""
-    point = codec.profile.operating_points[frame[1] if is_compact(frame) else frame[7]]
+    point = codec.profile.operating_points[
+        (frame[5] if frame[0] & 64 else frame[0] % 32) if is_compact(frame) else frame[7]
+    ]
     batch = batch_of(frame)
     sizes_right = [(s.dtype, s.size, bool(((s >= 0) & (s <= 1 << 26)).all())) for s in decoded.sizes] == [
         (np.dtype(np.int64), spec.length, True) for spec in codec.profile.size_specs
@@ -135,7 +137,10 @@ def well_formed(codec: FeatureCodec, frame: bytes, decoded: DecodedFrame) -> boo
         (np.dtype(np.float32), (batch, *spec.shape)) for spec in codec.profile.tensors
     ]
     if codec.profile.is_transform:
-        steps = [vectors.steps_of(frame, i, step) for i, step in enumerate(point.steps or ())]
+        steps = [
+            vectors.steps_of(frame, i, step, vectors.coder_of(codec.profile))
+            for i, step in enumerate(point.steps or ())
+        ]
         values_right = all(
             isinstance(spec.transform, Transform) and are_decoded(x, spec.transform, each)
             for x, spec, each in zip(decoded.tensors, codec.profile.tensors, steps, strict=True)
@@ -228,7 +233,7 @@ def test_hostile_frames_touch_nothing_outside(vectors_of: str) -> None:
     )  # fmt: skip
     assert child.returncode == 0, child.stdout + child.stderr
     forged = json.loads(child.stdout)["forged"]
-    assert forged["Truncated"] > 5 and forged["Corrupt"] > 20 and forged["decoded to other features"] > 0
+    assert forged["Truncated"] > 2 and forged["Corrupt"] > 20 and forged["decoded to other features"] > 0
 
 
 def test_a_profile_of_2_to_the_64_elements_is_refused() -> None:

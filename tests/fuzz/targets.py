@@ -88,8 +88,9 @@ def forged(data: bytes) -> None:
     codec = CODECS[data[0] % len(CODECS)]
     made = bytearray(data[1:])
     if made[0] % 2:
-        made[0], made[2:6] = 0xB0 + made[0] % 8 // 2, codec.fingerprint[:4]
-        made[1] %= len(codec.profile.operating_points)
+        points = len(codec.profile.operating_points)
+        made[0] = 0x80 | (made[0] & 0x20) | (0x40 if made[0] & 2 else made[0] // 4 % points)
+        made[1:5], made[5] = codec.fingerprint[:4], made[5] % points
         check_decoded(codec, bytes(mutations.seal(made)))
         return
     made[:6], made[6], made[8:16] = b"SPLW\1\0", made[6] % 2, codec.fingerprint
@@ -118,7 +119,7 @@ def check_decoded(codec: FeatureCodec, data: bytes) -> None:
     point = codec.profile.operating_points[codec.profile.point_index(decoded.op)]
     if isinstance(point.steps, tuple):
         for i, (x, spec, usual) in enumerate(zip(decoded.tensors, codec.profile.tensors, point.steps, strict=True)):
-            steps = {step for step in vectors.steps_of(data, i, usual) if step < STEPS}
+            steps = {step for step in vectors.steps_of(data, i, usual, vectors.coder_of(codec.profile)) if step < STEPS}
             assert x.shape == (decoded.batch, *spec.shape) and isinstance(spec.transform, Transform)
             assert are_decoded(x, spec.transform, steps)
         return

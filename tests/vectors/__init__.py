@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from splitwire.codec.profile import CodecProfile
+from splitwire.codec.transform import Transform
 from splitwire.codec.wire.frame import parse_frame
 
 FOLDER = Path(__file__).parent
@@ -66,7 +68,7 @@ def load(name: str) -> Vector:
 
 def is_long(frame: bytes) -> bool:
     """Whether it has a chunk table (docs/bitstream.md §1)."""
-    return frame[0] >> 4 != 0xB and frame[6] == 0
+    return frame[0] < 128 and frame[6] == 0
 
 
 def is_made_as(golden: bytes, encoded: bytes) -> bool:
@@ -78,13 +80,14 @@ def is_made_as(golden: bytes, encoded: bytes) -> bool:
     return encoded == golden
 
 
-def chunk_table(frame: bytes) -> list[tuple[int, int, int, int | None, int | None]]:
+def chunk_table(frame: bytes, usual_coder: int) -> list[tuple[int, int, int, int | None, int | None]]:
     """(tensor, coder, lanes, planes, step) of each chunk (docs/bitstream.md §2); None where the frame does not say:
     planes in a short or compact one, and the step index of other coders than 5 and 6; in coder 6, of the operating
-    point's."""
-    if frame[0] >> 4 == 0xB:
+    point's. usual_coder: that of the operating point, which a compact frame may not name."""
+    if frame[0] > 127:
         parsed = parse_frame(frame).chunks[0]
-        return [(0, parsed.coder, parsed.lanes, None, _step(parsed.coder, parsed.lanes, bytes(parsed.payload)))]
+        coder = usual_coder if parsed.coder is None else parsed.coder
+        return [(0, coder, parsed.lanes, None, _step(coder, parsed.lanes, bytes(parsed.payload)))]
     if not is_long(frame):
         return [(0, frame[22], frame[23], None, _step(frame[22], frame[23], frame[28:]))]
     count = int.from_bytes(frame[22:24], "little")
@@ -97,9 +100,17 @@ def chunk_table(frame: bytes) -> list[tuple[int, int, int, int | None, int | Non
     return found
 
 
-def steps_of(frame: bytes, tensor: int, usual: int) -> set[int]:
-    """The step indices of a tensor's chunks of coefficients. usual: the operating point's."""
-    return {usual if step is None else step for of, *_, step in chunk_table(frame) if of == tensor}
+def coder_of(profile: CodecProfile) -> int:
+    """The coder of the first tensor of a vector's profile, at the operating point that the vectors use."""
+    if isinstance(transform := profile.tensors[0].transform, Transform):
+        return transform.coder_id
+    point = profile.operating_points[profile.point_index("used")].tensors[0]
+    return {"predictive": 4, "context": 1, "binary": 2}[point.coder]
+
+
+def steps_of(frame: bytes, tensor: int, usual: int, usual_coder: int) -> set[int]:
+    """The step indices of a tensor's chunks of coefficients. usual, usual_coder: the operating point's."""
+    return {usual if step is None else step for of, *_, step in chunk_table(frame, usual_coder) if of == tensor}
 
 
 def _step(coder: int, lanes: int, payload: bytes) -> int | None:

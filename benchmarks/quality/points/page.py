@@ -141,7 +141,7 @@ def page(records: Sequence[Record]) -> str:
         "Written by `make transform-points`. At each cut three schemes code the same tensor: the transform, the scalar",
         "points that splitwire has beside it (*today*), and the codec of Cohen et al. 2021 as published (*paper*: its",
         "quantizers and its coder, with the side information that the paper counts). Bytes are real frames of single",
-        "inputs with all headers: 28 bytes of a short frame for today's points, as version 0.1 sends them, and 13 of",
+        "inputs with all headers: 28 bytes of a short frame for today's points, as version 0.1 sends them, and 10 of",
         "a compact frame for the transform. No input that was measured on was calibrated with.", "",
         f"Measured on {machine['processor']}, {machine['cores']} cores.", "",
         "## Bytes at equal damage", "",

@@ -28,7 +28,7 @@ from msgspec import UNSET
 from numpy.typing import NDArray
 from planes import block_symbols, coded_planes, count_escapes, decoded_tensors, level_planes
 from reference import write_frame
-from vectors import FOLDER, MANIFEST, SUFFIXES, chunk_table, digest, is_made_as
+from vectors import FOLDER, MANIFEST, SUFFIXES, chunk_table, coder_of, digest, is_made_as
 
 from splitwire.codec.codec import FeatureCodec
 from splitwire.codec.profile import Clipping, CodecProfile, OperatingPoint, Quantizer, SizeSpec, TensorPoint, TensorSpec
@@ -239,6 +239,8 @@ RECIPES = {
                                 tensors=[((6, 4, 5), 3, Predicted())], frame_id=127),
     "compact-batch": Recipe(about="a compact frame of coder 5, a batch and a frame id of two bytes", compact=True,
                             tensors=[((1, 12), 0, Transformed())], short=True, batch=130, tables=6, frame_id=16383),
+    "compact-point": Recipe(about="a compact frame of coder 6, a frame id of one byte", compact=True, short=True,
+                            tensors=[((2, 30), 0, Transformed(step=66, coder=6))], tables=6, frame_id=127),
     "compact-smallest": Recipe(about="a compact frame of coder 5 without frame id", compact=True, short=True,
                                tensors=[((2, 30), 0, Transformed(step=70))], tables=6, frame_id=0),
 }  # fmt: skip
@@ -257,7 +259,7 @@ def make(name: str) -> tuple[dict[str, bytes], dict[str, object]]:
         chunks = [(*c, s) for c, s in zip(recipe.chunks, recipe.steps or [None] * len(recipe.chunks), strict=True)]
     else:
         encoded = codec.encode(features, frame_id=frame_id, sizes=sizes)
-        chunks = chunk_table(encoded)
+        chunks = chunk_table(encoded, coder_of(profile))
     planes = [p.tolist() for p in coded_planes(features, profile, 1, chunks)]
     decoded = decoded_tensors(features, profile, 1, chunks)
     escapes = count_escapes(features, profile)

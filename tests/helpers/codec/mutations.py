@@ -17,11 +17,11 @@ Rng = np.random.Generator
 Mutation = Callable[[Rng, bytearray, bytes], bytearray]
 
 
-COMPACT_FIELDS = ((0, 1), (1, 1), (2, 1), (6, 1), (7, 1), (8, 1))
+COMPACT_FIELDS = ((0, 1), (1, 1), (4, 1), (5, 1), (6, 1), (7, 1))
 
 
 def is_compact(frame: bytes | bytearray) -> bool:
-    return len(frame) > 0 and frame[0] >> 4 == 0xB
+    return len(frame) > 0 and frame[0] > 127
 
 
 def smallest(frame: bytes | bytearray) -> int:
@@ -35,11 +35,20 @@ def is_short(frame: bytes | bytearray) -> bool:
 
 def checksum_at(frame: bytes | bytearray) -> int:
     """Where the checksum of a compact frame lies, if its variable fields are what its flags say."""
-    position = 7
-    for flag in (1, 2):
-        if frame[0] & flag:
-            position += next((i for i in range(5) if frame[position + i : position + i + 1] < b"\x80"), 4) + 1
-    return position
+    position = 5
+    if frame[0] & 64:
+        position += 2 + varint_size(frame, 7)
+    return position + (varint_size(frame, position) if frame[0] & 32 else 0)
+
+
+def varint_size(frame: bytes | bytearray, position: int) -> int:
+    """Bytes of the number there; five if it does not end."""
+    return next((i for i in range(5) if frame[position + i : position + i + 1] < b"\x80"), 4) + 1
+
+
+def lanes_of(frame: bytes | bytearray) -> int:
+    """The lanes that a compact frame says."""
+    return (frame[6] & 7) + 1 if frame[0] & 64 else 1
 
 
 def varint(value: int) -> bytes:
@@ -51,10 +60,9 @@ def batch_of(frame: bytes | bytearray) -> int:
     """The batch that a header says."""
     if not is_compact(frame):
         return int.from_bytes(frame[20:22], "little")
-    if not frame[0] & 2:
+    if not frame[0] & 64:
         return 1
-    start = checksum_at(bytes([frame[0] & 1]) + frame[1:])
-    return sum((byte & 127) << 7 * i for i, byte in enumerate(frame[start : checksum_at(frame)]))
+    return sum((byte & 127) << 7 * i for i, byte in enumerate(frame[7 : 7 + varint_size(frame, 7)]))
 
 
 def head_of(frame: bytes | bytearray) -> int:
@@ -139,10 +147,8 @@ def inflate(rng: Rng, frame: bytearray, other: bytes) -> bytearray:
     """A consistent header that promises many times the features that are there, up to and over the limit."""
     times = int(2 ** rng.uniform(1, 16))
     if is_compact(frame):
-        head = frame[: checksum_at(frame)]
-        if not frame[0] & 2:
-            head[0] |= 2
-            return head + varint(max(2, min(65535, times))) + frame[len(head) :]
+        if frame[0] & 64:
+            return frame[:7] + varint(min(65535, times)) + frame[7 + varint_size(frame, 7) :]
         return frame
     struct.pack_into("<H", frame, 20, min(65535, times * int.from_bytes(frame[20:22], "little")))
     for k in range(chunks_of(frame)):
@@ -175,7 +181,7 @@ def sound_states(rng: Rng, frame: bytearray, other: bytes) -> bytearray:
     """Noise behind a valid header, in which every lane's state is in range: the coders over rANS begin to decode it."""
     start = head_of(frame)
     frame = random_payload(rng, frame, other)
-    lanes = (frame[6] & 7) + 1 if is_compact(frame) else frame[23] if is_short(frame) else frame[26]
+    lanes = lanes_of(frame) if is_compact(frame) else frame[23] if is_short(frame) else frame[26]
     for i in range(start, min(start + 4 * min(lanes, 8), len(frame) - 3), 4):
         struct.pack_into("<HH", frame, i, int(rng.integers(1, 1 << 15)), int(rng.integers(1 << 16)))
     return frame

@@ -43,9 +43,11 @@ def write_frame(
         payloads += payload
     short = len(table) == 16 and not long
     if short and profile.get("frames") == "compact":
-        flags = (frame_id > 0) | (batch > 1) << 1
-        head = struct.pack("<BB4sB", 0xB0 + flags, op, fingerprint_of(profile_text)[:4], 8 * table[1] + table[2] - 1)
-        head += b"".join(varint(v) for v, there in ((frame_id, flags & 1), (batch, flags & 2)) if there)
+        extended = batch > 1 or table[2] > 1 or op > 31
+        head = bytes([128 + 64 * extended + 32 * (frame_id > 0) + (0 if extended else op)])
+        head += fingerprint_of(profile_text)[:4]
+        head += bytes([op, 8 * table[1] + table[2] - 1]) + varint(batch) if extended else b""
+        head += varint(frame_id) if frame_id else b""
         return head + struct.pack("<I", zlib.crc32(head + payloads)) + payloads
     coders = table[1::16]
     minor = 4 if 6 in coders else 3 if 5 in coders else 2 if 4 in coders else int(short)

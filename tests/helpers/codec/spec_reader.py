@@ -20,7 +20,7 @@ def read_frame(frame: bytes, profile_text: str):
     Of coefficients (coders 5 and 6): what they are decoded to in place of level indices.
     """
     profile = json.loads(profile_text)
-    if frame[0] // 16 == 11:
+    if frame[0] > 127:
         return read_compact(frame, profile, profile_text)
     magic, major, _, flags, op, fingerprint, frame_id, batch, n_chunks = struct.unpack_from("<4sBBBB8sIHH", frame)
     assert magic == b"SPLW" and major == 1 and flags in (0, 1) and batch >= 1
@@ -55,23 +55,41 @@ def read_frame(frame: bytes, profile_text: str):
 
 def read_compact(frame: bytes, profile, profile_text: str):
     """A compact frame, as `read_frame`."""
-    op, coding, (spec,) = frame[1], frame[6], profile["tensors"]
-    assert frame[0] % 16 < 4 and frame[2:6] == fingerprint_of(profile_text)[:4] and "sizes" not in profile
-    position, values = 7, [0, 1]
-    for field, least in enumerate((1, 2)):
-        if frame[0] >> field & 1:
-            end = next(i for i in range(position, position + 5) if frame[i] < 128) + 1
-            values[field] = sum((byte & 127) << 7 * i for i, byte in enumerate(frame[position:end]))
-            assert values[field] >= least and (frame[end - 1] or end == position + 1)
-            position = end
-    frame_id, batch = values
-    assert frame_id < 2**32 and batch < 2**16
+    (spec,) = profile["tensors"]
+    assert frame[1:5] == fingerprint_of(profile_text)[:4] and "sizes" not in profile
+    op, lanes, batch, frame_id, position = frame[0] % 32, 1, 1, 0, 5
+    coder = None
+    if frame[0] & 64:
+        assert op == 0
+        op, coder, lanes = frame[5], frame[6] // 8, frame[6] % 8 + 1
+        batch, position = read_varint(frame, 7)
+    if frame[0] & 32:
+        frame_id, position = read_varint(frame, position)
+        assert frame_id > 0
+    assert frame_id < 2**32 and 0 < batch < 2**16
     (checksum,) = struct.unpack_from("<I", frame, position)
     payload = frame[position + 4 :]
     assert zlib.crc32(frame[:position] + payload) == checksum
-    coder, lanes = coding // 8, coding % 8 + 1
-    planes = DECODERS[coder](payload, point_of(profile, op, 0), spec, lanes, batch * planes_of(spec)[0], 0)
+    point = point_of(profile, op, 0)
+    assert coder in (None, coder_of(point, spec))
+    planes = DECODERS[coder_of(point, spec)](payload, point, spec, lanes, batch * planes_of(spec)[0], 0)
     return op, frame_id, batch, [planes]
+
+
+def read_varint(frame: bytes, position: int):
+    """A number in seven bits per byte, and the position behind it."""
+    end = next(i for i in range(position, position + 5) if frame[i] < 128) + 1
+    assert frame[end - 1] or end == position + 1
+    return sum((byte & 127) << 7 * i for i, byte in enumerate(frame[position:end])), end
+
+
+def coder_of(point, spec) -> int:
+    """The coder of a tensor at an operating point (section 3)."""
+    if "step" in point:
+        return spec["transform"].get("coder", 5)
+    if point.get("prediction") is not None:
+        return 4
+    return 2 if point["tables"] is None else 1
 
 
 def point_of(profile, op: int, tensor: int):
@@ -83,7 +101,7 @@ def point_of(profile, op: int, tensor: int):
 def read_sizes(frame: bytes, profile_text: str) -> list[tuple[int, ...]]:
     """The vectors of integers of coder 3, of a frame that `read_frame` takes."""
     profile = json.loads(profile_text)
-    if frame[0] // 16 == 11 or frame[6] == 1:
+    if frame[0] > 127 or frame[6] == 1:
         return []
     (n_chunks,) = struct.unpack_from("<H", frame, 22)
     position = 28 + 16 * n_chunks
