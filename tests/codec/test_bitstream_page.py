@@ -239,7 +239,7 @@ def drafts() -> dict[str, tuple[FeatureCodec, Draft]]:
         features = [relu_features((1, *t.shape)) for t in profile.tensors]
         frame = codec.encode(features, op="n2", sizes=() if short else [np.array([5])])
         chunks = [
-            Chunk(tensor=c.tensor, coder=c.coder, lanes=c.lanes, planes=c.planes or 4, payload=bytes(c.payload))
+            Chunk(tensor=c.tensor, coder=c.coder or 1, lanes=c.lanes, planes=c.planes or 4, payload=bytes(c.payload))
             for c in parse_frame(frame).chunks
         ]
         draft = Draft(form=form, fingerprint=codec.fingerprint, chunks=chunks)

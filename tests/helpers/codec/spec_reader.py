@@ -86,7 +86,7 @@ def read_varint(frame: bytes, position: int):
 def coder_of(point, spec) -> int:
     """The coder of a tensor at an operating point (section 3)."""
     if "step" in point:
-        return spec["transform"].get("coder", 5)
+        return int(spec["transform"].get("coder", 5))
     if point.get("prediction") is not None:
         return 4
     return 2 if point["tables"] is None else 1
