@@ -10,6 +10,7 @@
       python -m benchmarks.speed.history            ratios beside those of the last release (`make bench-history`)
     quality/   error and damage at equal rate or bytes
       python -m benchmarks.quality.ecsq             · entropy-constrained and uniform quantizers: squared error
+      python -m benchmarks.quality.coefficient_bytes  where payload bytes of coefficients go
       python -m benchmarks.quality.task             · the effect of a smaller squared error on the task
       python -m benchmarks.quality.transform_points transform points beside today's and the paper's
                                                     (`make transform-points`; its parts are in points/)

@@ -119,17 +119,24 @@ def scalar(cut: Cut) -> list[Record]:
     return [cut.record(TODAY, today, began), cut.record(PAPER, paper, began)]
 
 
-def transformed(cut: Cut, steps: int | None, *, times: bool = False) -> Record:
-    """The ladder of a transform. steps: of refinement; None for as many as an export makes."""
-    began, processor = time.monotonic(), time.process_time()
+def designed_transform(cut: Cut, steps: int | None) -> DesignedTransforms:
+    """The transform of a cut's only tensor. steps: of refinement; None for as many as an export makes."""
     tensor = cut.halves.back.graph.inputs[0].name or ""
-    designed = design_transform(
+    return design_transform(
         cut.front, cut.back, cut.halves.back, [TensorSpec(name=tensor, shape=cut.shape)],
         list(cut.material.calibration), RefineOptions(steps=steps), lambda *_: None,
     )  # fmt: skip
+
+
+def transformed(cut: Cut, steps: int | None, *, times: bool = False) -> Record:
+    """The ladder of a transform. steps: of refinement; None for as many as an export makes."""
+    began, processor = time.monotonic(), time.process_time()
+    designed = designed_transform(cut, steps)
     (design,) = designed.designs
     seconds = time.process_time() - processor
-    spec = TensorSpec(name=coefficients_name(tensor), shape=design.shape, mean=0.0, transform=design.transform)
+    spec = TensorSpec(
+        name=coefficients_name(design.transform.features), shape=design.shape, mean=0.0, transform=design.transform
+    )
     profile = CodecProfile(
         model=cut.key, cut=cut.key, tensors=(spec,), default_op=designed.points[0].name, front_sha256="",
         back_sha256="", frames="compact",
