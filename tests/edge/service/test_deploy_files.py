@@ -1,0 +1,56 @@
+"""The files of examples/edge and the pages of docs/deploy."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from splitwire.runtime_edge.service.config import load_config
+
+ROOT = Path(__file__).parents[3]
+EXAMPLES = ROOT / "examples" / "edge"
+
+
+def test_the_example_configuration_is_read() -> None:
+    config = load_config(EXAMPLES / "edge.toml", {})
+    assert config.spool.path and config.source.watch and config.log.format == "json"
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze, of Debian's systemd")
+def test_systemd_takes_the_unit(tmp_path: Path) -> None:
+    unit = tmp_path / "splitwire-edge.service"
+    text = (EXAMPLES / unit.name).read_text()
+    unit.write_text(text.replace("/opt/splitwire/bin/splitwire", shutil.which("true") or "/bin/true"))
+    run = subprocess.run(
+        ["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert run.returncode == 0 and unit.name not in run.stderr, run.stderr
+
+
+def test_the_unit_tells_systemd_what_the_service_does() -> None:
+    """Notification, watchdog, reload and a drain longer than the frames in flight need."""
+    unit = dict(re.findall(r"^(\w+)=(.*)$", (EXAMPLES / "splitwire-edge.service").read_text(), re.MULTILINE))
+    assert unit["Type"] == "notify" and int(unit["WatchdogSec"]) > 0 and "HUP" in unit["ExecReload"]
+    assert int(unit["TimeoutStopSec"]) > load_config(EXAMPLES / "edge.toml", {}).server.deadline_s
+    assert unit["DynamicUser"] == "yes" and unit["NoNewPrivileges"] == "yes" and unit["ProtectSystem"] == "strict"
+
+
+def test_the_container_has_the_folders_of_the_configuration() -> None:
+    docker, compose = ((EXAMPLES / name).read_text() for name in ("Dockerfile", "compose.yaml"))
+    instructions = re.findall(r"^([A-Z]+) ", docker, re.MULTILINE)
+    assert instructions[0] == "FROM" and {"USER", "HEALTHCHECK", "STOPSIGNAL", "ENTRYPOINT"} <= set(instructions)
+    config = load_config(EXAMPLES / "edge.toml", {})
+    mounted = re.findall(r"- [\w./]+:(/[\w/]+)", compose)
+    for path in (config.model.front, config.spool.path, config.outlet[0].target):
+        assert any(path.startswith(folder) for folder in mounted), path
+    assert config.metrics.listen in docker
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs" / "deploy").glob("*.md")), ids=lambda p: p.stem)
+def test_links_of_the_pages_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).resolve().exists(), target
