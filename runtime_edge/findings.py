@@ -8,7 +8,7 @@ vector of features never becomes probabilities.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -129,6 +129,19 @@ class Values:
 
 Findings = Classes | Detections | Segments | Values
 """What `EdgeSession.find` returns: one of these classes, by the task of the network."""
+
+
+def document(findings: Findings) -> dict[str, Any]:
+    """The findings for JSON: {"task": …, and "classes", "detections", "segments" or "outputs"}."""
+    match findings:
+        case Classes():
+            return {"task": "classification", "classes": [asdict(c) for c in findings.top]}
+        case Detections():
+            boxes = [{**asdict(d), "box": [round(v, 2) for v in d.box]} for d in findings.boxes]
+            return {"task": "detection", "detections": boxes, "min_score": findings.min_score, "below": findings.below}
+        case Segments():
+            return {"task": "segmentation", "segments": [asdict(s) for s in findings.classes]}
+    return {"task": None, "outputs": [asdict(v) for v in findings.outputs]}
 
 
 def find(

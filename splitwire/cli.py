@@ -20,6 +20,7 @@ from splitwire.commands import cloud, compare, demo, doctor, evaluate, models, w
 from splitwire.commands.edge import spool
 from splitwire.commands.edge.capture import capture
 from splitwire.commands.edge.command import profile, run
+from splitwire.commands.edge.serve import serve
 from splitwire.commands.edge.skipping import calibrate_skip
 from splitwire.commands.export import command as export
 from splitwire.commands.plan import command as plan
@@ -67,6 +68,7 @@ app.command()(warmup.warmup)
 app.command()(doctor.doctor)
 edge_app.command()(run)
 edge_app.command()(profile)
+edge_app.command()(serve)
 edge_app.command()(capture)
 edge_app.command()(calibrate_skip)
 edge_app.add_typer(spool.app, name="spool")

@@ -19,7 +19,6 @@ MAX_CONFIG_BYTES = 1 << 20
 
 Positive = Annotated[float, Meta(gt=0)]
 Share = Annotated[float, Meta(gt=0, le=1)]
-Count = Annotated[int, Meta(ge=1)]
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 
 
@@ -37,7 +36,8 @@ class ModelSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     front: path of front.onnx. provider: execution provider of ONNX Runtime; auto takes the best that is installed.
     threads: of one inference; 0 lets ONNX Runtime choose. op: a fixed operating point; empty: the rate control chooses,
-    or without `[rate] target_ms` the pair's default is used. min_op: the rate control takes no coarser point.
+    or without `[rate] target_ms` the pair's default is used. min_op: the rate control takes no coarser point. task:
+    what the outputs are; empty: as the pair says. min_score: detections with a smaller score are only counted.
     """
 
     front: str
@@ -45,6 +45,8 @@ class ModelSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     threads: Annotated[int, Meta(ge=0)] = 0
     op: str = ""
     min_op: str = ""
+    task: Literal["", "classification", "detection", "segmentation"] = ""
+    min_score: Annotated[float, Meta(ge=0, le=1)] = 0.5
 
 
 class ServerSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -83,12 +85,14 @@ class SkipSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """Frames that need not be sent.
 
     changed: the largest share of answers that may change on skipped frames; 0: every frame is sent. refresh_s: a frame
-    is sent at least so often. audit: one skipped frame of N is sent all the same.
+    is sent at least so often. audit: one skipped frame of N is sent all the same. gate: module:function; only frames
+    for which it returns True are sent.
     """
 
     changed: Annotated[float, Meta(ge=0, lt=1)] = 0.0
     refresh_s: Positive = 10.0
-    audit: Count = 50
+    audit: Annotated[int, Meta(ge=2)] = 50
+    gate: str = ""
 
 
 class SpoolSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -110,7 +114,7 @@ class SpoolSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 class RateSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which operating point a frame takes.
 
-    target_ms: latency from capture to answer that 95 % of frames keep; 0: no rate control.
+    target_ms: latency that frames keep, from handing one to the link to its answer; 0: no rate control.
     """
 
     target_ms: Annotated[float, Meta(ge=0)] = 0.0
@@ -120,12 +124,13 @@ class DriftSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Whether inputs are still like those of the calibration.
 
     watch: raise an event when they are not. capture: a folder for a recalibration sample; empty: none. capture_mb: its
-    bound.
+    bound. capture_every_s: least time from one picture of it to the next; the strangest do not wait.
     """
 
     watch: bool = True
     capture: str = ""
     capture_mb: Annotated[float, Meta(gt=0)] = 256.0
+    capture_every_s: Annotated[float, Meta(ge=0)] = 60.0
 
 
 class OutletSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -176,11 +181,16 @@ class EdgeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise ValueError("[server] cert and key go together: give both or none")
         if self.model.op and (self.model.min_op or self.rate.target_ms):
             raise ValueError("[model] op is a fixed point: leave out min_op and [rate] target_ms, or op")
+        if self.model.min_op and not self.rate.target_ms:
+            raise ValueError("[model] min_op is for the rate control: set [rate] target_ms as well")
         for outlet in self.outlet:
             if bool(outlet.target) == (outlet.kind == "stdout"):
                 need = "takes no target" if outlet.kind == "stdout" else "needs a target"
                 raise ValueError(f"[[outlet]] of kind {outlet.kind!r} {need}")
 
+
+RELOADED = ("server", "skip", "rate", "outlet", "log")
+"""Sections that a running service takes over at SIGHUP; the others need a restart."""
 
 SECTIONS: dict[str, type[Struct]] = {f.name: f.type for f in msgspec.structs.fields(EdgeConfig) if f.name != "outlet"}
 """Section → its keys, without the outlets, which the environment does not reach."""

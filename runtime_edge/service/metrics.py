@@ -47,6 +47,9 @@ class Metrics:
         self.point = Gauge("splitwire_edge_operating_point", "Index of the last frame's operating point", **made)
         self.spool_frames = Gauge("splitwire_edge_spool_frames", "Frames that wait in the spool", **made)
         self.spool_bytes = Gauge("splitwire_edge_spool_bytes", "Bytes that wait in the spool", **made)
+        self.lost_lines = Counter(
+            "splitwire_edge_outlet_lost_lines", "Lines that an outlet did not take", ["outlet"], **made
+        )  # fmt: skip
         self.connected = Gauge("splitwire_edge_connected", "1 while the server answers", **made)
         labels = ["device", "model", "cut", "provider"]
         self.info = Gauge("splitwire_edge_info", "Constant 1; the labels say what runs", labels, **made)

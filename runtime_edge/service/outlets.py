@@ -6,7 +6,8 @@
     mqtt     a topic of a broker (needs splitwire[mqtt])
     hook     a Python function `module:function`, called with each line as a dict
 
-An outlet never stops the frames: what cannot be written is counted in `dropped` and reported once as an event.
+An outlet never stops the frames: a Pump writes to it in a thread of its own. What cannot be written is counted and
+reported once.
 """
 
 from __future__ import annotations
@@ -14,17 +15,23 @@ from __future__ import annotations
 import importlib
 import os
 import socket
-import sys
+import threading
+import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
-from urllib.parse import urlsplit
+from typing import Any, Literal, Protocol
+from urllib.parse import SplitResult, urlsplit
 
 import msgspec
 
 from splitwire.codec.errors import UsageError
+from splitwire.runtime_edge.events import Event, EventSink
 
+WAITING_LINES = 2000
+"""Lines that wait for a slow outlet; more are lost."""
 SOCKET_TIMEOUT_S = 1.0
 MQTT_PORT = 1883
 
@@ -45,15 +52,19 @@ class Outlet(Protocol):
 
 
 class StreamOutlet:
-    """Standard output, or any other binary stream."""
+    """Standard output, or the file descriptor `fd`. Each line goes to the system at once.
 
-    def __init__(self, stream: BinaryIO | None = None) -> None:
-        self._stream = sys.stdout.buffer if stream is None else stream
+    There is no buffer in between, because a thread that is stuck in one would hold up the end of the process.
+    """
+
+    def __init__(self, fd: int | None = None) -> None:
+        self._fd = 1 if fd is None else fd
 
     def write(self, line: Line) -> None:
-        """Write one line and flush it, so that the reader of a pipe sees it at once."""
-        self._stream.write(encode(line))
-        self._stream.flush()
+        """Write one line."""
+        left = memoryview(encode(line))
+        while left:
+            left = left[os.write(self._fd, left) :]
 
     def close(self) -> None:
         """Leave the stream open: it is not ours."""
@@ -161,15 +172,10 @@ class MqttOutlet:
     """A topic of an MQTT broker, QoS 1. target: mqtt://host[:port]/topic. Needs paho-mqtt (splitwire[mqtt])."""
 
     def __init__(self, target: str) -> None:
-        url = urlsplit(target)
-        self._topic = url.path.lstrip("/")
-        if url.scheme != "mqtt" or not url.hostname or not self._topic:
-            raise UsageError(f"[[outlet]] mqtt target is {target!r}; expected mqtt://host:1883/topic")
-        try:
-            from paho.mqtt.client import Client
-            from paho.mqtt.enums import CallbackAPIVersion
-        except ImportError as e:
-            raise UsageError("[[outlet]] of kind mqtt needs paho-mqtt; pip install 'splitwire[mqtt]'") from e
+        url, self._topic = self.check(target)
+        from paho.mqtt.client import Client
+        from paho.mqtt.enums import CallbackAPIVersion
+
         self._client = Client(CallbackAPIVersion.VERSION2)
         self._client.reconnect_delay_set(min_delay=1, max_delay=30)
         if url.username:
@@ -189,6 +195,103 @@ class MqttOutlet:
         """Disconnect and end the thread."""
         self._client.disconnect()
         self._client.loop_stop()
+
+    @staticmethod
+    def check(target: str) -> tuple[SplitResult, str]:
+        """The parts of the address, and the topic. Raises UsageError; also where paho-mqtt is not installed."""
+        url = urlsplit(target)
+        topic = url.path.lstrip("/")
+        if url.scheme != "mqtt" or not url.hostname or not topic:
+            raise UsageError(f"[[outlet]] mqtt target is {target!r}; expected mqtt://host:1883/topic")
+        if find_spec("paho") is None:
+            raise UsageError("[[outlet]] of kind mqtt needs paho-mqtt; pip install 'splitwire[mqtt]'")
+        return url, topic
+
+
+class Pump:
+    """Writes lines to an outlet, in a thread of its own.
+
+    name: for events. what: which lines `offer` takes. waiting: most lines that wait. on_event: gets `outlet_lost` when
+    lines begin to be lost, and `outlet_back` with their number when the outlet takes lines again. on_lost: called for
+    each line that is lost.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        outlet: Outlet,
+        *,
+        on_event: EventSink,
+        on_lost: Callable[[], object],
+        what: Literal["all", "results", "events"] = "all",
+        waiting: int = WAITING_LINES,
+    ) -> None:
+        self.name, self.what = name, what
+        self.lost = 0
+        self._outlet, self._on_event, self._on_lost, self._waiting = outlet, on_event, on_lost, waiting
+        self._lines: deque[Line] = deque()
+        self._changed = threading.Condition()
+        self._closing = self._writing = False
+        self._lost_now = 0
+        self._thread = threading.Thread(target=self._run, name=f"splitwire-outlet-{name}", daemon=True)
+        self._thread.start()
+
+    def offer(self, line: Line, kind: Literal["results", "events"]) -> None:
+        """Take a line, or count it as lost. Never waits for the outlet."""
+        if self.what not in ("all", kind):
+            return
+        with self._changed:
+            if len(self._lines) < self._waiting:
+                self._lines.append(line)
+                self._changed.notify()
+                return
+        self._lose("it is too slow")
+
+    def close(self, seconds: float) -> int:
+        """Write what waits, for at most `seconds`, and close the outlet. Returns how many lines are left."""
+        deadline = time.monotonic() + seconds
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join(max(0.0, deadline - time.monotonic()))
+        left = len(self._lines) + self._writing
+        if not self._thread.is_alive():
+            self._outlet.close()
+        return left
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._lines:
+                    if self._closing:
+                        return
+                    self._changed.wait()
+                line = self._lines.popleft()
+                self._writing = True
+            try:
+                self._outlet.write(line)
+            except (OSError, ValueError, TypeError) as e:  # TypeError: a line that JSON cannot hold
+                self._lose((e.strerror if isinstance(e, OSError) else None) or str(e))
+            else:
+                self._recover()
+            self._writing = False
+
+    def _lose(self, why: str) -> None:
+        with self._changed:
+            first, self._lost_now = not self._lost_now, self._lost_now + 1
+            self.lost += 1
+        self._on_lost()
+        if first:
+            text = f"outlet {self.name} takes no lines: {why}; those that are lost are counted"
+            self._on_event(Event(kind="outlet_lost", text=text, fields={"outlet": self.name, "reason": why}))
+
+    def _recover(self) -> None:
+        if not self._lost_now or len(self._lines) >= self._waiting // 2:
+            return
+        with self._changed:
+            lost, self._lost_now = self._lost_now, 0
+        text = f"outlet {self.name} takes lines again; {lost:,} were lost"
+        self._on_event(Event(kind="outlet_back", text=text, fields={"outlet": self.name, "lost": lost}))
 
 
 def load_hook(target: str) -> Callable[[Line], object]:

@@ -38,6 +38,7 @@ class StreamResult:
     result: None if failed or spooled, and for a picture that repeats a spooled one.
     age_ms: time from the capture until the result was handed over. answer_age_ms: the same for the picture that the
         answer is of; longer than age_ms where the answer is repeated; None without an answer.
+    key: idempotency key of the frame; None if none was sent, and without a spool.
     """
 
     index: int
@@ -49,6 +50,7 @@ class StreamResult:
     answer_age_ms: float | None
     result: SplitResult | None = None
     error: SplitwireError | None = None
+    key: Key | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

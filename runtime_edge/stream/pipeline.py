@@ -28,6 +28,7 @@ from .window import Window
 if TYPE_CHECKING:
     from splitwire.runtime_edge.graph import FrontOutputs, Input
     from splitwire.runtime_edge.sources.base import Captured, Source
+    from splitwire.runtime_edge.transport import Key
 
 WAITING_PICTURES = 2
 """Pictures that wait for their preparation, where none is dropped for a newer one."""
@@ -49,6 +50,7 @@ class Job:
     status: Status = "failed"
     result: SplitResult | None = None
     error: SplitwireError | None = None
+    key: Key | None = None
     finished: bool = False
 
 
@@ -146,6 +148,7 @@ class Pipeline:
             answer_age_ms=None if result is None else (now - answer_of.captured.captured) * 1e3,
             result=result,
             error=job.error,
+            key=job.key,
         )
 
     # ------------------------------------------------------------------ the threads
@@ -291,7 +294,7 @@ class Pipeline:
         front, x = job.front, job.input
         if front is None or x is None:
             raise AssertionError("a job without features was sent")
-        key = None if spool is None else spool.new_key()
+        key = job.key = None if spool is None else spool.new_key()
         sent = time.monotonic()
         pause, deadline = FIRST_PAUSE_S, sent + self._wait_s
         while True:

@@ -6,7 +6,7 @@ import statistics
 import textwrap
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,7 +14,7 @@ from splitwire.codec.shared.text import printable
 from splitwire.console import err, out, print_json
 from splitwire.runtime_edge.engine.providers import short_name
 from splitwire.runtime_edge.events import Event
-from splitwire.runtime_edge.findings import Classes, Detections, Findings, Segments, Values
+from splitwire.runtime_edge.findings import Classes, Detections, Findings, Segments, Values, document
 
 STAGES = ("front", "encode", "network", "decode", "back", "total")
 MAX_WIDTH = 100
@@ -166,19 +166,6 @@ class Lines:
         if isinstance(summary.rows[0].findings, Values) and summary.task is None:
             text = "the pair does not say what its outputs are; give --task classification, detection or segmentation"
             err.print(f"note: {text}", markup=False, soft_wrap=True)
-
-
-def document(findings: Findings) -> dict[str, Any]:
-    """The findings for JSON: {"task": …, and "classes", "detections", "segments" or "outputs"}."""
-    match findings:
-        case Classes():
-            return {"task": "classification", "classes": [asdict(c) for c in findings.top]}
-        case Detections():
-            boxes = [{**asdict(d), "box": [round(v, 2) for v in d.box]} for d in findings.boxes]
-            return {"task": "detection", "detections": boxes, "min_score": findings.min_score, "below": findings.below}
-        case Segments():
-            return {"task": "segmentation", "segments": [asdict(s) for s in findings.classes]}
-    return {"task": None, "outputs": [asdict(v) for v in findings.outputs]}
 
 
 def described(findings: Findings) -> list[str]:

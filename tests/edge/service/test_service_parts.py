@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import shutil
 import socket
 import subprocess
@@ -132,9 +133,11 @@ def test_the_watchdog_is_fed_only_while_frames_advance(systemd: tuple[socket.soc
 
 
 def test_a_stream_gets_lines() -> None:
-    stream = io.BytesIO()
-    StreamOutlet(stream).write({"a": 1})
-    assert stream.getvalue() == b'{"a":1}\n'
+    reading, writing = os.pipe()
+    StreamOutlet(writing).write({"a": 1})
+    os.close(writing)
+    with os.fdopen(reading, "rb") as stream:
+        assert stream.read() == b'{"a":1}\n'
 
 
 @pytest.mark.parametrize("keep", [0, 2])
