@@ -172,7 +172,7 @@ class MqttOutlet:
     """A topic of an MQTT broker, QoS 1. target: mqtt://host[:port]/topic. Needs paho-mqtt (splitwire[mqtt])."""
 
     def __init__(self, target: str) -> None:
-        url, self._topic = self.check(target)
+        url, host, self._topic = self.check(target)
         from paho.mqtt.client import Client
         from paho.mqtt.enums import CallbackAPIVersion
 
@@ -182,7 +182,7 @@ class MqttOutlet:
             self._client.username_pw_set(url.username, url.password)
         self._client.max_queued_messages_set(1000)
         # Connects in its own thread, and again when the broker goes away.
-        self._client.connect_async(url.hostname, url.port or MQTT_PORT)
+        self._client.connect_async(host, url.port or MQTT_PORT)
         self._client.loop_start()
 
     def write(self, line: Line) -> None:
@@ -197,15 +197,15 @@ class MqttOutlet:
         self._client.loop_stop()
 
     @staticmethod
-    def check(target: str) -> tuple[SplitResult, str]:
-        """The parts of the address, and the topic. Raises UsageError; also where paho-mqtt is not installed."""
+    def check(target: str) -> tuple[SplitResult, str, str]:
+        """The parts of the address, the broker's host, and the topic. Raises UsageError; also where paho-mqtt is not installed."""
         url = urlsplit(target)
         topic = url.path.lstrip("/")
         if url.scheme != "mqtt" or not url.hostname or not topic:
             raise UsageError(f"[[outlet]] mqtt target is {target!r}; expected mqtt://host:1883/topic")
         if find_spec("paho") is None:
             raise UsageError("[[outlet]] of kind mqtt needs paho-mqtt; pip install 'splitwire[mqtt]'")
-        return url, topic
+        return url, url.hostname, topic
 
 
 class Pump:

@@ -15,7 +15,7 @@ from splitwire.codec.errors import FeatureError, SplitwireError, TransportError,
 from splitwire.codec.profile import CodecProfile
 from splitwire.console import err, out, print_json
 from splitwire.runtime_edge.events import Event
-from splitwire.runtime_edge.findings import Findings
+from splitwire.runtime_edge.findings import Findings, document
 from splitwire.runtime_edge.session import EdgeSession
 from splitwire.runtime_edge.sources import Paced, Pictures, Source, open_source
 from splitwire.runtime_edge.sources.opening import is_camera
@@ -24,7 +24,7 @@ from splitwire.runtime_edge.stream import POLICIES, Policy, Stream, StreamResult
 from splitwire.runtime_edge.stream.skip import Gate, Sameness, Skip, SkipTable
 from splitwire.runtime_edge.waiting import may_pass
 
-from .output import described, document, on_one_line, print_event
+from .output import described, on_one_line, print_event
 
 STATUS_S = 5.0
 """Seconds between two lines about rate and age."""

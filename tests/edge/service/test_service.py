@@ -22,6 +22,7 @@ from runtime_helpers import Pair, until
 
 from splitwire.codec.errors import AuthRefused, SplitwireError, TransportError, UsageError
 from splitwire.runtime_cloud.session import CloudSession
+from splitwire.runtime_edge.events import Event
 from splitwire.runtime_edge.service import logs
 from splitwire.runtime_edge.service.config import EdgeConfig, read_config
 from splitwire.runtime_edge.service.outlets import Line, Pump
@@ -219,7 +220,7 @@ def test_a_stop_answers_what_is_in_flight(field: Field, pair: Pair, tmp_path: Pa
             until(lambda: service.ready is False)
             assert get(service, "/readyz")[0] == 503 and get(service, "/healthz")[0] == 200
             cloud.gate.set()
-        said = []
+        said: list[bytes] = []
         while not said or said[-1] != b"STOPPING=1":
             said.append(systemd.recv(1000))
     rows = field.read("results")
@@ -270,7 +271,10 @@ def test_a_dead_outlet_stops_no_frame(field: Field, pair: Pair) -> None:
 
 
 def test_a_slow_outlet_loses_lines_and_says_how_many() -> None:
-    gate, taken, events, lost = threading.Event(), [], [], []
+    gate = threading.Event()
+    taken: list[Line] = []
+    events: list[Event] = []
+    lost: list[int] = []
 
     class Slow:
         def write(self, line: Line) -> None:
@@ -410,10 +414,10 @@ def test_a_link_closes_the_old_transport_after_its_last_frame() -> None:
     thread.start()
     assert old.entered.wait(5)
     link.replace(new)
-    assert not old.closed
+    closed = [old.closed]
     old.gate.set()
     thread.join(5)
-    assert old.closed and not new.closed
+    assert [*closed, old.closed, new.closed] == [False, True, False]
     link.finish(-1.0)
     with pytest.raises(TransportError, match="the service ends"):
         link.send(b"x")
