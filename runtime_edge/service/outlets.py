@@ -198,7 +198,7 @@ class MqttOutlet:
 
     @staticmethod
     def check(target: str) -> tuple[SplitResult, str, str]:
-        """The parts of the address, the broker's host, and the topic. Raises UsageError; also where paho-mqtt is not installed."""
+        """The parts of the address, the host, and the topic. Raises UsageError, also without paho-mqtt."""
         url = urlsplit(target)
         topic = url.path.lstrip("/")
         if url.scheme != "mqtt" or not url.hostname or not topic:
