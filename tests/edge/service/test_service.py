@@ -100,6 +100,9 @@ class Field:
     def config(self, **changed: Any) -> EdgeConfig:
         return read_config({**self.content, **changed}, "edge.toml", {})
 
+    def wait_for(self, results: int) -> None:
+        until(lambda: len(self.read("results")) >= results)
+
     def read(self, kind: str) -> list[dict[str, Any]]:
         """The lines of the outlet: the results, or the events of a kind."""
         if not self.lines.exists():
@@ -183,7 +186,8 @@ def test_the_spool_keeps_what_the_link_does_not_take(field: Field, pair: Pair) -
         with running(service):
             for i in range(first, first + 20):
                 put_picture(field.pictures, i)
-            until(lambda first=first: len(field.read("results")) >= 20 + 2 * first)  # type: ignore[misc]
+            wanted = 20 + 2 * first
+            field.wait_for(20 + 2 * first)
             if not first:
                 assert {row["status"] for row in field.read("results")} == {"spooled"}
                 assert "token" in field.read("link_down")[0]["text"]
