@@ -186,7 +186,6 @@ def test_the_spool_keeps_what_the_link_does_not_take(field: Field, pair: Pair) -
         with running(service):
             for i in range(first, first + 20):
                 put_picture(field.pictures, i)
-            wanted = 20 + 2 * first
             field.wait_for(20 + 2 * first)
             if not first:
                 assert {row["status"] for row in field.read("results")} == {"spooled"}
