@@ -309,8 +309,11 @@ class StreamConnection(asyncio.Protocol):
         self._leave()
         self._parser = RecordParser(frozenset(), 1)
         self._hold(0)
-        if self._transport.can_write_eof():
-            self._transport.write_eof()
+        try:
+            if self._transport.can_write_eof():
+                self._transport.write_eof()
+        except OSError:  # the client has reset the connection, and the event loop has not told us yet
+            self._transport.abort()
 
     def _write(self, data: bytes) -> None:
         if not self._transport.is_closing():
