@@ -86,10 +86,10 @@ if TYPE_CHECKING:
     from splitwire.planning import PlanResult, plan
     from splitwire.recalibrating import recalibrate
     from splitwire.runtime_cloud.admission import ServerLimits
-    from splitwire.runtime_cloud.loading import Models as ServedPairs
-    from splitwire.runtime_cloud.loading import load_models as load_pairs
-    from splitwire.runtime_cloud.serve import serve
-    from splitwire.runtime_cloud.server import create_app
+    from splitwire.runtime_cloud.engines.process import serve
+    from splitwire.runtime_cloud.http.app import create_app
+    from splitwire.runtime_cloud.repository.models import Models as ServedPairs
+    from splitwire.runtime_cloud.repository.models import load_models as load_pairs
     from splitwire.runtime_cloud.session import CloudResult, CloudSession
     from splitwire.runtime_edge.control.capture import Capture
     from splitwire.runtime_edge.control.capture import Kept as CapturedFile
@@ -217,7 +217,7 @@ _HOME = {
     "Sameness": "splitwire.runtime_edge.stream.skip.sameness",
     "Segment": "splitwire.runtime_edge.findings",
     "Segments": "splitwire.runtime_edge.findings",
-    "ServedPairs": "splitwire.runtime_cloud.loading:Models",
+    "ServedPairs": "splitwire.runtime_cloud.repository.models:Models",
     "ServerBusy": "splitwire.codec.errors",
     "ServerLimits": "splitwire.runtime_cloud.admission",
     "SessionState": "splitwire.runtime_edge.session:State",
@@ -256,17 +256,17 @@ _HOME = {
     "Value": "splitwire.runtime_edge.findings",
     "Values": "splitwire.runtime_edge.findings",
     "compare": "splitwire.evaluation.answer.compare",
-    "create_app": "splitwire.runtime_cloud.server",
+    "create_app": "splitwire.runtime_cloud.http.app",
     "evaluate": "splitwire.evaluation.run",
     "export": "splitwire.exporting",
     "load_network": "splitwire.models.catalogue:load",
-    "load_pairs": "splitwire.runtime_cloud.loading:load_models",
+    "load_pairs": "splitwire.runtime_cloud.repository.models:load_models",
     "measure_device": "splitwire.runtime_edge.device",
     "open_source": "splitwire.runtime_edge.sources.opening",
     "plan": "splitwire.planning",
     "read_results": "splitwire.evaluation.answer.results",
     "recalibrate": "splitwire.recalibrating",
-    "serve": "splitwire.runtime_cloud.serve",
+    "serve": "splitwire.runtime_cloud.engines.process",
 }
 """Public name → module, with ":name" where it is called otherwise there."""
 

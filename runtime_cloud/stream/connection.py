@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import enum
-import functools
 import logging
 from typing import Any, cast
 
@@ -27,7 +26,7 @@ from splitwire.codec.errors import (
     UnsupportedVersion,
     UsageError,
 )
-from splitwire.codec.wire.frame import DecoderLimits, parse_frame, peek_fingerprint
+from splitwire.codec.wire.frame import DecoderLimits, parse_frame
 from splitwire.codec.wire.reply import printable
 from splitwire.codec.wire.stream import (
     CLOSING,
@@ -52,7 +51,7 @@ from splitwire.codec.wire.stream import (
     reply_record,
     welcome_record,
 )
-from splitwire.runtime_cloud.session import CloudSession
+from splitwire.runtime_cloud.service import Call
 
 from .streams import Streams
 
@@ -83,8 +82,8 @@ class StreamConnection(asyncio.Protocol):
 
     def __init__(self, streams: Streams) -> None:
         self._streams = streams
-        self._gate = streams.gate
-        limits = streams.gate.limits
+        self._gate = streams.service.gate
+        limits = streams.service.limits
         self._max_frame = min(limits.max_body, MAX_RECORD)
         self._frame_limits = DecoderLimits(frame_bytes=self._max_frame)
         self._parser = RecordParser(BEFORE_HELLO, self._max_frame)
@@ -92,7 +91,6 @@ class StreamConnection(asyncio.Protocol):
         self._connections: set[Any] = set()
         self._transport: asyncio.Transport
         self._hello: Hello
-        self._session: CloudSession | None = None
         self._sequence = 0
         self._counter = 0
         self._in_flight = 0
@@ -232,8 +230,7 @@ class StreamConnection(asyncio.Protocol):
                 f"the client speaks version {', '.join(map(str, hello.versions))} of the stream, this server {VERSION}"
             )
         if hello.pair is not None:
-            self._session = self._streams.models.of_frame(hello.pair)
-            self._session.check_outputs(hello.outputs or ())
+            self._streams.service.models.of_frame(hello.pair).check_outputs(hello.outputs or ())
         self._hello = hello
         self._counter = hello.counter
         self._window = self._largest_window = min(self._streams.share, hello.window)
@@ -263,11 +260,8 @@ class StreamConnection(asyncio.Protocol):
         status, body = Status.OUTPUTS if outputs is None or outputs else Status.TAKEN, b""
         try:
             with self._gate.holding(len(frame)):
-                session = self._session or self._streams.models.of_frame(peek_fingerprint(frame))
-                work = functools.partial(session.handle, outputs=outputs)
-                body = await self._streams.answers.answer(
-                    self._name(key), frame, functools.partial(self._gate.run, work, frame)
-                )
+                call = Call(frame=frame, key=self._name(key), outputs=outputs, protocol="stream")
+                body = await self._streams.service.answer(call)
         except SplitwireError as e:
             log.info("stream: %s: %s", e.code, printable(str(e)))
             status, body = Status.ERROR, refusal_body(_refusal(e))

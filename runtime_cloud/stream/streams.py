@@ -6,16 +6,14 @@ import asyncio
 from typing import Protocol
 
 from splitwire.codec.errors import ServerBusy
-from splitwire.runtime_cloud.admission import Gate
-from splitwire.runtime_cloud.idempotency import Answers
-from splitwire.runtime_cloud.loading import Models
+from splitwire.runtime_cloud.service import Service
 
 WINDOW = 16
 """Most frames of one stream in flight."""
 HELLO_S = 10.0
 """A client must say hello within this time."""
 IDLE_S = 75.0
-"""A stream on which nothing arrives for this time is closed; as an idle HTTP connection is (serve.py)."""
+"""A stream on which nothing arrives for this time is closed; as an idle HTTP connection is (engines/process.py)."""
 TICK_S = 1.0
 """Longest pause between two looks at the times of all streams."""
 
@@ -33,17 +31,13 @@ class Member(Protocol):
 
 
 class Streams:
-    """The streams of one server, and what they share: models, admission and the answers that are remembered.
+    """The streams of one server, and the service that they call.
 
     hello_s, idle_s: seconds to wait for a hello, and for any byte after it. Only the thread of the event loop uses it.
     """
 
-    def __init__(
-        self, models: Models, gate: Gate, answers: Answers, *, hello_s: float = HELLO_S, idle_s: float = IDLE_S
-    ) -> None:
-        self.models = models
-        self.gate = gate
-        self.answers = answers
+    def __init__(self, service: Service, *, hello_s: float = HELLO_S, idle_s: float = IDLE_S) -> None:
+        self.service = service
         self.hello_s = hello_s
         self.idle_s = idle_s
         self._members: set[Member] = set()
@@ -61,7 +55,7 @@ class Streams:
 
     def check(self) -> None:
         """Raise ServerBusy if no other stream may be opened."""
-        limits = self.gate.limits
+        limits = self.service.limits
         if len(self._members) >= limits.streams:
             raise ServerBusy(f"{limits.streams} streams are open; come back later", limits.retry_after)
 
@@ -78,7 +72,7 @@ class Streams:
         self._divide()
 
     def _fair_share(self) -> int:
-        limits = self.gate.limits
+        limits = self.service.limits
         places = limits.concurrency + limits.queue
         return max(1, min(WINDOW, places // max(1, len(self._members))))
 
@@ -91,7 +85,7 @@ class Streams:
                 member.set_share(share)
 
     def _schedule(self) -> None:
-        shortest = min(self.hello_s, self.idle_s, self.gate.limits.body_timeout)
+        shortest = min(self.hello_s, self.idle_s, self.service.limits.body_timeout)
         loop = asyncio.get_running_loop()
         self._tick = loop.call_later(min(TICK_S, shortest / 4), self._look)
 

@@ -55,8 +55,8 @@ def http_protocol() -> type[asyncio.Protocol]:
     return made
 
 
-def open_stream(streams: Streams, require_ready: Callable[[], None]) -> Callable[[Request], Awaitable[Response]]:
-    """The endpoint for `GET /v1/stream`. require_ready: raises ServerBusy while the models warm up."""
+def open_stream(streams: Streams) -> Callable[[Request], Awaitable[Response]]:
+    """The endpoint for `GET /v1/stream`. It raises ServerBusy while the models warm up."""
 
     async def endpoint(request: Request) -> Response:
         wanted = request.headers.get("upgrade", "").strip().lower()
@@ -66,7 +66,7 @@ def open_stream(streams: Streams, require_ready: Callable[[], None]) -> Callable
         hand_over = request.scope.get("state", {}).get(STATE)
         if hand_over is None:
             raise UsageError("this server cannot open streams: run `splitwire cloud serve`, or use http://")
-        require_ready()
+        streams.service.require_ready()
         streams.check()
         hand_over(StreamConnection(streams))
         return Response(status_code=101)  # goes nowhere

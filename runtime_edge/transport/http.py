@@ -57,7 +57,7 @@ ASK_AGAIN_S = 3600.0
 """A server without /v1/batch gets the frames one by one for this many seconds. Then it may be a newer one."""
 KEEPALIVE_S = 60.0
 """A connection that was idle for this many seconds is not used again. Less than the server's 75 s
-(runtime_cloud/serve.py)."""
+(runtime_cloud/engines/process.py)."""
 
 
 class HttpTransport:

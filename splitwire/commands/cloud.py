@@ -35,9 +35,9 @@ def serve(
     import msgspec
 
     from splitwire.runtime_cloud.admission import ServerLimits
-    from splitwire.runtime_cloud.loading import load_models
-    from splitwire.runtime_cloud.serve import log_to_stderr
-    from splitwire.runtime_cloud.serve import serve as run_server
+    from splitwire.runtime_cloud.engines.process import log_to_stderr
+    from splitwire.runtime_cloud.engines.process import serve as run_server
+    from splitwire.runtime_cloud.repository.models import load_models
 
     if not 0 < max_body <= MAX_BODY:  # also refuses NaN
         raise UsageError(f"--max-body must be more than 0 and up to {MAX_BODY:,} MiB, is {max_body:g}")

@@ -41,7 +41,7 @@ from splitwire.codec.wire.batch import (
     parse_replies,
 )
 from splitwire.codec.wire.reply import decode_reply
-from splitwire.runtime_cloud import batch as batch_module
+from splitwire.runtime_cloud.http import batch as batch_module
 from splitwire.runtime_cloud.session import CloudSession
 from splitwire.runtime_edge.transport import HttpTransport, Key, Reply, Timeouts
 from splitwire.runtime_edge.transport import http as http_module
@@ -192,7 +192,7 @@ def test_other_media_types(served: Served, pair: Pair):
 
 
 def test_a_bug_costs_one_frame(served: Served, pair: Pair, monkeypatch: pytest.MonkeyPatch):
-    (session,) = served.api.models
+    (session,) = served.api.service.models
     handle = session.handle
 
     def fails(frame: bytes, **options: Any) -> bytes:
@@ -215,7 +215,7 @@ def test_an_answer_that_is_full(served: Served, pair: Pair, monkeypatch: pytest.
         results = transport.send_many(frames, [None] * 3)
     assert isinstance(results[0], Reply)
     assert isinstance(results[2], ServerBusy)
-    assert results[2].retry_after == served.api.gate.limits.retry_after
+    assert results[2].retry_after == served.api.service.gate.limits.retry_after
 
 
 # ------------------------------------------------------------------ send_many

@@ -21,8 +21,8 @@ from runtime_helpers import Pair, images
 
 from splitwire.codec.errors import DeviceError, SplitwireError, UsageError
 from splitwire.commands import cloud as command
-from splitwire.runtime_cloud.loading import Models
-from splitwire.runtime_cloud.serve import bind, serve, url_of
+from splitwire.runtime_cloud.engines.process import bind, serve, url_of
+from splitwire.runtime_cloud.repository.models import Models
 from splitwire.runtime_cloud.session import CloudSession
 from splitwire.runtime_edge.session import EdgeSession
 from splitwire.runtime_edge.transport import HttpTransport
@@ -55,11 +55,11 @@ def serving(pair: Pair, *, slow: float = 0.0, **options: object) -> str:
         from splitwire.runtime_cloud.session import CloudSession
 
         plain = CloudSession.handle
-        def handle(self, frame):
+        def handle(self, frame, outputs=None):
             if {slow}:
                 print("working", file=sys.stderr, flush=True)
             time.sleep({slow})
-            return plain(self, frame)
+            return plain(self, frame, outputs)
         CloudSession.handle = handle
         serve(Path({str(pair.back.parent)!r}), port=0, as_json=True, **{options!r})
     """

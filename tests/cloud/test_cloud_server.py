@@ -44,10 +44,10 @@ from splitwire.codec.errors import (
 )
 from splitwire.codec.wire.reply import FRAME_MEDIA_TYPE, REPLY_MEDIA_TYPE, decode_reply
 from splitwire.runtime_cloud.admission import ServerLimits
-from splitwire.runtime_cloud.loading import Models, describe
-from splitwire.runtime_cloud.server import create_app
+from splitwire.runtime_cloud.http.app import create_app
+from splitwire.runtime_cloud.http.statuses import TABLE, status_of
+from splitwire.runtime_cloud.repository.models import Models, describe
 from splitwire.runtime_cloud.session import CloudSession
-from splitwire.runtime_cloud.statuses import TABLE, status_of
 from splitwire.runtime_edge.session import EdgeSession
 from splitwire.runtime_edge.transport import HttpTransport, LoopbackTransport
 
@@ -109,7 +109,7 @@ def held(session: CloudSession) -> Iterator[threading.Event]:
 
 
 def only(served: Served) -> CloudSession:
-    (session,) = served.api.models
+    (session,) = served.api.service.models
     return session
 
 
@@ -281,7 +281,7 @@ def test_body_that_does_not_arrive(pair: Pair):
         answer = raw_exchange(server.address, HEAD + b"Content-Length: 1000\r\n\r\nhalf")
         assert answer.startswith(b"HTTP/1.1 408 ")
         assert b'{"error":{"code":"request_timeout","message":"the body did not arrive within 0.2 s"}}' in answer
-        assert server.api.gate._buffered == 0
+        assert server.api.service.gate._buffered == 0
 
 
 def test_all_bodies_together_over_the_limit(pair: Pair, frame: bytes):
@@ -298,13 +298,13 @@ def test_all_bodies_together_over_the_limit(pair: Pair, frame: bytes):
 
         with ThreadPoolExecutor(1) as pool:
             first = pool.submit(client.post, server.url + "/v1/infer", content=halting())
-            until(lambda: server.api.gate._buffered == 9_990)
+            until(lambda: server.api.service.gate._buffered == 9_990)
             response = post(server, frame)
             half_sent.set()
             assert error_of(response)[:2] == (503, "server_busy")
             assert response.headers["retry-after"] == "1"
             assert error_of(first.result())[:2] == (400, "corrupt")
-        assert server.api.gate._buffered == 0
+        assert server.api.service.gate._buffered == 0
         assert post(server, frame).status_code == 200
 
 
@@ -314,8 +314,8 @@ def test_client_that_hangs_up_leaves_no_trace(served: Served, frame: bytes, capl
 
     with socket.create_connection(served.address, 5) as connection:
         connection.sendall(HEAD + b"Content-Length: 1000\r\n\r\nhalf")
-        until(lambda: served.api.gate._buffered > 0)
-    until(lambda: served.api.gate._buffered == 0)
+        until(lambda: served.api.service.gate._buffered > 0)
+    until(lambda: served.api.service.gate._buffered == 0)
     assert post(served, frame).status_code == 200
     assert caplog.records == []
 
@@ -340,9 +340,9 @@ def test_busy(pair: Pair, frame: bytes):
         ThreadPoolExecutor(4) as pool,
     ):
         running = pool.submit(post, server, frame)
-        until(lambda: server.api.gate.running == 1)
+        until(lambda: server.api.service.gate.running == 1)
         waiting = pool.submit(post, server, frame)
-        until(lambda: server.api.gate._inside == 2)
+        until(lambda: server.api.service.gate._inside == 2)
 
         response = post(server, frame)
         assert error_of(response) == (503, "server_busy", "1 inferences run and 1 wait; come back later")
@@ -354,7 +354,7 @@ def test_busy(pair: Pair, frame: bytes):
             transport.send(frame)
         assert caught.value.retry_after == 1
         assert httpx.get(server.url + "/healthz").status_code == 200
-        assert server.api.gate.running == 1
+        assert server.api.service.gate.running == 1
 
         with contextlib.closing(HttpTransport(server.url)) as transport:
             patient = pool.submit(transport.send, frame)  # comes back after Retry-After
@@ -371,7 +371,7 @@ def test_inferences_run_side_by_side(pair: Pair, frame: bytes):
         held(only(server)) as release,
     ):
         answers = [pool.submit(post, server, frame) for _ in range(3)]
-        until(lambda: server.api.gate.running == 3)
+        until(lambda: server.api.service.gate.running == 3)
         release.set()
         assert [a.result().status_code for a in answers] == [200, 200, 200]
 

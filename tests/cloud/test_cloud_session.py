@@ -26,7 +26,7 @@ from splitwire.codec.errors import (
 )
 from splitwire.codec.profile import METADATA_KEY
 from splitwire.codec.wire.reply import decode_reply
-from splitwire.runtime_cloud.loading import Models, describe, load_models
+from splitwire.runtime_cloud.repository.models import Models, describe, load_models
 from splitwire.runtime_cloud.session import CloudSession
 
 
@@ -229,7 +229,7 @@ def test_description(session: CloudSession):
 
 def test_the_cloud_needs_neither_torch_nor_onnx_nor_the_edge():
     code = (
-        "import sys, splitwire.runtime_cloud.serve, splitwire.commands.cloud\n"
+        "import sys, splitwire.runtime_cloud.engines.process, splitwire.commands.cloud\n"
         "heavy = {'torch', 'onnx', 'httpx', 'httpcore', 'PIL', 'splitwire.runtime_edge'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )

@@ -182,7 +182,7 @@ def frame_of(pair: Pair, frame_id: int) -> bytes:
 
 
 def test_one_key_over_all_ways(served: Served, pair: Pair):
-    answers = served.api.answers
+    answers = served.api.service.answers
     computed, repeated = answers.computed, answers.repeated
     frames = [frame_of(pair, i) for i in range(4)]
     keys = [Key("cam", "b00t", i) for i in range(4)]
@@ -199,10 +199,10 @@ def test_one_key_over_all_ways(served: Served, pair: Pair):
 
 def test_a_retry_after_a_read_timeout_waits_for_the_first(served: Served, pair: Pair):
     """The inference takes longer than the edge waits: the frame comes again, and is computed once."""
-    (session,) = served.api.models
+    (session,) = served.api.service.models
     release = threading.Event()
     run_back, calls = session.run_back, []
-    repeated = served.api.answers.repeated
+    repeated = served.api.service.answers.repeated
 
     def slow(*crossing: Any) -> Any:
         calls.append(1)
@@ -221,7 +221,7 @@ def test_a_retry_after_a_read_timeout_waits_for_the_first(served: Served, pair: 
         reply = waiting.result(20)
     assert (reply.frame_id, len(calls)) == (5, 1)
     assert reply.attempts >= 2
-    assert served.api.answers.repeated == repeated + 1
+    assert served.api.service.answers.repeated == repeated + 1
     with pytest.raises(RequestTimeout):
         release.clear()
         with contextlib.closing(HttpTransport(served.url, timeouts=Timeouts(read=0.2))) as transport:
@@ -233,9 +233,9 @@ def test_a_retry_after_a_read_timeout_waits_for_the_first(served: Served, pair: 
 def test_a_wrong_key_and_a_wrong_frame(served: Served, pair: Pair):
     response = httpx.post(served.url + "/v1/infer", content=frame_of(pair, 1), headers={"Idempotency-Key": "bare"})
     assert (response.status_code, response.json()["error"]["code"]) == (400, "usage")
-    count = served.api.answers.count
+    count = served.api.service.answers.count
     with contextlib.closing(HttpTransport(served.url, retries=0)) as transport, pytest.raises(Corrupt):
         transport.send(frame_of(pair, 1)[:-1] + b"\xff", Key("cam", "damaged", 1))
-    assert served.api.answers.count == count
+    assert served.api.service.answers.count == count
     reply = httpx.post(served.url + "/v1/infer", content=frame_of(pair, 1), headers={"Idempotency-Key": '"c:b:1"'})
     assert decode_reply(reply.content).frame_id == 1

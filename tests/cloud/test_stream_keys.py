@@ -26,7 +26,7 @@ def frame(pair: Pair) -> bytes:
 
 
 def only(served: Served) -> CloudSession:
-    (session,) = served.api.models
+    (session,) = served.api.service.models
     return session
 
 

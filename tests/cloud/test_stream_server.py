@@ -47,7 +47,7 @@ def frame(pair: Pair) -> bytes:
 
 
 def only(served: Served) -> CloudSession:
-    (session,) = served.api.models
+    (session,) = served.api.service.models
     return session
 
 
@@ -68,7 +68,7 @@ def test_an_upgrade_of_another_route_is_an_ordinary_request(served: Served, capl
 
 def test_models_that_warm_up(pair: Pair):
     with serving(pair) as server:
-        server.api.ready = False
+        server.api.service.ready = False
         headers = {"Upgrade": "splitwire-stream", "Connection": "Upgrade"}
         answer = httpx.get(server.url + "/v1/stream", headers=headers)
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
@@ -183,7 +183,7 @@ def test_a_busy_server_says_when_to_come_back(pair: Pair, frame: bytes):
         stream_to(server.address) as client,
     ):
         running = pool.submit(httpx.post, server.url + "/v1/infer", content=frame, timeout=20)
-        until(lambda: server.api.gate.running == 1)
+        until(lambda: server.api.service.gate.running == 1)
         client.frame(frame)
         _, status, body = client.reply()
         assert (status, parse_refusal(body).code, parse_refusal(body).retry_after) == (
@@ -240,7 +240,7 @@ def test_more_frames_in_flight_than_allowed(pair: Pair, frame: bytes):
             client.frame(frame)
         refusal = client.goodbye()
         assert (refusal.code, refusal.message) == ("usage", "more than 2 frames in flight; wait for replies")
-        assert server.api.gate.running == 1
+        assert server.api.service.gate.running == 1
 
 
 # ------------------------------------------------------------------ wrong and hostile clients
@@ -278,7 +278,7 @@ def test_wrong_records_end_the_stream_with_a_reason(served: Served, frame: bytes
         refusal = parse_refusal(record.body)
         assert refusal.code == code
         assert words in refusal.message
-    until(lambda: len(served.api.streams) == 0 and served.api.gate._buffered == 0)
+    until(lambda: len(served.api.streams) == 0 and served.api.service.gate._buffered == 0)
 
 
 @pytest.mark.parametrize(
@@ -322,12 +322,12 @@ def test_slow_and_silent_clients(pair: Pair, frame: bytes):
             stream_to(server.address, hello(boot="idle")) as idle,
         ):
             half.say(frame_record(0, frame)[:-5])
-            until(lambda: server.api.gate._buffered > 0)
+            until(lambda: server.api.service.gate._buffered > 0)
             assert half.goodbye().message == "the rest of a record did not arrive within 0.3 s"
             assert mute.goodbye().message == "no hello within 0.4 s"
             assert idle.goodbye().message == "nothing arrived for 0.5 s"
         until(lambda: len(server.api.streams) == 0)
-        assert server.api.gate._buffered == 0
+        assert server.api.service.gate._buffered == 0
 
 
 @pytest.mark.slow
@@ -358,13 +358,13 @@ def test_memory_of_all_clients(pair: Pair, frame: bytes):
         stream_to(server.address, hello(boot="b")) as second,
     ):
         first.say(b"\x80" + varint(20_000) + bytes(15_000))
-        until(lambda: server.api.gate._buffered > 15_000)
+        until(lambda: server.api.service.gate._buffered > 15_000)
         second.say(b"\x80" + varint(20_000) + bytes(15_000))
         refusal = second.goodbye()
         assert (refusal.code, refusal.retry_after) == ("server_busy", 1.0)
         first.say(bytes(5_000))
         assert first.reply().status is Status.DAMAGED
-        until(lambda: server.api.gate._buffered == 0)
+        until(lambda: server.api.service.gate._buffered == 0)
 
 
 def test_a_client_that_hangs_up(served: Served, frame: bytes, caplog: pytest.LogCaptureFixture):
@@ -376,7 +376,7 @@ def test_a_client_that_hangs_up(served: Served, frame: bytes, caplog: pytest.Log
             until(lambda: len(count) == 1)
         until(lambda: len(served.api.streams) == 0)
         release.set()
-    until(lambda: served.api.gate._buffered == 0)
+    until(lambda: served.api.service.gate._buffered == 0)
     assert caplog.records == []
 
 
@@ -392,7 +392,7 @@ def test_a_server_that_stops_answers_what_it_has_taken(pair: Pair, frame: bytes)
     ):
         for _ in range(3):
             client.frame(frame)
-        until(lambda: server.api.gate.running == 2)
+        until(lambda: server.api.service.gate.running == 2)
         server.server.should_exit = True
         assert parse_refusal(client.expect(Kind.GOODBYE)).code == CLOSING
         assert idle.goodbye().code == CLOSING

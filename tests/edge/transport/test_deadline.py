@@ -12,7 +12,7 @@ import pytest
 from runtime_helpers import canned, good_answer, http_answer
 
 from splitwire.codec.errors import RequestTimeout, ServerBusy, TransportError, UsageError
-from splitwire.runtime_cloud.serve import url_of
+from splitwire.runtime_cloud.engines.process import url_of
 from splitwire.runtime_edge.transport import HttpTransport, Key, Timeouts
 
 FRAME = b"frame" * 100

@@ -106,7 +106,7 @@ def test_frames_of_several_threads_share_one_connection(served: Served, pair: Pa
 def test_many_frames_at_a_time(served: Served, pair: Pair):
     frames = [frame_of(pair, i) for i in range(100)]
     keys = [None if i % 2 else Key("other", "run-1", i) for i in range(100)]
-    with stream(stream_url(served)) as transport, watched(next(iter(served.api.models))) as (count, _):
+    with stream(stream_url(served)) as transport, watched(next(iter(served.api.service.models))) as (count, _):
         assert [ok(r).frame_id for r in transport.send_many(frames, keys)] == list(range(100))
         assert len(count) == 100
         again = transport.send_many(frames, keys)
@@ -148,13 +148,13 @@ def test_a_busy_server_is_waited_for(pair: Pair):
     limits = ServerLimits(concurrency=1, queue=0, retry_after=0.2)
     with (
         serving(pair, limits=limits) as server,
-        watched(next(iter(server.api.models)), held=True) as (_, release),
+        watched(next(iter(server.api.service.models)), held=True) as (_, release),
         ThreadPoolExecutor(2) as pool,
         stream(stream_url(server)) as one,
         stream(stream_url(server)) as two,
     ):
         first = pool.submit(one.send, frame_of(pair, 1))
-        until(lambda: server.api.gate.running == 1)
+        until(lambda: server.api.service.gate.running == 1)
         second = pool.submit(two.send, frame_of(pair, 2))
         time.sleep(0.1)
         release.set()
@@ -175,11 +175,11 @@ def test_a_server_that_stops_and_comes_back(pair: Pair):
         serving(pair) as server,
         Proxy(server.address) as proxy,
         stream(stream_url(proxy), retries=20) as transport,
-        watched(next(iter(server.api.models)), held=True) as (_, release),
+        watched(next(iter(server.api.service.models)), held=True) as (_, release),
         ThreadPoolExecutor(4) as pool,
     ):
         running = [pool.submit(transport.send, frame_of(pair, i)) for i in range(2)]
-        until(lambda: server.api.gate.running == 2)
+        until(lambda: server.api.service.gate.running == 2)
         with serving(pair) as successor:
             proxy.target = successor.address
             server.server.should_exit = True

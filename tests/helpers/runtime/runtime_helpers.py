@@ -34,9 +34,9 @@ from splitwire.codec.tables import ContextTables
 from splitwire.codec.wire.frame import parse_frame
 from splitwire.codec.wire.reply import encode_reply
 from splitwire.runtime_cloud.admission import ServerLimits
-from splitwire.runtime_cloud.loading import Models
-from splitwire.runtime_cloud.serve import bind, make_server, url_of
-from splitwire.runtime_cloud.server import Api, create_app
+from splitwire.runtime_cloud.engines.process import bind, make_server, url_of
+from splitwire.runtime_cloud.http.app import Api, create_app
+from splitwire.runtime_cloud.repository.models import Models
 from splitwire.runtime_cloud.session import CloudSession
 from splitwire.runtime_edge import session as edge_session
 
@@ -200,7 +200,7 @@ def serving(
     thread = threading.Thread(target=server.run, args=([sock],))
     thread.start()
     try:
-        until(lambda: server.started and (app.state.api.ready or not wait))
+        until(lambda: server.started and (app.state.api.service.ready or not wait))
         yield Served(url=url, server=server, api=app.state.api)
     finally:
         server.should_exit = True

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
 from splitwire.codec.errors import ServerBusy, SplitwireError
 from splitwire.codec.wire.batch import FrameRecord, ReplyRecord
 from splitwire.codec.wire.reply import printable
+from splitwire.runtime_cloud.service import Call, Service
 
 log = logging.getLogger("splitwire.cloud")
 
@@ -17,20 +18,15 @@ MAX_ANSWER_BYTES = 64 << 20
 """Replies of one request. Frames behind them are refused as by a busy server, so that the edge sends them again."""
 
 
-async def answer_all(
-    records: Sequence[FrameRecord], answer: Callable[[bytes, str], Awaitable[bytes]], *, retry_after: float
-) -> list[ReplyRecord]:
-    """Answer one frame after the other, so that a batch takes one place in the queue and live frames pass between.
-
-    answer: (frame, key) → reply of version 1.
-    """
+async def answer_all(records: Sequence[FrameRecord], service: Service) -> list[ReplyRecord]:
+    """Answer one frame after the other, so that a batch takes one place in the queue and live frames pass between."""
     replies: list[ReplyRecord] = []
     size = 0
     for record in records:
         try:
             if size > MAX_ANSWER_BYTES:
-                raise ServerBusy("the answer to this batch is full; send the frame again", retry_after)
-            reply = await answer(bytes(record.frame), record.key)
+                raise ServerBusy("the answer to this batch is full; send the frame again", service.limits.retry_after)
+            reply = await service.answer(Call(frame=bytes(record.frame), key=record.key))
             replies.append(ReplyRecord(body=reply))
             size += len(reply)
         except SplitwireError as e:

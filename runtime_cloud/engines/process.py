@@ -14,11 +14,10 @@ import uvicorn
 from starlette.applications import Starlette
 
 from splitwire.codec.errors import DeviceError, SplitwireError, UsageError
-
-from .admission import ServerLimits
-from .loading import Models
-from .server import Api, create_app
-from .stream import http_protocol
+from splitwire.runtime_cloud.admission import ServerLimits
+from splitwire.runtime_cloud.http.app import Api, create_app
+from splitwire.runtime_cloud.repository import Models
+from splitwire.runtime_cloud.stream import http_protocol
 
 log = logging.getLogger("splitwire.cloud")
 
@@ -112,7 +111,7 @@ def serve(
         raise e if isinstance(e, SplitwireError) else DeviceError(f"a model fails to run: {e}") from e
     log.info("stopped")
     api: Api = app.state.api
-    return api.gate.running
+    return api.service.gate.running
 
 
 def log_to_stderr(level: int = logging.INFO) -> None:

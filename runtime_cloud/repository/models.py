@@ -9,8 +9,7 @@ from typing import Any
 from splitwire.codec.errors import FingerprintMismatch, UsageError
 from splitwire.codec.profile import BACK
 from splitwire.codec.wire.frame import SHORT_FINGERPRINT
-
-from .session import CloudSession
+from splitwire.runtime_cloud.session import CloudSession
 
 
 class Models:

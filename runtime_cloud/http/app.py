@@ -1,4 +1,4 @@
-"""The routes. `create_app` makes an ASGI application; `serve.py` runs it.
+"""The routes. `create_app` makes an ASGI application; `engines/process.py` runs it.
 
     GET  /healthz                   the process answers
     GET  /readyz                    the models are loaded and warm
@@ -21,7 +21,6 @@ from http import HTTPStatus
 from typing import Any, cast
 
 import anyio
-import anyio.to_thread
 import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -29,8 +28,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from splitwire.codec.errors import ServerBusy, SplitwireError
-from splitwire.codec.wire import frame as wire_frame
+from splitwire.codec.errors import SplitwireError
 from splitwire.codec.wire.batch import FRAMES_MEDIA_TYPE, REPLIES_MEDIA_TYPE, build_replies, parse_frames
 from splitwire.codec.wire.reply import (
     FRAME_MEDIA_TYPE,
@@ -40,13 +38,14 @@ from splitwire.codec.wire.reply import (
     with_checksum,
 )
 from splitwire.codec.wire.stream import PATH
+from splitwire.runtime_cloud.admission import ServerLimits
+from splitwire.runtime_cloud.idempotency import parse_key
+from splitwire.runtime_cloud.repository import Models, describe
+from splitwire.runtime_cloud.service import Call, Service
+from splitwire.runtime_cloud.stream import Streams, open_stream
 
-from .admission import Gate, ServerLimits
 from .batch import answer_all
-from .idempotency import Answers, parse_key
-from .loading import Models, describe
 from .statuses import code_of_status, error_response, refusal
-from .stream import Streams, open_stream
 
 log = logging.getLogger("splitwire.cloud")
 
@@ -55,40 +54,26 @@ BATCH_TYPES = ("", FRAMES_MEDIA_TYPE)
 
 
 class Api:
-    """The endpoints of one server. ready: False until every model has run once."""
+    """The endpoints of one server."""
 
-    def __init__(self, models: Models, limits: ServerLimits) -> None:
-        self.models = models
-        self.gate = Gate(limits)
-        self.answers = Answers(entries=limits.answers, max_bytes=limits.answer_bytes)
-        self.streams = Streams(models, self.gate, self.answers)
-        self.ready = False
-
-    async def warm_up(self) -> None:
-        """Compile the kernels and run every model once, in a thread beside the event loop."""
-        for session in self.models:
-            await anyio.to_thread.run_sync(session.warm_up, abandon_on_cancel=True)
-        self.ready = True
-
-    def require_ready(self) -> None:
-        """Raise ServerBusy while the models warm up."""
-        if not self.ready:
-            raise ServerBusy("the models are warming up; come back in a moment", self.gate.limits.retry_after)
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.streams = Streams(service)
 
     async def healthz(self, request: Request) -> Response:
         return _json({"status": "live"})
 
     async def readyz(self, request: Request) -> Response:
-        self.require_ready()
-        return _json({"status": "ready", "models": len(self.models)})
+        self.service.require_ready()
+        return _json({"status": "ready", "models": len(self.service.models)})
 
     async def list_models(self, request: Request) -> Response:
-        return _json({"models": [describe(s) for s in self.models]})
+        return _json({"models": [describe(s) for s in self.service.models]})
 
     async def one_model(self, request: Request) -> Response:
         text = request.path_params["fingerprint"]
         try:
-            session = self.models.find(bytes.fromhex(text))
+            session = self.service.models.find(bytes.fromhex(text))
         except ValueError:
             session = None
         if session is None:
@@ -96,32 +81,22 @@ class Api:
         return _json(describe(session))
 
     async def infer(self, request: Request) -> Response:
-        self.require_ready()
-        self.gate.check()
+        self.service.require_ready()
+        self.service.gate.check()
         content_type = _content_type(request, BODY_TYPES)
         key = parse_key(request.headers.get("idempotency-key"))
-        async with self.gate.body(request) as frame:
-            reply = await self.answer(frame, key)
+        async with self.service.gate.body(request) as frame:
+            reply = await self.service.answer(Call(frame=frame, key=key))
         checked = asks_for_checksum(content_type) or asks_for_checksum(request.headers.get("accept", ""))
         return Response(with_checksum(reply) if checked else reply, media_type=REPLY_MEDIA_TYPE)
 
     async def batch(self, request: Request) -> Response:
-        self.require_ready()
-        self.gate.check()
+        self.service.require_ready()
+        self.service.gate.check()
         _content_type(request, BATCH_TYPES)
-        async with self.gate.body(request) as body:
-            replies = await answer_all(parse_frames(body), self.answer, retry_after=self.gate.limits.retry_after)
+        async with self.service.gate.body(request) as body:
+            replies = await answer_all(parse_frames(body), self.service)
         return Response(build_replies(replies), media_type=REPLIES_MEDIA_TYPE)
-
-    async def answer(self, frame: bytes, key: str) -> bytes:
-        """The reply (version 1) to a frame, in its turn. key: of idempotency, "" for none.
-
-        Raises BitstreamError, FingerprintMismatch, ShapeMismatch, ServerBusy.
-        """
-        session = self.models.of_frame(wire_frame.peek_fingerprint(frame))
-        if not key:
-            return await self.gate.run(session.handle, frame)
-        return await self.answers.answer(key, frame, lambda: self.gate.run(session.handle, frame))
 
 
 def create_app(
@@ -137,11 +112,12 @@ def create_app(
     limits: None for the defaults. on_ready, on_failure: called in the event loop when the warm-up has succeeded or
     failed.
     """
-    api = Api(models, limits or ServerLimits())
+    service = Service(models, limits or ServerLimits())
+    api = Api(service)
 
     async def prepare() -> None:
         try:
-            await api.warm_up()
+            await service.warm_up()
         except Exception as e:
             log.error("warm-up failed: %s", e)
             if on_failure is None:
@@ -162,7 +138,7 @@ def create_app(
         routes=[
             Route("/v1/infer", api.infer, methods=["POST"]),
             Route("/v1/batch", api.batch, methods=["POST"]),
-            Route(PATH, open_stream(api.streams, api.require_ready), methods=["GET"]),
+            Route(PATH, open_stream(api.streams), methods=["GET"]),
             Route("/v1/models", api.list_models, methods=["GET"]),
             Route("/v1/models/{fingerprint}", api.one_model, methods=["GET"]),
             Route("/healthz", api.healthz, methods=["GET"]),
