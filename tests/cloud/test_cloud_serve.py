@@ -121,7 +121,7 @@ def test_the_grace_is_bounded(pair: Pair):
 def test_signal_before_the_server_is_ready(pair: Pair):
     code = f"""
         import signal, threading, os, sys
-        from splitwire.runtime_cloud import serve as module
+        from splitwire.runtime_cloud.engines import process as module
         from splitwire.commands.cloud import serve
         from pathlib import Path
         make = module.make_server
