@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import anyio.to_thread
 
-from splitwire.codec.errors import ServerBusy
-from splitwire.codec.wire.frame import peek_fingerprint
+from splitwire.codec.errors import FingerprintMismatch, ServerBusy
+from splitwire.codec.wire.frame import parse_frame, peek_fingerprint
 
 from .admission import Gate, ServerLimits
 from .idempotency import Answers
@@ -67,7 +67,11 @@ class Service:
         Raises BitstreamError, FingerprintMismatch, ShapeMismatch, UsageError (an output that the pair does not have),
         ServerBusy.
         """
-        session = self.models.of_frame(peek_fingerprint(call.frame))
+        try:
+            session = self.models.of_frame(peek_fingerprint(call.frame))
+        except FingerprintMismatch:
+            parse_frame(call.frame)  # raises if the frame is damaged, and its fingerprint with it
+            raise
         compute = functools.partial(self.gate.run, functools.partial(session.handle, outputs=call.outputs), call.frame)
         if not call.key:
             return await compute()

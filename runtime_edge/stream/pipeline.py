@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from splitwire.codec.errors import SplitwireError, TransportError
+from splitwire.codec.errors import BitstreamError, SplitwireError, TransportError, UsageError
 from splitwire.runtime_edge.events import EventSink
 from splitwire.runtime_edge.results import SplitResult
 from splitwire.runtime_edge.waiting import FIRST_PAUSE_S, MAX_PAUSE_S, may_pass
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from splitwire.runtime_edge.sources.base import Captured, Source
     from splitwire.runtime_edge.transport import Key
 
+DAMAGE = (BitstreamError, TransportError, UsageError)
+"""What a server of ours answers, or seems to answer, when the link has changed a byte."""
 WAITING_PICTURES = 2
 """Pictures that wait for their preparation, where none is dropped for a newer one."""
 SLACK = 8
@@ -302,16 +304,17 @@ class Pipeline:
             try:
                 reply = self._stages.send(frame, frame_id=frame_id, key=key)
                 break
-            except TransportError as e:
+            except SplitwireError as e:
                 now = time.monotonic()
-                if rate is not None:
+                passes = isinstance(e, TransportError) and may_pass(e)
+                if rate is not None and isinstance(e, TransportError):
                     rate.lost(now)
-                if not may_pass(e):
-                    raise
-                if now < deadline and not self._stopping.wait(min(pause, deadline - now)):
+                if passes and now < deadline and not self._stopping.wait(min(pause, deadline - now)):
                     pause = min(2 * pause, MAX_PAUSE_S)
                     continue
-                if spool is None or key is None:
+                # A server that has answered frames is ours: that it refuses one can be damage by the link.
+                kept = passes or (isinstance(e, DAMAGE) and self.statuses["answered"])
+                if spool is None or key is None or not kept:
                     raise
                 if spool.put(frame, key, job.captured.wall).result() is None:
                     raise  # the spool is full, and drops what is new

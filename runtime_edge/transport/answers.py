@@ -20,6 +20,7 @@ from splitwire.codec.errors import (
     TransportError,
 )
 from splitwire.codec.wire.batch import REPLIES_MEDIA_TYPE, ReplyRecord, parse_replies
+from splitwire.codec.wire.frame import parse_frame
 from splitwire.codec.wire.reply import REPLY_MEDIA_TYPE, UNREADABLE, DecodedReply, decode_reply, printable
 from splitwire.codec.wire.stream import Refusal
 
@@ -62,6 +63,17 @@ def understand(answer: Answer, server: str) -> DecodedReply:
             )
         return decode_reply(answer.body)
     raise _refusal(answer, server)
+
+
+def reply_to(frame: bytes | memoryview, reply: DecodedReply, server: str) -> DecodedReply:
+    """The reply, if it is to this frame. Raises BadResponse if it is to another one."""
+    try:
+        expected = parse_frame(frame).frame_id
+    except BitstreamError:  # it has no id
+        return reply
+    if reply.frame_id != expected:
+        raise BadResponse(f"{server} answered frame {reply.frame_id}, this was frame {expected}")
+    return reply
 
 
 class NoBatches(Exception):

@@ -26,7 +26,7 @@ from splitwire.codec.wire.reply import CHECKED_VERSION, FRAME_MEDIA_TYPE, Decode
 from splitwire.runtime_edge.events import EventSink, ignore
 
 from .address import Address
-from .answers import Answer, NoBatches, understand, understand_batch
+from .answers import Answer, NoBatches, reply_to, understand, understand_batch
 from .base import Key, Reply, Timeouts, make_reply
 from .credentials import Tls, TokenFile, checked_token, tls_settings
 from .failures import explain, reason
@@ -123,6 +123,7 @@ class HttpTransport:
         self._budget = RetryBudget()
         self._closed = threading.Event()
         self._alone_until = 0.0
+        self._took_batch = False
 
     @property
     def url(self) -> str:
@@ -144,7 +145,7 @@ class HttpTransport:
         head = self._infer_head if key is None else f'{self._infer_head}Idempotency-Key: "{key}"\r\n'
 
         def read(answer: Answer) -> DecodedReply:
-            return understand(answer, self._server)
+            return reply_to(frame, understand(answer, self._server), self._server)
 
         decoded, attempts = self._deliver(head, frame, keyed=key is not None, read=read, tally=tally)
         return make_reply(decoded, sent=tally.sent, received=tally.received, attempts=attempts)
@@ -154,7 +155,8 @@ class HttpTransport:
 
         keys: one per frame; None for a frame without. Returns, in the order of the frames, the reply or the error of
         each. Each request may take Timeouts.total seconds. A failure of the link is the error of every frame of that
-        request and of those behind it, which are not sent. A server without /v1/batch gets the frames one by one.
+        request and of those behind it, which are not sent. A server without /v1/batch, or one that refuses the request
+        as a whole, gets the frames one by one.
         Raises UsageError for a closed transport, or if there is not one key per frame.
         """
         if len(frames) != len(keys):
@@ -172,7 +174,12 @@ class HttpTransport:
                         results += self._send_batch(request)
                         continue
                     except NoBatches:
-                        self._alone_until = time.monotonic() + ASK_AGAIN_S
+                        if not self._took_batch:  # else the link has damaged the request
+                            self._alone_until = time.monotonic() + ASK_AGAIN_S
+                    except SplitwireError as e:
+                        # The server refuses the request as a whole: then each frame gets an answer of its own.
+                        if isinstance(e, TransportError) or self._closed.is_set():
+                            raise
                 for frame, key in zip(frames[at : at + len(request)], keys[at : at + len(request)], strict=True):
                     results.append(self._result(frame, key))
             except UsageError:
@@ -203,10 +210,15 @@ class HttpTransport:
         body = build_frames(records)
 
         def read(answer: Answer) -> list[DecodedReply | SplitwireError]:
-            return understand_batch(answer, self._server, len(records))
+            answers = understand_batch(answer, self._server, len(records))
+            for record, reply in zip(records, answers, strict=True):
+                if not isinstance(reply, SplitwireError):
+                    reply_to(record.frame, reply, self._server)
+            return answers
 
         keyed = all(record.key for record in records)
         answers, attempts = self._deliver(self._batch_head, body, keyed=keyed, read=read, tally=tally)
+        self._took_batch = True
         # Each frame bears its share of the heads: what was sent and received, in proportion to its own bytes.
         sizes = [record_bytes(record) for record in records]
         sent, received = _shares(tally.sent, sizes), _shares(tally.received, [1] * len(records))
@@ -234,7 +246,7 @@ class HttpTransport:
             error: SplitwireError
             token = "" if self._token is None else self._current_token()
             try:
-                value = read(self._exchange(head, token, body, tally, deadline))
+                value = self._exchange(head, token, body, read, tally, deadline)
             except ServerBusy as e:
                 asked, error = e.retry_after, e
                 self._breaker.failed(self._server, "it is busy", asked or 0.0)
@@ -273,7 +285,9 @@ class HttpTransport:
             if time.monotonic() + nap >= deadline or self._closed.wait(nap):
                 raise error
 
-    def _exchange(self, head: str, token: str, body: bytes, tally: Tally, deadline: float) -> Answer:
+    def _exchange(
+        self, head: str, token: str, body: bytes, read: Callable[[Answer], T], tally: Tally, deadline: float
+    ) -> T:
         """One attempt: send the request and read the whole answer, at most max_reply_bytes of it."""
         authorization = f"Authorization: Bearer {token}\r\n" if token else ""
         request = f"{head}{authorization}Content-Length: {len(body)}\r\n\r\n".encode("ascii")
@@ -285,18 +299,23 @@ class HttpTransport:
                 whole = True
             response = read_response(link, limit=self._timeouts.read, max_body=self._max_reply_bytes)
             keep = whole and response.keep
+            headers = response.headers
+            if "content-encoding" in headers:
+                raise BadResponse(f"{self._server} compressed its answer, which was not asked for")
+            answer = Answer(
+                status=response.status,
+                content_type=headers.get("content-type", "").partition(";")[0].strip().lower(),
+                body=response.body,
+                retry_after=headers.get("retry-after"),
+                location=headers.get("location"),
+            )
+            return read(answer)
+        except (BadResponse, Corrupt, Truncated, UsageError):
+            # The link may have added bytes or taken some: what comes next on it may be the answer to another request.
+            keep = False
+            raise
         finally:
             self._pool.give(link, keep=keep)
-        headers = response.headers
-        if "content-encoding" in headers:
-            raise BadResponse(f"{self._server} compressed its answer, which was not asked for")
-        return Answer(
-            status=response.status,
-            content_type=headers.get("content-type", "").partition(";")[0].strip().lower(),
-            body=response.body,
-            retry_after=headers.get("retry-after"),
-            location=headers.get("location"),
-        )
 
     def _connect(self, tally: Tally, deadline: float) -> Link:
         tls = self._tls.context() if isinstance(self._tls, Tls) else self._tls

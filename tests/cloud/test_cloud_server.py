@@ -216,6 +216,7 @@ FAULTS = {
     "header only": (lambda f, o: f[:20], 400, "truncated", Truncated),
     "bit flipped": (lambda f, o: damaged(f), 400, "corrupt", Corrupt),
     "one byte more": (lambda f, o: f + b"\0", 400, "corrupt", Corrupt),
+    "of a damaged pair": (lambda f, o: f[:9] + bytes([f[9] ^ 1]) + f[10:], 400, "corrupt", Corrupt),
     "no frame": (lambda f, o: b"hello" * 100, 400, "corrupt", Corrupt),
     "of another pair": (lambda f, o: o, 409, "fingerprint_mismatch", FingerprintMismatch),
     "of a newer version": (lambda f, o: reheaded(f, major=2), 501, "unsupported_version", UnsupportedVersion),

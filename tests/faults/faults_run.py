@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-FAULTS = ("power_cuts", "spool_kills", "spool_disk")
+FAULTS = ("power_cuts", "spool_kills", "spool_disk", "server_kills", "edge_kills", "link_faults")
 PAGE = ROOT / "docs" / "results" / "faults.md"
 
 HEAD = """# Faults
@@ -39,7 +39,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - set(FAULTS):
         parser.error(f"no such faults: {', '.join(sorted(unknown))}")
-    sys.path[:0] = [str(ROOT / "tests" / folder) for folder in ("faults", "helpers", "helpers/runtime")]
+    sys.path[:0] = [
+        str(ROOT / "tests" / folder) for folder in ("faults", "helpers", "helpers/codec", "helpers/runtime")
+    ]
     from faults_table import cells, markdown
 
     rows = []

@@ -9,8 +9,13 @@ import pytest
 from faults_run import FAULTS
 from power_cuts import cut_power
 
+PROCESSES = ("server_kills", "edge_kills", "link_faults")
+"""These start processes, and wait for them."""
 
-@pytest.mark.parametrize("name", FAULTS)
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in PROCESSES else ()) for name in FAULTS]
+)
 def test_nothing_that_was_promised_is_lost(name: str, tmp_path: Path):
     rows = importlib.import_module(name).rows(tmp_path, short=True)
     assert rows

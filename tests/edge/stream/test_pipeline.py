@@ -16,7 +16,14 @@ import pytest
 from runtime_helpers import Pair, images, until
 from stream_helpers import Clocked, Staged, array
 
-from splitwire.codec.errors import NonFiniteFeatures, ServerBusy, UsageError
+from splitwire.codec.errors import (
+    BadResponse,
+    Corrupt,
+    NonFiniteFeatures,
+    ServerBusy,
+    SplitwireError,
+    UsageError,
+)
 from splitwire.runtime_cloud.session import CloudSession
 from splitwire.runtime_edge.control import DriftMonitor, RateController
 from splitwire.runtime_edge.events import Event
@@ -227,6 +234,16 @@ def test_frames_that_cannot_be_delivered_are_spooled():
     assert frame == array(1).tobytes()
     assert (key.counter, wall) == (1, results[1].captured)
     assert results[1].result is None
+
+
+@pytest.mark.parametrize("refusal", [Corrupt("checksum"), BadResponse("reply"), UsageError("key")])
+def test_a_frame_that_the_link_damaged_is_spooled(refusal: SplitwireError):
+    """Once the server has answered, what it refuses can be damage. Before, it can be any server."""
+    spool = Kept()
+    stages = Staged(fails=lambda value: refusal if value in (0, 3) else None)
+    results = list(start(stages, Items(array(i) for i in range(5)), spool=spool, in_flight=1))
+    assert [r.status for r in results] == ["failed", "answered", "answered", "spooled", "answered"]
+    assert [frame for frame, _, _ in spool.frames] == [array(3).tobytes()]
 
 
 def test_the_spool_of_the_package_fits(tmp_path: Any):

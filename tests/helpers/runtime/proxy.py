@@ -23,8 +23,8 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Literal, Self
 
-Fault = Literal["reset", "stall", "truncate", "duplicate", "corrupt"]
-FAULTS: tuple[Fault, ...] = ("reset", "stall", "truncate", "duplicate", "corrupt")
+Fault = Literal["reset", "stall", "truncate", "duplicate", "repeat", "corrupt"]
+FAULTS: tuple[Fault, ...] = ("reset", "stall", "truncate", "duplicate", "repeat", "corrupt")
 
 PIECE = 1448
 """Bytes that are read at a time on a slow link: one TCP segment, so that its rate is smooth."""
@@ -41,9 +41,10 @@ class Link:
 
     rate: bytes per second of all connections together; None: unlimited. delay_s, jitter_s: each piece is delayed by
     delay_s plus a uniform random time up to jitter_s; the order stays. buffer: bytes that wait for their turn before
-    the proxy stops reading, as in a router. reset, stall, truncate, duplicate, corrupt: mean distance of such a fault
-    from the next, in bytes; None: never. stall_s: how long a stall lasts; None: for ever. plan: faults at exact
-    positions of the first connection's stream, as (position, fault).
+    the proxy stops reading, as in a router. reset, stall, truncate, duplicate, repeat, corrupt: mean distance of such
+    a fault from the next, in bytes; None: never. A duplication sends the last 64 bytes twice; a repetition the piece
+    that was received at once, which is a whole message where messages are short and few. stall_s: how long a stall
+    lasts; None: for ever. plan: faults at exact positions of the first connection's stream, as (position, fault).
     """
 
     rate: float | None = None
@@ -54,6 +55,7 @@ class Link:
     stall: float | None = None
     truncate: float | None = None
     duplicate: float | None = None
+    repeat: float | None = None
     corrupt: float | None = None
     stall_s: float | None = None
     plan: tuple[tuple[int, Fault], ...] = ()
@@ -226,6 +228,7 @@ class _Flow:
 
     async def _pass(self, data: bytes) -> bool:
         """Send a piece, with the faults that lie in it. False if the connection is over."""
+        piece, repetitions = data, 0
         while self._next is not None and self._next[0] < self._position + len(data):
             at, fault = self._next
             before = data[: at - self._position]
@@ -238,6 +241,8 @@ class _Flow:
                     data = bytes([data[0] ^ self._chance.randrange(1, 256)]) + data[1:]
                 case "duplicate":
                     self._writer.write(self._last)
+                case "repeat":
+                    repetitions += 1
                 case "stall":
                     if self._link.stall_s is None:
                         await asyncio.Event().wait()
@@ -251,6 +256,7 @@ class _Flow:
                     await self._proxy._reset(self._ends)
                     return False
         await self._send(data)
+        self._writer.write(piece * repetitions)
         return True
 
     async def _send(self, data: bytes) -> None:
