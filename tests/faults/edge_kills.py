@@ -125,7 +125,7 @@ def kill_edge(folder: Path, kind: Kind, kills: int) -> Row:
             twice += sum(count - 1 for count in here.values())
             again += len(here.keys() & answers.keys())
             answers += here
-        remembered = served.api.answers.repeated
+        remembered = served.api.service.answers.repeated
     twice += sum(len(of_one) - 1 for of_one in keys.values()) + max(0, again - BATCH * kills)
     return Row(
         fault=f"edge SIGKILLed while it sends, spools and drains, {kind}",
