@@ -25,7 +25,9 @@ def spoiled(fault: str, kind: Kind, direction: Direction) -> Link:
     if fault == "delay":  # some replies come after the edge has lost its patience
         return Link(delay_s=0.01, jitter_s=1.3 * READ_S)
     mean = EVERY * FRAME_BYTES[kind, direction] * (3 if fault == "stall" else 1)
-    return Link(**{fault: float(mean)})
+    link = Link()
+    setattr(link, fault, float(mean))
+    return link
 
 
 def spoil(folder: Path, server: Server, fault: str, kind: Kind, direction: Direction, frames: int) -> Row:

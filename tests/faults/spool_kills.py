@@ -45,7 +45,7 @@ while True:
 def kill_once(path: Path, tier: str, number: int, after_s: float) -> list[tuple[str, int]]:
     """Start a child, and kill it some seconds after its first line. Returns its whole lines."""
     paths = [str(Path(__file__).parent), *(p for p in sys.path if "helpers" in p or "faults" in p)]
-    command = [sys.executable, "-c", CHILD, path, tier, str(number), *paths]
+    command = [sys.executable, "-c", CHILD, str(path), tier, str(number), *paths]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, bufsize=0)  # readline() takes no byte of the next line
     assert child.stdout is not None
     first = child.stdout.readline()
