@@ -40,7 +40,8 @@ def main() -> None:
     if unknown := set(arguments.names) - set(FAULTS):
         parser.error(f"no such faults: {', '.join(sorted(unknown))}")
     sys.path[:0] = [
-        str(ROOT / "tests" / folder) for folder in ("faults", "helpers", "helpers/codec", "helpers/runtime")
+        str(ROOT / "tests" / folder)
+        for folder in ("faults", "faults/processes", "helpers", "helpers/codec", "helpers/runtime")
     ]
     from faults_table import cells, markdown
 
