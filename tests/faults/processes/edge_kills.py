@@ -83,7 +83,7 @@ def edge(front: str, spool_path: str, address: tuple[str, int], kind: Kind, firs
 
 
 def run_child(arguments: list[str], kill_after_s: float | None) -> list[list[str]]:
-    """Run an edge, and kill it so many seconds after its first line. Returns the words of its whole lines."""
+    """Run an edge, and kill it `kill_after_s` seconds after its first line. Returns the words of its whole lines."""
     command = [sys.executable, "-c", CHILD, *arguments, json.dumps(child_paths())]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, bufsize=0)  # readline() takes no byte of the next line
     assert child.stdout is not None

@@ -13,7 +13,7 @@ from numbered import numbered_pair
 PACE_S = 0.01
 """Between two pictures."""
 AWAY = 0.3
-"""So many pictures of those between two kills come after the kill at once; then the source waits for the server."""
+"""How many pictures of those between two kills come after the kill at once; then the source waits for the server."""
 
 
 def kill_server(folder: Path, kind: Kind, frames: int, kills: int) -> Row:
