@@ -98,7 +98,10 @@ class Link:
             try:
                 reply = carrier.send(frame, self._key() if key is None else key)
             except TransportError as e:
-                raise self._failed(e) from e
+                self._failed(e)
+                if not self._patient or may_pass(e):
+                    raise  # as it is: its cause says that it may pass
+                raise TransportError(str(e)) from e
             self._reached()
             return reply
 
@@ -166,14 +169,14 @@ class Link:
         if not before:
             self._on_event(Event(kind="link_up", text="the server answers"))
 
-    def _failed(self, e: TransportError) -> TransportError:
-        """Tell of the failure if it is news. Returns the error to raise."""
-        if not isinstance(e, ServerBusy):  # it is there, and says when to come again
-            with self._lock:
-                before, self.up = self.up, False
-            if before is not False:
-                self._on_event(Event(kind="link_down", text=f"frames do not get through: {e}", fields={"code": e.code}))
-        return TransportError(str(e)) if self._patient and not may_pass(e) else e
+    def _failed(self, e: TransportError) -> None:
+        """Tell of the failure if it is news."""
+        if isinstance(e, ServerBusy):  # it is there, and says when to come again
+            return
+        with self._lock:
+            before, self.up = self.up, False
+        if before is not False:
+            self._on_event(Event(kind="link_down", text=f"frames do not get through: {e}", fields={"code": e.code}))
 
 
 class RateSwitch:

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-FAULTS = ("power_cuts", "spool_kills", "spool_disk", "server_kills", "edge_kills", "link_faults")
+FAULTS = ("power_cuts", "spool_kills", "spool_disk", "server_kills", "edge_kills", "link_faults", "service_restarts")
 PAGE = ROOT / "docs" / "results" / "faults.md"
 
 HEAD = """# Faults

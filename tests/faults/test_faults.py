@@ -9,7 +9,7 @@ import pytest
 from faults_run import FAULTS
 from power_cuts import cut_power
 
-PROCESSES = ("server_kills", "edge_kills", "link_faults")
+PROCESSES = ("server_kills", "edge_kills", "link_faults", "service_restarts")
 """These start processes, and wait for them."""
 
 

@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 from runtime_helpers import Pair, until
 
-from splitwire.codec.errors import AuthRefused, SplitwireError, TransportError, UsageError
+from splitwire.codec.errors import AuthRefused, ConnectTimeout, SplitwireError, TransportError, UsageError
 from splitwire.runtime_cloud.session import CloudSession
 from splitwire.runtime_edge.events import Event
 from splitwire.runtime_edge.service import logs
@@ -29,7 +29,8 @@ from splitwire.runtime_edge.service.outlets import Line, Pump
 from splitwire.runtime_edge.service.parts import Link, Problems
 from splitwire.runtime_edge.service.service import Service
 from splitwire.runtime_edge.service.systemd import Notifier
-from splitwire.runtime_edge.transport import Key, LoopbackTransport, Reply
+from splitwire.runtime_edge.transport import HttpTransport, Key, LoopbackTransport, Reply
+from splitwire.runtime_edge.waiting import may_pass
 
 
 @pytest.fixture(autouse=True)
@@ -438,3 +439,17 @@ def test_a_link_tells_of_changes_only() -> None:
         except SplitwireError as e:
             assert e.code == getattr(error, "code", None)
     assert events == ["link_down", "link_up", "link_down"]
+
+
+@pytest.mark.parametrize("patient", [False, True])
+def test_what_may_pass_still_says_so_behind_a_link(patient: bool) -> None:
+    """The stream spools a frame only where the failure may pass, and that is in the cause of the error."""
+    away = HttpTransport("http://127.0.0.1:1", retries=0)
+    link = Link(away, device="d", patient=patient)
+    with pytest.raises(ConnectTimeout) as refused:
+        link.send(b"x")
+    assert may_pass(refused.value)
+    link.replace(Plain(AuthRefused("no")))
+    with pytest.raises(TransportError) as token:
+        link.send(b"x")
+    assert may_pass(token.value) == patient
