@@ -24,10 +24,10 @@ from splitwire.exporter.transform.bands.klt import design_bands, unit_step
 from splitwire.exporter.transform.bands.layout import Layout
 from splitwire.exporter.transform.bands.noise import band_weights
 from splitwire.exporter.transform.bands.statistics import BandStatistics
+from splitwire.exporter.transform.refinement.clip import with_clips
 from splitwire.exporter.transform.refinement.material import HeldOut, Material, gather, held_out
 from splitwire.exporter.transform.refinement.objective import BY_OUTPUTS, Goal, Objective, draw_gradients, objective_of
 from splitwire.exporter.transform.refinement.refine import BATCH, SEED, Examples, Refined, Trainer, usual_steps
-from splitwire.exporter.transform.refinement.threshold import with_thresholds
 from splitwire.exporter.transform.refinement.work import Work
 
 from .ladder import FINEST, LadderPoint, choose_steps, ends, find_range, names
@@ -104,11 +104,11 @@ def design_transform(
     if len(inputs) < 8:
         raise ExportError(f"a transform is designed on 8 or more calibration inputs; there are {len(inputs)}")
     statistics = [BandStatistics(layout) for layout in layouts]
-    material = gather(front, back, inputs, statistics, progress)
+    chosen = held_out(len(inputs))
+    material = gather(front, back, inputs, statistics, progress, held=chosen)
     for spec, s in zip(specs, statistics, strict=True):
         if s.low == s.high:
             raise ExportError(f"tensor {spec.name!r} never changes: there is nothing to code")
-    chosen = held_out(len(inputs))
     training = material.part([i for i in range(len(inputs)) if i not in set(chosen)])
     held = HeldOut(back, material.part(chosen))
     del material
@@ -122,9 +122,9 @@ def design_transform(
     codings = _codings(statistics, held, gradients=objective is not None)
     measured, wanted, task = _range(held, codings)
     steps = choose_steps(measured, *wanted)
-    thresholded = with_thresholds(codings, training, held, steps[1::2])
-    if thresholded != codings:
-        codings = thresholded
+    clipped = with_clips(codings, training, held, steps[1::2])
+    if clipped != codings:
+        codings = clipped
         measured, wanted, task = _range(held, codings)
         steps = choose_steps(measured, *wanted)
     refined = None
@@ -151,7 +151,7 @@ def design_transform(
             notes.append("refinement did not lower the damage at equal bytes on held-out inputs, and was not kept")
     steps = choose_steps(measured, *wanted)
     designs = [
-        finish(c, _coefficients(c, torch.cat([apart, y])), steps, s.name)
+        finish(c, _coefficients(c, apart, y), steps, s.name)
         for c, apart, y, s in zip(codings, held.material.spectra, training.spectra, specs, strict=True)
     ]
     return DesignedTransforms(
@@ -214,8 +214,9 @@ def _codings(statistics: Sequence[BandStatistics], held: HeldOut, *, gradients: 
         if not any(np.trace(g) > 0 for g in sensitivities):
             raise ExportError("no output depends on a tensor at the cut: there is nothing to send")
         bands = design_bands(
-            s.layout, covariances, sensitivities, s.samples(), unit=unit, finest=float(step_size(FINEST))
-        )
+            s.layout, covariances, sensitivities, s.samples(), unit=unit, finest=float(step_size(FINEST)),
+            gradients=s.gradient_samples() if gradients else None,
+        )  # fmt: skip
         codings.append(Coding(s.layout, s.mean, bands, s.bounds()))
     return codings
 
@@ -274,23 +275,29 @@ def finish(coding: Coding, coefficients: Float32Array, steps: Sequence[int], fea
 
 
 @torch.no_grad()
-def _coefficients(coding: Coding, spectra: torch.Tensor) -> Float32Array:
-    """(n, tiles, N) of as many inputs as tables are counted on."""
-    shown = spectra[: max(8, COUNTED_NUMBERS // coding.layout.elements)]
-    out: Float32Array = coding.analyse(shown).numpy()
-    return out
+def _coefficients(coding: Coding, held: torch.Tensor, training: torch.Tensor) -> Float32Array:
+    """(n, tiles, N) of as many inputs as tables are counted on. Those that were held out, repeated, weigh as much as
+    the others: the transform does to them what it does to new inputs, and leaves larger numbers (`gather`)."""
+    room = max(8, COUNTED_NUMBERS // coding.layout.elements)
+    shown = training[spread(len(training), max(4, room // 2))]
+    ours = held[spread(len(held), max(4, room // 2))]
+    times = max(1, round(len(shown) / len(ours)))
+    parts = [coding.analyse(y).numpy() for y in (ours, shown)]
+    return np.concatenate([parts[0]] * times + parts[1:])
 
 
 @torch.no_grad()
 def _points(
     codings: Sequence[Coding], training: Material, held: HeldOut, steps: Sequence[int], progress: ProgressFn
 ) -> list[LadderPoint]:
-    """The ladder, measured on the held-out inputs."""
+    """The ladder, measured on the held-out inputs: the bits of each half of them by tables that have seen the other."""
     bits = np.zeros(len(steps))
-    for coding, counted, ours in zip(codings, training.spectra, held.material.spectra, strict=True):
-        tables = count_tables(_coefficients(coding, counted), steps)
-        coefficients = coding.analyse(ours).numpy()
-        bits += [image_bits(tables, coefficients, j).mean() for j in steps]
+    half = len(held.material) // 2
+    for coding, others, ours in zip(codings, training.spectra, held.material.spectra, strict=True):
+        for counted, measured in ((ours[:half], ours[half:]), (ours[half:], ours[:half])):
+            tables = count_tables(_coefficients(coding, counted, others), steps)
+            coefficients = coding.analyse(measured).numpy()
+            bits += [image_bits(tables, coefficients, j).sum() / len(ours) for j in steps]
     points = []
     for name, j, length in zip(names(steps), steps, bits.tolist(), strict=True):
         points.append(

@@ -13,8 +13,9 @@ import numpy as np
 
 from .layout import Float64Array, Layout
 
-SHRINK = 0.1
-"""Of G towards its mean eigenvalue: it is estimated from few gradients."""
+SHRINK, MOST_SENSITIVITY_SHRINK = 0.1, 0.5
+"""Of G towards its mean eigenvalue: channels over channels and gradients together, at least the first and at most the
+second. Fewer gradients than channels leave directions without any sensitivity, and other inputs have some there."""
 COVARIANCE_SHRINK, MOST_SHRINK = 0.03, 0.1
 """Of C towards its diagonal: the first times channels per sample, at most the second. A covariance of fewer samples
 than channels has directions without any variance, and other inputs have some there."""
@@ -71,18 +72,24 @@ def design_bands(
     *,
     unit: float,
     finest: float,
-    shrink: float = SHRINK,
+    gradients: Sequence[int] | None = None,
 ) -> list[BandTransform]:
     """The transform of each band. A band that the task does not look at gets a little of the mean sensitivity.
 
-    samples: of each band, the vectors that its covariance was measured on.
+    samples, gradients: of each band, the vectors that its covariance and its sensitivity were measured on; gradients
+    None for sensitivities that are of no gradients.
     """
     mean = float(np.mean([np.trace(g) for g in sensitivities])) / layout.channels
     floor = max(mean, np.finfo(np.float64).tiny) * 1e-6 * np.eye(layout.channels)
+    shrinks = [SHRINK] * len(samples) if gradients is None else [_shrink(layout.channels, n) for n in gradients]
     return [
         task_klt(_shrunk(c, n), g + floor, unit=unit, finest=finest, shrink=shrink)
-        for c, g, n in zip(covariances, sensitivities, samples, strict=True)
+        for c, g, n, shrink in zip(covariances, sensitivities, samples, shrinks, strict=True)
     ]
+
+
+def _shrink(channels: int, gradients: int) -> float:
+    return min(max(channels / (channels + gradients), SHRINK), MOST_SENSITIVITY_SHRINK)
 
 
 def _shrunk(covariance: Float64Array, samples: int) -> Float64Array:

@@ -67,6 +67,10 @@ class BandStatistics:
         """Of each band, how many vectors of channels its covariance is of."""
         return [self._samples * (band.stop - band.start) for band in self.layout.bands]
 
+    def gradient_samples(self) -> list[int]:
+        """Of each band, how many vectors of channels its sensitivity is of."""
+        return [self.drawn * self.layout.tiles * (band.stop - band.start) for band in self.layout.bands]
+
     def sensitivities(self) -> list[Float64Array]:
         """(C, C) of each band: G = E[g gᵀ] of gradients g. Raises ValueError where none was added."""
         if not self.drawn:

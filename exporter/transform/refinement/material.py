@@ -63,8 +63,16 @@ def gather(
     inputs: Sequence[Float32Array],
     statistics: Sequence[BandStatistics],
     progress: ProgressFn,
+    *,
+    held: Sequence[int] = (),
 ) -> Material:
-    """Run the front on the inputs, add its features to the statistics, and keep their spectra."""
+    """Run the front on the inputs, keep the spectra of its features, and add them to the statistics.
+
+    held: indices of the inputs that the statistics do not see. A transform fits the inputs that it was made of better
+    than any others, so it can be judged by these alone.
+    """
+    seen = np.ones(len(inputs), np.bool_)
+    seen[list(held)] = False
     layouts = [s.layout for s in statistics]
     size = front.batch or BATCH
     beside: list[Array] = []
@@ -75,7 +83,9 @@ def gather(
         beside = beside or outputs[len(layouts) : len(back.inputs)]
         for s, y, into in zip(statistics, outputs, spectra, strict=False):
             features = torch.from_numpy(np.asarray(y[: len(chunk)], np.float32))
-            s.add(features)
+            ours = features[torch.from_numpy(seen[start : start + len(chunk)])]
+            if len(ours):
+                s.add(ours)
             into[start : start + len(chunk)] = spectrum(s.layout, features)
         progress("Gather statistics", start + len(chunk), len(inputs))
     return Material(layouts=layouts, spectra=spectra, beside=beside, batch=size)

@@ -63,3 +63,12 @@ def test_a_covariance_of_few_samples_keeps_directions_that_it_did_not_see():
     flat = flat - np.diag(np.minimum(np.linalg.eigvalsh(flat).min(), 0) * np.ones(4))
     bands = [design_bands(layout, [flat], [np.eye(4)], [n], unit=1.0, finest=1e-9)[0] for n in (2, 10**9)]
     assert bands[0].variances[-1] > 100 * max(bands[1].variances[-1], 1e-12)
+
+
+@pytest.mark.parametrize(("gradients", "share"), [(1, 0.5), (4, 0.5), (12, 0.25), (10**6, 0.1)])
+def test_a_sensitivity_of_few_gradients_is_drawn_to_its_mean(gradients: int, share: float):
+    layout, task = Layout.of((4, 1, 1)), random_covariance(2)[:4, :4]
+    (band,) = design_bands(layout, [np.eye(4)], [task], [10**9], unit=1.0, finest=1e-9, gradients=[gradients])
+    inverse = np.linalg.inv(band.synthesis)
+    expected = (1 - share) * task + share * np.trace(task) / 4 * np.eye(4)
+    np.testing.assert_allclose(inverse.T @ inverse, expected, rtol=1e-4, atol=1e-6)
