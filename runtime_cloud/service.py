@@ -7,6 +7,7 @@ which model, whether it is computed or remembered, and when it runs.
 from __future__ import annotations
 
 import functools
+import time
 from dataclasses import dataclass
 
 import anyio.to_thread
@@ -16,7 +17,9 @@ from splitwire.codec.wire.frame import parse_frame, peek_fingerprint
 
 from .admission import Gate, ServerLimits
 from .idempotency import Answers
+from .observe import Answered, Observer
 from .repository import Models
+from .session import CloudResult, CloudSession
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,22 +28,29 @@ class Call:
 
     frame: the bytes of one frame. key: the idempotency key, "device:boot:counter", "" for none. outputs: names of the
     outputs in the reply; None for all; no name for no reply bytes. protocol: "http", "stream" or another, for logs.
+    device: id of the device, "" to take that of the key. received: seconds from the first byte of the request to the
+    last. trace: the W3C traceparent of the request, "" for none.
     """
 
     frame: bytes
     key: str = ""
     outputs: tuple[str, ...] | None = None
     protocol: str = "http"
+    device: str = ""
+    received: float = 0.0
+    trace: str = ""
 
 
 class Service:
     """The models of one server behind admission and the answers that are remembered.
 
-    ready: False until every model has run once. Only the thread of the event loop uses it.
+    observer: hears of every answer and refusal; None for nobody. ready: False until every model has run once. Only the
+    thread of the event loop uses it.
     """
 
-    def __init__(self, models: Models, limits: ServerLimits) -> None:
+    def __init__(self, models: Models, limits: ServerLimits, observer: Observer | None = None) -> None:
         self.models = models
+        self.observer = Observer() if observer is None else observer
         self.gate = Gate(limits)
         self.answers = Answers(entries=limits.answers, max_bytes=limits.answer_bytes)
         self.ready = False
@@ -72,7 +82,59 @@ class Service:
         except FingerprintMismatch:
             parse_frame(call.frame)  # raises if the frame is damaged, and its fingerprint with it
             raise
-        compute = functools.partial(self.gate.run, functools.partial(session.handle, outputs=call.outputs), call.frame)
         if not call.key:
-            return await compute()
-        return await self.answers.answer(call.key, call.frame, compute)
+            return await self._compute(session, call)
+        remembered = True
+
+        async def compute() -> bytes:
+            nonlocal remembered
+            remembered = False
+            return await self._compute(session, call)
+
+        reply = await self.answers.answer(call.key, call.frame, compute)
+        if remembered:
+            self.observer.remembered(call.protocol, device_of(call))
+        return reply
+
+    async def _compute(self, session: CloudSession, call: Call) -> bytes:
+        """The reply to a frame, computed."""
+        asked = time.perf_counter()
+        begun, result, reply, ended = await self.gate.run(functools.partial(_answer, session, call.outputs), call.frame)
+        decoded, ran = result.decode_ms / 1e3, result.back_ms / 1e3
+        self.observer.answered(
+            Answered(
+                model=session.profile.model,
+                pair=session.fingerprint.hex(),
+                op=result.op,
+                protocol=call.protocol,
+                device=device_of(call),
+                images=result.batch,
+                elements=result.batch * session.elements,
+                frame_bytes=len(call.frame),
+                reply_bytes=len(reply),
+                received=call.received,
+                queued=begun - asked,
+                decoded=decoded,
+                ran=ran,
+                encoded=max(0.0, ended - begun - decoded - ran),
+                ended=ended,
+                trace=call.trace,
+            )
+        )
+        return reply
+
+
+def device_of(call: Call) -> str:
+    """Id of the device that a call comes from: as it says, or as its key says; "" if neither does."""
+    return call.device or call.key.partition(":")[0]
+
+
+def _answer(
+    session: CloudSession, outputs: tuple[str, ...] | None, frame: bytes
+) -> tuple[float, CloudResult, bytes, float]:
+    """In a compute thread: (when it begins, result, reply, when it ends); times as time.perf_counter() counts."""
+    begun = time.perf_counter()
+    session.check_outputs(outputs or ())
+    result = session.infer(frame)
+    reply = session.reply(result, outputs)
+    return begun, result, reply, time.perf_counter()

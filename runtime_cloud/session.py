@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
@@ -47,6 +48,8 @@ class CloudSession:
         self._graph = open_back(back, threads=threads, providers=providers)
         self._codec = FeatureCodec(self.profile)
         self.fingerprint = self.profile.fingerprint  # computed once, not per frame: it hashes the whole profile
+        self.elements = sum(math.prod(t.shape) for t in self.profile.tensors)
+        """Elements of the feature tensors of one image."""
 
     @property
     def profile(self) -> CodecProfile:
@@ -85,7 +88,10 @@ class CloudSession:
         reply bytes. Raises UsageError for a name that is none.
         """
         self.check_outputs(outputs or ())
-        result = self.infer(frame)
+        return self.reply(self.infer(frame), outputs)
+
+    def reply(self, result: CloudResult, outputs: Sequence[str] | None = None) -> bytes:
+        """The reply bytes of a result, with these outputs of the pair; None for all, and no bytes for none."""
         wanted = result.outputs if outputs is None else {name: result.outputs[name] for name in outputs}
         if not wanted:
             return b""

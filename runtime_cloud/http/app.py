@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from email.utils import formatdate
@@ -40,6 +41,7 @@ from splitwire.codec.wire.reply import (
 from splitwire.codec.wire.stream import PATH
 from splitwire.runtime_cloud.admission import ServerLimits
 from splitwire.runtime_cloud.idempotency import parse_key
+from splitwire.runtime_cloud.observe import Observer
 from splitwire.runtime_cloud.repository import Models, describe
 from splitwire.runtime_cloud.service import Call, Service
 from splitwire.runtime_cloud.stream import Streams, open_stream
@@ -85,8 +87,11 @@ class Api:
         self.service.gate.check()
         content_type = _content_type(request, BODY_TYPES)
         key = parse_key(request.headers.get("idempotency-key"))
+        begun = time.perf_counter()
         async with self.service.gate.body(request) as frame:
-            reply = await self.service.answer(Call(frame=frame, key=key))
+            received = time.perf_counter() - begun
+            trace = request.headers.get("traceparent", "")
+            reply = await self.service.answer(Call(frame=frame, key=key, received=received, trace=trace))
         checked = asks_for_checksum(content_type) or asks_for_checksum(request.headers.get("accept", ""))
         return Response(with_checksum(reply) if checked else reply, media_type=REPLY_MEDIA_TYPE)
 
@@ -103,16 +108,17 @@ def create_app(
     models: Models,
     limits: ServerLimits | None = None,
     *,
+    observer: Observer | None = None,
     on_ready: Callable[[], None] | None = None,
     on_failure: Callable[[Exception], None] | None = None,
 ) -> Starlette:
     """Return the server as an ASGI application, for any ASGI server.
 
     The models warm up in the background when the application starts: it is live at once and ready later.
-    limits: None for the defaults. on_ready, on_failure: called in the event loop when the warm-up has succeeded or
-    failed.
+    limits: None for the defaults. observer: hears of every answer and refusal; None for nobody. on_ready, on_failure:
+    called in the event loop when the warm-up has succeeded or failed.
     """
-    service = Service(models, limits or ServerLimits())
+    service = Service(models, limits or ServerLimits(), observer)
     api = Api(service)
 
     async def prepare() -> None:
@@ -183,8 +189,14 @@ def _close_header(request: Request) -> dict[str, str]:
     return {"Connection": "close"} if getattr(request.state, "close", False) else {}
 
 
+def _observer(request: Request) -> Observer:
+    api: Api = request.app.state.api
+    return api.service.observer
+
+
 async def _refused(request: Request, e: Exception) -> Response:
     error = cast("SplitwireError", e)  # Starlette declares a wider type than the handler is registered for
+    _observer(request).refused(error.code, printable(str(error)))
     log.info("%s: %s: %s", _line(request), error.code, printable(str(error)))
     return refusal(error, _close_header(request))
 
@@ -194,6 +206,7 @@ async def _http_error(request: Request, e: Exception) -> Response:
     text = error.detail
     if text == HTTPStatus(error.status_code).phrase:  # the router gives no other text
         text = f"{_line(request)}: {text.lower()}"
+    _observer(request).refused(code_of_status(error.status_code), printable(text))
     return error_response(error.status_code, code_of_status(error.status_code), text, error.headers)
 
 
@@ -205,4 +218,5 @@ async def _gone(request: Request, e: Exception) -> Response:
 
 async def _bug(request: Request, e: Exception) -> Response:
     """The answer to an unexpected exception. Starlette raises it again, and the server logs its traceback."""
+    _observer(request).refused("internal", f"{_line(request)}: {type(e).__name__}")
     return error_response(500, "internal", "the server failed on this request; its log says how")

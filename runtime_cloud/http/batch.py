@@ -31,9 +31,11 @@ async def answer_all(records: Sequence[FrameRecord], service: Service) -> list[R
             size += len(reply)
         except SplitwireError as e:
             log.info("one frame of a batch: %s: %s", e.code, printable(str(e)))
+            service.observer.refused(e.code, printable(str(e)), device=record.key.partition(":")[0])
             replies.append(_error(e.code, str(e), e.retry_after if isinstance(e, ServerBusy) else None))
         except Exception:  # a bug must not cost the other frames their answers
             log.exception("one frame of a batch fails")
+            service.observer.refused("internal", "one frame of a batch fails", device=record.key.partition(":")[0])
             replies.append(_error("internal", "the server failed on this frame; its log says how", None))
     return replies
 

@@ -264,9 +264,11 @@ class StreamConnection(asyncio.Protocol):
                 body = await self._streams.service.answer(call)
         except SplitwireError as e:
             log.info("stream: %s: %s", e.code, printable(str(e)))
+            self._refused(e.code, str(e), key[0])
             status, body = Status.ERROR, refusal_body(_refusal(e))
         except Exception:
             log.exception("stream: a frame is not answered")
+            self._refused("internal", "a frame is not answered", key[0])
             refusal = Refusal(code="internal", message="the server failed on this frame; its log says how")
             status, body = Status.ERROR, refusal_body(refusal)
         self._in_flight -= 1
@@ -290,6 +292,7 @@ class StreamConnection(asyncio.Protocol):
     def _end(self, error: SplitwireError) -> None:
         """Say why, and close once the client has had time to read it."""
         log.info("stream: %s: %s", error.code, printable(str(error)))
+        self._refused(error.code, str(error), "" if self._state is State.HELLO else self._hello.device)
         self._write(goodbye_record(_refusal(error)))
         self._linger()
 
@@ -312,6 +315,9 @@ class StreamConnection(asyncio.Protocol):
     def _write(self, data: bytes) -> None:
         if not self._transport.is_closing():
             self._transport.write(data)
+
+    def _refused(self, code: str, text: str, device: str) -> None:
+        self._streams.service.observer.refused(code, printable(text), protocol="stream", device=device)
 
     def _hold(self, size: int) -> None:
         """Count `size` bytes of an unfinished record towards the memory of all bodies. Raises ServerBusy."""

@@ -193,14 +193,14 @@ def test_other_media_types(served: Served, pair: Pair):
 
 def test_a_bug_costs_one_frame(served: Served, pair: Pair, monkeypatch: pytest.MonkeyPatch):
     (session,) = served.api.service.models
-    handle = session.handle
+    infer = session.infer
 
-    def fails(frame: bytes, **options: Any) -> bytes:
+    def fails(frame: bytes) -> Any:
         if frame == frame_of(pair, 2):
             raise ZeroDivisionError
-        return handle(frame, **options)
+        return infer(frame)
 
-    monkeypatch.setattr(session, "handle", fails)
+    monkeypatch.setattr(session, "infer", fails)
     records = parse_replies(
         post(served, build_frames([FrameRecord(frame=frame_of(pair, i)) for i in (1, 2, 3)])).content
     )

@@ -54,13 +54,13 @@ def serving(pair: Pair, *, slow: float = 0.0, **options: object) -> str:
         from splitwire.commands.cloud import serve
         from splitwire.runtime_cloud.session import CloudSession
 
-        plain = CloudSession.handle
-        def handle(self, frame, outputs=None):
+        plain = CloudSession.reply
+        def reply(self, result, outputs=None):
             if {slow}:
                 print("working", file=sys.stderr, flush=True)
             time.sleep({slow})
-            return plain(self, frame, outputs)
-        CloudSession.handle = handle
+            return plain(self, result, outputs)
+        CloudSession.reply = reply
         serve(Path({str(pair.back.parent)!r}), port=0, as_json=True, **{options!r})
     """
 

@@ -45,17 +45,17 @@ from splitwire.runtime_edge.transport import LoopbackTransport
 COUNTING_SERVER = """
 import hashlib, os, sys
 from splitwire.cli import main
-from splitwire.runtime_cloud.session import CloudSession
+from splitwire.runtime_cloud.service import Service
 
 log = os.open(sys.argv.pop(1), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-handle = CloudSession.handle
+compute = Service._compute
 
-def counted(self, frame, outputs=None):
-    reply = handle(self, frame, outputs)
-    os.write(log, hashlib.sha256(frame).hexdigest().encode() + b"\\n")
+async def counted(self, session, call):
+    reply = await compute(self, session, call)
+    os.write(log, hashlib.sha256(call.frame).hexdigest().encode() + b"\\n")
     return reply
 
-CloudSession.handle = counted
+Service._compute = counted
 main()
 """
 """The real server; each frame that it has computed is a line of a file, which a SIGKILL does not take."""
