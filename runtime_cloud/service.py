@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import time
-from dataclasses import dataclass
 
 import anyio.to_thread
 
@@ -16,29 +15,13 @@ from splitwire.codec.errors import FingerprintMismatch, ServerBusy
 from splitwire.codec.wire.frame import parse_frame, peek_fingerprint
 
 from .admission import Gate, ServerLimits
+from .call import Call, device_of
 from .idempotency import Answers
 from .observe import Answered, Observer
 from .repository import Models
 from .session import CloudResult, CloudSession
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Call:
-    """A request for an inference.
-
-    frame: the bytes of one frame. key: the idempotency key, "device:boot:counter", "" for none. outputs: names of the
-    outputs in the reply; None for all; no name for no reply bytes. protocol: "http", "stream" or another, for logs.
-    device: id of the device, "" to take that of the key. received: seconds from the first byte of the request to the
-    last. trace: the W3C traceparent of the request, "" for none.
-    """
-
-    frame: bytes
-    key: str = ""
-    outputs: tuple[str, ...] | None = None
-    protocol: str = "http"
-    device: str = ""
-    received: float = 0.0
-    trace: str = ""
+__all__ = ["Call", "Service", "device_of"]
 
 
 class Service:
@@ -122,11 +105,6 @@ class Service:
             )
         )
         return reply
-
-
-def device_of(call: Call) -> str:
-    """Id of the device that a call comes from: as it says, or as its key says; "" if neither does."""
-    return call.device or call.key.partition(":")[0]
 
 
 def _answer(

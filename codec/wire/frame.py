@@ -160,6 +160,19 @@ def peek_fingerprint(data: bytes | memoryview) -> bytes:
     return bytes(data[8:16])
 
 
+def peek_batch(data: bytes | memoryview) -> int:
+    """The number of images that a frame's header says, for admission: 0 to 65,535, not checked any further.
+
+    Raises BitstreamError.
+    """
+    peek_fingerprint(data)
+    if not is_compact(data):
+        return int.from_bytes(data[HEADER.size - 2 : HEADER.size], "little")
+    if not data[0] & EXTENDED:
+        return 1
+    return _read_varint(memoryview(data), COMPACT_HEADER.size + EXTENSION.size, "batch", 1, MAX_BATCH)[0]
+
+
 def parse_frame(data: bytes | memoryview, limits: DecoderLimits | None = None, *, keep_damaged: bool = False) -> Frame:
     """Parse and check everything but the entropy-coded content. Raises BitstreamError, whatever the bytes.
 

@@ -35,7 +35,7 @@ with atheris.instrument_imports(include=["splitwire.codec"]):
     from splitwire.codec.profile import CodecProfile
     from splitwire.codec.transform import STEPS, Transform
     from splitwire.codec.wire.batch import build_frames, build_replies, parse_frames, parse_replies
-    from splitwire.codec.wire.frame import DecoderLimits, parse_frame, peek_fingerprint
+    from splitwire.codec.wire.frame import DecoderLimits, parse_frame, peek_batch, peek_fingerprint
     from splitwire.codec.wire.reply import decode_reply, encode_reply
     from splitwire.codec.wire.stream import (
         FRAME,
@@ -70,6 +70,7 @@ def frame(data: bytes) -> None:
     except BitstreamError:
         return
     assert peek_fingerprint(data) == parsed.fingerprint
+    assert peek_batch(data) == parsed.batch
     table = 0 if parsed.chunks[0].planes is None else 16 * len(parsed.chunks)
     head = mutations.smallest(data)
     assert head + table + sum(len(c.payload) for c in parsed.chunks) == len(data)
