@@ -16,7 +16,7 @@
     │   ├── UnsupportedVersion
     │   └── LimitExceeded
     ├── TransportError        the link or the far end
-    │   ├── ConnectTimeout · RequestTimeout · CircuitOpen · ServerBusy · AuthRefused · BadResponse
+    │   ├── ConnectTimeout · RequestTimeout · DeadlineExceeded · CircuitOpen · ServerBusy · AuthRefused · BadResponse
     └── DeviceError           this machine
         └── SpoolError        the spool cannot be opened, read or written
             └── SpoolFull     no room for this frame, which is not stored
@@ -138,6 +138,12 @@ class RequestTimeout(TransportError):
     """The server did not answer in time."""
 
     code = "request_timeout"
+
+
+class DeadlineExceeded(TransportError):
+    """The caller's deadline passed before the server ran the inference; nothing was computed."""
+
+    code = "deadline_exceeded"
 
 
 class CircuitOpen(TransportError):

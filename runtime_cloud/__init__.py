@@ -3,7 +3,9 @@
     session.py     CloudSession: frame in, outputs out
     graph.py       back.onnx as a plain function
     repository/    loads the models of a directory and finds them by fingerprint
-    admission.py   limits, the bounded queue and the compute threads
+    call.py        Call: a request for an inference
+    batching/      the bounded queue, the order of the calls, batches and the compute threads
+    admission.py   limits, and the bytes of all bodies
     idempotency.py answers by key, for frames that are sent again
     service.py     what every protocol calls: a request for an inference in, the reply out
     http/          the routes under /v1 (Starlette), several frames in one request, the HTTP status of each error

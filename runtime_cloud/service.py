@@ -6,7 +6,6 @@ which model, whether it is computed or remembered, and when it runs.
 
 from __future__ import annotations
 
-import functools
 import time
 
 import anyio.to_thread
@@ -15,11 +14,12 @@ from splitwire.codec.errors import FingerprintMismatch, ServerBusy
 from splitwire.codec.wire.frame import parse_frame, peek_fingerprint
 
 from .admission import Gate, ServerLimits
+from .batching import Scheduler, prepare
 from .call import Call, device_of
 from .idempotency import Answers
 from .observe import Answered, Observer
 from .repository import Models
-from .session import CloudResult, CloudSession
+from .session import CloudSession
 
 __all__ = ["Call", "Service", "device_of"]
 
@@ -35,6 +35,7 @@ class Service:
         self.models = models
         self.observer = Observer() if observer is None else observer
         self.gate = Gate(limits)
+        self.scheduler = Scheduler(limits, self.observer)
         self.answers = Answers(entries=limits.answers, max_bytes=limits.answer_bytes)
         self.ready = False
 
@@ -46,7 +47,7 @@ class Service:
     async def warm_up(self) -> None:
         """Compile the kernels and run every model once, in a thread beside the event loop."""
         for session in self.models:
-            await anyio.to_thread.run_sync(session.warm_up, abandon_on_cancel=True)
+            await anyio.to_thread.run_sync(prepare, session, abandon_on_cancel=True)
         self.ready = True
 
     def require_ready(self) -> None:
@@ -58,7 +59,7 @@ class Service:
         """The reply (version 1) to a frame, in its turn.
 
         Raises BitstreamError, FingerprintMismatch, ShapeMismatch, UsageError (an output that the pair does not have),
-        ServerBusy.
+        ServerBusy, DeadlineExceeded.
         """
         try:
             session = self.models.of_frame(peek_fingerprint(call.frame))
@@ -82,7 +83,9 @@ class Service:
     async def _compute(self, session: CloudSession, call: Call) -> bytes:
         """The reply to a frame, computed."""
         asked = time.perf_counter()
-        begun, result, reply, ended = await self.gate.run(functools.partial(_answer, session, call.outputs), call.frame)
+        session.check_outputs(call.outputs or ())
+        done = await self.scheduler.run(session, call)
+        result = done.result
         decoded, ran = result.decode_ms / 1e3, result.back_ms / 1e3
         self.observer.answered(
             Answered(
@@ -94,25 +97,14 @@ class Service:
                 images=result.batch,
                 elements=result.batch * session.elements,
                 frame_bytes=len(call.frame),
-                reply_bytes=len(reply),
+                reply_bytes=len(done.reply),
                 received=call.received,
-                queued=begun - asked,
+                queued=done.begun - asked,
                 decoded=decoded,
                 ran=ran,
-                encoded=max(0.0, ended - begun - decoded - ran),
-                ended=ended,
+                encoded=max(0.0, done.ended - done.begun - decoded - ran),
+                ended=done.ended,
                 trace=call.trace,
             )
         )
-        return reply
-
-
-def _answer(
-    session: CloudSession, outputs: tuple[str, ...] | None, frame: bytes
-) -> tuple[float, CloudResult, bytes, float]:
-    """In a compute thread: (when it begins, result, reply, when it ends); times as time.perf_counter() counts."""
-    begun = time.perf_counter()
-    session.check_outputs(outputs or ())
-    result = session.infer(frame)
-    reply = session.reply(result, outputs)
-    return begun, result, reply, time.perf_counter()
+        return done.reply

@@ -36,6 +36,21 @@ class CloudResult:
     batch: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class BatchCosts:
+    """What a model costs on this machine, measured at load (batching/measure.py). Times are in seconds.
+
+    decode_s: decoding a frame of one image. back_s: one run of the back with 1, 2, 4, … images; () if it cannot run on
+    made-up features. largest: the largest batch that frames of several devices share; 1: they run one by one.
+    reason: why the model must not be batched; "" if it may.
+    """
+
+    decode_s: float
+    back_s: tuple[float, ...]
+    largest: int
+    reason: str
+
+
 class CloudSession:
     """The codec and the back half of one pair. Threads can share it. `decode` and `run_back` are the stages of `infer`.
 
@@ -50,6 +65,8 @@ class CloudSession:
         self.fingerprint = self.profile.fingerprint  # computed once, not per frame: it hashes the whole profile
         self.elements = sum(math.prod(t.shape) for t in self.profile.tensors)
         """Elements of the feature tensors of one image."""
+        self.costs: BatchCosts | None = None
+        """What the model costs, and whether it is batched; None until a server has measured it."""
 
     @property
     def profile(self) -> CodecProfile:
@@ -115,6 +132,15 @@ class CloudSession:
         profile; most profiles have none. Raises ShapeMismatch.
         """
         return self._graph.run(tensors, sizes)
+
+    def random_frame(self, seed: int) -> bytes:
+        """A frame of random features at the default operating point, for measurements. One image, or the batch that
+        the network takes; sizes are 1."""
+        rng = np.random.default_rng(seed)
+        batch = self._graph.batch or 1
+        tensors = [np.abs(rng.normal(size=(batch, *t.shape))).astype(np.float32) for t in self.profile.tensors]
+        sizes = [np.ones(s.length, dtype=np.int64) for s in self.profile.size_specs]
+        return self._codec.encode(tensors, sizes=sizes)
 
     def warm_up(self) -> None:
         """Decode and run one frame of zeros at each operating point, so that no frame waits for compiling kernels."""

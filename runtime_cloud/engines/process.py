@@ -111,7 +111,7 @@ def serve(
         raise e if isinstance(e, SplitwireError) else DeviceError(f"a model fails to run: {e}") from e
     log.info("stopped")
     api: Api = app.state.api
-    return api.service.gate.running
+    return api.service.scheduler.running
 
 
 def log_to_stderr(level: int = logging.INFO) -> None:

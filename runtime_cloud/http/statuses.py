@@ -43,6 +43,7 @@ TABLE = (
     Row(code="internal", status=500, when="a bug; the traceback is in the server's log only"),
     Row(code="unsupported_version", status=501, when="the frame is of a newer version, or of a coder not built in"),
     Row(code="server_busy", status=503, when="the queue is full, or the models are still warming up (Retry-After)"),
+    Row(code="deadline_exceeded", status=504, when="the deadline of the request passed before the inference ran"),
 )
 
 _STATUS = {row.code: row.status for row in TABLE}

@@ -303,7 +303,7 @@ def test_all_bodies_together_over_the_limit(pair: Pair, frame: bytes):
             response = post(server, frame)
             half_sent.set()
             assert error_of(response)[:2] == (503, "server_busy")
-            assert response.headers["retry-after"] == "1"
+            assert response.headers["retry-after"] in ("1", "2")
             assert error_of(first.result())[:2] == (400, "corrupt")
         assert server.api.service.gate._buffered == 0
         assert post(server, frame).status_code == 200
@@ -341,21 +341,21 @@ def test_busy(pair: Pair, frame: bytes):
         ThreadPoolExecutor(4) as pool,
     ):
         running = pool.submit(post, server, frame)
-        until(lambda: server.api.service.gate.running == 1)
+        until(lambda: server.api.service.scheduler.running == 1)
         waiting = pool.submit(post, server, frame)
-        until(lambda: server.api.service.gate._inside == 2)
+        until(lambda: server.api.service.scheduler.waiting == 1)
 
         response = post(server, frame)
         assert error_of(response) == (503, "server_busy", "1 inferences run and 1 wait; come back later")
-        assert response.headers["retry-after"] == "1"
+        assert response.headers["retry-after"] in ("1", "2")
         with (
             contextlib.closing(HttpTransport(server.url, retries=0)) as transport,
             pytest.raises(ServerBusy, match="is busy: 1 inferences run and 1 wait") as caught,
         ):
             transport.send(frame)
-        assert caught.value.retry_after == 1
+        assert caught.value.retry_after in (1, 2)
         assert httpx.get(server.url + "/healthz").status_code == 200
-        assert server.api.service.gate.running == 1
+        assert server.api.service.scheduler.running == 1
 
         with contextlib.closing(HttpTransport(server.url)) as transport:
             patient = pool.submit(transport.send, frame)  # comes back after Retry-After
@@ -372,7 +372,7 @@ def test_inferences_run_side_by_side(pair: Pair, frame: bytes):
         held(only(server)) as release,
     ):
         answers = [pool.submit(post, server, frame) for _ in range(3)]
-        until(lambda: server.api.service.gate.running == 3)
+        until(lambda: server.api.service.scheduler.running == 3)
         release.set()
         assert [a.result().status_code for a in answers] == [200, 200, 200]
 
@@ -402,7 +402,7 @@ def test_live_before_ready(pair: Pair, frame: bytes, monkeypatch: pytest.MonkeyP
         assert httpx.get(server.url + "/v1/models").status_code == 200
         for response in (httpx.get(server.url + "/readyz"), post(server, frame)):
             assert error_of(response)[:2] == (503, "server_busy")
-            assert response.headers["retry-after"] == "1"
+            assert response.headers["retry-after"] in ("1", "2")
         release.set()
         until(lambda: httpx.get(server.url + "/readyz").status_code == 200)
         assert post(server, frame).status_code == 200

@@ -154,7 +154,7 @@ def test_a_busy_server_is_waited_for(pair: Pair):
         stream(stream_url(server)) as two,
     ):
         first = pool.submit(one.send, frame_of(pair, 1))
-        until(lambda: server.api.service.gate.running == 1)
+        until(lambda: server.api.service.scheduler.running == 1)
         second = pool.submit(two.send, frame_of(pair, 2))
         time.sleep(0.1)
         release.set()
@@ -179,7 +179,7 @@ def test_a_server_that_stops_and_comes_back(pair: Pair):
         ThreadPoolExecutor(4) as pool,
     ):
         running = [pool.submit(transport.send, frame_of(pair, i)) for i in range(2)]
-        until(lambda: server.api.service.gate.running == 2)
+        until(lambda: server.api.service.scheduler.running == 2)
         with serving(pair) as successor:
             proxy.target = successor.address
             server.server.should_exit = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import socket
 import threading
@@ -185,12 +186,20 @@ class Served:
 
 @contextlib.contextmanager
 def serving(
-    *pairs: Pair, limits: ServerLimits | None = None, wait: bool = True, tls: tuple[Path, Path] | None = None
+    *pairs: Pair,
+    limits: ServerLimits | None = None,
+    wait: bool = True,
+    tls: tuple[Path, Path] | None = None,
+    batching: bool = False,
 ) -> Iterator[Served]:
     """The real server, in a thread of this process, on a free port of 127.0.0.1.
 
-    wait: until the models are warm. tls: certificate and private key.
+    wait: until the models are warm. tls: certificate and private key. batching: requests share runs, and a lone one
+    runs in the event loop; off, so that a test can count inferences, and hold one back while the server answers.
     """
+    limits = limits or ServerLimits()
+    if not batching:
+        limits = dataclasses.replace(limits, max_batch=1, inline=0.0)
     app = create_app(Models([CloudSession(p.back) for p in pairs]), limits)
     sock = bind("127.0.0.1", 0)
     url = url_of(sock)
