@@ -92,8 +92,8 @@ def done(answer: Done | BaseException | None) -> Done:
 
 
 def test_a_model_is_measured(pair: Pair):
+    assert CloudSession(pair.back).costs is None
     session = CloudSession(pair.back)
-    assert session.costs is None
     prepare(session)
     costs = session.costs
     assert costs is not None
