@@ -6,8 +6,9 @@ a free thread also waits for more calls of a model, but only while that model is
 one was shared and ended within `max_delay`.
 
 **Who is admitted.** `queue` calls may wait. When one more comes, the server is overloaded: it must refuse calls
-whatever it does, and a long queue only makes those late that it accepts. So for some seconds it admits a call only if
-the wait is expected to be short, about as long as one inference. The time doubles while it proves too short.
+whatever it does, and a long queue only makes those late that it accepts. So it admits a call only if the wait is
+expected to be short, about as long as one inference, until nobody was refused for a second. Clients that ask again at
+once could keep it so for ever though all of them have room in the queue: it tries the long queue again now and then.
 A call is admitted at the expense of another one that is of lower priority, or of a device with more calls waiting.
 """
 
@@ -25,9 +26,11 @@ from .queue import FairQueue
 
 SHORT_WAIT_S = 0.5e-3
 """While the server is overloaded, calls wait at least this long before others are refused; or one inference's time."""
-OVERLOAD_S = 1.0
-LONGEST_OVERLOAD_S = 16.0
-"""How long the server regards itself as overloaded, at first and at most."""
+CALM_S = 1.0
+FIRST_S = 16.0
+LONGEST_S = 64.0
+"""Overload is over when nobody was refused for CALM_S. After FIRST_S the server also tries the long queue again, and
+after twice the time each time that it is full again soon."""
 SWEEP_S = 5e-3
 """Calls that are of no use any more are looked for in a full queue at most this often."""
 LONGEST_RETRY_S = 30.0
@@ -60,8 +63,8 @@ class Core:
         self.dropped: list[Job] = []
         self._clock = clock
         self._chance = chance
-        self._overloaded_until = float("-inf")
-        self._overload_s = OVERLOAD_S
+        self._calm_at = self._try_at = float("-inf")
+        self._try_s = FIRST_S
         self._swept = float("-inf")
         self._refused = 0.0
         self._refused_at = 0.0
@@ -110,17 +113,28 @@ class Core:
     def _is_full(self, lane: Lane | None, now: float) -> bool:
         free = max(0, self.limits.concurrency - len(self.batches))
         if self.queue.count >= self.limits.queue + free:
-            if now >= self._overloaded_until:
-                again = now < self._overloaded_until + self._overload_s
-                self._overload_s = min(2 * self._overload_s, LONGEST_OVERLOAD_S) if again else OVERLOAD_S
-                self._overloaded_until = now + self._overload_s
+            self._overload(now)
             return True
-        if now >= self._overloaded_until or self.queue.count < free:
+        if not self.overloaded or self.queue.count < max(free, min(self.limits.concurrency, self.limits.queue)):
             return False
         # What a call costs on its own; before the model is known, that of the most expensive one that runs.
         lanes = [batch.lane for batch in self.batches] if lane is None else [lane]
-        alone_s = max((lane.image_s if lane.alone_s is None else lane.alone_s for lane in lanes), default=0.0)
+        alone_s = max((lane.idle_s for lane in lanes), default=0.0)
         return self.wait_s(now) > max(SHORT_WAIT_S, alone_s)
+
+    @property
+    def overloaded(self) -> bool:
+        """Whether only those are admitted who need not wait for long."""
+        return self._clock() < min(self._calm_at, self._try_at)
+
+    def _overload(self, now: float) -> None:
+        """The queue is full."""
+        if self.overloaded:
+            return
+        again = now < self._try_at + self._try_s
+        self._try_s = min(2 * self._try_s, LONGEST_S) if again else FIRST_S
+        self._try_at = now + self._try_s
+        self._calm_at = now + CALM_S
 
     def _gives_way(self, latest: Job, level: int, device: str) -> bool:
         if latest.level != level:
@@ -132,6 +146,7 @@ class Core:
         which the server can serve them, and at random in it."""
         self._refused = max(0.0, 1.0 - (now - self._refused_at)) * self._refused + 1.0
         self._refused_at = now
+        self._calm_at = now + CALM_S
         waiting = self.queue.count
         each = self.queue.cost_s / waiting if waiting else 0.0
         spread = self.wait_s(now) + self._refused * each / self.limits.concurrency

@@ -33,21 +33,20 @@ class Done:
 
 
 class Lane:
-    """A model in the scheduler. limit: the largest batch that calls share, in images. Not safe between threads.
+    """A model in the scheduler. Not safe between threads. Times are in seconds.
 
-    Moving averages, in seconds: alone_s, one frame of one image that runs on its own, None for a model that was not
-    measured; image_s, an image in the batches that run. images: how many wait. first_arrived: when the first call
+    limit: the largest batch that calls share, in images. idle_s: a frame of one image on an idle machine, as measured
+    at load. alone_s, image_s: moving averages, of a frame of one image that runs on its own (None for a model that was
+    not measured), and of an image in the batches that run. images: how many wait. first_arrived: when the first call
     that waits came. last_end, last_images: of the last run; an image counts only if calls shared the run.
     """
-
-    __slots__ = ("alone_s", "first_arrived", "image_s", "images", "last_end", "last_images", "limit", "session")
 
     def __init__(self, session: CloudSession, max_batch: int) -> None:
         self.session = session
         costs = session.costs
         self.limit = 1 if costs is None else max(1, min(max_batch, costs.largest))
         self.alone_s: float | None = costs.decode_s + costs.back_s[0] if costs is not None and costs.back_s else None
-        self.image_s = UNKNOWN_S if self.alone_s is None else self.alone_s
+        self.image_s = self.idle_s = UNKNOWN_S if self.alone_s is None else self.alone_s
         self.images = 0
         self.first_arrived = 0.0
         self.last_end = float("-inf")

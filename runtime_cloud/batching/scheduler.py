@@ -7,6 +7,9 @@ itself, without the event loop, and tells the loop once per batch.
 **No handing over.** To hand a call to a thread and back costs 15 to 40 µs of CPU, as much as a small network's decoder.
 So a call runs in the event loop itself if it is the only one in the server, and is expected to take less than
 `ServerLimits.inline` seconds. The loop is held up no longer than that. A model that was not measured never runs there.
+
+**Refusing.** Clients that are refused and do not back off ask again at once. The more of them there are, the longer
+they wait for the refusal, at most HOLD_S. So they take a small share of the event loop, and not all of it.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import os
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -33,6 +37,10 @@ from .job import Done, Job, Lane, level_of
 
 HELPERS = 8
 """Most threads that help to decode a batch."""
+HOLD_EACH_S = 0.4e-3
+HOLD_S = 35e-3
+"""A refusal is held for HOLD_EACH_S for each refusal that is held, at most HOLD_S. It costs about 20 µs of CPU, a twentieth
+of HOLD_EACH_S."""
 
 
 class Scheduler:
@@ -57,6 +65,7 @@ class Scheduler:
         self._lanes: WeakKeyDictionary[CloudSession, Lane] = WeakKeyDictionary()
         self._fresh: list[Job] = []
         self._timer: asyncio.TimerHandle | None = None
+        self._held: deque[tuple[float, asyncio.Future[Done], ServerBusy]] = deque()
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         helpers = min(HELPERS, cores - 1)
         self._helpers = ThreadPoolExecutor(helpers, "splitwire-decode") if helpers > 0 else None
@@ -77,6 +86,15 @@ class Scheduler:
         with self._lock:
             self._core.check(None, level_of(priority), device)
         self._deliver_dropped()
+
+    async def admit(self, device: str = "", priority: int = 0) -> None:
+        """As `check`; a refusal is held, so that clients that do not back off cannot take all of the CPU."""
+        try:
+            self.check(device, priority)
+        except ServerBusy as e:
+            future: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
+            self._hold(future, e)
+            await future
 
     async def run(self, session: CloudSession, call: Call, *, with_reply: bool = True) -> Done:
         """Run a call in its turn.
@@ -124,10 +142,26 @@ class Scheduler:
                 with self._lock:
                     self._core.admit(job)
             except ServerBusy as e:
-                job.error = e
-                job.deliver()
+                self._hold(job.future, e)
         self._deliver_dropped()
         self._wake()
+
+    def _hold(self, future: asyncio.Future[Done], error: ServerBusy) -> None:
+        """Refuse a call, some milliseconds from now."""
+        held = len(self._held) + 1
+        seconds = min(HOLD_S, HOLD_EACH_S * held)
+        self._held.append((self._clock() + seconds, future, error))
+        if held == 1:
+            future.get_loop().call_later(seconds, self._refuse)
+
+    def _refuse(self) -> None:
+        now = self._clock() + 0.5e-3  # timers are exact to a millisecond
+        while self._held and self._held[0][0] <= now:
+            _, future, error = self._held.popleft()
+            if not future.done():
+                future.set_exception(error)
+        if self._held:
+            self._held[0][1].get_loop().call_later(max(1e-3, self._held[0][0] - now), self._refuse)
 
     def _runs_here(self, job: Job) -> bool:
         expected = job.lane.alone_s

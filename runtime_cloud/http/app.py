@@ -84,7 +84,7 @@ class Api:
 
     async def infer(self, request: Request) -> Response:
         self.service.require_ready()
-        self.service.scheduler.check()
+        await self.service.scheduler.admit()
         content_type = _content_type(request, BODY_TYPES)
         key = parse_key(request.headers.get("idempotency-key"))
         begun = time.perf_counter()
@@ -97,7 +97,7 @@ class Api:
 
     async def batch(self, request: Request) -> Response:
         self.service.require_ready()
-        self.service.scheduler.check()
+        await self.service.scheduler.admit()
         _content_type(request, BATCH_TYPES)
         async with self.service.gate.body(request) as body:
             replies = await answer_all(parse_frames(body), self.service)
