@@ -39,7 +39,7 @@ class Group(Struct, kw_only=True):
 
 
 class Plan(Struct, kw_only=True):
-    """What to send, and for how long. core: of this process; None for any. skip: seconds at the start that do not count."""
+    """What to send, and for how long. core: of this process; None for any. skip: seconds that do not count, at first."""
 
     port: int
     groups: list[Group]
@@ -180,7 +180,7 @@ def main() -> None:
     if plan.core is not None and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {plan.core})
     try:
-        import uvloop  # noqa: PLC0415 - only where the server has it
+        import uvloop
 
         samples = uvloop.run(load(plan))
     except ImportError:

@@ -39,8 +39,8 @@ HELPERS = 8
 """Most threads that help to decode a batch."""
 HOLD_EACH_S = 0.4e-3
 HOLD_S = 35e-3
-"""A refusal is held for HOLD_EACH_S for each refusal that is held, at most HOLD_S. It costs about 20 µs of CPU, a twentieth
-of HOLD_EACH_S."""
+"""A refusal is held for HOLD_EACH_S for each refusal that is held, at most HOLD_S. It costs about 20 µs of CPU, which
+is a twentieth of HOLD_EACH_S."""
 
 
 class Scheduler:

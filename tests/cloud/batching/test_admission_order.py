@@ -305,7 +305,7 @@ def test_an_overloaded_server_has_a_short_queue_until_the_overload_is_over():
 def test_clients_that_ask_again_at_once_get_the_long_queue_back_sometimes():
     clock = Clock()
     core, model, _ = full(clock)
-    tries = []
+    tries: list[float] = []
     while len(tries) < 5:
         if not core.overloaded:
             tries.append(clock.now)
