@@ -39,7 +39,7 @@ class Group(Struct, kw_only=True):
 
 
 class Plan(Struct, kw_only=True):
-    """What to send, and for how long. core: of this process; None for any. skip: seconds that do not count, at first."""
+    """What to send, and for how long. core: of this process, None for any. skip: seconds before that."""
 
     port: int
     groups: list[Group]
