@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import importlib
 import os
 import random
 import re
@@ -180,11 +181,10 @@ def main() -> None:
     if plan.core is not None and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {plan.core})
     try:
-        import uvloop
-
-        samples = uvloop.run(load(plan))
-    except ImportError:
-        samples = asyncio.run(load(plan))
+        run = importlib.import_module("uvloop").run
+    except ImportError:  # then the server has none either
+        run = asyncio.run
+    samples = run(load(plan))
     sys.stdout.buffer.write(msgspec.json.encode(samples))
 
 
