@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
+from splitwire.codec.wire.report import DeviceReport
+
 
 class Answered(Struct, frozen=True, kw_only=True, gc=False):
     """One frame that was answered, and what that took. Times are in seconds, sizes in bytes.
@@ -50,10 +52,10 @@ class Observer:
     def refused(self, code: str, text: str, *, protocol: str = "http", device: str = "") -> None:
         """A request or a frame got an error. code: as in the error's body. text: one line, safe to print."""
 
-    def batched(self, model: str, images: int) -> None:
-        """The back half of a model ran once, on this many images."""
+    def batched(self, pair: str, images: int) -> None:
+        """The back half of a pair (fingerprint in hex) ran once, on this many images."""
 
-    def reported(self, device: str, report: object) -> None:
+    def reported(self, device: str, report: DeviceReport) -> None:
         """A device said how it is (codec/wire/report.py)."""
 
     def event(self, kind: str, text: str, **fields: str | int | float) -> None:
@@ -78,11 +80,11 @@ class Observers(Observer):
         for observer in self._observers:
             observer.refused(code, text, protocol=protocol, device=device)
 
-    def batched(self, model: str, images: int) -> None:
+    def batched(self, pair: str, images: int) -> None:
         for observer in self._observers:
-            observer.batched(model, images)
+            observer.batched(pair, images)
 
-    def reported(self, device: str, report: object) -> None:
+    def reported(self, device: str, report: DeviceReport) -> None:
         for observer in self._observers:
             observer.reported(device, report)
 
