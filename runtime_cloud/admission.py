@@ -65,6 +65,11 @@ class Gate:
         self.limits = limits
         self._buffered = 0
 
+    @property
+    def buffered(self) -> int:
+        """Bytes of bodies and frames in memory."""
+        return self._buffered
+
     @asynccontextmanager
     async def body(self, request: Request) -> AsyncIterator[bytes]:
         """Read the body of a request. It counts towards max_buffered until the block ends.

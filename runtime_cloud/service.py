@@ -90,7 +90,7 @@ class Service:
         self.observer.answered(
             Answered(
                 model=session.profile.model,
-                pair=session.fingerprint.hex(),
+                pair=session.pair,
                 op=result.op,
                 protocol=call.protocol,
                 device=device_of(call),

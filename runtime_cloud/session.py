@@ -63,6 +63,7 @@ class CloudSession:
         self._graph = open_back(back, threads=threads, providers=providers)
         self._codec = FeatureCodec(self.profile)
         self.fingerprint = self.profile.fingerprint  # computed once, not per frame: it hashes the whole profile
+        self.pair = self.fingerprint.hex()
         self.elements = sum(math.prod(t.shape) for t in self.profile.tensors)
         """Elements of the feature tensors of one image."""
         self.costs: BatchCosts | None = None

@@ -1,4 +1,4 @@
-"""What a device tells the server about itself: how many pictures it takes, how many it skips, how far they have drifted.
+"""What a device tells the server about itself: the pictures that it takes and skips, and how far they have drifted.
 
 Over HTTP it is the value of a header of a frame's request, as JSON; in a stream a record of its own, as msgpack
 (docs/monitor.md, docs/stream.md). Nothing is decided by it: it is only shown.

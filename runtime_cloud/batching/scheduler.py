@@ -200,7 +200,8 @@ class Scheduler:
         """Tell the callers of a batch."""
         for job in batch.jobs:
             job.deliver()
-        self._observer.batched(batch.lane.session.profile.model, batch.images)
+        session = batch.lane.session
+        self._observer.batched(session.profile.model, session.pair, batch.images)
         self._after_run()
 
     def _after_run(self) -> None:

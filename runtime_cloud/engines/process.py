@@ -53,9 +53,21 @@ def url_of(sock: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+class _Server(uvicorn.Server):
+    """Tells the application that it stops, before it waits for connections: pages that watch would stay."""
+
+    def __init__(self, config: uvicorn.Config, stopping: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._stopping = stopping
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._stopping()
+        await super().shutdown(sockets)
+
+
 def make_server(app: Starlette, *, grace_s: int) -> uvicorn.Server:
     """The uvicorn server for the application: few response headers, no access log, a shutdown of limited time."""
-    return uvicorn.Server(
+    return _Server(
         uvicorn.Config(
             app,
             http=http_protocol(),
@@ -69,7 +81,8 @@ def make_server(app: Starlette, *, grace_s: int) -> uvicorn.Server:
             timeout_keep_alive=KEEPALIVE_S,
             timeout_graceful_shutdown=grace_s,
             h11_max_incomplete_event_size=MAX_HEAD_BYTES,
-        )
+        ),
+        app.state.stopping,
     )
 
 

@@ -6,6 +6,7 @@
     GET  /v1/models/{fingerprint}   one of them
     POST /v1/infer                  a frame in, a reply out; the frame's header names the model
     POST /v1/batch                  several frames in, the reply or the error of each out
+    GET  /metrics, /monitor         what the server does: for Prometheus, and a live page (docs/observe.md)
     GET  /v1/stream                 becomes a stream of frames and replies (docs/stream.md)
 
 /v2 stays free for the Open Inference Protocol.
@@ -41,7 +42,8 @@ from splitwire.codec.wire.reply import (
 from splitwire.codec.wire.stream import PATH
 from splitwire.runtime_cloud.admission import ServerLimits
 from splitwire.runtime_cloud.idempotency import parse_key
-from splitwire.runtime_cloud.observe import Observer
+from splitwire.runtime_cloud.observe import Levels, ModelState, Observer, Telemetry, all_observers
+from splitwire.runtime_cloud.observe.monitor import Monitor
 from splitwire.runtime_cloud.repository import Models, describe
 from splitwire.runtime_cloud.service import Call, Service
 from splitwire.runtime_cloud.stream import Streams, open_stream
@@ -61,6 +63,20 @@ class Api:
     def __init__(self, service: Service) -> None:
         self.service = service
         self.streams = Streams(service)
+
+    def levels(self) -> Levels:
+        """How full the server is now."""
+        service = self.service
+        state = "ready" if service.ready else "warming"
+        return Levels(
+            queued=service.scheduler.waiting,
+            running=service.scheduler.running,
+            buffered=service.gate.buffered,
+            streams=len(self.streams),
+            kept=service.answers.count,
+            ready=service.ready,
+            models=tuple(ModelState(name=s.profile.model, pair=s.pair, state=state) for s in service.models),
+        )
 
     async def healthz(self, request: Request) -> Response:
         return _json({"status": "live"})
@@ -115,11 +131,18 @@ def create_app(
     """Return the server as an ASGI application, for any ASGI server.
 
     The models warm up in the background when the application starts: it is live at once and ready later.
-    limits: None for the defaults. observer: hears of every answer and refusal; None for nobody. on_ready, on_failure:
+    limits: None for the defaults. observer: hears of every answer and refusal; with a Telemetry there are /metrics
+    and /monitor. None for a new Telemetry. on_ready, on_failure:
     called in the event loop when the warm-up has succeeded or failed.
     """
+    observer = Telemetry() if observer is None else observer
     service = Service(models, limits or ServerLimits(), observer)
     api = Api(service)
+    telemetry = next((o for o in all_observers(observer) if isinstance(o, Telemetry)), None)
+    monitor = None
+    if telemetry is not None:
+        telemetry.levels = api.levels
+        monitor = Monitor(telemetry)
 
     async def prepare() -> None:
         try:
@@ -130,6 +153,7 @@ def create_app(
                 raise
             on_failure(e)
             return
+        observer.event("ready", f"{len(models)} models are warm; frames are taken")
         if on_ready is not None:
             on_ready()
 
@@ -137,6 +161,8 @@ def create_app(
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(prepare)
+            if monitor is not None:
+                tasks.start_soon(monitor.run)
             yield
             tasks.cancel_scope.cancel()
         service.scheduler.close()
@@ -150,6 +176,7 @@ def create_app(
             Route("/v1/models/{fingerprint}", api.one_model, methods=["GET"]),
             Route("/healthz", api.healthz, methods=["GET"]),
             Route("/readyz", api.readyz, methods=["GET"]),
+            *(() if monitor is None else monitor.routes()),
         ],
         exception_handlers={
             SplitwireError: _refused,
@@ -161,6 +188,13 @@ def create_app(
     )
     app.router.redirect_slashes = False  # a redirected POST would send its frame twice
     app.state.api = api
+
+    def stopping() -> None:
+        observer.event("stopping", "the server stops: frames that were taken are answered")
+        if monitor is not None:
+            monitor.close()
+
+    app.state.stopping = stopping
     return app
 
 

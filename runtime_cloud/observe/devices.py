@@ -35,14 +35,15 @@ class Total:
 
 
 class Device:
-    """What one device has sent. bytes: of its frames and their replies. rate: frames per second, smoothed.
+    """What one device has sent. bytes: of its frames and their replies. rate, byte_rate: frames and bytes per second,
+    smoothed.
 
     heard, reported: when it was last heard of, and when it last reported, as time.monotonic() counts.
     """
 
     __slots__ = (
-        "answers", "before", "bytes", "heard", "model", "name", "protocol", "rate", "refused", "remembered", "report",
-        "reported", "series",
+        "answers", "before", "byte_rate", "bytes", "bytes_before", "heard", "model", "name", "protocol", "rate",
+        "refused", "remembered", "report", "reported", "series",
     )  # fmt: skip
 
     def __init__(self, name: str, series: Total) -> None:
@@ -50,8 +51,8 @@ class Device:
         self.series = series
         self.model = self.protocol = ""
         self.answers = self.bytes = self.refused = self.remembered = 0
-        self.before = 0
-        self.heard = self.reported = self.rate = 0.0
+        self.before = self.bytes_before = 0
+        self.heard = self.reported = self.rate = self.byte_rate = 0.0
         self.report: DeviceReport | None = None
 
 
@@ -94,6 +95,8 @@ class Devices:
         for device in self._devices.values():
             sent, device.before = device.answers - device.before, device.answers
             device.rate += SMOOTHING * (sent / elapsed - device.rate)
+            moved, device.bytes_before = device.bytes - device.bytes_before, device.bytes
+            device.byte_rate += SMOOTHING * (moved / elapsed - device.byte_rate)
 
     def choose(self) -> None:
         """Decide anew which devices have a series of their own."""

@@ -1,11 +1,12 @@
-"""The metrics of a server, in Prometheus' text formats. docs/observe.md has a table of them; a test compares the two."""
+"""The metrics of a server, in Prometheus' text formats. docs/observe.md has their table, and a test compares."""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import (
@@ -40,7 +41,11 @@ class Row:
         """The metric without samples."""
         if self.kind == "info":
             return InfoMetricFamily(PREFIX + self.name, self.text, labels=self.labels)
-        kinds = {"counter": CounterMetricFamily, "gauge": GaugeMetricFamily, "histogram": HistogramMetricFamily}
+        kinds: dict[str, Callable[..., Metric]] = {
+            "counter": CounterMetricFamily,
+            "gauge": GaugeMetricFamily,
+            "histogram": HistogramMetricFamily,
+        }
         return kinds[self.kind](PREFIX + self.name, self.text, labels=self.labels)
 
 
@@ -86,7 +91,7 @@ class _Collector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """All metrics."""
-        families = {row.name: row.family() for row in ROWS}
+        families: dict[str, Any] = {row.name: row.family() for row in ROWS}
         self._fill_models(families)
         self._fill_devices(families)
         self._fill_levels(families)
@@ -100,7 +105,7 @@ class _Collector(Collector):
         families["build"].add_metric((), self._build)
         yield from families.values()
 
-    def _fill_models(self, families: dict[str, Metric]) -> None:
+    def _fill_models(self, families: dict[str, Any]) -> None:
         for counts in self._telemetry.models.values():
             labels = (counts.model, counts.pair)
             for protocol, count in counts.answers.items():
@@ -114,7 +119,7 @@ class _Collector(Collector):
             _add(families["bits_per_element"], labels, counts.bits, BITS)
             _add(families["batch_images"], labels, counts.batches, IMAGES)
 
-    def _fill_devices(self, families: dict[str, Metric]) -> None:
+    def _fill_devices(self, families: dict[str, Any]) -> None:
         devices = self._telemetry.devices
         now = self._telemetry.now()
         families["device_answers"].add_metric((OTHER,), devices.other.value)
@@ -126,7 +131,7 @@ class _Collector(Collector):
                 if device.report.skipped is not None:
                     families["device_skipped"].add_metric((device.name,), device.report.skipped)
 
-    def _fill_levels(self, families: dict[str, Metric]) -> None:
+    def _fill_levels(self, families: dict[str, Any]) -> None:
         levels = self._telemetry.levels()
         gauges = {
             "queue_depth": levels.queued,
@@ -158,7 +163,9 @@ class Exposition:
         return encoder(self._registry), content_type
 
 
-def _add(family: Metric, labels: tuple[str, ...], histogram: Histogram, bounds: tuple[float, ...]) -> None:
+def _add(
+    family: HistogramMetricFamily, labels: tuple[str, ...], histogram: Histogram, bounds: tuple[float, ...]
+) -> None:
     rows = [(f"{bound:g}", float(count)) for bound, count in histogram.cumulative(bounds)]
     buckets = [*rows, ("+Inf", float(histogram.count))]
     family.add_metric(labels, buckets, sum_value=histogram.sum)

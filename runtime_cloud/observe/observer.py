@@ -52,8 +52,8 @@ class Observer:
     def refused(self, code: str, text: str, *, protocol: str = "http", device: str = "") -> None:
         """A request or a frame got an error. code: as in the error's body. text: one line, safe to print."""
 
-    def batched(self, pair: str, images: int) -> None:
-        """The back half of a pair (fingerprint in hex) ran once, on this many images."""
+    def batched(self, model: str, pair: str, images: int) -> None:
+        """The back half of a pair (name, fingerprint in hex) ran once, on this many images."""
 
     def reported(self, device: str, report: DeviceReport) -> None:
         """A device said how it is (codec/wire/report.py)."""
@@ -66,28 +66,33 @@ class Observers(Observer):
     """Calls several observers, in their order."""
 
     def __init__(self, observers: Sequence[Observer]) -> None:
-        self._observers = tuple(observers)
+        self.observers = tuple(observers)
 
     def answered(self, answer: Answered) -> None:
-        for observer in self._observers:
+        for observer in self.observers:
             observer.answered(answer)
 
     def remembered(self, protocol: str, device: str) -> None:
-        for observer in self._observers:
+        for observer in self.observers:
             observer.remembered(protocol, device)
 
     def refused(self, code: str, text: str, *, protocol: str = "http", device: str = "") -> None:
-        for observer in self._observers:
+        for observer in self.observers:
             observer.refused(code, text, protocol=protocol, device=device)
 
-    def batched(self, pair: str, images: int) -> None:
-        for observer in self._observers:
-            observer.batched(pair, images)
+    def batched(self, model: str, pair: str, images: int) -> None:
+        for observer in self.observers:
+            observer.batched(model, pair, images)
 
     def reported(self, device: str, report: DeviceReport) -> None:
-        for observer in self._observers:
+        for observer in self.observers:
             observer.reported(device, report)
 
     def event(self, kind: str, text: str, **fields: str | int | float) -> None:
-        for observer in self._observers:
+        for observer in self.observers:
             observer.event(kind, text, **fields)
+
+
+def all_observers(observer: Observer) -> tuple[Observer, ...]:
+    """An observer, or those that an Observers calls."""
+    return observer.observers if isinstance(observer, Observers) else (observer,)

@@ -110,7 +110,7 @@ class Telemetry(Observer):
         self._codes = frozenset({*_codes(SplitwireError), *HTTP_CODES})
 
     def answered(self, answer: Answered) -> None:
-        counts = self.models.get(answer.pair) or self._new_model(answer)
+        counts = self.models.get(answer.pair) or self._new_model(answer.model, answer.pair)
         receive, queue, decode, back, reply = counts.stages
         receive.add(answer.received)
         queue.add(answer.queued)
@@ -161,9 +161,9 @@ class Telemetry(Observer):
         if device and (known := self.devices.find(device)) is not None:
             known.refused += 1
 
-    def batched(self, pair: str, images: int) -> None:
-        if (counts := self.models.get(pair)) is not None:
-            counts.batches.add(images)
+    def batched(self, model: str, pair: str, images: int) -> None:
+        counts = self.models.get(pair) or self._new_model(model, pair)
+        counts.batches.add(images)
 
     def reported(self, device: str, report: DeviceReport) -> None:
         if name := (device or report.device)[:MAX_NAME]:
@@ -180,13 +180,13 @@ class Telemetry(Observer):
         """The time by its clock, seconds."""
         return self._clock()
 
-    def _new_model(self, answer: Answered) -> ModelCounts:
+    def _new_model(self, model: str, pair: str) -> ModelCounts:
         """Counts for a pair; those beyond MODELS share one."""
         if len(self.models) >= MODELS:
             if OTHER not in self.models:
                 self.models[OTHER] = ModelCounts(OTHER, "")
             return self.models[OTHER]
-        counts = self.models[answer.pair] = ModelCounts(answer.model, answer.pair)
+        counts = self.models[pair] = ModelCounts(model, pair)
         return counts
 
 

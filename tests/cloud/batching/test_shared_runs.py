@@ -64,7 +64,7 @@ class Batches(Observer):
     def __init__(self) -> None:
         self.images: list[int] = []
 
-    def batched(self, model: str, images: int) -> None:
+    def batched(self, model: str, pair: str, images: int) -> None:
         self.images.append(images)
 
 

@@ -191,8 +191,9 @@ def serving(
     wait: bool = True,
     tls: tuple[Path, Path] | None = None,
     batching: bool = False,
+    port: int = 0,
 ) -> Iterator[Served]:
-    """The real server, in a thread of this process, on a free port of 127.0.0.1.
+    """The real server, in a thread of this process, on a port of 127.0.0.1; 0: a free one.
 
     wait: until the models are warm. tls: certificate and private key. batching: requests share runs, and a lone one
     runs in the event loop; off, so that a test can count inferences, and hold one back while the server answers.
@@ -201,7 +202,7 @@ def serving(
     if not batching:
         limits = dataclasses.replace(limits, max_batch=1, inline=0.0)
     app = create_app(Models([CloudSession(p.back) for p in pairs]), limits)
-    sock = bind("127.0.0.1", 0)
+    sock = bind("127.0.0.1", port)
     url = url_of(sock)
     server = make_server(app, grace_s=10)
     if tls is not None:
