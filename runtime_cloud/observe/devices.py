@@ -17,7 +17,7 @@ KNOWN = 1000
 SERIES = 50
 """Devices with a series of their own."""
 BUSIER = 1.5
-"""A device takes the place of another when it sends so many times as much."""
+"""A device takes the place of another when its rate is this factor higher."""
 FRESH_S = 60.0
 """A report counts for this many seconds."""
 MAX_NAME = 64

@@ -16,7 +16,7 @@ from splitwire.codec.codec import FeatureCodec
 from splitwire.codec.wire.report import DeviceReport
 from splitwire.runtime_cloud.http.app import create_app
 from splitwire.runtime_cloud.observe import Observer, Telemetry
-from splitwire.runtime_cloud.observe.metrics import PREFIX, ROWS, Exposition
+from splitwire.runtime_cloud.observe.metrics import PREFIX, ROWS, Exposition, Row
 from splitwire.runtime_cloud.repository import Models
 from splitwire.runtime_cloud.session import CloudSession
 
@@ -94,7 +94,7 @@ def test_the_page_has_every_metric_and_no_other():
     assert rows == expected
 
 
-def full_name(row) -> str:
+def full_name(row: Row) -> str:
     return PREFIX + row.name + {"counter": "_total", "info": "_info"}.get(row.kind, "")
 
 
