@@ -6,7 +6,7 @@ follows there, the check of the graph's inputs and outputs, differs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from splitwire.codec.errors import ProfileError, ShapeMismatch, UsageError
+from splitwire.codec.errors import DeviceError, ProfileError, ShapeMismatch, UsageError
 from splitwire.codec.profile import CodecProfile
+from splitwire.codec.shared.providers import CPU, CUDA, choose, nodes_of, provider_options, short_name
 from splitwire.codec.shared.sessions import open_graph
 from splitwire.codec.shared.telemetry import stop_events
 from splitwire.codec.wire.reply import DTYPES, Outputs
@@ -26,6 +27,9 @@ stop_events(ort)
 
 Float32Array = NDArray[np.float32]
 
+PREFERRED = (CUDA, CPU)
+"""The providers that are chosen without being named. TensorRT is not: it builds for minutes before it serves."""
+
 _OTHER_NAMES = {"float32": "float", "float64": "double"}
 OUTPUT_TYPES = frozenset(f"tensor({_OTHER_NAMES.get(name, name)})" for name in DTYPES)
 """ONNX Runtime's names for the element types that a reply can carry (codec/wire/reply.py)."""
@@ -33,12 +37,18 @@ OUTPUT_TYPES = frozenset(f"tensor({_OTHER_NAMES.get(name, name)})" for name in D
 
 @dataclass(frozen=True, kw_only=True)
 class BackGraph:
-    """The open back half. outputs: names, in graph order. batch: the only batch size that it takes; None for any."""
+    """The open back half.
+
+    outputs: names, in graph order. batch: the only batch size that it takes; None for any. provider: the execution
+    provider that runs it. passed_over: those that were preferred and did not start, with the reason.
+    """
 
     session: ort.InferenceSession
     profile: CodecProfile
     outputs: tuple[str, ...]
     batch: int | None
+    provider: str = CPU
+    passed_over: tuple[str, ...] = ()
 
     def run(self, tensors: Sequence[Float32Array], sizes: Sequence[Int64Array] = ()) -> Outputs:
         """Run the back, and return its outputs by name.
@@ -63,15 +73,46 @@ class BackGraph:
             raise ShapeMismatch(f"the back half cannot run with the sizes in the frame: {shown[:200]}") from e
 
 
-def open_back(path: str | Path, *, threads: int | None = None, providers: Sequence[str] | None = None) -> BackGraph:
+def open_on(path: Path, providers: Sequence[str], threads: int | None) -> Any:
+    """The InferenceSession of a graph on the first provider; the others take the nodes that it does not take.
+
+    Raises UsageError, ProfileError (the file), DeviceError (the first provider does not start, or takes no node).
+    """
+    if list(providers) == [CPU]:
+        return open_graph(ort, path, threads=threads, providers=None)
+    wanted = [(provider, provider_options(provider)) for provider in providers]
+    session = open_graph(ort, path, threads=threads, providers=wanted, assignment=True)
+    if nodes_of(session, providers[0]) == 0:
+        raise DeviceError(f"{short_name(providers[0])} takes no node of {path.name}, so the graph would run elsewhere")
+    return session
+
+
+def open_back(
+    path: str | Path,
+    *,
+    threads: int | None = None,
+    providers: Sequence[str] | None = None,
+    opener: Callable[[Path, Sequence[str], int | None], Any] = open_on,
+    offered: Sequence[str] | None = None,
+) -> BackGraph:
     """Load back.onnx.
 
     threads: threads of one inference; None lets ONNX Runtime choose. providers: execution providers, in order of
-    preference; None for the CPU.
+    preference, of which the first must start; None: CUDA if it is offered and starts, else the CPU. opener, offered:
+    what opens a session, and the providers on offer, for tests.
     Raises UsageError (no such file, or it is the front half), ProfileError (not a graph that `splitwire export` wrote,
     or a damaged one), DeviceError (a provider that this machine does not have).
     """
-    session: ort.InferenceSession = open_graph(ort, Path(path), threads=threads, providers=providers)
+    choice = choose(ort.get_available_providers() if offered is None else offered, providers, PREFERRED)
+    passed_over: list[str] = []
+    for provider, following in choice.attempts():
+        try:
+            session = opener(Path(path), following, threads)
+            break
+        except DeviceError as e:
+            if choice.forced or provider == CPU:
+                raise
+            passed_over.append(f"{short_name(provider)} does not run the back: {e}")
     profile = CodecProfile.from_metadata(session.get_modelmeta().custom_metadata_map, str(path))
     inputs = {i.name: i.shape for i in session.get_inputs()}
     wanted = set(profile.crossing)
@@ -91,4 +132,6 @@ def open_back(path: str | Path, *, threads: int | None = None, providers: Sequen
         profile=profile,
         outputs=tuple(o.name for o in session.get_outputs()),
         batch=batch if isinstance(batch, int) else None,
+        provider=provider,
+        passed_over=tuple(passed_over),
     )

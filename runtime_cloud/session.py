@@ -55,7 +55,8 @@ class CloudSession:
     """The codec and the back half of one pair. Threads can share it. `decode` and `run_back` are the stages of `infer`.
 
     back: path of back.onnx. threads: threads of one inference; None lets ONNX Runtime choose. providers: execution
-    providers of ONNX Runtime, in order of preference; None for the CPU. Raises UsageError, ProfileError, DeviceError.
+    providers of ONNX Runtime, in order of preference; None: CUDA if it is there and starts, else the CPU.
+    Raises UsageError, ProfileError, DeviceError.
     """
 
     def __init__(self, back: str | Path, *, threads: int | None = None, providers: Sequence[str] | None = None) -> None:
@@ -78,6 +79,16 @@ class CloudSession:
     def outputs(self) -> tuple[str, ...]:
         """Names of the outputs, in graph order."""
         return self._graph.outputs
+
+    @property
+    def provider(self) -> str:
+        """The execution provider that runs the back, by ONNX Runtime's name."""
+        return self._graph.provider
+
+    @property
+    def passed_over(self) -> tuple[str, ...]:
+        """The providers that were preferred and did not start, each with the reason in one line."""
+        return self._graph.passed_over
 
     def infer(self, frame: bytes) -> CloudResult:
         """Decode a frame and run the back on it.

@@ -127,6 +127,11 @@ class DeviceProfile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             raise UsageError(f"{path}: no such device profile, or it cannot be read ({e.strerror})") from e
 
 
+def usable_cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def check_threads(threads: int | None) -> None:
     """Raise UsageError unless `threads` is None or from 1 to MAX_THREADS.
 

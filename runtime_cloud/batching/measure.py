@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 import numpy as np
 from numpy.typing import NDArray
 
 from splitwire.codec.errors import SplitwireError
+from splitwire.codec.shared.providers import TENSORRT
 from splitwire.codec.wire.reply import Outputs
 from splitwire.runtime_cloud.admission import MAX_BATCH
 from splitwire.runtime_cloud.session import BatchCosts, CloudSession
@@ -55,6 +57,9 @@ def measure(session: CloudSession) -> BatchCosts:
         return _alone(session, first, decode_s, f"it takes a batch of {decoded.batch} and no other")
     if decoded.sizes:
         return _alone(session, first, decode_s, "sizes cross the cut, and each frame has its own")
+    if session.provider == TENSORRT:  # it builds an engine for the shapes it has seen: this covers all of them
+        with suppress(Exception):  # it takes no batches, which the comparison says below
+            session.run_back([np.concatenate([x] * MAX_BATCH) for x in first])
     second = session.decode(session.random_frame(1)).tensors
     reason = mixes(session, first, second)
     if reason:

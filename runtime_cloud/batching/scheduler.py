@@ -15,7 +15,6 @@ they wait for the refusal, at most HOLD_S. So they take a small share of the eve
 from __future__ import annotations
 
 import asyncio
-import os
 import queue
 import threading
 import time
@@ -26,6 +25,7 @@ from contextlib import suppress
 from weakref import WeakKeyDictionary
 
 from splitwire.codec.errors import DeadlineExceeded, ServerBusy
+from splitwire.codec.shared.device import usable_cores
 from splitwire.runtime_cloud.admission import ServerLimits
 from splitwire.runtime_cloud.call import Call
 from splitwire.runtime_cloud.observe import Observer
@@ -66,8 +66,7 @@ class Scheduler:
         self._fresh: list[Job] = []
         self._timer: asyncio.TimerHandle | None = None
         self._held: deque[tuple[float, asyncio.Future[Done], ServerBusy]] = deque()
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        helpers = min(HELPERS, cores - 1)
+        helpers = min(HELPERS, usable_cores() - 1)
         self._helpers = ThreadPoolExecutor(helpers, "splitwire-decode") if helpers > 0 else None
 
     @property

@@ -8,6 +8,7 @@ from typing import Any
 
 from splitwire.codec.errors import FingerprintMismatch, UsageError
 from splitwire.codec.profile import BACK
+from splitwire.codec.shared.providers import short_name
 from splitwire.codec.wire.frame import SHORT_FINGERPRINT
 from splitwire.runtime_cloud.session import CloudSession
 
@@ -74,6 +75,7 @@ def describe(session: CloudSession) -> dict[str, Any]:
         ],
         "tensors": [{"name": t.name, "shape": list(t.shape), "dtype": "float32"} for t in profile.tensors],
         "outputs": list(session.outputs),
+        "provider": short_name(session.provider),
     }
 
 

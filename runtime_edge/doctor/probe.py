@@ -95,7 +95,7 @@ def front(path: str, threads: str, provider: str) -> dict[str, Any]:
 
     from splitwire.codec.codec import FeatureCodec
     from splitwire.codec.kernels.compilation.policy import STORE
-    from splitwire.runtime_edge.engine.providers import full_name
+    from splitwire.codec.shared.providers import full_name
     from splitwire.runtime_edge.graph import open_front
 
     start = time.perf_counter()

@@ -13,10 +13,10 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from splitwire.codec.errors import DeviceError, SplitwireError
+from splitwire.codec.shared.providers import CPU, TENSORRT, choose, short_name
 from splitwire.runtime_edge.events import Event, EventSink, ignore
 
 from .opening import open_on
-from .providers import CPU, TENSORRT, Choice, choose, short_name
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -170,11 +170,11 @@ def open_engine(
     choice = choose(ort.get_available_providers() if offered is None else offered, providers)
     if choice.order[0] == TENSORRT:
         engine = Engine(opener(path, [CPU], threads), CPU)
-        builders = [(p, _builder(opener, path, following, threads)) for p, following in _attempts(choice) if p != CPU]
+        builders = [(p, _builder(opener, path, following, threads)) for p, following in choice.attempts() if p != CPU]
         engine.build(builders, forced=choice.forced, on_event=on_event)
         return engine
     passed_over: list[str] = []
-    for provider, following in _attempts(choice):
+    for provider, following in choice.attempts():
         try:
             return Engine(opener(path, following, threads), provider, passed_over)
         except DeviceError as e:
@@ -191,13 +191,6 @@ def zeros(session: Any) -> dict[str, NDArray[Any]]:
         i.name: np.zeros([n if isinstance(n, int) else 1 for n in i.shape], TYPES.get(i.type, np.float32))
         for i in session.get_inputs()
     }
-
-
-def _attempts(choice: Choice) -> list[tuple[str, list[str]]]:
-    """Each provider to try, with the list for ONNX Runtime: itself first, then those that take what it does not."""
-    if choice.forced:
-        return [(choice.order[0], list(choice.order))]
-    return [(provider, list(choice.order[i:])) for i, provider in enumerate(choice.order)]
 
 
 def _builder(opener: Opener, path: Path, providers: list[str], threads: int | None) -> Callable[[], Any]:

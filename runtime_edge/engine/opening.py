@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,17 +10,14 @@ from typing import Any
 import onnxruntime as ort
 
 from splitwire.codec.errors import DeviceError, ProfileError
-from splitwire.codec.shared.cache import cache_folder
 from splitwire.codec.shared.device import int8_overflows
-from splitwire.codec.shared.sessions import ProviderOptions, open_graph, open_session
+from splitwire.codec.shared.providers import CPU, nodes_of, provider_options, short_name
+from splitwire.codec.shared.sessions import open_graph, open_session
 from splitwire.codec.shared.telemetry import stop_events
 
 from .optimised import OptimisedGraph
-from .providers import CPU, TENSORRT, short_name
 
 stop_events(ort)
-
-TENSORRT_FOLDER = "tensorrt"
 
 
 def open_on(path: Path, providers: Sequence[str], threads: int | None) -> Any:
@@ -38,36 +34,6 @@ def open_on(path: Path, providers: Sequence[str], threads: int | None) -> Any:
     if nodes_of(session, providers[0]) == 0:
         raise DeviceError(f"{short_name(providers[0])} takes no node of {path.name}, so the graph would run elsewhere")
     return session
-
-
-def provider_options(provider: str, environment: Mapping[str, str] = os.environ) -> ProviderOptions:
-    """The options of a provider; {} for those that need none.
-
-    TensorRT keeps its engines and the times of its kernels in the cache folder: to build an engine takes minutes.
-    (onnxruntime.ai, TensorRT Execution Provider, "TensorRT EP Caches")
-    """
-    if provider != TENSORRT:
-        return {}
-    try:
-        folder = cache_folder(environment) / TENSORRT_FOLDER
-        folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):
-        return {}
-    return {
-        "trt_engine_cache_enable": "1",
-        "trt_engine_cache_path": str(folder),
-        "trt_timing_cache_enable": "1",
-        "trt_timing_cache_path": str(folder),
-    }
-
-
-def nodes_of(session: Any, provider: str) -> int | None:
-    """How many nodes of the graph run on this provider; None where ONNX Runtime does not say (before 1.24)."""
-    with suppress(Exception):  # not recorded, or not known to this version
-        return sum(
-            len(part.get_nodes()) for part in session.get_provider_graph_assignment_info() if part.ep_name == provider
-        )
-    return None
 
 
 def _open_on_cpu(path: Path, threads: int | None) -> Any:

@@ -27,8 +27,8 @@ from splitwire.codec.errors import (
     TransportError,
     UsageError,
 )
+from splitwire.codec.shared.providers import full_name
 from splitwire.runtime_edge.control import Capture, DriftMonitor, RateController
-from splitwire.runtime_edge.engine.providers import full_name
 from splitwire.runtime_edge.events import Event, EventSink, ignore
 from splitwire.runtime_edge.results import SplitResult
 from splitwire.runtime_edge.session import EdgeSession

@@ -23,9 +23,25 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for every network.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 lets the system choose.")] = 8500,
     max_body: Annotated[float, typer.Option(help="Largest frame that is accepted, MiB.")] = 16.0,
-    concurrency: Annotated[int, typer.Option(min=1, help="Inferences at a time.")] = 2,
+    concurrency: Annotated[
+        int | None, typer.Option(min=1, help="Inferences at a time.", show_default="2; 1 on a single core")
+    ] = None,
     queue: Annotated[int, typer.Option(min=0, help="Frames that may wait; further frames are refused.")] = 32,
+    max_batch: Annotated[
+        int, typer.Option(min=1, max=32, help="Most images of an inference that frames share; 1: none do.")
+    ] = 8,
+    max_delay_ms: Annotated[
+        float, typer.Option(min=0, max=999, help="How long a frame waits for others while its model is busy.")
+    ] = 0.0,
     threads: Annotated[int | None, typer.Option(help="Threads of one inference.")] = None,
+    provider: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What runs the models: CPU, CUDA, TensorRT, …; fails if it does not start. Again: who takes what the first"
+            " does not take.",
+            show_default="CUDA if it starts, else the CPU",
+        ),
+    ] = None,
     grace: Annotated[int, typer.Option(min=0, help="Seconds that running requests get to finish at shutdown.")] = 30,
     as_json: Annotated[
         bool, typer.Option("--json", help='Print one line {"url": ..., "pid": ...} when ready, and nothing else.')
@@ -33,7 +49,10 @@ def serve(
 ) -> None:
     """Serve the back halves of exported models until SIGTERM or Ctrl-C."""
     import msgspec
+    import onnxruntime as ort
 
+    from splitwire.codec.shared.device import usable_cores
+    from splitwire.codec.shared.providers import full_name, short_name
     from splitwire.runtime_cloud.admission import ServerLimits
     from splitwire.runtime_cloud.engines.process import log_to_stderr
     from splitwire.runtime_cloud.engines.process import serve as run_server
@@ -43,8 +62,16 @@ def serve(
         raise UsageError(f"--max-body must be more than 0 and up to {MAX_BODY:,} MiB, is {max_body:g}")
     body = max(1, int(max_body * (1 << 20)))
     buffered = max(ServerLimits.max_buffered, body)
-    limits = ServerLimits(max_body=body, max_buffered=buffered, concurrency=concurrency, queue=queue)
-    models = load_models(directory, threads=threads)
+    limits = ServerLimits(
+        max_body=body,
+        max_buffered=buffered,
+        concurrency=min(2, usable_cores()) if concurrency is None else concurrency,
+        queue=queue,
+        max_batch=max_batch,
+        max_delay=max_delay_ms / 1e3,
+    )
+    names = None if not provider else [full_name(name, ort.get_available_providers()) for name in provider]
+    models = load_models(directory, threads=threads, providers=names)
     log_to_stderr()
 
     def ready(url: str) -> None:
@@ -57,7 +84,9 @@ def serve(
             profile = session.profile
             points = ", ".join(p.name for p in profile.operating_points)
             line = f"{profile.model} after {profile.cut}, pair {session.fingerprint.hex()}, operating points {points}"
-            out.print(line, markup=False, soft_wrap=True)
+            out.print(f"{line}, on {short_name(session.provider)}", markup=False, soft_wrap=True)
+            for reason in session.passed_over:
+                err.print(reason, markup=False, soft_wrap=True)
         out.print(f"Serving at {url} (Ctrl-C stops)", markup=False, soft_wrap=True)
 
     unfinished = run_server(models, host=host, port=port, limits=limits, grace_s=grace, on_ready=ready)

@@ -224,6 +224,7 @@ def test_description(session: CloudSession):
             {"name": "side", "shape": [6], "dtype": "float32"},
         ],
         "outputs": ["logits", "best"],
+        "provider": "CPU",
     }
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import onnxruntime as ort
 
 from splitwire.codec.errors import UsageError
-from splitwire.runtime_edge.engine.providers import full_name
+from splitwire.codec.shared.providers import full_name
 from splitwire.runtime_edge.events import EventSink, ignore
 from splitwire.runtime_edge.transport import HttpTransport, StreamTransport, Timeouts, Tls, TokenFile
 

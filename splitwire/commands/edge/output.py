@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from splitwire.codec.shared.providers import short_name
 from splitwire.codec.shared.text import printable
 from splitwire.console import err, out, print_json
-from splitwire.runtime_edge.engine.providers import short_name
 from splitwire.runtime_edge.events import Event
 from splitwire.runtime_edge.findings import Classes, Detections, Findings, Segments, Values, document
 

@@ -13,10 +13,10 @@ import pytest
 from runtime_helpers import Pair, images
 
 from splitwire.codec.errors import DeviceError, UsageError
+from splitwire.codec.shared.providers import choose, nodes_of, provider_options
 from splitwire.codec.wire.reply import encode_reply
 from splitwire.runtime_edge.engine import CPU, CUDA, TENSORRT, engine, open_engine, short_name
-from splitwire.runtime_edge.engine.opening import nodes_of, open_on, provider_options
-from splitwire.runtime_edge.engine.providers import choose
+from splitwire.runtime_edge.engine.opening import open_on
 from splitwire.runtime_edge.events import Event
 from splitwire.runtime_edge.session import EdgeSession
 from splitwire.runtime_edge.transport import LoopbackTransport
