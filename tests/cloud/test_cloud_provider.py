@@ -55,7 +55,7 @@ def test_a_provider_that_is_demanded_starts_or_nothing_does(pair: Pair):
     assert opened(pair, Opener(), providers=[TENSORRT, CUDA]).provider == TENSORRT
     with pytest.raises(DeviceError, match="no driver"):
         opened(pair, Opener(TENSORRT), providers=[TENSORRT, CUDA])
-    with pytest.raises(DeviceError, match="execution provider 'CUDAExecutionProvider' is not here; .* has CPU"):
+    with pytest.raises(DeviceError, match=r"'CUDAExecutionProvider' is not here; .* has CPU"):
         opened(pair, Opener(), providers=[CUDA], offered=[CPU])
 
 

@@ -42,6 +42,7 @@ ERROR_CODES = {
     "LimitExceeded": "limit_exceeded",
     "TransportError": "transport",
     "ConnectTimeout": "connect_timeout",
+    "DeadlineExceeded": "deadline_exceeded",
     "RequestTimeout": "request_timeout",
     "CircuitOpen": "circuit_open",
     "ServerBusy": "server_busy",
