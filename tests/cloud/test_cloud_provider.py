@@ -74,11 +74,11 @@ def test_tensorrt_sees_the_largest_batch_first(pair: Pair, monkeypatch: pytest.M
     sizes: list[int] = []
     run_back = session.run_back
 
-    def counted(tensors: Any, sizes_: Any = ()) -> Any:
+    def counted(tensors: Any, *others: Any) -> Any:
         sizes.append(len(tensors[0]))
-        return run_back(tensors, sizes_)
+        return run_back(tensors, *others)
 
-    session.run_back = counted  # type: ignore[method-assign]  # as before, and it counts
+    session.run_back = counted  # type: ignore[method-assign, assignment]  # as before, and it counts
     monkeypatch.setattr(CloudSession, "provider", TENSORRT)
     measure(session)
     assert sizes[:4] == [32, 1, 1, 2]
