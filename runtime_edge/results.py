@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from splitwire.codec.errors import ShapeMismatch
 from splitwire.codec.wire.reply import Outputs
@@ -37,7 +38,8 @@ class SplitResult:
     bytes_sent: bytes written to the socket, HTTP head and retries included. frame_bytes: bytes of the frame alone.
     bits_per_element: 8·frame_bytes divided by the elements of the feature tensors of all images of the batch.
     attempts: 1, unless the transport repeated a failed attempt. provider: the execution provider of ONNX Runtime that
-    ran the front; "" where the caller brought the features.
+    ran the front; "" where the caller brought the features. where: what ran the back half: the "cloud", or this
+    "device" while the cloud was away; then no bytes were sent.
     """
 
     outputs: Outputs
@@ -48,6 +50,7 @@ class SplitResult:
     timings: Timings
     attempts: int
     provider: str = ""
+    where: Literal["cloud", "device"] = "cloud"
 
     def __repr__(self) -> str:
         """One line, with the shapes of the outputs."""

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from .events import EventSink
     from .sources import Source
-    from .stream import DriftPart, Policy, RatePart, SkipPart, SpoolPart, Stream
+    from .stream import DriftPart, Fallback, Policy, RatePart, SkipPart, SpoolPart, Stream
 
     Picture = str | Path | Image | NDArray[Any]
 
@@ -284,6 +284,7 @@ class EdgeSession:
         skip: SkipPart | None = None,
         spool: SpoolPart | None = None,
         wait_s: float = 0.0,
+        fallback: Fallback | None = None,
         on_event: EventSink | None = None,
     ) -> Stream:
         """Run the whole network on all pictures of a source, several at a time, and return their results in order.
@@ -300,6 +301,8 @@ class EdgeSession:
         rate: chooses the operating point of each frame. drift: watches the features. skip: decides which frames are
             sent. spool: keeps the frames that cannot be delivered.
         wait_s: seconds for which a frame is sent again while the server is away; then it is spooled, or failed.
+        fallback: answers on this device while the server is away, instead of waiting and spooling: a LoopbackTransport
+            of a CloudSession, where the device holds back.onnx. `SplitResult.where` tells. The caller closes it.
         on_event: takes events; called in any thread.
         Raises UsageError. Errors of one picture or frame are in its StreamResult.
         """
@@ -309,7 +312,7 @@ class EdgeSession:
 
         stream = Stream.start(
             self, as_source(source), policy=policy, in_flight=in_flight, rate=rate, drift=drift, skip=skip,
-            spool=spool, wait_s=wait_s, on_event=on_event,
+            spool=spool, wait_s=wait_s, fallback=fallback, on_event=on_event,
         )  # fmt: skip
         self._streams.add(stream)
         return stream

@@ -171,7 +171,7 @@ def stream_of(stages: Sleeping, frames: int, interval_s: float, policy: Policy) 
 
     return Stream.start(
         stages, as_source(arrays()), policy=policy, in_flight=None, rate=None, drift=None, skip=None, spool=None,
-        wait_s=0.0, on_event=None,
+        wait_s=0.0, fallback=None, on_event=None,
     )  # fmt: skip
 
 

@@ -34,13 +34,15 @@ class DeviceSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class ModelSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The front half.
 
-    front: path of front.onnx. provider: execution provider of ONNX Runtime; auto takes the best that is installed.
+    front: path of front.onnx. back: path of back.onnx, with which this device answers while the server is away; empty:
+    frames wait for the server. provider: execution provider of ONNX Runtime; auto takes the best that is installed.
     threads: of one inference; 0 lets ONNX Runtime choose. op: a fixed operating point; empty: the rate control chooses,
     or without `[rate] target_ms` the pair's default is used. min_op: the rate control takes no coarser point. task:
     what the outputs are; empty: as the pair says. min_score: detections with a smaller score are only counted.
     """
 
     front: str
+    back: str = ""
     provider: str = "auto"
     threads: Annotated[int, Meta(ge=0)] = 0
     op: str = ""

@@ -1,4 +1,4 @@
-"""What a service is made of: a link that can be replaced, rate and skip that can, the sample; and making all of it.
+"""What a service is made of: a link that can be replaced, rate and skip that can; and making all of it.
 
 `prepare` makes everything that can be wrong in a configuration, and collects what is, before anything starts.
 """
@@ -6,14 +6,13 @@
 from __future__ import annotations
 
 import os
-import queue
 import re
 import secrets
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -21,19 +20,18 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import onnxruntime as ort
 
 from splitwire.codec.errors import (
-    NonFiniteFeatures,
     ServerBusy,
     SplitwireError,
     TransportError,
     UsageError,
 )
 from splitwire.codec.shared.providers import full_name
-from splitwire.runtime_edge.control import Capture, DriftMonitor, RateController
+from splitwire.runtime_edge.control import DriftMonitor, RateController
 from splitwire.runtime_edge.events import Event, EventSink, ignore
 from splitwire.runtime_edge.results import SplitResult
 from splitwire.runtime_edge.session import EdgeSession
 from splitwire.runtime_edge.sources import Source, open_source
-from splitwire.runtime_edge.stream.parts import Decision, Look
+from splitwire.runtime_edge.stream.parts import Decision, Fallback, Look
 from splitwire.runtime_edge.stream.skip import Sameness, Skip, SkipTable
 from splitwire.runtime_edge.transport import HttpTransport, Key, Reply, StreamTransport, Timeouts, Tls, TokenFile
 from splitwire.runtime_edge.waiting import may_pass
@@ -48,11 +46,12 @@ if TYPE_CHECKING:
 
     from splitwire.codec.profile import CodecProfile
 
+    from .sample import Sample
+
 CONNECT_S = 5.0
 SPARE_CONNECTIONS = 2
 """Connections beside those of the frames in flight: the drain has its own."""
 LEAST_CONNECTIONS = 8
-SAMPLE_WAITING = 2
 T = TypeVar("T")
 
 
@@ -243,47 +242,6 @@ class Drift:
         return self._monitor.observe(features, frame_bytes, op=self._rate.fixed)
 
 
-class Sample:
-    """Collects pictures for a recalibration, in a thread of its own: a frame never waits for it.
-
-    monitor: of this sample alone; None: all pictures are equally strange. on_event: gets `capture_failed` when pictures
-    begin to get lost, and `capture_back`.
-    """
-
-    def __init__(self, capture: Capture, monitor: DriftMonitor | None, on_event: EventSink) -> None:
-        self._capture, self._monitor, self._on_event = capture, monitor, on_event
-        self._looks: queue.Queue[Look | None] = queue.Queue(SAMPLE_WAITING)
-        self._failing = False
-        self._thread = threading.Thread(target=self._run, name="splitwire-sample", daemon=True)
-        self._thread.start()
-
-    def offer(self, look: Look) -> None:
-        """Look at a frame, unless others still wait."""
-        with suppress(queue.Full):
-            self._looks.put_nowait(look)
-
-    def close(self) -> None:
-        """End the thread. What waits is looked at before."""
-        self._looks.put(None)
-        self._thread.join(CONNECT_S)
-
-    def _run(self) -> None:
-        while (look := self._looks.get()) is not None:
-            try:
-                score = 0.0 if self._monitor is None else self._monitor.strangeness(look.features)
-                self._capture.picture(look.captured.image, score)
-            except (UsageError, NonFiniteFeatures):
-                continue  # the picture is gone already, or is none
-            except SplitwireError as e:
-                if not self._failing:
-                    self._on_event(Event(kind="capture_failed", text=f"the sample takes no pictures: {e}"))
-                self._failing = True
-            else:
-                if self._failing:
-                    self._on_event(Event(kind="capture_back", text="the sample takes pictures again"))
-                self._failing = False
-
-
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
     """Everything that a configuration makes before anything starts."""
@@ -293,10 +251,17 @@ class Prepared:
     source: Source
     skip: Skip | None
     rate: RateController | None
+    fallback: Fallback | None
 
 
-def prepare(config: EdgeConfig, on_event: EventSink, carrier: Carrier | None = None) -> Prepared:
-    """Make the parts, without connecting or writing anything. carrier: the transport, for tests.
+def prepare(
+    config: EdgeConfig,
+    on_event: EventSink,
+    carrier: Carrier | None = None,
+    open_fallback: Callable[[str], Fallback] | None = None,
+) -> Prepared:
+    """Make the parts, without connecting or writing anything. carrier: the transport, for tests. open_fallback: opens
+    `[model] back`; None where the application has no cloud runtime.
 
     Raises Problems with a line for each mistake.
     """
@@ -316,7 +281,7 @@ def prepare(config: EdgeConfig, on_event: EventSink, carrier: Carrier | None = N
         patient=bool(config.spool.path),
         on_event=on_event,
     )
-    skip = rate = None
+    skip = rate = fallback = None
     session = tried(lambda: _open_session(config, link, on_event))
     if session is not None:
         profile = session.profile
@@ -324,6 +289,7 @@ def prepare(config: EdgeConfig, on_event: EventSink, carrier: Carrier | None = N
             lines.append("[model] front was exported without preprocessing: it takes arrays only, not pictures")
         skip = tried(lambda: open_skip(config, profile))
         rate = tried(lambda: open_rate(config, profile))
+        fallback = tried(lambda: _open_fallback(config, open_fallback))
     source = tried(lambda: _open_source(config, on_event))
     for check in (
         *(lambda outlet=outlet: _check_outlet(outlet) for outlet in config.outlet),
@@ -338,7 +304,7 @@ def prepare(config: EdgeConfig, on_event: EventSink, carrier: Carrier | None = N
         if source is not None:
             source.close()
         raise Problems(lines)
-    return Prepared(link=link, session=session, source=source, skip=skip, rate=rate)
+    return Prepared(link=link, session=session, source=source, skip=skip, rate=rate, fallback=fallback)
 
 
 def device_id(config: EdgeConfig) -> str:
@@ -408,19 +374,15 @@ def open_rate(config: EdgeConfig, profile: CodecProfile) -> RateController | Non
     )
 
 
-def open_sample(config: EdgeConfig, session: EdgeSession, on_event: EventSink) -> Sample | None:
-    """The sample of `[drift] capture`, if there is one. Makes its folder. Raises DeviceError."""
-    if not config.drift.capture:
+def _open_fallback(config: EdgeConfig, make: Callable[[str], Fallback] | None) -> Fallback | None:
+    if not config.model.back:
         return None
-    capture = Capture(
-        config.drift.capture,
-        max_bytes=max(1, int(config.drift.capture_mb * 1e6)),
-        every_s=config.drift.capture_every_s,
-    )
-    reference = session.drift_reference
-    single = session.input_shape[0] in (None, 1)
-    monitor = None if reference is None or not single else DriftMonitor(session.profile, reference)
-    return Sample(capture, monitor, on_event)
+    if make is None:
+        raise UsageError("[model] back: this application does not run back halves; `splitwire edge serve` does")
+    try:
+        return make(config.model.back)
+    except SplitwireError as e:
+        raise UsageError(f"[model] back: {e}") from e
 
 
 def _open_session(config: EdgeConfig, link: Link, on_event: EventSink) -> EdgeSession:

@@ -26,7 +26,7 @@ from splitwire.runtime_edge.control import DriftMonitor
 from splitwire.runtime_edge.events import Event, Field
 from splitwire.runtime_edge.findings import document, find
 from splitwire.runtime_edge.spool import Drain, Spool, Spooled
-from splitwire.runtime_edge.stream import Stream, StreamResult
+from splitwire.runtime_edge.stream import Fallback, Stream, StreamResult
 from splitwire.runtime_edge.transport import Reply
 
 from .config import RELOADED, EdgeConfig
@@ -38,15 +38,14 @@ from .parts import (
     Drift,
     Prepared,
     RateSwitch,
-    Sample,
     SkipSwitch,
     device_id,
     open_carrier,
     open_rate,
-    open_sample,
     open_skip,
     prepare,
 )
+from .sample import Sample, open_sample
 from .systemd import Notifier, Watchdog
 
 Command = Literal["stop", "reload", "ended"]
@@ -70,7 +69,8 @@ class Service:
     """The edge, running.
 
     config: as it was read. reread: reads it again, for `reload`; it raises UsageError. notifier: None for systemd's.
-    carrier: the transport instead of that of `[server]`, for tests.
+    carrier: the transport instead of that of `[server]`, for tests. open_fallback: opens the back half of `[model]
+    back`, as a transport that answers on this device.
     """
 
     def __init__(
@@ -80,11 +80,12 @@ class Service:
         reread: Callable[[], EdgeConfig] | None = None,
         notifier: Notifier | None = None,
         carrier: Carrier | None = None,
+        open_fallback: Callable[[str], Fallback] | None = None,
     ) -> None:
         self.config = config
         self.commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self.metrics = Metrics(device_id(config))
-        self._reread, self._carrier = reread, carrier
+        self._reread, self._carrier, self._open_fallback = reread, carrier, open_fallback
         self._notifier = Notifier() if notifier is None else notifier
         self._pumps: tuple[Pump, ...] = ()
         self._pumps_lock = threading.Lock()
@@ -125,7 +126,7 @@ class Service:
         """
         config = self.config
         set_up_logs(config.log.level, config.log.format)
-        self._parts = parts = prepare(config, self.tell, self._carrier)
+        self._parts = parts = prepare(config, self.tell, self._carrier, self._open_fallback)
         drain: Drain | None = None
         sample: Sample | None = None
         try:
@@ -198,6 +199,7 @@ class Service:
             spool=self._spool,
             # Without a spool only waiting keeps a frame, and only a source that can wait may be made to.
             wait_s=config.server.deadline_s if self._spool is None and config.source.policy == "block" else 0.0,
+            fallback=parts.fallback,
             on_event=self.tell,
         )
         taking = threading.Thread(target=self._take, args=(stream,), name="splitwire-results", daemon=True)
@@ -270,7 +272,12 @@ class Service:
         if answer is not None:
             line |= self._found(answer.outputs, result.size)
             if result.status == "answered":
-                line |= {"op": answer.op, "frame_bytes": answer.frame_bytes, "bytes_sent": answer.bytes_sent}
+                line |= {
+                    "op": answer.op,
+                    "where": answer.where,
+                    "frame_bytes": answer.frame_bytes,
+                    "bytes_sent": answer.bytes_sent,
+                }
                 m.bytes_sent.inc(answer.bytes_sent)
                 m.age.observe(result.age_ms / 1e3)
                 for stage in STAGES:

@@ -10,13 +10,14 @@ parts.py       StreamResult, and the interfaces of what plugs in: skip, rate, dr
 """
 
 from .channel import POLICIES, Policy
-from .parts import Decision, DriftPart, Look, RatePart, SkipPart, SpoolPart, StreamResult, StreamStats
+from .parts import Decision, DriftPart, Fallback, Look, RatePart, SkipPart, SpoolPart, StreamResult, StreamStats
 from .stream import Stream
 
 __all__ = [
     "POLICIES",
     "Decision",
     "DriftPart",
+    "Fallback",
     "Look",
     "Policy",
     "RatePart",

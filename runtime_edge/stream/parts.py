@@ -134,6 +134,12 @@ class SkipPart(Protocol):
         ...
 
 
+class Fallback(Protocol):
+    """Answers a frame on this device. Called by several threads."""
+
+    def send(self, frame: bytes, key: Key | None = None) -> Reply: ...
+
+
 class RatePart(Protocol):
     """Chooses the operating point of each frame. Called by several threads."""
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from splitwire.codec.errors import BitstreamError, SplitwireError, TransportError, UsageError
@@ -22,7 +22,19 @@ from splitwire.runtime_edge.waiting import FIRST_PAUSE_S, MAX_PAUSE_S, may_pass
 
 from .channel import Channel, Ended, Policy
 from .ordered import Ordered
-from .parts import Decision, DriftPart, Look, RatePart, Size, SkipPart, SpoolPart, Stages, Status, StreamResult
+from .parts import (
+    Decision,
+    DriftPart,
+    Fallback,
+    Look,
+    RatePart,
+    Size,
+    SkipPart,
+    SpoolPart,
+    Stages,
+    Status,
+    StreamResult,
+)
 from .window import Window
 
 if TYPE_CHECKING:
@@ -64,6 +76,7 @@ class Parts:
     drift: DriftPart | None
     skip: SkipPart | None
     spool: SpoolPart | None
+    fallback: Fallback | None
     on_event: EventSink
 
 
@@ -309,6 +322,9 @@ class Pipeline:
                 passes = isinstance(e, TransportError) and may_pass(e)
                 if rate is not None and isinstance(e, TransportError):
                     rate.lost(now)
+                if passes and self._parts.fallback is not None:
+                    self._answer_here(job, self._parts.fallback, frame, op, ms)
+                    return None
                 if passes and now < deadline and not self._stopping.wait(min(pause, deadline - now)):
                     pause = min(2 * pause, MAX_PAUSE_S)
                     continue
@@ -330,6 +346,21 @@ class Pipeline:
         job.status = "answered"
         job.front = job.input = None
         return seconds
+
+    def _answer_here(self, job: Job, fallback: Fallback, frame: bytes, op: str | None, ms: tuple[float, float]) -> None:
+        """Let this device run the back half. Raises SplitwireError."""
+        front, x = job.front, job.input
+        if front is None or x is None:
+            raise AssertionError("a job without features was sent")
+        begin = time.perf_counter()
+        reply = fallback.send(frame)
+        seconds = time.perf_counter() - begin
+        found = self._stages.assemble(
+            front, reply, op=op, images=len(x), frame_bytes=len(frame), ms=(*ms, seconds * 1e3)
+        )
+        job.result = replace(found, where="device", bytes_sent=0)
+        job.status, job.key = "answered", None
+        job.front = job.input = None
 
     def _audit(self, repeated: SplitResult, answered: SplitResult) -> None:
         if self._parts.skip is not None:

@@ -12,7 +12,7 @@ from splitwire.codec.errors import UsageError
 from splitwire.runtime_edge.events import EventSink, ignore
 
 from .channel import POLICIES, Ended, Policy
-from .parts import DriftPart, RatePart, SkipPart, SpoolPart, Stages, StreamResult, StreamStats
+from .parts import DriftPart, Fallback, RatePart, SkipPart, SpoolPart, Stages, StreamResult, StreamStats
 from .pipeline import Parts, Pipeline
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ class Stream:
         skip: SkipPart | None,
         spool: SpoolPart | None,
         wait_s: float,
+        fallback: Fallback | None,
         on_event: EventSink | None,
     ) -> Self:
         """Start the stages. The arguments are those of `EdgeSession.stream`. Raises UsageError."""
@@ -60,7 +61,7 @@ class Stream:
             raise UsageError(f"in_flight must be 1 to {MAX_IN_FLIGHT}, got {in_flight}")
         if wait_s < 0:
             raise UsageError(f"wait_s must be 0 or more, got {wait_s}")
-        parts = Parts(rate=rate, drift=drift, skip=skip, spool=spool, on_event=on_event or ignore)
+        parts = Parts(rate=rate, drift=drift, skip=skip, spool=spool, fallback=fallback, on_event=on_event or ignore)
         pipeline = Pipeline(
             stages,
             source,

@@ -16,6 +16,7 @@ from .output import on_one_line
 
 if TYPE_CHECKING:
     from splitwire.runtime_edge.service.config import EdgeConfig
+    from splitwire.runtime_edge.transport import LoopbackTransport
 
 
 def serve(
@@ -34,7 +35,7 @@ def serve(
     read = load_config(config)
     try:
         if check:
-            parts = prepare(read, on_event=lambda _: None)
+            parts = prepare(read, on_event=lambda _: None, open_fallback=open_fallback)
             parts.source.close()
             parts.session.close()
         else:
@@ -48,11 +49,19 @@ def serve(
         _print(read, as_json=as_json)
 
 
+def open_fallback(back: str) -> LoopbackTransport:
+    """The back half on this device. Raises what CloudSession raises."""
+    from splitwire.runtime_cloud.session import CloudSession
+    from splitwire.runtime_edge.transport import LoopbackTransport
+
+    return LoopbackTransport(CloudSession(back).handle)
+
+
 def _run(read: EdgeConfig, path: Path) -> None:
     from splitwire.runtime_edge.service.config import load_config
     from splitwire.runtime_edge.service.service import Service
 
-    service = Service(read, reread=lambda: load_config(path))
+    service = Service(read, reread=lambda: load_config(path), open_fallback=open_fallback)
     stopping = False
 
     def stop(number: int, _: object) -> None:

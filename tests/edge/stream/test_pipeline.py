@@ -39,7 +39,7 @@ from splitwire.runtime_edge.transport import Key, LoopbackTransport
 def start(stages: Staged, source: Source, **options: Any) -> Stream:
     chosen: dict[str, Any] = {
         "policy": "block", "in_flight": None, "rate": None, "drift": None, "skip": None, "spool": None, "wait_s": 0.0,
-        "on_event": None, **options,
+        "fallback": None, "on_event": None, **options,
     }  # fmt: skip
     return Stream.start(stages, source, **chosen)
 
@@ -258,7 +258,7 @@ def test_the_spool_of_the_package_fits(tmp_path: Any):
 
 
 def parts(rate: RateController, drift: DriftMonitor, spool: Spool, skip: Skip | Trial) -> Parts:
-    return Parts(rate=rate, drift=drift, spool=spool, skip=skip, on_event=print)
+    return Parts(rate=rate, drift=drift, spool=spool, fallback=LoopbackTransport(bytes), skip=skip, on_event=print)
 
 
 class Rate:
