@@ -30,7 +30,8 @@ class ServerLimits:
     request that is expected to take less runs in the event loop (docs/batching.md); 0: none does. body_timeout: seconds
     in which a body must arrive. retry_after: seconds that a refused client is asked to wait, about. streams: streams
     that are open at a time (docs/stream.md). answers, answer_bytes: how many replies to frames with an idempotency key
-    are remembered, and their bytes; 0 answers: none.
+    are remembered, and their bytes; 0 answers: none. connections: open at a time, streams too. max_head: bytes of the
+    head of a request. head_timeout: seconds in which it must arrive.
     Raises UsageError for values out of range.
     """
 
@@ -46,6 +47,9 @@ class ServerLimits:
     streams: int = 1024
     answers: int = 8192
     answer_bytes: int = 64 << 20
+    connections: int = 960
+    max_head: int = 16 << 10
+    head_timeout: float = 10.0
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_body <= self.max_buffered:
@@ -56,6 +60,8 @@ class ServerLimits:
             raise UsageError(f"need 1 ≤ max_batch ≤ {MAX_BATCH}, 0 ≤ max_delay < 1 and inline ≥ 0")
         if self.answers < 0 or self.answer_bytes < 0:
             raise UsageError("need answers ≥ 0 and answer_bytes ≥ 0")
+        if self.connections < 1 or self.max_head < 256 or self.head_timeout <= 0:
+            raise UsageError("need connections ≥ 1, max_head ≥ 256 and head_timeout > 0")
 
 
 class Gate:

@@ -6,6 +6,7 @@ import errno
 import logging
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,14 +17,17 @@ from starlette.applications import Starlette
 from splitwire.codec.errors import DeviceError, SplitwireError, UsageError
 from splitwire.runtime_cloud.admission import ServerLimits
 from splitwire.runtime_cloud.http.app import Api, create_app
+from splitwire.runtime_cloud.http.protocol import http_protocol
 from splitwire.runtime_cloud.repository import Models
-from splitwire.runtime_cloud.stream import http_protocol
 
 log = logging.getLogger("splitwire.cloud")
 
 KEEPALIVE_S = 75
 """An idle connection is closed after this time. The edge closes after 60 s, so the edge closes first."""
-MAX_HEAD_BYTES = 16 << 10
+
+
+SPARE_DESCRIPTORS = 64
+"""Open files beside the connections: models, logs, the listening socket, libraries."""
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -67,10 +71,12 @@ class _Server(uvicorn.Server):
 
 def make_server(app: Starlette, *, grace_s: int) -> uvicorn.Server:
     """The uvicorn server for the application: few response headers, no access log, a shutdown of limited time."""
+    api: Api = app.state.api
     return _Server(
         uvicorn.Config(
             app,
-            http=http_protocol(),
+            http=http_protocol(api.service.limits),
+            loop="auto" if sys.platform == "win32" else "uvloop",
             ws="none",
             lifespan="on",
             log_config=None,
@@ -80,7 +86,6 @@ def make_server(app: Starlette, *, grace_s: int) -> uvicorn.Server:
             date_header=False,
             timeout_keep_alive=KEEPALIVE_S,
             timeout_graceful_shutdown=grace_s,
-            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
         ),
         app.state.stopping,
     )
@@ -114,6 +119,7 @@ def serve(
         failure.append(e)
         server.should_exit = True
 
+    _allow_descriptors((limits or ServerLimits()).connections)
     app = create_app(models, limits, on_ready=ready, on_failure=failed)
     server = make_server(app, grace_s=grace_s)
     log.info("listening: %s, warming up %d model%s", url, len(models), "" if len(models) == 1 else "s")
@@ -136,6 +142,21 @@ def log_to_stderr(level: int = logging.INFO) -> None:
         logger.handlers[:] = [handler]
         logger.propagate = False
         logger.setLevel(threshold)
+
+
+def _allow_descriptors(connections: int) -> None:
+    """Raise the soft limit of open files to what the connections need, as far as the hard limit allows."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + SPARE_DESCRIPTORS
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, allowed), hard))
+        if allowed < wanted:
+            log.warning("the system allows %d open files; %d connections need %d", allowed, connections, wanted)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 
 import msgspec
 from starlette.responses import Response
@@ -68,6 +69,17 @@ def error_response(status: int, code: str, message: str, headers: Mapping[str, s
     """A response with the body {"error": {"code", "message"}}, which every refusal has."""
     body = msgspec.json.encode({"error": {"code": code, "message": message}})
     return Response(body, status, dict(headers or {}), media_type="application/json")
+
+
+def plain_response(status: int, code: str, message: str, *, retry_after: float | None = None) -> bytes:
+    """The bytes of a refusal by a connection, before any request reaches the application. The connection closes."""
+    body = msgspec.json.encode({"error": {"code": code, "message": message}})
+    later = "" if retry_after is None else f"Retry-After: {max(1, math.ceil(retry_after))}\r\n"
+    head = (
+        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n{later}Connection: close\r\n\r\n"
+    )
+    return head.encode("ascii") + body
 
 
 def refusal(error: SplitwireError, headers: Mapping[str, str] | None = None) -> Response:

@@ -6,6 +6,6 @@ connection.py    one stream: records in, inference, replies out
 """
 
 from .streams import Streams
-from .upgrade import http_protocol, open_stream
+from .upgrade import open_stream
 
-__all__ = ["Streams", "http_protocol", "open_stream"]
+__all__ = ["Streams", "open_stream"]
