@@ -8,7 +8,7 @@
     admission.py   limits, and the bytes of all bodies
     idempotency.py answers by key, for frames that are sent again
     service.py     what every protocol calls: a request for an inference in, the reply out
-    http/          connections and their limits, the routes under /v1, several frames in one request, the status of errors
+    http/          connections and their limits, the routes under /v1, batches, the status of errors
     stream/        the server's half of the stream protocol
     engines/       the process: socket, signals, log (uvicorn)
 
