@@ -45,7 +45,6 @@ ERROR_CODES = {
     "DeadlineExceeded": "deadline_exceeded",
     "RequestTimeout": "request_timeout",
     "CircuitOpen": "circuit_open",
-    "DeadlineExceeded": "deadline_exceeded",
     "ServerBusy": "server_busy",
     "AuthRefused": "auth_refused",
     "BadResponse": "bad_response",
