@@ -80,13 +80,15 @@ Name = Annotated[str, Meta(pattern=NAME_PATTERN)]
 Window = Annotated[int, Meta(ge=1, le=MAX_WINDOW)]
 
 
-class Hello(Struct, frozen=True, kw_only=True):
+class Hello(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The first record of a client.
 
     versions: of the protocol, all that the client speaks. device, boot: of the idempotency keys of its frames. counter:
     of the key of the first frame record; where the stream begins or resumes. pair: fingerprint of the pair of all
     frames, 8 bytes; None: each frame says. outputs: names of the outputs that replies shall hold; None for all, empty
-    for none. window: most frames that the client will have in flight.
+    for none. window: most frames that the client will have in flight. deadline: seconds from a frame's arrival after
+    which its inference need not begin; None for never. priority: of the frames: 1 highest, 2 normal, 3 lowest; 0 for
+    the server's default. The last two are left out where they have these values.
     """
 
     versions: Annotated[tuple[Annotated[int, Meta(ge=1, le=255)], ...], Meta(min_length=1, max_length=16)]
@@ -96,6 +98,8 @@ class Hello(Struct, frozen=True, kw_only=True):
     pair: Annotated[bytes, Meta(min_length=8, max_length=8)] | None
     outputs: Annotated[tuple[Annotated[str, Meta(max_length=MAX_NAME)], ...], Meta(max_length=MAX_OUTPUTS)] | None
     window: Window
+    deadline: Annotated[float, Meta(gt=0)] | None = None
+    priority: Annotated[int, Meta(ge=0, le=3)] = 0
 
 
 class Welcome(Struct, frozen=True, kw_only=True):

@@ -18,6 +18,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import Any, cast
@@ -45,9 +46,10 @@ from splitwire.runtime_cloud.idempotency import parse_key
 from splitwire.runtime_cloud.observe import Levels, ModelState, Observer, Telemetry, all_observers
 from splitwire.runtime_cloud.observe.monitor import Monitor
 from splitwire.runtime_cloud.repository import Models, describe
-from splitwire.runtime_cloud.service import Call, Service
+from splitwire.runtime_cloud.service import Call, Service, device_of
 from splitwire.runtime_cloud.stream import Streams, open_stream
 
+from .asked import DEADLINE, DEVICE, PRIORITY, gone, parse_deadline, parse_device, parse_priority
 from .batch import answer_all
 from .statuses import code_of_status, error_response, refusal
 
@@ -100,23 +102,26 @@ class Api:
 
     async def infer(self, request: Request) -> Response:
         self.service.require_ready()
-        await self.service.scheduler.admit()
-        content_type = _content_type(request, BODY_TYPES)
-        key = parse_key(request.headers.get("idempotency-key"))
+        headers = request.headers
         begun = time.perf_counter()
+        asked = _asked(request, begun)
+        key = parse_key(headers.get("idempotency-key"))
+        await self.service.scheduler.admit(device_of(asked) or key.partition(":")[0] or asked.client, asked.priority)
+        content_type = _content_type(request, BODY_TYPES)
         async with self.service.gate.body(request) as frame:
             received = time.perf_counter() - begun
-            trace = request.headers.get("traceparent", "")
-            reply = await self.service.answer(Call(frame=frame, key=key, received=received, trace=trace))
+            trace = headers.get("traceparent", "")
+            reply = await self.service.answer(replace(asked, frame=frame, key=key, received=received, trace=trace))
         checked = asks_for_checksum(content_type) or asks_for_checksum(request.headers.get("accept", ""))
         return Response(with_checksum(reply) if checked else reply, media_type=REPLY_MEDIA_TYPE)
 
     async def batch(self, request: Request) -> Response:
         self.service.require_ready()
-        await self.service.scheduler.admit()
+        asked = _asked(request, time.perf_counter())
+        await self.service.scheduler.admit(device_of(asked) or asked.client, asked.priority)
         _content_type(request, BATCH_TYPES)
         async with self.service.gate.body(request) as body:
-            replies = await answer_all(parse_frames(body), self.service)
+            replies = await answer_all(parse_frames(body), self.service, asked)
         return Response(build_replies(replies), media_type=REPLIES_MEDIA_TYPE)
 
 
@@ -196,6 +201,19 @@ def create_app(
 
     app.state.stopping = stopping
     return app
+
+
+def _asked(request: Request, now: float) -> Call:
+    """What the head of a request says about its call, without the frame. Raises UsageError."""
+    headers = request.headers
+    return Call(
+        frame=b"",
+        device=parse_device(headers.get(DEVICE)),
+        client=request.client.host if request.client else "",
+        deadline=parse_deadline(headers.get(DEADLINE), now),
+        priority=parse_priority(headers.get(PRIORITY)),
+        abandoned=gone(request.receive),
+    )
 
 
 def _content_type(request: Request, taken: Sequence[str]) -> str:

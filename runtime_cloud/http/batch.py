@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 import msgspec
 
@@ -18,15 +19,18 @@ MAX_ANSWER_BYTES = 64 << 20
 """Replies of one request. Frames behind them are refused as by a busy server, so that the edge sends them again."""
 
 
-async def answer_all(records: Sequence[FrameRecord], service: Service) -> list[ReplyRecord]:
-    """Answer one frame after the other, so that a batch takes one place in the queue and live frames pass between."""
+async def answer_all(records: Sequence[FrameRecord], service: Service, asked: Call) -> list[ReplyRecord]:
+    """Answer one frame after the other, so that a batch takes one place in the queue and live frames pass between.
+
+    asked: what the head of the request says, for each frame.
+    """
     replies: list[ReplyRecord] = []
     size = 0
     for record in records:
         try:
             if size > MAX_ANSWER_BYTES:
                 raise ServerBusy("the answer to this batch is full; send the frame again", service.limits.retry_after)
-            reply = await service.answer(Call(frame=bytes(record.frame), key=record.key))
+            reply = await service.answer(replace(asked, frame=bytes(record.frame), key=record.key))
             replies.append(ReplyRecord(body=reply))
             size += len(reply)
         except SplitwireError as e:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import logging
+import time
 from typing import Any, cast
 
 import msgspec
@@ -256,11 +257,19 @@ class StreamConnection(asyncio.Protocol):
         task.add_done_callback(self._tasks.discard)
 
     async def _answer(self, sequence: int, key: Key, frame: bytes) -> None:
-        outputs = self._hello.outputs
+        outputs, deadline = self._hello.outputs, self._hello.deadline
         status, body = Status.OUTPUTS if outputs is None or outputs else Status.TAKEN, b""
         try:
             with self._gate.holding(len(frame)):
-                call = Call(frame=frame, key=self._name(key), outputs=outputs, protocol="stream")
+                call = Call(
+                    frame=frame,
+                    key=self._name(key),
+                    outputs=outputs,
+                    protocol="stream",
+                    deadline=None if deadline is None else time.perf_counter() + deadline,
+                    priority=self._hello.priority,
+                    abandoned=self._is_gone,
+                )
                 body = await self._streams.service.answer(call)
         except SplitwireError as e:
             log.info("stream: %s: %s", e.code, printable(str(e)))
@@ -275,6 +284,10 @@ class StreamConnection(asyncio.Protocol):
         if self._state in (State.OPEN, State.DRAINING):
             self._write(reply_record(sequence, status, body))
             self._close_when_done()
+
+    def _is_gone(self) -> bool:
+        """Whether nobody reads replies any more. What does not run yet need not run: the client sends it again."""
+        return self._state is State.ENDING
 
     def _name(self, key: Key) -> str:
         """The key as the answers are kept by. Answers with other outputs are kept apart."""

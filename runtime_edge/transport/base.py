@@ -85,6 +85,10 @@ class BatchTransport(Transport, Protocol):
         ...
 
 
+DEADLINE_S = 60.0
+"""Timeouts.total, unless the caller chooses."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Timeouts:
     """How long an HttpTransport waits, in seconds.
@@ -92,14 +96,20 @@ class Timeouts:
     connect: until the connection is open. read: until the next bytes of the answer. write: until the next bytes are
     accepted. pool: until a connection is free, if several threads share the transport. total: for one frame in all,
     retries and pauses between them included, however the answer arrives; None for no limit. Only the look-up of a host
-    name can take longer. Raises UsageError for a time that is not more than 0.
+    name can take longer. A total that is shorter than the default is told to the server, which does not begin an
+    inference after it. Raises UsageError for a time that is not more than 0.
     """
 
     connect: float = 5.0
     read: float = 30.0
     write: float = 30.0
     pool: float = 5.0
-    total: float | None = 60.0
+    total: float | None = DEADLINE_S
+
+    @property
+    def told(self) -> float | None:
+        """The deadline that the server is told, in seconds. None for the default or more: to tell it costs 30 bytes."""
+        return self.total if self.total is not None and self.total < DEADLINE_S else None
 
     def __post_init__(self) -> None:
         times = (self.connect, self.read, self.write, self.pool, *(() if self.total is None else (self.total,)))

@@ -290,6 +290,8 @@ class HttpTransport:
     ) -> T:
         """One attempt: send the request and read the whole answer, at most max_reply_bytes of it."""
         authorization = f"Authorization: Bearer {token}\r\n" if token else ""
+        if self._timeouts.told is not None:
+            head += f"X-Splitwire-Deadline-Ms: {max(1, math.ceil(1e3 * (deadline - time.monotonic())))}\r\n"
         request = f"{head}{authorization}Content-Length: {len(body)}\r\n\r\n".encode("ascii")
         link = self._pool.take(tally, limit=self._timeouts.pool, deadline=deadline)
         keep = whole = False

@@ -76,6 +76,7 @@ def open_stream(
             pair=wishes.pair,
             outputs=wishes.outputs,
             window=min(wishes.window, MAX_WINDOW),
+            deadline=timeouts.told,
         )
         link.send(hello_record(hello), limit=timeouts.write)
         parser = RecordParser(WELCOME, wishes.max_reply_bytes)

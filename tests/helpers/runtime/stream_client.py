@@ -45,6 +45,7 @@ def hello(
     pair: bytes | None = None,
     outputs: Sequence[str] | None = None,
     window: int = 64,
+    deadline: float | None = None,
 ) -> bytes:
     return hello_record(
         Hello(
@@ -55,6 +56,7 @@ def hello(
             pair=pair,
             outputs=None if outputs is None else tuple(outputs),
             window=window,
+            deadline=deadline,
         )
     )
 
