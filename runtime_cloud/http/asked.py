@@ -48,5 +48,5 @@ def gone(receive: Any) -> Callable[[], bool] | None:
     receive: of the ASGI application. Under uvicorn it is a method of an object that knows. (To await the message
     http.disconnect would take a task per request.)
     """
-    cycle = getattr(receive, "__self__", None)
+    cycle: Any = getattr(receive, "__self__", None)
     return (lambda: bool(cycle.disconnected)) if hasattr(cycle, "disconnected") else None
