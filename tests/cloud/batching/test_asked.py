@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import struct
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -150,6 +151,8 @@ def test_requests_whose_client_has_gone_do_not_run(pair: Pair, frame: bytes):
             lost.sendall(head + frame)
             client.frame(frame)
             until(lambda: scheduler.waiting == 2)
+            # With a reset. A client that only says that it sends no more is waiting for its answer.
+            lost.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         until(lambda: len(served.api.streams) == 0)
         assert httpx.get(served.url + "/healthz").status_code == 200  # the server has heard of both ends
         release.set()
