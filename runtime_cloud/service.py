@@ -27,8 +27,8 @@ __all__ = ["Call", "Service", "device_of"]
 class Service:
     """The models of one server behind admission and the answers that are remembered.
 
-    observer: hears of every answer and refusal; None for nobody. ready: False until every model has run once. Only the
-    thread of the event loop uses it.
+    observer: hears of every answer and refusal; None for nobody. ready: False until every model has run once. stopping:
+    the server is about to stop; frames are taken until it does. Only the thread of the event loop uses it.
     """
 
     def __init__(self, models: Models, limits: ServerLimits, observer: Observer | None = None) -> None:
@@ -38,6 +38,7 @@ class Service:
         self.scheduler = Scheduler(limits, self.observer)
         self.answers = Answers(entries=limits.answers, max_bytes=limits.answer_bytes)
         self.ready = False
+        self.stopping = False
 
     @property
     def limits(self) -> ServerLimits:

@@ -8,8 +8,10 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 import uvicorn
 from starlette.applications import Starlette
@@ -58,18 +60,40 @@ def url_of(sock: socket.socket) -> str:
 
 
 class _Server(uvicorn.Server):
-    """Tells the application that it stops, before it waits for connections: pages that watch would stay."""
+    """Tells the application that it stops, before it waits for connections: pages that watch would stay.
 
-    def __init__(self, config: uvicorn.Config, stopping: Callable[[], None]) -> None:
+    drain_s: seconds from the first signal to the stop, in which /readyz says that the server is not ready. A second
+    signal ends them.
+    """
+
+    def __init__(self, config: uvicorn.Config, api: Api, stopping: Callable[[], None], drain_s: float) -> None:
         super().__init__(config)
+        self._api = api
         self._stopping = stopping
+        self._drain_s = drain_s
+        self._stop_at: float | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop; at first only say so, if that was asked for. Called in a signal handler."""
+        if self._drain_s and self._stop_at is None and self.started:
+            self._api.service.stopping = True
+            self._stop_at = time.monotonic() + self._drain_s
+            self._captured_signals.append(sig)  # uvicorn raises it once more at its end
+            return
+        super().handle_exit(sig, frame)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second: whether to stop."""
+        if self._stop_at is not None and time.monotonic() >= self._stop_at:
+            self.should_exit = True
+        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._stopping()
         await super().shutdown(sockets)
 
 
-def make_server(app: Starlette, *, grace_s: int) -> uvicorn.Server:
+def make_server(app: Starlette, *, grace_s: int, drain_s: float = 0.0) -> uvicorn.Server:
     """The uvicorn server for the application: few response headers, no access log, a shutdown of limited time."""
     api: Api = app.state.api
     return _Server(
@@ -87,7 +111,9 @@ def make_server(app: Starlette, *, grace_s: int) -> uvicorn.Server:
             timeout_keep_alive=KEEPALIVE_S,
             timeout_graceful_shutdown=grace_s,
         ),
+        api,
         app.state.stopping,
+        drain_s,
     )
 
 
@@ -98,13 +124,16 @@ def serve(
     port: int = 8500,
     limits: ServerLimits | None = None,
     grace_s: int = 30,
+    drain_s: float = 0.0,
     on_ready: Callable[[str], None] | None = None,
 ) -> int:
-    """Serve until SIGTERM or SIGINT. Then accept no more requests, finish the running ones (at most grace_s seconds),
-    and return.
+    """Serve until SIGTERM or SIGINT. Then accept no more requests, finish those that were taken (at most grace_s
+    seconds), and return.
 
-    on_ready: called with the URL as soon as every model is warm. Returns the number of inferences that still ran after
-    grace_s seconds; 0 means a clean end. Raises UsageError (host, port), DeviceError (a model fails to warm up).
+    drain_s: seconds before that in which requests are still taken, but /readyz says that the server is not ready, so
+    that a load balancer sends them elsewhere. A second signal ends them. on_ready: called with the URL as soon as every
+    model is warm. Returns the number of inferences that were taken and not finished; 0 means a clean end.
+    Raises UsageError (host, port), DeviceError (a model fails to warm up).
     """
     sock = bind(host, port)
     url = url_of(sock)
@@ -121,7 +150,7 @@ def serve(
 
     _allow_descriptors((limits or ServerLimits()).connections)
     app = create_app(models, limits, on_ready=ready, on_failure=failed)
-    server = make_server(app, grace_s=grace_s)
+    server = make_server(app, grace_s=grace_s, drain_s=drain_s)
     log.info("listening: %s, warming up %d model%s", url, len(models), "" if len(models) == 1 else "s")
     with _stop_on_signals(server):
         server.run(sockets=[sock])
@@ -130,7 +159,7 @@ def serve(
         raise e if isinstance(e, SplitwireError) else DeviceError(f"a model fails to run: {e}") from e
     log.info("stopped")
     api: Api = app.state.api
-    return api.service.scheduler.running
+    return api.service.scheduler.running + api.service.scheduler.waiting
 
 
 def log_to_stderr(level: int = logging.INFO) -> None:

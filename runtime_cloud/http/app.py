@@ -31,7 +31,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from splitwire.codec.errors import SplitwireError
+from splitwire.codec.errors import ServerBusy, SplitwireError
 from splitwire.codec.wire.batch import FRAMES_MEDIA_TYPE, REPLIES_MEDIA_TYPE, build_replies, parse_frames
 from splitwire.codec.wire.reply import (
     FRAME_MEDIA_TYPE,
@@ -76,7 +76,7 @@ class Api:
             buffered=service.gate.buffered,
             streams=len(self.streams),
             kept=service.answers.count,
-            ready=service.ready,
+            ready=service.ready and not service.stopping,
             models=tuple(ModelState(name=s.profile.model, pair=s.pair, state=state) for s in service.models),
         )
 
@@ -85,6 +85,8 @@ class Api:
 
     async def readyz(self, request: Request) -> Response:
         self.service.require_ready()
+        if self.service.stopping:  # frames are still taken, from those who have not heard of it
+            raise ServerBusy("the server stops", self.service.limits.retry_after)
         return _json({"status": "ready", "models": len(self.service.models)})
 
     async def list_models(self, request: Request) -> Response:

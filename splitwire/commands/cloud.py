@@ -43,6 +43,9 @@ def serve(
         ),
     ] = None,
     grace: Annotated[int, typer.Option(min=0, help="Seconds that running requests get to finish at shutdown.")] = 30,
+    drain: Annotated[
+        float, typer.Option(min=0, help="Seconds before shutdown in which it serves, but says that it is not ready.")
+    ] = 0.0,
     as_json: Annotated[
         bool, typer.Option("--json", help='Print one line {"url": ..., "pid": ...} when ready, and nothing else.')
     ] = False,
@@ -89,7 +92,7 @@ def serve(
                 err.print(reason, markup=False, soft_wrap=True)
         out.print(f"Serving at {url} (Ctrl-C stops)", markup=False, soft_wrap=True)
 
-    unfinished = run_server(models, host=host, port=port, limits=limits, grace_s=grace, on_ready=ready)
+    unfinished = run_server(models, host=host, port=port, limits=limits, grace_s=grace, drain_s=drain, on_ready=ready)
     if unfinished:
         err.print(f"{unfinished} inferences did not finish within {grace} s and were cut off")
         # Their threads cannot be stopped, and the interpreter would wait for them without limit.

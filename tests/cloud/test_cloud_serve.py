@@ -16,8 +16,9 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import pytest
-from runtime_helpers import Pair, images
+from runtime_helpers import Pair, images, until
 
 from splitwire.codec.errors import DeviceError, SplitwireError, UsageError
 from splitwire.commands import cloud as command
@@ -118,6 +119,33 @@ def test_the_grace_is_bounded(pair: Pair):
             assert isinstance(answer.exception(20), SplitwireError)
         assert process.stderr is not None
         assert "1 inferences did not finish within 1 s and were cut off" in process.stderr.read()
+
+
+def test_a_server_that_drains_says_so_first_and_serves(pair: Pair):
+    with child(serving(pair, drain=30.0)) as process:
+        url = json.loads(first_line(process))["url"]
+        with EdgeSession(pair.front, transport=HttpTransport(url, retries=0)) as session:
+            process.send_signal(signal.SIGTERM)
+            until(lambda: httpx.get(url + "/readyz").status_code == 503)
+            assert httpx.get(url + "/readyz").json()["error"]["message"] == "the server stops"
+            assert httpx.get(url + "/healthz").status_code == 200
+            assert session.infer(images()).outputs["logits"].shape == (1, 5)
+            process.send_signal(signal.SIGTERM)  # waits no longer
+            assert process.wait(20) == 0
+
+
+def test_what_waits_counts_as_cut_off(pair: Pair):
+    with child(serving(pair, slow=30.0, grace=1, concurrency=1, max_batch=1)) as process, ThreadPoolExecutor(3) as pool:
+        url = json.loads(first_line(process))["url"]
+        with EdgeSession(pair.front, transport=HttpTransport(url, retries=0)) as session:
+            answers = [pool.submit(session.infer, images()) for _ in range(3)]
+            wait_for(process, "working")
+            until(lambda: "queue_depth 2.0" in httpx.get(url + "/metrics").text)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) == 1
+            assert all(isinstance(answer.exception(20), SplitwireError) for answer in answers)
+        assert process.stderr is not None
+        assert "3 inferences did not finish within 1 s and were cut off" in process.stderr.read()
 
 
 def test_signal_before_the_server_is_ready(pair: Pair):
