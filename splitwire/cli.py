@@ -16,7 +16,8 @@ from rich.markup import escape
 
 from splitwire import __version__, closing
 from splitwire.codec.errors import SplitwireError
-from splitwire.commands import cloud, compare, demo, doctor, evaluate, models, warmup
+from splitwire.commands import compare, demo, doctor, evaluate, models, warmup
+from splitwire.commands.cloud.serve import serve as serve_cloud
 from splitwire.commands.edge import spool
 from splitwire.commands.edge.capture import capture
 from splitwire.commands.edge.command import profile, run
@@ -72,7 +73,7 @@ edge_app.command()(serve)
 edge_app.command()(capture)
 edge_app.command()(calibrate_skip)
 edge_app.add_typer(spool.app, name="spool")
-cloud_app.command()(cloud.serve)
+cloud_app.command("serve")(serve_cloud)
 
 
 def _version(show: bool) -> None:

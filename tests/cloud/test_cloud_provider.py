@@ -13,7 +13,7 @@ from runtime_helpers import Pair, serving
 
 from splitwire.codec.errors import DeviceError
 from splitwire.codec.shared.providers import CPU, CUDA, TENSORRT
-from splitwire.commands.cloud import serve
+from splitwire.commands.cloud.serve import serve
 from splitwire.runtime_cloud.batching import measure
 from splitwire.runtime_cloud.graph import BackGraph, open_back, open_on
 from splitwire.runtime_cloud.session import CloudSession

@@ -21,7 +21,7 @@ import pytest
 from runtime_helpers import Pair, images, until
 
 from splitwire.codec.errors import DeviceError, SplitwireError, UsageError
-from splitwire.commands import cloud as command
+from splitwire.commands.cloud import serve as command
 from splitwire.runtime_cloud.engines.process import bind, serve, url_of
 from splitwire.runtime_cloud.repository.models import Models
 from splitwire.runtime_cloud.session import CloudSession
@@ -52,7 +52,7 @@ def serving(pair: Pair, *, slow: float = 0.0, **options: object) -> str:
     return f"""
         import sys, time
         from pathlib import Path
-        from splitwire.commands.cloud import serve
+        from splitwire.commands.cloud.serve import serve
         from splitwire.runtime_cloud.batching.scheduler import Scheduler
         from splitwire.runtime_cloud.session import CloudSession
 
@@ -152,7 +152,7 @@ def test_signal_before_the_server_is_ready(pair: Pair):
     code = f"""
         import signal, threading, os, sys
         from splitwire.runtime_cloud.engines import process as module
-        from splitwire.commands.cloud import serve
+        from splitwire.commands.cloud.serve import serve
         from pathlib import Path
         make = module.make_server
         def at_once(app, **options):
@@ -209,7 +209,7 @@ def test_urls():
 
 
 def test_a_folder_without_models_ends_at_once(tmp_path: Path):
-    from splitwire.commands.cloud import serve as command
+    from splitwire.commands.cloud.serve import serve as command
 
     with pytest.raises(UsageError, match=r"holds no back\.onnx"):
         command(tmp_path)

@@ -230,7 +230,7 @@ def test_description(session: CloudSession):
 
 def test_the_cloud_needs_neither_torch_nor_onnx_nor_the_edge():
     code = (
-        "import sys, splitwire.runtime_cloud.engines.process, splitwire.commands.cloud\n"
+        "import sys, splitwire.runtime_cloud.engines.process, splitwire.commands.cloud.serve\n"
         "heavy = {'torch', 'onnx', 'httpx', 'httpcore', 'PIL', 'splitwire.runtime_edge'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )

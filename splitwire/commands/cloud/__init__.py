@@ -1,0 +1,1 @@
+"""`splitwire cloud`: serve.py runs the server."""
