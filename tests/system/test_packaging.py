@@ -62,6 +62,8 @@ def test_wheel_holds_the_package_and_its_data(wheel: Path):
         sources |= {f"splitwire/{path.relative_to(tree).as_posix()}" for path in paths}
     assert sources <= files
     others = {"py.typed", "models/CARD.md", "models/DETECTOR.md", "evaluation/report/report.html"}
+    page = "runtime_cloud/observe/monitor/page"
+    others |= {path.relative_to(tree).as_posix() for path in tree.glob(f"{page}/*") if path.suffix != ".py"}
     assert files == sources | {f"splitwire/{path}" for path in others}, "something that is no part of the package"
     assert any(n.endswith(".safetensors") for n in files), "the weights of both networks"
     assert any(n.endswith(".npz") for n in files), "the test images"
@@ -170,7 +172,7 @@ def test_edge_and_cloud_installed_apart_work_together(
             result = here.infer(here.preprocess(Path(row["image"])))
             (scores,) = result.outputs.values()
             assert row["classes"][0]["index"] == scores[0].argmax()
-            assert row["frame_bytes"] == result.frame_bytes
+            assert abs(row["frame_bytes"] - result.frame_bytes) <= 1  # the ids of a session start anywhere
             assert row["bytes_sent"] > row["frame_bytes"]
             assert all(row["ms"][stage] > 0 for stage in ("front", "encode", "network", "decode", "back"))
     right = sum(row["classes"][0]["index"] == label for row, label in zip(rows, demo_images.values(), strict=True))

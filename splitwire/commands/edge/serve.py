@@ -12,8 +12,6 @@ import typer
 from splitwire.codec.errors import UsageError
 from splitwire.console import err, out, print_json
 
-from .output import on_one_line
-
 if TYPE_CHECKING:
     from splitwire.runtime_edge.service.config import EdgeConfig
     from splitwire.runtime_edge.transport import LoopbackTransport
@@ -27,6 +25,8 @@ def serve(
     as_json: Annotated[bool, typer.Option("--json", help="With --check: print it as JSON.")] = False,
 ) -> None:
     """Run the edge as a service: camera, spool, outlets, metrics; until SIGTERM. SIGHUP reads the file again."""
+    from .output import on_one_line  # imports NumPy, without which `splitwire doctor` must start
+
     if as_json and not check:
         raise UsageError("--json goes with --check: what a running service prints is up to its outlets")
     from splitwire.runtime_edge.service.config import load_config

@@ -47,7 +47,7 @@ def segment(frames: list[Sent], start: float, end: float) -> list[Sent]:
 def test_ladder_is_by_rate_without_points_that_a_cheaper_one_beats():
     rungs = ladder(scalar_profile())
     assert [r.op for r in rungs] == ["r0", "r1", "r2", "r3", "r4"]
-    assert rungs[0].frame_bytes == pytest.approx(0.1 * 100_000 / 8 + 13)
+    assert rungs[0].frame_bytes == pytest.approx(0.1 * 100_000 / 8 + 10)
 
 
 def test_steps_between_the_points_of_a_transform_pair():

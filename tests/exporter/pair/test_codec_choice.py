@@ -163,11 +163,11 @@ def few_levels(monkeypatch):
 
 @pytest.mark.slow
 def test_the_default_bakes_scalar_points(model, tmp_path, monkeypatch, few_levels) -> None:
-    """As if transform points took ten times the bits that they take."""
+    """As if transform points took a thousand times the bits that they take."""
     measured = codec_choice.bits_at_equal_damage
 
     def worse(scalar, transform):
-        return measured(scalar, [(damage, 10 * bits) for damage, bits in transform])
+        return measured(scalar, [(damage, 1000 * bits) for damage, bits in transform])
 
     monkeypatch.setattr(codec_choice, "bits_at_equal_damage", worse)
     result = splitwire.export(model, cut="layer1", calibration=inputs(40), out=tmp_path / "a", refine=0)
@@ -223,7 +223,7 @@ def test_scalar_where_no_transform_can_be_designed(tmp_path, few_levels, count: 
 
 @pytest.mark.slow
 def test_scalar_where_the_algebra_fails(model, tmp_path, few_levels, monkeypatch) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise np.linalg.LinAlgError("Eigenvalues did not converge")
 
     monkeypatch.setattr(transform_pair, "design_transform", fail)

@@ -19,7 +19,7 @@ from splitwire.codec.design import FeatureStatistics, Widening, design_operating
 from splitwire.codec.design.clipping import float32_quantizer
 from splitwire.codec.design.rate import NARROWEST, WIDEST, RateOf
 from splitwire.codec.errors import ExportError, UsageError
-from splitwire.codec.profile import CodecProfile
+from splitwire.codec.profile import METADATA_KEY, CodecProfile
 from splitwire.codec.shared.pictures import spread
 from splitwire.exporter.network.inference import Graph
 from splitwire.exporter.pair.result import ExportResult
@@ -174,7 +174,8 @@ def test_the_points(exported: ExportResult) -> None:
 
 
 def test_only_points_of_a_budget_say_how_wide(exported: ExportResult) -> None:
-    found = json.loads(onnx.load(exported.front).metadata_props[0].value)
+    metadata = {p.key: p.value for p in onnx.load(exported.front).metadata_props}
+    found = json.loads(metadata[METADATA_KEY])
     clippings = [p["tensors"][0]["clipping"] for p in found["operating_points"]]
     assert ["scale" in c for c in clippings] == [False, False, False, True, True]
     assert CodecProfile.from_json(exported.profile.to_json()) == exported.profile
