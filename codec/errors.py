@@ -2,6 +2,7 @@
 
     SplitwireError
     ├── UsageError            the caller: wrong argument, unknown model or layer
+    │   └── UnknownModel          the server has no model of that name or version
     ├── ExportError           the model cannot be exported or cut
     │   ├── CutNotBounded     the named layer does not separate the graph
     │   └── UnsupportedModel
@@ -42,6 +43,12 @@ class UsageError(SplitwireError):
 
     code = "usage"
     exit_status = 2
+
+
+class UnknownModel(UsageError):
+    """The server has no model of that name or version, or it is not loaded."""
+
+    code = "unknown_model"
 
 
 class ExportError(SplitwireError):

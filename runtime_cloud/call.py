@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+from splitwire.codec.wire.sizes import Int64Array
+
+from .graph import Float32Array
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CutTensors:
+    """What crosses the cut, without a codec: one (B, *shape) float32 array per tensor of the profile, and its sizes."""
+
+    tensors: Sequence[Float32Array]
+    sizes: Sequence[Int64Array] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Call:
     """A request for an inference.
 
-    frame: the bytes of one frame. key: the idempotency key, "device:boot:counter", "" for none. outputs: names of the
-    outputs in the reply; None for all; no name for no reply bytes. protocol: "http", "stream" or another, for logs.
+    frame: the bytes of one frame; b"" if there are tensors. tensors: run the back on these; such a call has no key.
+    model: name and version ("" for the newest) of the model to use; None for the one that the frame names.
+    key: the idempotency key, "device:boot:counter", "" for none. outputs: names of the outputs in the reply; None for
+    all; no name for no reply bytes. protocol: "http", "stream" or another, for logs.
     device: id of the device, "" to take that of the key. received: seconds from the first byte of the request to the
     last. trace: the W3C traceparent of the request, "" for none.
     client: the address that the request came from; it stands for the device where nothing else names it.
@@ -31,6 +45,8 @@ class Call:
     deadline: float | None = None
     priority: int = 0
     abandoned: Callable[[], bool] | None = None
+    tensors: CutTensors | None = None
+    model: tuple[str, str] | None = None
 
 
 def device_of(call: Call) -> str:

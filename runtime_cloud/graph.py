@@ -31,8 +31,18 @@ PREFERRED = (CUDA, CPU)
 """The providers that are chosen without being named. TensorRT is not: it builds for minutes before it serves."""
 
 _OTHER_NAMES = {"float32": "float", "float64": "double"}
-OUTPUT_TYPES = frozenset(f"tensor({_OTHER_NAMES.get(name, name)})" for name in DTYPES)
+_NUMPY_NAMES = {f"tensor({_OTHER_NAMES.get(name, name)})": name for name in DTYPES}
+OUTPUT_TYPES = frozenset(_NUMPY_NAMES)
 """ONNX Runtime's names for the element types that a reply can carry (codec/wire/reply.py)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputSpec:
+    """An output as the graph declares it. dtype: numpy's name. shape: with the batch; -1 for a length that varies."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +59,18 @@ class BackGraph:
     batch: int | None
     provider: str = CPU
     passed_over: tuple[str, ...] = ()
+
+    @property
+    def output_specs(self) -> tuple[OutputSpec, ...]:
+        """What the graph says about its outputs."""
+        return tuple(
+            OutputSpec(
+                name=o.name,
+                dtype=_NUMPY_NAMES[o.type],
+                shape=tuple(n if isinstance(n, int) else -1 for n in o.shape),
+            )
+            for o in self.session.get_outputs()
+        )
 
     def run(self, tensors: Sequence[Float32Array], sizes: Sequence[Int64Array] = ()) -> Outputs:
         """Run the back, and return its outputs by name.

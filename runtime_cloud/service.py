@@ -6,20 +6,22 @@ which model, whether it is computed or remembered, and when it runs.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 
 import anyio.to_thread
 
 from splitwire.codec.errors import FingerprintMismatch, ServerBusy
-from splitwire.codec.wire.frame import parse_frame, peek_fingerprint
+from splitwire.codec.wire.frame import parse_frame, peek_batch, peek_fingerprint
+from splitwire.codec.wire.reply import decode_reply
 
 from .admission import Gate, ServerLimits
-from .batching import Scheduler, prepare
+from .batching import Done, Scheduler, prepare
 from .call import Call, device_of
 from .idempotency import Answers
 from .observe import Answered, Observer
 from .repository import Models
-from .session import CloudSession
+from .session import CloudResult, CloudSession
 
 __all__ = ["Call", "Service", "device_of"]
 
@@ -60,32 +62,60 @@ class Service:
         """The reply (version 1) to a frame, in its turn.
 
         Raises BitstreamError, FingerprintMismatch, ShapeMismatch, UsageError (an output that the pair does not have),
-        ServerBusy, DeadlineExceeded.
+        UnknownModel, ServerBusy, DeadlineExceeded.
         """
+        session = self.session_of(call)
+        if not call.key:
+            return (await self._compute(session, call)).reply
+        return await self._remembered(session, call)
+
+    async def infer(self, call: Call) -> CloudResult:
+        """All outputs for a call, in its turn: for protocols with replies of their own. Raises as `answer`.
+
+        An answer from memory has no operating point.
+        """
+        session = self.session_of(call)
+        if call.tensors is not None or not call.key:
+            return (await self._compute(session, call, with_reply=False)).result
+        reply = decode_reply(await self._remembered(session, dataclasses.replace(call, outputs=None)))
+        return CloudResult(
+            outputs=reply.outputs,
+            decode_ms=reply.decode_ms,
+            back_ms=reply.back_ms,
+            op="",
+            frame_id=reply.frame_id,
+            batch=peek_batch(call.frame),
+        )
+
+    def session_of(self, call: Call) -> CloudSession:
+        """The session of the model that a call, or else its frame, names. Raises UnknownModel, FingerprintMismatch."""
+        if call.model is not None:
+            return self.models.named(*call.model)
         try:
-            session = self.models.of_frame(peek_fingerprint(call.frame))
+            return self.models.of_frame(peek_fingerprint(call.frame))
         except FingerprintMismatch:
             parse_frame(call.frame)  # raises if the frame is damaged, and its fingerprint with it
             raise
-        if not call.key:
-            return await self._compute(session, call)
+
+    async def _remembered(self, session: CloudSession, call: Call) -> bytes:
+        """The reply to a frame with a key: from memory, or computed."""
         remembered = True
 
         async def compute() -> bytes:
             nonlocal remembered
             remembered = False
-            return await self._compute(session, call)
+            return (await self._compute(session, call)).reply
 
         reply = await self.answers.answer(call.key, call.frame, compute)
         if remembered:
             self.observer.remembered(call.protocol, device_of(call))
         return reply
 
-    async def _compute(self, session: CloudSession, call: Call) -> bytes:
-        """The reply to a frame, computed."""
+    async def _compute(self, session: CloudSession, call: Call, *, with_reply: bool = True) -> Done:
+        """The outputs and the reply for a call, computed."""
         asked = time.perf_counter()
         session.check_outputs(call.outputs or ())
-        done = await self.scheduler.run(session, call)
+        done = await self.scheduler.run(session, call, with_reply=with_reply)
         result = done.result
         decoded, ran = result.decode_ms / 1e3, result.back_ms / 1e3
         self.observer.answered(
@@ -108,4 +138,4 @@ class Service:
                 trace=call.trace,
             )
         )
-        return done.reply
+        return done

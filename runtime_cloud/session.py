@@ -17,7 +17,7 @@ from splitwire.codec.profile import CodecProfile
 from splitwire.codec.wire.reply import Outputs, encode_reply, printable
 from splitwire.codec.wire.sizes import Int64Array
 
-from .graph import Float32Array, open_back
+from .graph import Float32Array, OutputSpec, open_back
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +89,23 @@ class CloudSession:
     def passed_over(self) -> tuple[str, ...]:
         """The providers that were preferred and did not start, each with the reason in one line."""
         return self._graph.passed_over
+    def output_specs(self) -> tuple[OutputSpec, ...]:
+        """Name, element type and shape of the outputs, as back.onnx declares them."""
+        return self._graph.output_specs
+
+    @property
+    def batch(self) -> int | None:
+        """The only batch size that the network takes; None for any."""
+        return self._graph.batch
+
+    def infer_tensors(self, tensors: Sequence[Float32Array], sizes: Sequence[Int64Array] = ()) -> CloudResult:
+        """Run the back on tensors that no frame carried. Arguments and errors as of `run_back`."""
+        start = time.perf_counter()
+        outputs = self.run_back(tensors, sizes)
+        back_ms = (time.perf_counter() - start) * 1e3
+        return CloudResult(
+            outputs=outputs, decode_ms=0.0, back_ms=back_ms, op="", frame_id=0, batch=tensors[0].shape[0]
+        )
 
     def infer(self, frame: bytes) -> CloudResult:
         """Decode a frame and run the back on it.

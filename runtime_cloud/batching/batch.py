@@ -13,6 +13,7 @@ from functools import partial
 import numpy as np
 
 from splitwire.codec.codec import DecodedFrame
+from splitwire.runtime_cloud.call import Call
 from splitwire.runtime_cloud.session import CloudResult, CloudSession
 
 from .core import Batch
@@ -37,7 +38,8 @@ def _run_alone(job: Job) -> None:
     session, call = job.lane.session, job.call
     begun = time.perf_counter()
     try:
-        result = session.infer(call.frame)
+        cut = call.tensors
+        result = session.infer(call.frame) if cut is None else session.infer_tensors(cut.tensors, cut.sizes)
         reply = session.reply(result, call.outputs) if job.with_reply else b""
     except Exception as e:
         job.error = e
@@ -96,9 +98,17 @@ def _decode(session: CloudSession, jobs: Sequence[Job]) -> list[Decoded]:
     for job in jobs:
         start = time.perf_counter()
         try:
-            frame = session.decode(job.call.frame)
+            frame = _crossing(session, job.call)
         except Exception as e:
             job.error = e
             continue
         decoded.append((job, frame, (time.perf_counter() - start) * 1e3))
     return decoded
+
+
+def _crossing(session: CloudSession, call: Call) -> DecodedFrame:
+    """What crosses the cut: decoded from the frame of a call, or as the call has it."""
+    if call.tensors is None:
+        return session.decode(call.frame)
+    tensors = list(call.tensors.tensors)
+    return DecodedFrame(tensors=tensors, op="", frame_id=0, batch=len(tensors[0]), sizes=tuple(call.tensors.sizes))

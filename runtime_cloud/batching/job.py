@@ -85,7 +85,7 @@ class Job:
     @classmethod
     def of(cls, lane: Lane, call: Call, future: asyncio.Future[Done], arrived: float, *, with_reply: bool) -> Job:
         """The job of a call. Raises BitstreamError for a frame whose header cannot be read."""
-        images = max(1, peek_batch(call.frame))
+        images = max(1, peek_batch(call.frame) if call.tensors is None else len(call.tensors.tensors[0]))
         device = device_of(call) or call.client
         return cls(
             lane, call, future, arrived, with_reply, device, images, level_of(call.priority), images * lane.image_s

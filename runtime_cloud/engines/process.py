@@ -20,6 +20,7 @@ from splitwire.codec.errors import DeviceError, SplitwireError, UsageError
 from splitwire.runtime_cloud.admission import ServerLimits
 from splitwire.runtime_cloud.http.app import Api, create_app
 from splitwire.runtime_cloud.http.protocol import http_protocol
+from splitwire.runtime_cloud.oip import GrpcOptions
 from splitwire.runtime_cloud.repository import Models
 
 log = logging.getLogger("splitwire.cloud")
@@ -125,13 +126,15 @@ def serve(
     limits: ServerLimits | None = None,
     grace_s: int = 30,
     drain_s: float = 0.0,
+    grpc: GrpcOptions | None = None,
     on_ready: Callable[[str], None] | None = None,
 ) -> int:
     """Serve until SIGTERM or SIGINT. Then accept no more requests, finish those that were taken (at most grace_s
     seconds), and return.
 
     drain_s: seconds before that in which requests are still taken, but /readyz says that the server is not ready, so
-    that a load balancer sends them elsewhere. A second signal ends them. on_ready: called with the URL as soon as every
+    that a load balancer sends them elsewhere. A second signal ends them. grpc: serve the Open Inference Protocol over
+    gRPC too (docs/oip.md). on_ready: called with the URL as soon as every
     model is warm. Returns the number of inferences that were taken and not finished; 0 means a clean end.
     Raises UsageError (host, port), DeviceError (a model fails to warm up).
     """
@@ -149,7 +152,7 @@ def serve(
         server.should_exit = True
 
     _allow_descriptors((limits or ServerLimits()).connections)
-    app = create_app(models, limits, on_ready=ready, on_failure=failed)
+    app = create_app(models, limits, grpc=grpc, on_ready=ready, on_failure=failed)
     server = make_server(app, grace_s=grace_s, drain_s=drain_s)
     log.info("listening: %s, warming up %d model%s", url, len(models), "" if len(models) == 1 else "s")
     with _stop_on_signals(server):

@@ -9,7 +9,7 @@
     GET  /metrics, /monitor         what the server does: for Prometheus, and a live page (docs/observe.md)
     GET  /v1/stream                 becomes a stream of frames and replies (docs/stream.md)
 
-/v2 stays free for the Open Inference Protocol.
+Under /v2 are the routes of the Open Inference Protocol (oip/http.py).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from email.utils import formatdate
@@ -43,8 +44,10 @@ from splitwire.codec.wire.reply import (
 from splitwire.codec.wire.stream import PATH
 from splitwire.runtime_cloud.admission import ServerLimits
 from splitwire.runtime_cloud.idempotency import parse_key
-from splitwire.runtime_cloud.observe import Levels, ModelState, Observer, Telemetry, all_observers
+from splitwire.runtime_cloud.observe import Levels, ModelState, Observer, Observers, Telemetry, all_observers
 from splitwire.runtime_cloud.observe.monitor import Monitor
+from splitwire.runtime_cloud.oip import PREFIX as OIP_PREFIX
+from splitwire.runtime_cloud.oip import GrpcOptions, Inference, Statistics, oip_error, oip_routes, open_grpc
 from splitwire.runtime_cloud.repository import Models, describe
 from splitwire.runtime_cloud.service import Call, Service, device_of
 from splitwire.runtime_cloud.stream import Streams, open_stream
@@ -132,6 +135,7 @@ def create_app(
     limits: ServerLimits | None = None,
     *,
     observer: Observer | None = None,
+    grpc: GrpcOptions | None = None,
     on_ready: Callable[[], None] | None = None,
     on_failure: Callable[[Exception], None] | None = None,
 ) -> Starlette:
@@ -139,12 +143,15 @@ def create_app(
 
     The models warm up in the background when the application starts: it is live at once and ready later.
     limits: None for the defaults. observer: hears of every answer and refusal; with a Telemetry there are /metrics
-    and /monitor. None for a new Telemetry. on_ready, on_failure:
-    called in the event loop when the warm-up has succeeded or failed.
+    and /monitor. None for a new Telemetry. grpc: serve the Open Inference Protocol over gRPC too, on a port of its own,
+    while the application runs. on_ready, on_failure: called in the event loop when the warm-up has succeeded, or when
+    it or the gRPC port has failed.
     """
     observer = Telemetry() if observer is None else observer
-    service = Service(models, limits or ServerLimits(), observer)
+    statistics = Statistics()
+    service = Service(models, limits or ServerLimits(), Observers([observer, statistics]))
     api = Api(service)
+    inference = Inference(service, statistics)
     telemetry = next((o for o in all_observers(observer) if isinstance(o, Telemetry)), None)
     monitor = None
     if telemetry is not None:
@@ -166,12 +173,20 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(prepare)
-            if monitor is not None:
-                tasks.start_soon(monitor.run)
-            yield
-            tasks.cancel_scope.cancel()
+        async with AsyncExitStack() as stack:
+            try:
+                if grpc is not None:
+                    await stack.enter_async_context(open_grpc(inference, grpc))
+            except SplitwireError as e:
+                if on_failure is None:
+                    raise
+                on_failure(e)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(prepare)
+                if monitor is not None:
+                    tasks.start_soon(monitor.run)
+                yield
+                tasks.cancel_scope.cancel()
         service.scheduler.close()
 
     app = Starlette(
@@ -181,6 +196,7 @@ def create_app(
             Route(PATH, open_stream(api.streams), methods=["GET"]),
             Route("/v1/models", api.list_models, methods=["GET"]),
             Route("/v1/models/{fingerprint}", api.one_model, methods=["GET"]),
+            *oip_routes(inference),
             Route("/healthz", api.healthz, methods=["GET"]),
             Route("/readyz", api.readyz, methods=["GET"]),
             *(() if monitor is None else monitor.routes()),
@@ -262,6 +278,8 @@ async def _http_error(request: Request, e: Exception) -> Response:
     if text == HTTPStatus(error.status_code).phrase:  # the router gives no other text
         text = f"{_line(request)}: {text.lower()}"
     _observer(request).refused(code_of_status(error.status_code), printable(text))
+    if request.scope["path"].startswith(OIP_PREFIX):
+        return oip_error(error.status_code, text, error.headers)
     return error_response(error.status_code, code_of_status(error.status_code), text, error.headers)
 
 

@@ -29,6 +29,7 @@ TABLE = (
     Row(code="usage", status=400, when="the request asks for something impossible"),
     Row(code="auth_refused", status=401, when="the credentials are missing or wrong"),
     Row(code="not_found", status=404, when="no such path, or no model of that fingerprint"),
+    Row(code="unknown_model", status=404, when="no model of that name or version"),
     Row(code="method_not_allowed", status=405, when="the path exists, the method does not"),
     Row(code="request_timeout", status=408, when="the body did not arrive in time"),
     Row(code="fingerprint_mismatch", status=409, when="the frame is of a pair that is not served here"),

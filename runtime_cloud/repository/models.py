@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from splitwire.codec.errors import FingerprintMismatch, UsageError
+from splitwire.codec.errors import FingerprintMismatch, UnknownModel, UsageError
 from splitwire.codec.profile import BACK
 from splitwire.codec.shared.providers import short_name
 from splitwire.codec.wire.frame import SHORT_FINGERPRINT
+from splitwire.codec.wire.reply import printable
 from splitwire.runtime_cloud.session import CloudSession
+
+VERSION = "1"
+"""The version of every model of a fixed folder."""
+_FINGERPRINT = re.compile(r"[0-9a-f]{8}(?:[0-9a-f]{8})?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelState:
+    """A model in the repository. fingerprint: of its pair, in hex. state: READY or UNAVAILABLE. reason: why not."""
+
+    name: str
+    version: str
+    fingerprint: str
+    state: str = "READY"
+    reason: str = ""
 
 
 class Models:
@@ -32,6 +51,11 @@ class Models:
                 raise UsageError(f"{first.path} and {session.path} are the same pair {session.fingerprint.hex()}")
         if not sessions:
             raise UsageError("no model to serve")
+        counts = Counter(s.profile.model for s in self)
+        self._by_name = {
+            s.profile.model if counts[s.profile.model] == 1 else f"{s.profile.model}-{s.fingerprint.hex()}": s
+            for s in self
+        }
 
     def __len__(self) -> int:
         return len(self._by_fingerprint)
@@ -43,6 +67,35 @@ class Models:
         """The session of a pair, or None. fingerprint: 8 bytes, or the first 4, as in a compact frame."""
         session = self._by_fingerprint.get(fingerprint[:SHORT_FINGERPRINT])
         return session if session is not None and session.fingerprint.startswith(fingerprint) else None
+
+    def named(self, name: str, version: str = "") -> CloudSession:
+        """The session of a model, by its name or by the fingerprint of its pair in hex (16 digits, or the first 8).
+
+        version: "" for the newest. Raises UnknownModel.
+        """
+        session = self._by_name.get(name)
+        if session is None and _FINGERPRINT.fullmatch(name):
+            session = self.find(bytes.fromhex(name))
+        if session is None:
+            raise UnknownModel(f"no model {printable(name[:64])!r}; served are {', '.join(list(self._by_name)[:8])}")
+        if version not in ("", VERSION):
+            raise UnknownModel(f"model {printable(name[:64])!r} has no version {version[:16]!r}, it has {VERSION}")
+        return session
+
+    async def load(self, name: str) -> None:
+        """Load a model of the folder: it is loaded. Raises UnknownModel."""
+        self.named(name)
+
+    async def unload(self, name: str) -> None:
+        """Raise UsageError: the models of a fixed folder stay. Raises UnknownModel."""
+        self.named(name)
+        raise UsageError("the models of this server are fixed; restart it without the model")
+
+    def index(self) -> list[ModelState]:
+        """Every model, in the order in which they were loaded."""
+        return [
+            ModelState(name=name, version=VERSION, fingerprint=s.fingerprint.hex()) for name, s in self._by_name.items()
+        ]
 
     def of_frame(self, fingerprint: bytes) -> CloudSession:
         """The session of the pair that a frame names. Raises FingerprintMismatch, with the fingerprints in hex."""

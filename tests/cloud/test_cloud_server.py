@@ -191,7 +191,6 @@ def test_other_paths_and_methods(served: Served):
         ("GET", "/"): (404, "not_found", "GET /: not found"),
         ("POST", "/v1/infer/"): (404, "not_found", "POST /v1/infer/: not found"),
         ("GET", "/%0Aforged%1b%5b31m"): (404, "not_found", "GET / forged [31m: not found"),
-        ("GET", "/v2/models"): (404, "not_found", "GET /v2/models: not found"),
         ("GET", "/v1/infer"): (405, "method_not_allowed", "GET /v1/infer: method not allowed"),
         ("DELETE", "/v1/models"): (405, "method_not_allowed", "DELETE /v1/models: method not allowed"),
     }
@@ -452,7 +451,7 @@ def test_the_page_shows_the_routes(served: Served):
     routes = {
         f"`{method} {route.path}`"
         for route in app.routes
-        if isinstance(route, Route)
+        if isinstance(route, Route) and not route.path.startswith("/v2")  # test_oip_bodies.py has those
         for method in (route.methods or set()) - {"HEAD"}
     }
     assert {cells[0] for cells in table_after("Endpoints")} == routes

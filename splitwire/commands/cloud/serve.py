@@ -22,6 +22,10 @@ def serve(
     ],
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for every network.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 lets the system choose.")] = 8500,
+    grpc_port: Annotated[
+        int | None,
+        typer.Option(help="Port for gRPC too (the Open Inference Protocol)."),
+    ] = None,
     max_body: Annotated[float, typer.Option(help="Largest frame that is accepted, MiB.")] = 16.0,
     concurrency: Annotated[
         int | None, typer.Option(min=1, help="Inferences at a time.", show_default="2; 1 on a single core")
@@ -59,6 +63,7 @@ def serve(
     from splitwire.runtime_cloud.admission import ServerLimits
     from splitwire.runtime_cloud.engines.process import log_to_stderr
     from splitwire.runtime_cloud.engines.process import serve as run_server
+    from splitwire.runtime_cloud.oip import GrpcOptions
     from splitwire.runtime_cloud.repository.models import load_models
 
     if not 0 < max_body <= MAX_BODY:  # also refuses NaN
@@ -77,10 +82,20 @@ def serve(
     models = load_models(directory, threads=threads, providers=names)
     log_to_stderr()
 
+    grpc: GrpcOptions | None = None
+    targets: list[str] = []
+    if grpc_port is not None:
+        grpc = GrpcOptions(host=host, port=grpc_port, grace_s=grace, on_listen=targets.append)
+
     def ready(url: str) -> None:
         if as_json:
             # Flushed at once: a parent process waits for this line, and reads the URL from it.
-            sys.stdout.write(msgspec.json.encode({"url": url, "pid": os.getpid()}).decode() + "\n")
+            sys.stdout.write(
+                msgspec.json.encode(
+                    {"url": url, "pid": os.getpid(), **({"grpc": targets[0]} if targets else {})}
+                ).decode()
+                + "\n"
+            )
             sys.stdout.flush()
             return
         for session in models:
@@ -90,9 +105,13 @@ def serve(
             out.print(f"{line}, on {short_name(session.provider)}", markup=False, soft_wrap=True)
             for reason in session.passed_over:
                 err.print(reason, markup=False, soft_wrap=True)
+        for target in targets:
+            out.print(f"gRPC at {target}", markup=False, soft_wrap=True)
         out.print(f"Serving at {url} (Ctrl-C stops)", markup=False, soft_wrap=True)
 
-    unfinished = run_server(models, host=host, port=port, limits=limits, grace_s=grace, drain_s=drain, on_ready=ready)
+    unfinished = run_server(
+        models, host=host, port=port, limits=limits, grace_s=grace, drain_s=drain, grpc=grpc, on_ready=ready
+    )
     if unfinished:
         err.print(f"{unfinished} inferences did not finish within {grace} s and were cut off")
         # Their threads cannot be stopped, and the interpreter would wait for them without limit.

@@ -37,6 +37,7 @@ from splitwire.codec.wire.reply import encode_reply
 from splitwire.runtime_cloud.admission import ServerLimits
 from splitwire.runtime_cloud.engines.process import bind, make_server, url_of
 from splitwire.runtime_cloud.http.app import Api, create_app
+from splitwire.runtime_cloud.oip import GrpcOptions
 from splitwire.runtime_cloud.repository.models import Models
 from splitwire.runtime_cloud.session import CloudSession
 from splitwire.runtime_edge import session as edge_session
@@ -192,16 +193,18 @@ def serving(
     tls: tuple[Path, Path] | None = None,
     batching: bool = False,
     port: int = 0,
+    grpc: GrpcOptions | None = None,
 ) -> Iterator[Served]:
     """The real server, in a thread of this process, on a port of 127.0.0.1; 0: a free one.
 
     wait: until the models are warm. tls: certificate and private key. batching: requests share runs, and a lone one
     runs in the event loop; off, so that a test can count inferences, and hold one back while the server answers.
+    grpc: the gRPC port too.
     """
     limits = limits or ServerLimits()
     if not batching:
         limits = dataclasses.replace(limits, max_batch=1, inline=0.0)
-    app = create_app(Models([CloudSession(p.back) for p in pairs]), limits)
+    app = create_app(Models([CloudSession(p.back) for p in pairs]), limits, grpc=grpc)
     sock = bind("127.0.0.1", port)
     url = url_of(sock)
     server = make_server(app, grace_s=10)
