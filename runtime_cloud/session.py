@@ -89,6 +89,8 @@ class CloudSession:
     def passed_over(self) -> tuple[str, ...]:
         """The providers that were preferred and did not start, each with the reason in one line."""
         return self._graph.passed_over
+
+    @property
     def output_specs(self) -> tuple[OutputSpec, ...]:
         """Name, element type and shape of the outputs, as back.onnx declares them."""
         return self._graph.output_specs

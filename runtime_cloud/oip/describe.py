@@ -61,14 +61,14 @@ def model_metadata(session: CloudSession, name: str, versions: list[str]) -> dic
         "platform": PLATFORM,
         "inputs": [{"name": n, "datatype": t, "shape": s} for n, t, s in inputs_of(session)],
         "outputs": [{"name": n, "datatype": t, "shape": s} for n, t, s in outputs_of(session)],
-        "parameters": {"fingerprint": session.fingerprint.hex(), "model": profile.model, "cut": profile.cut},
+        "parameters": {"fingerprint": session.pair, "model": profile.model, "cut": profile.cut},
     }
 
 
 def model_config(session: CloudSession, name: str) -> dict[str, Any]:
     """What GET /v2/models/NAME/config answers. Every input is optional: a request has frames or the tensors."""
     profile = session.profile
-    strings = {"fingerprint": session.fingerprint.hex(), "model": profile.model, "cut": profile.cut}
+    strings = {"fingerprint": session.pair, "model": profile.model, "cut": profile.cut}
     return {
         "name": name,
         "platform": PLATFORM,

@@ -116,7 +116,7 @@ class GrpcApi:
             stats = [of(s.name, s.version, s.fingerprint) for s in self.service.models.index()]
         else:
             session = self.service.models.named(m.name, m.version)
-            stats = [of(m.name, self.inference.version_of(session, m.version), session.fingerprint.hex())]
+            stats = [of(m.name, self.inference.version_of(session, m.version), session.pair)]
         return from_json("ModelStatisticsResponse", {"model_stats": stats})
 
     async def repository_index(self, data: bytes, context: Context) -> Any:
@@ -153,6 +153,7 @@ class GrpcApi:
 
     async def _infer(self, data: bytes, caller: _Caller, *, stream: bool) -> Any:
         self.service.require_ready()
+        await self.service.scheduler.admit()
         with self.service.gate.holding(len(data)):
             r = read_request(data)
             answer = await self.inference.run(

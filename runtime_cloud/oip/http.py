@@ -80,7 +80,7 @@ class OipApi:
         name, version = _model(request)
         session = self.service.models.named(name, version)
         version = self.inference.version_of(session, version)
-        return _json({"model_stats": [self.inference.statistics.of(name, version, session.fingerprint.hex())]})
+        return _json({"model_stats": [self.inference.statistics.of(name, version, session.pair)]})
 
     async def all_stats(self, request: Request) -> Response:
         of = self.inference.statistics.of
@@ -108,7 +108,7 @@ class OipApi:
 
     async def infer(self, request: Request) -> Response:
         self.service.require_ready()
-        self.service.scheduler.check()
+        await self.service.scheduler.admit()
         model = _model(request)
         frame_name = frame_input(self.service.models.named(*model))
         headers = request.headers

@@ -106,7 +106,7 @@ class Inference:
                 results = await self._frames(frames, lambda frame: call(frame, key=key))
         except SplitwireError as e:
             if not isinstance(e, ServerBusy):  # as Triton counts: what was refused for its load is no failure
-                self.statistics.failed(session.fingerprint.hex(), time.perf_counter() - begun)
+                self.statistics.failed(session.pair, time.perf_counter() - begun)
             raise
         outputs = _joined(results)
         parameters = {"back_ns": sum(round(r.back_ms * 1e6) for r in results)}
@@ -124,7 +124,7 @@ class Inference:
 
     def version_of(self, session: CloudSession, version: str) -> str:
         """The version that a request for `version` ("" for the newest) got."""
-        pair = session.fingerprint.hex()
+        pair = session.pair
         return version or next(m.version for m in self.service.models.index() if m.fingerprint == pair)
 
     async def _frames(self, frames: Sequence[bytes], call: Callable[[bytes], Call]) -> list[CloudResult]:

@@ -14,7 +14,7 @@ import pytest
 from runtime_helpers import Pair, Served, serving, until
 
 from splitwire.codec.wire.report import DeviceReport
-from splitwire.runtime_cloud.observe import Telemetry
+from splitwire.runtime_cloud.observe import Telemetry, all_observers
 from splitwire.runtime_cloud.observe.monitor.events import WATCHERS
 from splitwire.runtime_cloud.observe.monitor.routes import FILES
 from splitwire.runtime_cloud.observe.monitor.watch import Watch
@@ -27,8 +27,7 @@ def served(pair: Pair) -> Iterator[Served]:
 
 
 def telemetry_of(served: Served) -> Telemetry:
-    observer = served.api.service.observer
-    assert isinstance(observer, Telemetry)
+    observer = next(o for o in all_observers(served.api.service.observer) if isinstance(o, Telemetry))
     return observer
 
 

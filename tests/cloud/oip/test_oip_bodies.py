@@ -380,13 +380,13 @@ def test_a_bug_reveals_nothing(pair: Pair, frame: bytes):
 
 def test_a_full_queue(pair: Pair, frame: bytes):
     with serving(pair, limits=ServerLimits(concurrency=1, queue=0)) as running:
-        running.api.service.scheduler.check = _busy  # type: ignore[method-assign]  # as if it were full
+        running.api.service.scheduler.admit = _busy  # type: ignore[method-assign]  # as if it were full
         response = post(running, frame, 0)
         assert error_of(response) == (503, "come back later")
         assert int(response.headers["retry-after"]) >= 1
 
 
-def _busy(*_: Any, **__: Any) -> None:
+async def _busy(*_: Any, **__: Any) -> None:
     from splitwire.codec.errors import ServerBusy
 
     raise ServerBusy("come back later", 1.5)
