@@ -13,7 +13,7 @@ PINS := pyproject.toml constraints.txt
 .DELETE_ON_ERROR:
 # Two installs into one environment at a time would damage it, so -j is ignored.
 .NOTPARALLEL:
-.PHONY: help demo photos check test lint format bench bench-codec bench-export bench-history bench-streaming bench-skip versions api reports sweep-models small-networks field transform-points cuts readme rate drift hostile faults fuzz arm edge-size clean
+.PHONY: help demo photos check test lint format protocol bench bench-codec bench-export bench-history bench-streaming bench-skip versions api reports sweep-models small-networks field transform-points cuts readme rate drift hostile faults fuzz arm edge-size clean
 
 help: ## list the targets
 	@awk -F ': .*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -35,6 +35,9 @@ lint: $(VENV)/.dev ## ruff, mypy --strict (tests too), and the import rules betw
 
 api: $(VENV)/.dev ## write docs/api.md from docstrings and signatures
 	$(RUN) .ci/api.py
+
+protocol: $(VENV)/.dev ## compile the messages of the Open Inference Protocol over gRPC
+	$(RUN) .ci/protocol.py
 
 format: $(VENV)/.dev ## format the sources, and fix what ruff can fix
 	$(RUN) -m ruff check --fix-only --quiet .

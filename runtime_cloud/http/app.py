@@ -18,7 +18,6 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from email.utils import formatdate
 from http import HTTPStatus
@@ -43,6 +42,7 @@ from splitwire.codec.wire.reply import (
 )
 from splitwire.codec.wire.stream import PATH
 from splitwire.runtime_cloud.admission import ServerLimits
+from splitwire.runtime_cloud.asked import asked_by, gone
 from splitwire.runtime_cloud.idempotency import parse_key
 from splitwire.runtime_cloud.observe import Levels, ModelState, Observer, Observers, Telemetry, all_observers
 from splitwire.runtime_cloud.observe.monitor import Monitor
@@ -52,7 +52,6 @@ from splitwire.runtime_cloud.repository import Models, describe
 from splitwire.runtime_cloud.service import Call, Service, device_of
 from splitwire.runtime_cloud.stream import Streams, open_stream
 
-from .asked import DEADLINE, DEVICE, PRIORITY, gone, parse_deadline, parse_device, parse_priority
 from .batch import answer_all
 from .statuses import code_of_status, error_response, refusal
 
@@ -115,8 +114,7 @@ class Api:
         content_type = _content_type(request, BODY_TYPES)
         async with self.service.gate.body(request) as frame:
             received = time.perf_counter() - begun
-            trace = headers.get("traceparent", "")
-            reply = await self.service.answer(replace(asked, frame=frame, key=key, received=received, trace=trace))
+            reply = await self.service.answer(replace(asked, frame=frame, key=key, received=received))
         checked = asks_for_checksum(content_type) or asks_for_checksum(request.headers.get("accept", ""))
         return Response(with_checksum(reply) if checked else reply, media_type=REPLY_MEDIA_TYPE)
 
@@ -223,15 +221,8 @@ def create_app(
 
 def _asked(request: Request, now: float) -> Call:
     """What the head of a request says about its call, without the frame. Raises UsageError."""
-    headers = request.headers
-    return Call(
-        frame=b"",
-        device=parse_device(headers.get(DEVICE)),
-        client=request.client.host if request.client else "",
-        deadline=parse_deadline(headers.get(DEADLINE), now),
-        priority=parse_priority(headers.get(PRIORITY)),
-        abandoned=gone(request.receive),
-    )
+    client = request.client.host if request.client else ""
+    return asked_by(request.headers, now, client=client, abandoned=gone(request.receive))
 
 
 def _content_type(request: Request, taken: Sequence[str]) -> str:

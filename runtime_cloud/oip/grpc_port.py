@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import grpc
@@ -21,6 +21,8 @@ from grpc import aio
 from splitwire.codec.errors import DeviceError, ServerBusy, SplitwireError, UnknownModel, UsageError
 from splitwire.codec.wire.oip.messages import SERVICE, message
 from splitwire.codec.wire.reply import printable
+from splitwire.runtime_cloud.asked import asked_by
+from splitwire.runtime_cloud.call import Call, device_of
 from splitwire.runtime_cloud.idempotency import parse_key
 
 from .describe import model_config, model_metadata, own_version, server_metadata
@@ -42,25 +44,15 @@ Context: TypeAlias = Any
 Answering: TypeAlias = Callable[[bytes, Context], Awaitable[Any]]
 
 
-@dataclass(frozen=True)
-class _Caller:
-    """What the metadata and the deadline of a call say."""
-
-    key: str
-    trace: str
-    client: str
-    deadline: float | None
-
-    @classmethod
-    def of(cls, context: Context) -> _Caller:
-        metadata = metadata_of(context)
-        left = context.time_remaining()
-        return cls(
-            key=parse_key(metadata.get("idempotency-key")),
-            trace=metadata.get("traceparent", ""),
-            client=address_of(context.peer()),
-            deadline=None if left is None else time.perf_counter() + left,
-        )
+def asked_of(context: Context, *, keyed: bool) -> Call:
+    """What the metadata and the deadline of a call say. keyed: it may have an idempotency key. Raises UsageError."""
+    metadata = metadata_of(context)
+    now = time.perf_counter()
+    asked = asked_by(metadata, now, client=address_of(context.peer()))
+    left = context.time_remaining()
+    ends = [t for t in (asked.deadline, None if left is None else now + left) if t is not None]
+    key = parse_key(metadata.get("idempotency-key")) if keyed else ""
+    return replace(asked, key=key, protocol="oip-grpc", deadline=min(ends, default=None))
 
 
 def metadata_of(context: Context) -> Mapping[str, str]:
@@ -149,32 +141,28 @@ class GrpcApi:
         return message("RepositoryModelUnloadResponse")()
 
     async def infer(self, data: bytes, context: Context) -> Any:
-        return await self._infer(data, _Caller.of(context), stream=False)
+        return await self._infer(data, asked_of(context, keyed=True))
 
-    async def _infer(self, data: bytes, caller: _Caller, *, stream: bool) -> Any:
+    async def _infer(self, data: bytes, asked: Call, *, stream: bool = False) -> Any:
         self.service.require_ready()
-        await self.service.scheduler.admit()
+        await self.service.scheduler.admit(device_of(asked) or asked.client, asked.priority)
         with self.service.gate.holding(len(data)):
             r = read_request(data)
-            answer = await self.inference.run(
-                r.model,
-                r.request,
-                protocol="oip-grpc",
-                key="" if stream else caller.key,  # one key for many requests would be none
-                client=caller.client,
-                trace=caller.trace,
-                deadline=caller.deadline,
-            )
+            answer = await self.inference.run(r.model, r.request, asked)
         return write_answer(answer, final=r.final and stream)
 
     async def stream(self, requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
         """One answer for each request, in their order; an error is an answer too, and the stream goes on."""
-        caller = _Caller.of(context)
+        try:
+            asked = asked_of(context, keyed=False)  # one key for many requests would be none
+        except SplitwireError as e:
+            await context.abort(getattr(grpc.StatusCode, grpc_status(e)), self._refused("ModelStreamInfer", e))
+            return
         answers: asyncio.Queue[asyncio.Task[bytes] | None] = asyncio.Queue(MAX_IN_FLIGHT - 1)
 
         async def read() -> None:
             async for data in requests:
-                await answers.put(asyncio.create_task(self._stream_one(data, caller)))
+                await answers.put(asyncio.create_task(self._stream_one(data, asked)))
             await answers.put(None)
 
         reading = asyncio.create_task(read())
@@ -192,10 +180,10 @@ class GrpcApi:
                 if waiting is not None:
                     waiting.cancel()
 
-    async def _stream_one(self, data: bytes, caller: _Caller) -> bytes:
+    async def _stream_one(self, data: bytes, asked: Call) -> bytes:
         kind = message("ModelStreamInferResponse")
         try:
-            answer = kind(infer_response=await self._infer(data, caller, stream=True))
+            answer = kind(infer_response=await self._infer(data, asked, stream=True))
         except SplitwireError as e:
             answer = kind(error_message=self._refused("ModelStreamInfer", e))
         except Exception as e:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import anyio.to_thread
@@ -19,6 +20,8 @@ from starlette.routing import BaseRoute, Match, Route
 from splitwire.codec.errors import ServerBusy, SplitwireError, UnknownModel
 from splitwire.codec.wire.oip.tensors import HEADER_LENGTH
 from splitwire.codec.wire.reply import printable
+from splitwire.runtime_cloud.asked import asked_by, gone
+from splitwire.runtime_cloud.call import device_of
 from splitwire.runtime_cloud.idempotency import parse_key
 
 from .describe import model_config, model_metadata, own_version, server_metadata
@@ -108,29 +111,23 @@ class OipApi:
 
     async def infer(self, request: Request) -> Response:
         self.service.require_ready()
-        await self.service.scheduler.admit()
         model = _model(request)
         frame_name = frame_input(self.service.models.named(*model))
         headers = request.headers
-        key = parse_key(headers.get("idempotency-key"))
         begun = time.perf_counter()
+        client = request.client.host if request.client else ""
+        asked = asked_by(headers, begun, client=client, abandoned=gone(request.receive))
+        asked = replace(asked, key=parse_key(headers.get("idempotency-key")), protocol="oip-http")
+        await self.service.scheduler.admit(device_of(asked) or client, asked.priority)
         async with self.service.gate.body(request) as sent:
-            received = time.perf_counter() - begun
+            asked = replace(asked, received=time.perf_counter() - begun)
             body = sent
             encoding = headers.get("content-encoding", "identity").strip().lower()
             if encoding not in ("", "identity"):
                 body = await anyio.to_thread.run_sync(inflate, sent, encoding, self.service.limits.max_body)
             with self.service.gate.holding(0 if body is sent else len(body)):
                 length = header_length(headers.get(HEADER_LENGTH), len(body))
-                answer = await self.inference.run(
-                    model,
-                    read_request(body, length, frame_name),
-                    protocol="oip-http",
-                    key=key,
-                    client=request.client.host if request.client else "",
-                    trace=headers.get("traceparent", ""),
-                    received=received,
-                )
+                answer = await self.inference.run(model, read_request(body, length, frame_name), asked)
         text, length = write_answer(answer)
         if length is None:
             return Response(text, media_type="application/json")

@@ -6,7 +6,8 @@ A model takes frames, as elements of type BYTES of the input `frame`; or what cr
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -59,51 +60,32 @@ class Inference:
         self,
         model: tuple[str, str],
         request: InferRequest,
-        *,
-        protocol: str,
-        key: str = "",
-        client: str = "",
-        trace: str = "",
-        received: float = 0.0,
-        deadline: float | None = None,
-        abandoned: Callable[[], bool] | None = None,
+        asked: Call,
     ) -> InferAnswer:
-        """The answer to a request. model: name and version, "" for the newest.
+        """The answer to a request. model: name and version, "" for the newest. asked: the call without its frame.
 
-        The other arguments are those of Call. deadline: of the link; the request may have an earlier one.
+        A priority of the request goes before that of `asked`, and of two deadlines the earlier one.
         Raises UnknownModel, UsageError, BitstreamError, FingerprintMismatch, ShapeMismatch, ServerBusy.
         """
         self.service.require_ready()
         session = self.service.models.named(*model)
         begun = time.perf_counter()
+        deadline = asked.deadline
         if request.timeout_us:
             timeout = begun + request.timeout_us / 1e6
             deadline = timeout if deadline is None else min(deadline, timeout)
+        priority = min(request.priority, LOWEST_PRIORITY) or asked.priority
+        call = replace(asked, model=model, deadline=deadline, priority=priority)
         try:
             wanted = wanted_outputs(session, request)
             frames, tensors = _inputs(session, request)
 
-            def call(frame: bytes = b"", tensors: CutTensors | None = None, key: str = "") -> Call:
-                return Call(
-                    frame=frame,
-                    tensors=tensors,
-                    model=model,
-                    key=key,
-                    protocol=protocol,
-                    client=client,
-                    trace=trace,
-                    received=received,
-                    deadline=deadline,
-                    abandoned=abandoned,
-                    priority=min(request.priority, LOWEST_PRIORITY),
-                )
-
             if tensors is not None:
-                results = [await self.service.infer(call(tensors=tensors))]
-            elif key and len(frames) > 1:
+                results = [await self.service.infer(replace(call, key="", tensors=tensors))]
+            elif call.key and len(frames) > 1:
                 raise UsageError("a request with an idempotency key holds one frame; send the frames one by one")
             else:
-                results = await self._frames(frames, lambda frame: call(frame, key=key))
+                results = await self._frames(frames, call)
         except SplitwireError as e:
             if not isinstance(e, ServerBusy):  # as Triton counts: what was refused for its load is no failure
                 self.statistics.failed(session.pair, time.perf_counter() - begun)
@@ -127,13 +109,13 @@ class Inference:
         pair = session.pair
         return version or next(m.version for m in self.service.models.index() if m.fingerprint == pair)
 
-    async def _frames(self, frames: Sequence[bytes], call: Callable[[bytes], Call]) -> list[CloudResult]:
+    async def _frames(self, frames: Sequence[bytes], call: Call) -> list[CloudResult]:
         """The results of the frames, one after the other, so that a request takes one place in the queue."""
         results: list[CloudResult] = []
         size = 0
         for frame in frames:
             try:
-                result = await self.service.infer(call(frame))
+                result = await self.service.infer(replace(call, frame=frame))
             except (Corrupt, Truncated) as e:
                 raise _explained(frame, e) from e
             results.append(result)

@@ -27,8 +27,7 @@ def served(pair: Pair) -> Iterator[Served]:
 
 
 def telemetry_of(served: Served) -> Telemetry:
-    observer = next(o for o in all_observers(served.api.service.observer) if isinstance(o, Telemetry))
-    return observer
+    return next(o for o in all_observers(served.api.service.observer) if isinstance(o, Telemetry))
 
 
 @contextlib.contextmanager

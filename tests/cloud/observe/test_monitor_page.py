@@ -30,8 +30,7 @@ def status(word: str) -> str:
 
 
 def telemetry_of(served: Served) -> Telemetry:
-    observer = next(o for o in all_observers(served.api.service.observer) if isinstance(o, Telemetry))
-    return observer
+    return next(o for o in all_observers(served.api.service.observer) if isinstance(o, Telemetry))
 
 
 @pytest.mark.slow

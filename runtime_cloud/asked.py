@@ -1,18 +1,38 @@
-"""What the headers of a request say about when it shall run: the device, the deadline, the priority (docs/http.md)."""
+"""What the headers of a request, or the metadata of a gRPC call, say about its call: device, deadline, priority."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from splitwire.codec.errors import UsageError
 from splitwire.codec.wire.reply import printable
 
+from .call import Call
+
 DEADLINE, DEVICE, PRIORITY = "x-splitwire-deadline-ms", "x-splitwire-device", "x-splitwire-priority"
 _DEADLINE = re.compile(r"[0-9]{1,9}")
 _DEVICE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _PRIORITY = re.compile(r"[0-3]")
+
+
+def asked_by(
+    headers: Mapping[str, str], now: float, *, client: str = "", abandoned: Callable[[], bool] | None = None
+) -> Call:
+    """A call without its frame (docs/http.md). headers: by lower-case name. now: as time.perf_counter() counts.
+
+    Raises UsageError for a header that is wrong.
+    """
+    return Call(
+        frame=b"",
+        device=parse_device(headers.get(DEVICE)),
+        client=client,
+        deadline=parse_deadline(headers.get(DEADLINE), now),
+        priority=parse_priority(headers.get(PRIORITY)),
+        trace=headers.get("traceparent", ""),
+        abandoned=abandoned,
+    )
 
 
 def parse_deadline(header: str | None, now: float) -> float | None:
