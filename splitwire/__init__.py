@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         SpoolFull,
         TransportError,
         Truncated,
+        UnknownModel,
         UnsupportedModel,
         UnsupportedVersion,
         UsageError,
@@ -89,6 +90,7 @@ if TYPE_CHECKING:
     from splitwire.runtime_cloud.admission import ServerLimits
     from splitwire.runtime_cloud.engines.process import serve
     from splitwire.runtime_cloud.http.app import create_app
+    from splitwire.runtime_cloud.oip.options import GrpcOptions
     from splitwire.runtime_cloud.repository.models import Models as ServedPairs
     from splitwire.runtime_cloud.repository.models import load_models as load_pairs
     from splitwire.runtime_cloud.session import CloudResult, CloudSession
@@ -187,6 +189,7 @@ _HOME = {
     "FingerprintMismatch": "splitwire.codec.errors",
     "FrameLength": "splitwire.codec.drift",
     "FrontOutputs": "splitwire.runtime_edge.graph",
+    "GrpcOptions": "splitwire.runtime_cloud.oip.options",
     "HttpTransport": "splitwire.runtime_edge.transport.http",
     "Key": "splitwire.runtime_edge.transport.base",
     "Latency": "splitwire.exporter.planning.plan",
@@ -252,6 +255,7 @@ _HOME = {
     "Transport": "splitwire.runtime_edge.transport.base",
     "TransportError": "splitwire.codec.errors",
     "Truncated": "splitwire.codec.errors",
+    "UnknownModel": "splitwire.codec.errors",
     "UnsupportedModel": "splitwire.codec.errors",
     "UnsupportedVersion": "splitwire.codec.errors",
     "UsageError": "splitwire.codec.errors",
@@ -321,6 +325,7 @@ __all__ = [
     "FingerprintMismatch",
     "FrameLength",
     "FrontOutputs",
+    "GrpcOptions",
     "HttpTransport",
     "Key",
     "Latency",
@@ -386,6 +391,7 @@ __all__ = [
     "Transport",
     "TransportError",
     "Truncated",
+    "UnknownModel",
     "UnsupportedModel",
     "UnsupportedVersion",
     "UsageError",

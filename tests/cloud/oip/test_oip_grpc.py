@@ -427,14 +427,14 @@ def test_a_server_that_is_busy_or_has_a_bug(pair: Pair):
         async def busy(*_: Any) -> Any:
             raise ServerBusy("come back later", 1.5)
 
-        service.infer = busy  # type: ignore[method-assign]  # as if the queue were full
+        service.infer = busy  # type: ignore[method-assign, assignment]  # as if the queue were full
         with pytest.raises(grpc.RpcError) as error:
             call(target, "ModelInfer", request.SerializeToString())
         assert (error.value.code().name, error.value.details()) == ("UNAVAILABLE", "come back later")
         assert dict(error.value.trailing_metadata())["retry-after"] == "2"
         service.infer = infer  # type: ignore[method-assign]  # restored
         (session,) = service.models
-        session.run_back = lambda *_: 1 / 0  # type: ignore[assignment, method-assign, return-value]  # a bug
+        session.run_back = lambda *_: 1 / 0  # type: ignore[assignment, method-assign]  # a bug
         assert refused(target, request) == ("INTERNAL", "the server failed on this request; its log says how")
         service.ready = False
         assert refused(target, request)[0] == "UNAVAILABLE"
