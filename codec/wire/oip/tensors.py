@@ -40,7 +40,7 @@ def pack_bytes(elements: Sequence[bytes | memoryview]) -> bytes:
 def unpack_bytes(data: bytes | memoryview, count: int) -> list[memoryview]:
     """The `count` elements of a BYTES tensor, as views.
 
-    Raises LimitExceeded for more than MAX_ELEMENTS; Truncated or Corrupt if `data` does not hold so many and no more.
+    Raises LimitExceeded for more than MAX_ELEMENTS; Truncated or Corrupt if `data` does not hold exactly these.
     """
     if count > MAX_ELEMENTS:
         raise LimitExceeded(f"{count} elements of type BYTES are over the limit of {MAX_ELEMENTS}")
