@@ -78,13 +78,13 @@ def starts(python: str) -> bool:
 def lowest(project: dict[str, Any]) -> list[str]:
     """`name==version` with the lowest version of each requirement in the base, edge and cloud installs.
 
-    If a package has two requirements, the higher of the lowest versions counts.
+    If a package has two requirements, the higher of the lowest versions counts. Markers (of other systems) are ignored.
     """
     extras = project["optional-dependencies"]
     texts = [*project["dependencies"], *(text for extra in EXTRAS for text in extras[extra])]
     pins: dict[str, str] = {}
     for text in texts:
-        match = re.fullmatch(r"([A-Za-z0-9_.-]+)(?:\[[^]]*\])?>=([0-9.]+)", text)
+        match = re.fullmatch(r"([A-Za-z0-9_.-]+)(?:\[[^]]*\])?>=([0-9.]+)", text.partition(";")[0])
         if match is None:
             sys.exit(f"make versions: the requirement {text!r} has no lowest version; write name>=version")
         name, version = match[1], match[2]
