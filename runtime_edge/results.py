@@ -8,14 +8,16 @@ from typing import Literal
 from splitwire.codec.errors import ShapeMismatch
 from splitwire.codec.wire.reply import Outputs
 
+Where = Literal["cloud", "device"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Timings:
     """Milliseconds per stage, in pipeline order.
 
     front, encode: on this device. network: the wait for the reply, minus the two times that the cloud reports. It
-    includes the link in both directions, HTTP and the wait in the server's queue. decode, back: in the cloud, by its
-    clock.
+    includes the link in both directions, HTTP and the wait in the server's queue. decode, back: where the back ran, by
+    the clock there.
     """
 
     front: float
@@ -50,7 +52,7 @@ class SplitResult:
     timings: Timings
     attempts: int
     provider: str = ""
-    where: Literal["cloud", "device"] = "cloud"
+    where: Where = "cloud"
 
     def __repr__(self) -> str:
         """One line, with the shapes of the outputs."""

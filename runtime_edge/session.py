@@ -25,7 +25,7 @@ from splitwire.codec.wire.sizes import Int64Array
 from .events import EventSink, ignore
 from .findings import MIN_SCORE, Findings, find
 from .graph import Float32Array, FrontOutputs, Input, InputType, open_front
-from .results import SplitResult, Timings, first_rows
+from .results import SplitResult, Timings, Where, first_rows
 from .transport import Key, Reply, Transport
 from .transport.sockets import drop_after_fork
 
@@ -239,12 +239,21 @@ class EdgeSession:
         return reply
 
     def assemble(
-        self, front: FrontOutputs, reply: Reply, *, op: str | None, images: int, frame_bytes: int, ms: Sequence[float]
+        self,
+        front: FrontOutputs,
+        reply: Reply,
+        *,
+        op: str | None,
+        images: int,
+        frame_bytes: int,
+        ms: Sequence[float],
+        where: Where = "cloud",
     ) -> SplitResult:
-        """Stage 4: the result of a batch, from what the front and the cloud computed.
+        """Stage 4: the result of a batch, from what the front and the back computed.
 
         images: images of the batch, without the copies that fill it. ms: milliseconds of front, encoder and the wait
-        for the reply. Raises ShapeMismatch if an output does not have one row per image of a batch that was filled.
+        for the reply. where: the back ran. Raises ShapeMismatch if an output does not have one row per image of a batch
+        that was filled.
         """
         batch = len(front.features[0])
         return SplitResult(
@@ -263,6 +272,7 @@ class EdgeSession:
             ),
             attempts=reply.attempts,
             provider=front.provider,
+            where=where,
         )
 
     def after_fork(self) -> None:
@@ -285,6 +295,7 @@ class EdgeSession:
         spool: SpoolPart | None = None,
         wait_s: float = 0.0,
         fallback: Fallback | None = None,
+        spool_fallback: bool = False,
         on_event: EventSink | None = None,
     ) -> Stream:
         """Run the whole network on all pictures of a source, several at a time, and return their results in order.
@@ -301,8 +312,10 @@ class EdgeSession:
         rate: chooses the operating point of each frame. drift: watches the features. skip: decides which frames are
             sent. spool: keeps the frames that cannot be delivered.
         wait_s: seconds for which a frame is sent again while the server is away; then it is spooled, or failed.
-        fallback: answers on this device while the server is away, instead of waiting and spooling: a LoopbackTransport
-            of a CloudSession, where the device holds back.onnx. `SplitResult.where` tells. The caller closes it.
+        fallback: answers on this device the frames that do not get through, for any TransportError and at once: a
+            LoopbackTransport of a CloudSession, where the device holds back.onnx. One frame at a time.
+            `SplitResult.where` tells. The caller closes it. spool_fallback: such a frame is spooled too, so that the
+            server gets it later.
         on_event: takes events; called in any thread.
         Raises UsageError. Errors of one picture or frame are in its StreamResult.
         """
@@ -312,7 +325,7 @@ class EdgeSession:
 
         stream = Stream.start(
             self, as_source(source), policy=policy, in_flight=in_flight, rate=rate, drift=drift, skip=skip,
-            spool=spool, wait_s=wait_s, fallback=fallback, on_event=on_event,
+            spool=spool, fallback=fallback, spool_fallback=spool_fallback, wait_s=wait_s, on_event=on_event,
         )  # fmt: skip
         self._streams.add(stream)
         return stream

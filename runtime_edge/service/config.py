@@ -101,8 +101,9 @@ class SpoolSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Frames that wait for the link.
 
     path: the SQLite file; empty: no spool, a frame that cannot be sent is reported and lost. tier: durable survives a
-    power cut; buffered may lose the last second. max_mb, max_age_s: bounds. when_full: which frames go. share: of the
-    link for waiting frames beside new ones.
+    power cut, which may take the last 4 MB of buffered. max_mb, max_age_s: bounds. when_full: which frames go.
+    share: of the link for waiting frames beside new ones. fallback_too: frames that `[model] back` answered wait as
+    well.
     """
 
     path: str = ""
@@ -111,6 +112,7 @@ class SpoolSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     max_age_s: Positive = 7 * 86400.0
     when_full: Literal["drop-oldest", "drop-newest", "refuse"] = "drop-oldest"
     share: Share = 0.5
+    fallback_too: bool = False
 
 
 class RateSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -185,6 +187,8 @@ class EdgeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise ValueError("[model] op is a fixed point: leave out min_op and [rate] target_ms, or op")
         if self.model.min_op and not self.rate.target_ms:
             raise ValueError("[model] min_op is for the rate control: set [rate] target_ms as well")
+        if self.spool.fallback_too and not (self.spool.path and self.model.back):
+            raise ValueError("[spool] fallback_too goes with [spool] path and [model] back")
         for outlet in self.outlet:
             if bool(outlet.target) == (outlet.kind == "stdout"):
                 need = "takes no target" if outlet.kind == "stdout" else "needs a target"

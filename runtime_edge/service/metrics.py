@@ -36,6 +36,7 @@ class Metrics:
         )  # fmt: skip
         self.errors = Counter("splitwire_edge_errors", "Frames that failed, by the code of the error", ["code"], **made)
         self.events = Counter("splitwire_edge_events", "Events by kind", ["kind"], **made)
+        self.on_device = Counter("splitwire_edge_fallback_frames", "Frames that the fallback answered", **made)
         self.bytes_sent = Counter("splitwire_edge_sent_bytes", "Bytes written to the link", **made)
         self.age = Histogram(
             "splitwire_edge_age_seconds", "From capture to answer", buckets=SECONDS, **made

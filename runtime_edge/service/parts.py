@@ -1,4 +1,4 @@
-"""What a service is made of: a link that can be replaced, rate and skip that can; and making all of it.
+"""What a service is made of, made from its configuration.
 
 `prepare` makes everything that can be wrong in a configuration, and collects what is, before anything starts.
 """
@@ -6,47 +6,38 @@
 from __future__ import annotations
 
 import os
-import re
-import secrets
-import socket
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import onnxruntime as ort
 
-from splitwire.codec.errors import (
-    ServerBusy,
-    SplitwireError,
-    TransportError,
-    UsageError,
-)
+from splitwire.codec.errors import SplitwireError, UsageError
 from splitwire.codec.shared.providers import full_name
-from splitwire.runtime_edge.control import DriftMonitor, RateController
-from splitwire.runtime_edge.events import Event, EventSink, ignore
-from splitwire.runtime_edge.results import SplitResult
+from splitwire.runtime_edge.control import RateController
+from splitwire.runtime_edge.events import EventSink
 from splitwire.runtime_edge.session import EdgeSession
 from splitwire.runtime_edge.sources import Source, open_source
-from splitwire.runtime_edge.stream.parts import Decision, Fallback, Look
+from splitwire.runtime_edge.stream import Fallback
 from splitwire.runtime_edge.stream.skip import Sameness, Skip, SkipTable
-from splitwire.runtime_edge.transport import HttpTransport, Key, Reply, StreamTransport, Timeouts, Tls, TokenFile
-from splitwire.runtime_edge.waiting import may_pass
+from splitwire.runtime_edge.transport import (
+    HttpTransport,
+    Key,
+    Reply,
+    StreamTransport,
+    Timeouts,
+    Tls,
+    TokenFile,
+)
 
 from .config import EdgeConfig, OutletSection, ServerSection
+from .link import Carrier, Link, host_id
 from .metrics import loopback_address
 from .outlets import MqttOutlet, load_hook
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from splitwire.codec.profile import CodecProfile
-
-    from .sample import Sample
 
 CONNECT_S = 5.0
 SPARE_CONNECTIONS = 2
@@ -63,183 +54,16 @@ class Problems(UsageError):
         self.lines = tuple(lines)
 
 
-class Carrier(Protocol):
-    """A transport for one frame or several."""
+class LocalFallback(Fallback, Protocol):
+    """The back half on this device."""
 
-    def send(self, frame: bytes, key: Key | None = None) -> Reply: ...
-
-    def send_many(self, frames: Sequence[bytes], keys: Sequence[Key | None]) -> list[Reply | SplitwireError]: ...
-
-    def close(self) -> None: ...
+    def warm_up(self) -> None:
+        """Run once, so that the first frame does not wait for the compilation of a kernel."""
+        ...
 
 
-class Link:
-    """A transport whose server can be replaced while frames are on their way, and that tells when it is down.
-
-    device: id in the keys of frames that come without one. patient: every failure of the link counts as one that may
-    pass, so that the frame is sent again or spooled: in the field a name that does not resolve, or a token that is
-    refused, is put right by somebody later. on_event: gets `link_down` with the reason, and `link_up`.
-    """
-
-    def __init__(self, carrier: Carrier, *, device: str, patient: bool, on_event: EventSink = ignore) -> None:
-        self._carrier, self._patient, self._on_event = carrier, patient, on_event
-        self._device, self._boot = device, secrets.token_hex(8)
-        self._lock = threading.Lock()
-        self._counter = 0
-        self._users: dict[Carrier, int] = {carrier: 0}
-        self._last_start: float | None = None
-        self.up: bool | None = None
-        """Whether the last frame reached the server; None before the first."""
-
-    def send(self, frame: bytes, key: Key | None = None) -> Reply:
-        """As Transport.send. A frame without a key gets one."""
-        with self._carrying() as carrier:
-            try:
-                reply = carrier.send(frame, self._key() if key is None else key)
-            except TransportError as e:
-                self._failed(e)
-                if not self._patient or may_pass(e):
-                    raise  # as it is: its cause says that it may pass
-                raise TransportError(str(e)) from e
-            self._reached()
-            return reply
-
-    def send_many(self, frames: Sequence[bytes], keys: Sequence[Key | None]) -> list[Reply | SplitwireError]:
-        """As BatchTransport.send_many."""
-        with self._carrying() as carrier:
-            answers = carrier.send_many(frames, [self._key() if key is None else key for key in keys])
-            failed = next((a for a in answers if isinstance(a, TransportError)), None)
-            if failed is not None:
-                self._failed(failed)
-            elif answers:
-                self._reached()
-            return answers
-
-    def replace(self, carrier: Carrier) -> None:
-        """Send from now on through another transport. The old one is closed when its last frame is answered."""
-        with self._lock:
-            old, self._carrier = self._carrier, carrier
-            self._users[carrier] = 0
-            unused = not self._users[old]
-            if unused:
-                del self._users[old]
-        if unused:
-            old.close()
-
-    def finish(self, seconds: float) -> None:
-        """Frames that are not on their way after this time are refused at once, and so are spooled."""
-        self._last_start = time.monotonic() + seconds
-
-    def close(self) -> None:
-        """Close the transports."""
-        with self._lock:
-            carriers = list(self._users)
-        for carrier in carriers:
-            carrier.close()
-
-    def _key(self) -> Key:
-        with self._lock:
-            self._counter += 1
-            return Key(self._device, self._boot, self._counter - 1)
-
-    @contextmanager
-    def _carrying(self) -> Iterator[Carrier]:
-        if self._last_start is not None and time.monotonic() > self._last_start:
-            raise TransportError("the service ends: the frame is not sent any more") from TimeoutError()
-        with self._lock:
-            carrier = self._carrier
-            self._users[carrier] += 1
-        try:
-            yield carrier
-        finally:
-            with self._lock:
-                self._users[carrier] -= 1
-                done = carrier is not self._carrier and not self._users[carrier]
-                if done:
-                    del self._users[carrier]
-            if done:
-                carrier.close()
-
-    def _reached(self) -> None:
-        if self.up:
-            return
-        with self._lock:
-            before, self.up = self.up, True
-        if not before:
-            self._on_event(Event(kind="link_up", text="the server answers"))
-
-    def _failed(self, e: TransportError) -> None:
-        """Tell of the failure if it is news."""
-        if isinstance(e, ServerBusy):  # it is there, and says when to come again
-            return
-        with self._lock:
-            before, self.up = self.up, False
-        if before is not False:
-            self._on_event(Event(kind="link_down", text=f"frames do not get through: {e}", fields={"code": e.code}))
-
-
-class RateSwitch:
-    """A rate control that can be replaced, or left out: then every frame takes the operating point `op`."""
-
-    def __init__(self, op: str) -> None:
-        self._op = op
-        self.current: RateController | None = None
-
-    @property
-    def fixed(self) -> str | None:
-        """The operating point of all frames; None while a rate control chooses."""
-        return self._op if self.current is None else None
-
-    def choose(self) -> str:
-        """The operating point of the next frame."""
-        current = self.current
-        return self._op if current is None else current.choose()
-
-    def delivered(self, frame_bytes: int, sent: float, acknowledged: float, busy: bool) -> None:
-        """As RatePart."""
-        if (current := self.current) is not None:
-            current.delivered(frame_bytes, sent, acknowledged, busy)
-
-    def lost(self, now: float) -> None:
-        """As RatePart."""
-        if (current := self.current) is not None:
-            current.lost(now)
-
-
-class SkipSwitch:
-    """Decides which frames are sent, by a Skip that can be replaced or left out; and shows each frame to the sample."""
-
-    def __init__(self, sample: Sample | None) -> None:
-        self._sample = sample
-        self.current: Skip | None = None
-
-    def decide(self, look: Look, now: float) -> Decision:
-        """As SkipPart."""
-        if self._sample is not None:
-            self._sample.offer(look)
-        current = self.current
-        return Decision.SEND if current is None else current.decide(look, now)
-
-    def audit(self, repeated: SplitResult, answered: SplitResult) -> Event | None:
-        """As SkipPart."""
-        current = self.current
-        return None if current is None else current.audit(repeated, answered)
-
-    def forget(self) -> None:
-        """As SkipPart."""
-        if (current := self.current) is not None:
-            current.forget()
-
-
-class Drift:
-    """A DriftMonitor that is told the operating point while it is fixed: then it watches the length of frames too."""
-
-    def __init__(self, monitor: DriftMonitor, rate: RateSwitch) -> None:
-        self._monitor, self._rate = monitor, rate
-
-    def observe(self, features: Sequence[NDArray[np.float32]], frame_bytes: int) -> Event | None:
-        """As DriftPart."""
-        return self._monitor.observe(features, frame_bytes, op=self._rate.fixed)
+OpenFallback = Callable[[str, "CodecProfile"], LocalFallback]
+"""Opens a back.onnx, which must be of the pair of this profile. Raises SplitwireError."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,20 +72,22 @@ class Prepared:
 
     link: Link
     session: EdgeSession
+    fallback: LocalFallback | None
     source: Source
     skip: Skip | None
     rate: RateController | None
-    fallback: Fallback | None
 
 
 def prepare(
     config: EdgeConfig,
     on_event: EventSink,
     carrier: Carrier | None = None,
-    open_fallback: Callable[[str], Fallback] | None = None,
+    open_fallback: OpenFallback | None = None,
 ) -> Prepared:
-    """Make the parts, without connecting or writing anything. carrier: the transport, for tests. open_fallback: opens
-    `[model] back`; None where the application has no cloud runtime.
+    """Make the parts, without connecting or writing anything.
+
+    carrier: the transport, for tests. open_fallback: opens `[model] back`; None where the application has no cloud
+    runtime.
 
     Raises Problems with a line for each mistake.
     """
@@ -278,7 +104,7 @@ def prepare(
     link = Link(
         _Nothing() if opened is None else opened,
         device=device_id(config),
-        patient=bool(config.spool.path),
+        patient=bool(config.spool.path or config.model.back),
         on_event=on_event,
     )
     skip = rate = fallback = None
@@ -289,7 +115,7 @@ def prepare(
             lines.append("[model] front was exported without preprocessing: it takes arrays only, not pictures")
         skip = tried(lambda: open_skip(config, profile))
         rate = tried(lambda: open_rate(config, profile))
-        fallback = tried(lambda: _open_fallback(config, open_fallback))
+        fallback = tried(lambda: _open_fallback(config, profile, open_fallback))
     source = tried(lambda: _open_source(config, on_event))
     for check in (
         *(lambda outlet=outlet: _check_outlet(outlet) for outlet in config.outlet),
@@ -304,12 +130,12 @@ def prepare(
         if source is not None:
             source.close()
         raise Problems(lines)
-    return Prepared(link=link, session=session, source=source, skip=skip, rate=rate, fallback=fallback)
+    return Prepared(link=link, session=session, fallback=fallback, source=source, skip=skip, rate=rate)
 
 
 def device_id(config: EdgeConfig) -> str:
-    """The id of this device: the configured one, else the host's name with `-` for what a key may not hold."""
-    return config.device.id or re.sub(r"[^A-Za-z0-9_.-]", "-", socket.gethostname())[:64] or "edge"
+    """The id of this device: the configured one, else the host's name."""
+    return config.device.id or host_id()
 
 
 def open_carrier(config: EdgeConfig) -> HttpTransport | StreamTransport:
@@ -374,17 +200,6 @@ def open_rate(config: EdgeConfig, profile: CodecProfile) -> RateController | Non
     )
 
 
-def _open_fallback(config: EdgeConfig, make: Callable[[str], Fallback] | None) -> Fallback | None:
-    if not config.model.back:
-        return None
-    if make is None:
-        raise UsageError("[model] back: this application does not run back halves; `splitwire edge serve` does")
-    try:
-        return make(config.model.back)
-    except SplitwireError as e:
-        raise UsageError(f"[model] back: {e}") from e
-
-
 def _open_session(config: EdgeConfig, link: Link, on_event: EventSink) -> EdgeSession:
     model = config.model
     providers = None
@@ -401,6 +216,17 @@ def _open_session(config: EdgeConfig, link: Link, on_event: EventSink) -> EdgeSe
         )
     except SplitwireError as e:
         raise UsageError(f"[model] {e}") from e
+
+
+def _open_fallback(config: EdgeConfig, profile: CodecProfile, make: OpenFallback | None) -> LocalFallback | None:
+    if not config.model.back:
+        return None
+    if make is None:
+        raise UsageError("[model] back: this application does not run back halves; `splitwire edge serve` does")
+    try:
+        return make(config.model.back, profile)
+    except SplitwireError as e:
+        raise UsageError(f"[model] back: {e}") from e
 
 
 class _Nothing:

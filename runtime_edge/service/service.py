@@ -26,19 +26,17 @@ from splitwire.runtime_edge.control import DriftMonitor
 from splitwire.runtime_edge.events import Event, Field
 from splitwire.runtime_edge.findings import document, find
 from splitwire.runtime_edge.spool import Drain, Spool, Spooled
-from splitwire.runtime_edge.stream import Fallback, Stream, StreamResult
+from splitwire.runtime_edge.stream import Stream, StreamResult
 from splitwire.runtime_edge.transport import Reply
 
 from .config import RELOADED, EdgeConfig
+from .link import Carrier
 from .logs import STANDARD, set_up_logs
 from .metrics import STAGES, HealthServer, Metrics
 from .outlets import Line, Pump, open_outlet
 from .parts import (
-    Carrier,
-    Drift,
+    OpenFallback,
     Prepared,
-    RateSwitch,
-    SkipSwitch,
     device_id,
     open_carrier,
     open_rate,
@@ -46,6 +44,7 @@ from .parts import (
     prepare,
 )
 from .sample import Sample, open_sample
+from .switches import Drift, RateSwitch, SkipSwitch
 from .systemd import Notifier, Watchdog
 
 Command = Literal["stop", "reload", "ended"]
@@ -57,7 +56,7 @@ EARLY_EVENTS = 100
 WARNINGS = frozenset(
     {
         "camera_lost", "capture_failed", "circuit", "drain_failed", "drain_refused", "drain_waits", "drift",
-        "link_down", "outlet_lost", "provider_unavailable", "reload_refused", "skip_audit",
+        "fallback_failed", "link_down", "outlet_lost", "provider_unavailable", "reload_refused", "skip_audit",
     }
 )  # fmt: skip
 """Kinds of events that are logged as warnings, beside those of the spool; the others are news."""
@@ -69,8 +68,7 @@ class Service:
     """The edge, running.
 
     config: as it was read. reread: reads it again, for `reload`; it raises UsageError. notifier: None for systemd's.
-    carrier: the transport instead of that of `[server]`, for tests. open_fallback: opens the back half of `[model]
-    back`, as a transport that answers on this device.
+    carrier: the transport instead of that of `[server]`, for tests. open_fallback: opens `[model] back`.
     """
 
     def __init__(
@@ -80,7 +78,7 @@ class Service:
         reread: Callable[[], EdgeConfig] | None = None,
         notifier: Notifier | None = None,
         carrier: Carrier | None = None,
-        open_fallback: Callable[[str], Fallback] | None = None,
+        open_fallback: OpenFallback | None = None,
     ) -> None:
         self.config = config
         self.commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
@@ -144,6 +142,8 @@ class Service:
                 )
             sample = open_sample(config, parts.session, self.tell)
             parts.session.warm_up()
+            if parts.fallback is not None:
+                parts.fallback.warm_up()
             self._serve(parts, drain, sample)
         finally:
             self._stopping = True
@@ -197,9 +197,10 @@ class Service:
             drift=drift,
             skip=skip,
             spool=self._spool,
+            fallback=parts.fallback,
+            spool_fallback=config.spool.fallback_too,
             # Without a spool only waiting keeps a frame, and only a source that can wait may be made to.
             wait_s=config.server.deadline_s if self._spool is None and config.source.policy == "block" else 0.0,
-            fallback=parts.fallback,
             on_event=self.tell,
         )
         taking = threading.Thread(target=self._take, args=(stream,), name="splitwire-results", daemon=True)
@@ -270,15 +271,12 @@ class Service:
             line["key"] = str(result.key)
         answer = result.result
         if answer is not None:
-            line |= self._found(answer.outputs, result.size)
+            line |= {"where": answer.where, **self._found(answer.outputs, result.size)}
             if result.status == "answered":
-                line |= {
-                    "op": answer.op,
-                    "where": answer.where,
-                    "frame_bytes": answer.frame_bytes,
-                    "bytes_sent": answer.bytes_sent,
-                }
+                line |= {"op": answer.op, "frame_bytes": answer.frame_bytes, "bytes_sent": answer.bytes_sent}
                 m.bytes_sent.inc(answer.bytes_sent)
+                if answer.where == "device":
+                    m.on_device.inc()
                 m.age.observe(result.age_ms / 1e3)
                 for stage in STAGES:
                     m.stages.labels(stage).observe(getattr(answer.timings, stage) / 1e3)
@@ -300,6 +298,7 @@ class Service:
             "captured": record.captured_wall,
             "status": "drained",
             "age_ms": max(0.0, (time.time() - record.captured_wall) * 1e3),
+            "where": "cloud",
             **self._found(reply.outputs, None),
             "frame_bytes": len(record.frame),
             "bytes_sent": reply.bytes_sent,

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from splitwire.codec.wire.sizes import Int64Array
     from splitwire.runtime_edge.graph import Float32Array, FrontOutputs, Input
+    from splitwire.runtime_edge.results import Where
     from splitwire.runtime_edge.sources.base import Captured, Picture
     from splitwire.runtime_edge.transport import Key, Reply
 
@@ -32,9 +33,9 @@ class StreamResult:
     index: of the picture in the source; a dropped picture leaves a gap. name: a file's path, or the source's name.
     captured: when, in seconds since 1970. size: (width, height) of the picture in pixels; None for an array of the
     network's input.
-    status: "answered": the frame was sent, and `result` is its answer. "repeated": the picture is like the last one
-        sent (or the gate said no), so that nothing was sent, and `result` is the last answer. "spooled": the frame
-        waits in the spool. "failed": `error` says why.
+    status: "answered": `result` is the answer to this frame, and its `where` says who gave it. "repeated": the picture
+        is like the last one sent (or the gate said no), so that nothing was sent, and `result` is the last answer.
+        "spooled": the frame waits in the spool. "failed": `error` says why.
     result: None if failed or spooled, and for a picture that repeats a spooled one.
     age_ms: time from the capture until the result was handed over. answer_age_ms: the same for the picture that the
         answer is of; longer than age_ms where the answer is repeated; None without an answer.
@@ -58,8 +59,8 @@ class StreamStats:
     """Counts of a stream since its start, and its state now.
 
     captured: pictures that the source gave. dropped: of these, by the policy. answered, repeated, spooled, failed:
-    results by status. bytes_sent: of all frames. in_flight: bound on frames in flight now; largest_in_flight: most that
-    were. round_trip_ms: of a frame on an idle link.
+    results by status. on_device: frames that the fallback answered. bytes_sent: of all frames. in_flight: bound on
+    frames in flight now; largest_in_flight: most that were. round_trip_ms: of a frame on an idle link.
     """
 
     captured: int
@@ -68,6 +69,7 @@ class StreamStats:
     repeated: int
     spooled: int
     failed: int
+    on_device: int
     bytes_sent: int
     in_flight: int
     largest_in_flight: int
@@ -90,7 +92,15 @@ class Stages(Protocol):
     def next_frame_id(self) -> int: ...
 
     def assemble(
-        self, front: FrontOutputs, reply: Reply, *, op: str | None, images: int, frame_bytes: int, ms: Sequence[float]
+        self,
+        front: FrontOutputs,
+        reply: Reply,
+        *,
+        op: str | None,
+        images: int,
+        frame_bytes: int,
+        ms: Sequence[float],
+        where: Where,
     ) -> SplitResult: ...
 
 

@@ -12,11 +12,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from splitwire.codec.errors import BitstreamError, SplitwireError, TransportError, UsageError
-from splitwire.runtime_edge.events import EventSink
+from splitwire.runtime_edge.events import Event, EventSink
 from splitwire.runtime_edge.results import SplitResult
 from splitwire.runtime_edge.waiting import FIRST_PAUSE_S, MAX_PAUSE_S, may_pass
 
@@ -78,6 +79,7 @@ class Parts:
     spool: SpoolPart | None
     fallback: Fallback | None
     on_event: EventSink
+    spool_fallback: bool = False
 
 
 class Pipeline:
@@ -110,13 +112,15 @@ class Pipeline:
         self.window = Window(in_flight, most=most_in_flight, slack=0 if self._drops else SLACK)
         self._turn = threading.Lock()
         self._watching = threading.Lock()
+        self._computing = threading.Lock()
+        self._fallback_failed = self._server_is_ours = False
         self._counting = threading.Lock()
         self._lanes = 0
         self._waiting_lanes = 0
         self._last_sent: Job | None = None
         self._source_error: SplitwireError | None = None
         self._stopping = threading.Event()
-        self.counts = {"captured": 0, "dropped": 0, "bytes_sent": 0}
+        self.counts = {"captured": 0, "dropped": 0, "bytes_sent": 0, "on_device": 0}
         self.statuses: dict[Status, int] = {"answered": 0, "repeated": 0, "spooled": 0, "failed": 0}
         self._threads: list[threading.Thread] = []
         for stage in (self._capture, self._prepare, self._run_front):
@@ -304,7 +308,10 @@ class Pipeline:
     def _send(
         self, job: Job, frame: bytes, frame_id: int, op: str | None, busy: bool, ms: tuple[float, float]
     ) -> float | None:
-        """Send a frame; spool it if that fails. Returns the seconds of the round trip. Raises SplitwireError."""
+        """Send a frame; if that fails, answer it here, or spool it.
+
+        Returns the seconds of the round trip; None if the server did not answer. Raises SplitwireError.
+        """
         rate, spool = self._parts.rate, self._parts.spool
         front, x = job.front, job.input
         if front is None or x is None:
@@ -322,45 +329,72 @@ class Pipeline:
                 passes = isinstance(e, TransportError) and may_pass(e)
                 if rate is not None and isinstance(e, TransportError):
                     rate.lost(now)
-                if passes and self._parts.fallback is not None:
-                    self._answer_here(job, self._parts.fallback, frame, op, ms)
-                    return None
-                if passes and now < deadline and not self._stopping.wait(min(pause, deadline - now)):
+                waits = passes and self._parts.fallback is None and now < deadline
+                if waits and not self._stopping.wait(min(pause, deadline - now)):
                     pause = min(2 * pause, MAX_PAUSE_S)
                     continue
                 # A server that has answered frames is ours: that it refuses one can be damage by the link.
-                kept = passes or (isinstance(e, DAMAGE) and self.statuses["answered"])
-                if spool is None or key is None or not kept:
+                kept = passes or (isinstance(e, DAMAGE) and self._server_is_ours)
+                if isinstance(e, TransportError) and self._answer_here(job, ms):
+                    with suppress(SplitwireError):  # the spool tells of its own troubles
+                        if kept and self._parts.spool_fallback and self._store(job, frame):
+                            return None
+                    job.key = None
+                elif kept and self._store(job, frame):
+                    job.status = "spooled"
+                else:
                     raise
-                if spool.put(frame, key, job.captured.wall).result() is None:
-                    raise  # the spool is full, and drops what is new
-                job.status = "spooled"
                 return None
         seconds = time.monotonic() - sent
+        self._server_is_ours = True
         self.counts["bytes_sent"] += reply.bytes_sent
         if rate is not None:
             rate.delivered(reply.bytes_sent, sent, sent + seconds, busy)
         job.result = self._stages.assemble(
-            front, reply, op=op, images=len(x), frame_bytes=len(frame), ms=(*ms, seconds * 1e3)
+            front, reply, op=op, images=len(x), frame_bytes=len(frame), ms=(*ms, seconds * 1e3), where="cloud"
         )
         job.status = "answered"
         job.front = job.input = None
         return seconds
 
-    def _answer_here(self, job: Job, fallback: Fallback, frame: bytes, op: str | None, ms: tuple[float, float]) -> None:
-        """Let this device run the back half. Raises SplitwireError."""
-        front, x = job.front, job.input
-        if front is None or x is None:
-            raise AssertionError("a job without features was sent")
-        begin = time.perf_counter()
-        reply = fallback.send(frame)
-        seconds = time.perf_counter() - begin
-        found = self._stages.assemble(
-            front, reply, op=op, images=len(x), frame_bytes=len(frame), ms=(*ms, seconds * 1e3)
+    def _store(self, job: Job, frame: bytes) -> bool:
+        """Spool a frame. False: there is no spool, or it is full and drops what is new. Raises SplitwireError."""
+        spool = self._parts.spool
+        if spool is None or job.key is None:
+            return False
+        return spool.put(frame, job.key, job.captured.wall).result() is not None
+
+    def _answer_here(self, job: Job, ms: tuple[float, float]) -> bool:
+        """Let the fallback answer a job. False: there is none, or it cannot.
+
+        The frame is of the session's operating point: no link asks for a smaller one. One at a time, because the front
+        needs the cores too.
+        """
+        fallback, front, x = self._parts.fallback, job.front, job.input
+        if fallback is None or front is None or x is None:
+            return False
+        with self._computing:
+            start = time.perf_counter()
+            try:
+                frame = self._stages.encode(
+                    front.features, op=None, frame_id=self._stages.next_frame_id(), sizes=front.sizes
+                )
+                reply = replace(fallback.send(frame), bytes_sent=0, bytes_received=0)
+            except SplitwireError as e:
+                if not self._fallback_failed:
+                    self._parts.on_event(Event(kind="fallback_failed", text=f"the fallback cannot answer: {e}"))
+                self._fallback_failed = True
+                return False
+            self._fallback_failed = False
+            spent = (time.perf_counter() - start) * 1e3
+        job.result = self._stages.assemble(
+            front, reply, op=None, images=len(x), frame_bytes=len(frame), ms=(*ms, spent), where="device"
         )
-        job.result = replace(found, where="device", bytes_sent=0)
-        job.status, job.key = "answered", None
+        job.status = "answered"
         job.front = job.input = None
+        with self._counting:
+            self.counts["on_device"] += 1
+        return True
 
     def _audit(self, repeated: SplitResult, answered: SplitResult) -> None:
         if self._parts.skip is not None:

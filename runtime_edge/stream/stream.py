@@ -53,6 +53,7 @@ class Stream:
         wait_s: float,
         fallback: Fallback | None,
         on_event: EventSink | None,
+        spool_fallback: bool = False,
     ) -> Self:
         """Start the stages. The arguments are those of `EdgeSession.stream`. Raises UsageError."""
         if policy not in POLICIES:
@@ -61,7 +62,17 @@ class Stream:
             raise UsageError(f"in_flight must be 1 to {MAX_IN_FLIGHT}, got {in_flight}")
         if wait_s < 0:
             raise UsageError(f"wait_s must be 0 or more, got {wait_s}")
-        parts = Parts(rate=rate, drift=drift, skip=skip, spool=spool, fallback=fallback, on_event=on_event or ignore)
+        if spool_fallback and (fallback is None or spool is None):
+            raise UsageError("spool_fallback goes with a fallback and a spool")
+        parts = Parts(
+            rate=rate,
+            drift=drift,
+            skip=skip,
+            spool=spool,
+            fallback=fallback,
+            spool_fallback=spool_fallback,
+            on_event=on_event or ignore,
+        )
         pipeline = Pipeline(
             stages,
             source,
@@ -85,6 +96,7 @@ class Stream:
             repeated=p.statuses["repeated"],
             spooled=p.statuses["spooled"],
             failed=p.statuses["failed"],
+            on_device=p.counts["on_device"],
             bytes_sent=p.counts["bytes_sent"],
             in_flight=p.window.limit,
             largest_in_flight=p.window.largest,

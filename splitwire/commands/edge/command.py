@@ -112,13 +112,44 @@ def run(
         str | None,
         typer.Option(metavar="MODULE:FUNCTION", help="Send only frames for which this function returns True."),
     ] = None,
+    latency: Annotated[
+        str | None,
+        typer.Option(
+            help="Choose the operating point of each frame so that its answer comes within this time, as 200ms.",
+            show_default="no rate control",
+        ),
+    ] = None,
+    min_op: Annotated[
+        str | None, typer.Option(help="The coarsest operating point that the rate control takes.")
+    ] = None,
+    drift: Annotated[
+        bool, typer.Option("--drift", help="Tell when the input no longer looks like the calibration's.")
+    ] = False,
+    spool: Annotated[
+        Path | None,
+        typer.Option(
+            help="File that keeps the frames that do not get through, and sends them when the server is back."
+        ),
+    ] = None,
+    spool_tier: Annotated[
+        str, typer.Option(help="durable survives a power cut; buffered may lose what was last stored.")
+    ] = "durable",
+    fallback: Annotated[
+        Path | None,
+        typer.Option(help="The back.onnx of the pair: answers on this device the frames that do not get through."),
+    ] = None,
+    spool_fallback: Annotated[
+        bool, typer.Option("--spool-fallback", help="Spool also the frames that the fallback answered.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON Lines: one per picture, then a summary.")] = False,
 ) -> None:
     """Run pictures, a video or a camera through a network split between this machine and a server."""
     from splitwire.codec.shared.tasks import TASKS
     from splitwire.commands.edge.link import find_token, full_names, open_transport
+    from splitwire.runtime_edge.service.link import Link, host_id
     from splitwire.runtime_edge.session import EdgeSession
 
+    from .controls import ControlOptions, open_controls
     from .output import JsonLines, Lines, print_event
     from .running import Job, Saver, find_images
     from .streaming import StreamJob, StreamOptions, chosen_policy, is_stream, make_skip, open_places, print_json_event
@@ -137,12 +168,21 @@ def run(
         max_changed=max_changed,
         refresh_s=seconds("--refresh", refresh),
         gate=gate,
+        controls=ControlOptions(
+            latency_s=None if latency is None else seconds("--latency", latency),
+            min_op=min_op,
+            drift=drift,
+            spool=spool,
+            tier=spool_tier,
+            fallback=fallback,
+            spool_fallback=spool_fallback,
+        ),
     )
     streams = is_stream(places, options)
     if streams and (save is not None or repeat > 1):
         raise UsageError("--save and --repeat are for pictures and folders, without the options of a stream")
     paths = [] if streams else find_images([Path(place) for place in places])
-    transport = open_transport(
+    opened = open_transport(
         url,
         timeout_s=seconds("--timeout", timeout),
         deadline_s=seconds("--deadline", deadline),
@@ -153,6 +193,9 @@ def run(
         lean=lean,
         connections=in_flight or 0,
     )
+    tell = print_json_event if as_json and streams else print_event
+    patient = options.controls.outlasts_link
+    transport = Link(opened, device=host_id(), patient=True, on_event=tell) if patient else opened
     providers = full_names(provider)
     with EdgeSession(
         front, transport=transport, op=op, threads=threads, providers=providers, on_event=print_event
@@ -162,7 +205,7 @@ def run(
         if streams:
             stream_job = StreamJob(
                 session=session,
-                source=(source := open_places(places, options, print_json_event if as_json else print_event)),
+                source=(source := open_places(places, options, tell)),
                 policy=chosen_policy(source, policy),
                 options=options,
                 skip=make_skip(session.profile, front, options, task, min_score),
@@ -172,8 +215,20 @@ def run(
                 min_score=min_score,
                 as_json=as_json,
             )
-            with interruptible("no picture was done"):
-                stream_job.run()
+            with (
+                interruptible("no picture was done"),
+                open_controls(
+                    options.controls,
+                    session,
+                    transport,
+                    op=op,
+                    fps=fps,
+                    threads=threads,
+                    on_event=tell,
+                    on_reply=stream_job.late,
+                ) as controls,
+            ):
+                stream_job.run(controls)
             return
         saver = None if save is None else Saver(save, paths, session.profile.preprocessing)
         output = JsonLines() if as_json else Lines()

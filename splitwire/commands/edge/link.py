@@ -1,4 +1,4 @@
-"""The connection of `splitwire edge run`: time-outs, token, certificates; and the execution providers."""
+"""The connection of `splitwire edge run`: time-outs, token, certificates; the back on this device; the providers."""
 
 from __future__ import annotations
 
@@ -8,13 +8,33 @@ from pathlib import Path
 
 import onnxruntime as ort
 
-from splitwire.codec.errors import UsageError
+from splitwire.codec.errors import FingerprintMismatch, UsageError
+from splitwire.codec.profile import CodecProfile
 from splitwire.codec.shared.providers import full_name
+from splitwire.runtime_cloud.session import CloudSession
 from splitwire.runtime_edge.events import EventSink, ignore
-from splitwire.runtime_edge.transport import HttpTransport, StreamTransport, Timeouts, Tls, TokenFile
+from splitwire.runtime_edge.transport import HttpTransport, LoopbackTransport, StreamTransport, Timeouts, Tls, TokenFile
 
 CONNECT_S = 5.0
 CONNECTIONS = 8
+
+
+class LocalBack(LoopbackTransport):
+    """The back half on this device, for frames that the server does not answer.
+
+    back: path of back.onnx. profile: of the front, whose pair it must be of. threads: of one inference.
+    Raises UsageError, ProfileError, DeviceError (opening the graph), FingerprintMismatch.
+    """
+
+    def __init__(self, back: Path, profile: CodecProfile, *, threads: int | None = None) -> None:
+        session = CloudSession(back, threads=threads)
+        if session.fingerprint != profile.fingerprint:
+            raise FingerprintMismatch(
+                f"{back} is of pair {session.pair}, the front of {profile.fingerprint.hex()}; give the back.onnx that"
+                " was exported with it"
+            )
+        super().__init__(session.handle)
+        self.warm_up = session.warm_up
 
 
 def open_transport(

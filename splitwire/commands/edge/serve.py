@@ -13,8 +13,10 @@ from splitwire.codec.errors import UsageError
 from splitwire.console import err, out, print_json
 
 if TYPE_CHECKING:
+    from splitwire.codec.profile import CodecProfile
     from splitwire.runtime_edge.service.config import EdgeConfig
-    from splitwire.runtime_edge.transport import LoopbackTransport
+
+    from .link import LocalBack
 
 
 def serve(
@@ -49,12 +51,11 @@ def serve(
         _print(read, as_json=as_json)
 
 
-def open_fallback(back: str) -> LoopbackTransport:
-    """The back half on this device. Raises what CloudSession raises."""
-    from splitwire.runtime_cloud.session import CloudSession
-    from splitwire.runtime_edge.transport import LoopbackTransport
+def open_fallback(back: str, profile: CodecProfile) -> LocalBack:
+    """The back half on this device. Raises what LocalBack raises."""
+    from .link import LocalBack
 
-    return LoopbackTransport(CloudSession(back).handle)
+    return LocalBack(Path(back), profile)
 
 
 def _run(read: EdgeConfig, path: Path) -> None:

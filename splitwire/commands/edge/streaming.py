@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,15 +16,18 @@ from splitwire.codec.errors import FeatureError, SplitwireError, TransportError,
 from splitwire.codec.profile import CodecProfile
 from splitwire.console import err, out, print_json
 from splitwire.runtime_edge.events import Event
-from splitwire.runtime_edge.findings import Findings, document
+from splitwire.runtime_edge.findings import Findings, document, find
 from splitwire.runtime_edge.session import EdgeSession
 from splitwire.runtime_edge.sources import Paced, Pictures, Source, open_source
 from splitwire.runtime_edge.sources.opening import is_camera
 from splitwire.runtime_edge.sources.video import SUFFIXES
+from splitwire.runtime_edge.spool import Spooled
 from splitwire.runtime_edge.stream import POLICIES, Policy, Stream, StreamResult
 from splitwire.runtime_edge.stream.skip import Gate, Sameness, Skip, SkipTable
+from splitwire.runtime_edge.transport import Reply
 from splitwire.runtime_edge.waiting import may_pass
 
+from .controls import ControlOptions, Controls
 from .output import described, on_one_line, print_event
 
 STATUS_S = 5.0
@@ -35,7 +39,7 @@ class StreamOptions:
     """The options of a stream as the user gave them; None or False where not.
 
     watch: the source is a folder to watch. fps: pictures per second. policy: None: by the source. skip_unchanged,
-    skip_table, max_changed, refresh_s, gate: of `Skip`.
+    skip_table, max_changed, refresh_s, gate: of `Skip`. controls: the other parts.
     """
 
     watch: bool = False
@@ -47,6 +51,7 @@ class StreamOptions:
     max_changed: float = 0.01
     refresh_s: float = 10.0
     gate: str | None = None
+    controls: ControlOptions = field(default_factory=ControlOptions)
 
     @property
     def any_given(self) -> bool:
@@ -176,9 +181,14 @@ class StreamJob:
     ages: Ages = field(default_factory=Ages)
     begin: float = 0.0
     failing_since: float | None = None
+    drained: int = 0
+    printing: threading.Lock = field(default_factory=threading.Lock)
 
-    def run(self) -> None:
-        """Run to the end of the source. The summary comes in any case. Raises SplitwireError, KeyboardInterrupt."""
+    def run(self, controls: Controls) -> None:
+        """Run to the end of the source, and for wait_s seconds until the spool is empty. The summary comes in any case.
+
+        Raises SplitwireError, KeyboardInterrupt.
+        """
         self.session.warm_up()
         stored = self.policy == "block"
         stream = self.session.stream(
@@ -186,7 +196,12 @@ class StreamJob:
             policy=self.policy,
             in_flight=self.options.in_flight,
             skip=self.skip,
-            wait_s=self.wait_s if stored else 0.0,
+            rate=controls.rate,
+            drift=controls.drift,
+            spool=controls.spool,
+            fallback=controls.fallback,
+            spool_fallback=controls.spool_fallback,
+            wait_s=self.wait_s if stored and controls.spool is None else 0.0,
             on_event=print_json_event if self.as_json else print_event,
         )
         self.begin = told = time.monotonic()
@@ -198,6 +213,7 @@ class StreamJob:
                     if time.monotonic() - told > STATUS_S and not self.as_json and not out.is_terminal:
                         told = time.monotonic()
                         err.print(self._status(stream), markup=False, soft_wrap=True)
+            controls.wait_for_spool(self.wait_s)
         except KeyboardInterrupt as e:
             stopped = "interrupted"
             e.add_note(f"{sum(self._counts(stream).values()):,} results are printed")
@@ -206,7 +222,7 @@ class StreamJob:
             stopped = on_one_line(str(e))
             raise
         finally:
-            self._summary(stream, stopped)
+            self._summary(stream, stopped, controls)
 
     def _result(self, result: StreamResult) -> None:
         self.ages.add(result.age_ms)
@@ -215,11 +231,29 @@ class StreamJob:
             findings = self.session.find(
                 result.result, size=result.size, task=self.task, top=self.top, min_score=self.min_score
             )
-        if self.as_json:
-            print_json(self._row(result, findings), indent=None)
-        else:
-            self._line(result, findings)
+        with self.printing:
+            if self.as_json:
+                print_json(self._row(result, findings), indent=None)
+            else:
+                self._line(result, findings)
         self._check(result)
+
+    def late(self, record: Spooled, reply: Reply) -> None:
+        """Print the answer to a frame that waited in the spool. Called by the drain, in its thread."""
+        profile = self.session.profile
+        findings = find(reply.outputs, profile, task=self.task, top=self.top, min_score=self.min_score)
+        age_ms = max(0.0, (time.time() - record.captured_wall) * 1e3)
+        with self.printing:
+            self.drained += 1
+            if self.as_json:
+                row = {"key": str(record.key), "captured": record.captured_wall, "status": "drained", "age_ms": age_ms}
+                row |= {"where": "cloud", **document(findings)}
+                row |= {"frame_bytes": len(record.frame), "bytes_sent": reply.bytes_sent}
+                print_json(row, indent=None)
+                return
+            head = f"{record.key}  drained  {len(record.frame):,} bytes  age {age_ms:,.0f} ms"
+            out.print(on_one_line(f"{head}  {'; '.join(described(findings))}"), markup=False, soft_wrap=True)
+            out.file.flush()
 
     def _check(self, result: StreamResult) -> None:
         """Raise an error that the next frame has too: at once, or after wait_s seconds if it may pass."""
@@ -244,8 +278,10 @@ class StreamJob:
             "age_ms": result.age_ms,
             "answer_age_ms": result.answer_age_ms,
         }
+        if result.key is not None:
+            row["key"] = str(result.key)
         if result.result is not None and findings is not None:
-            row |= document(findings)
+            row |= {"where": result.result.where, **document(findings)}
             if result.status == "answered":
                 row |= {
                     "op": result.result.op,
@@ -263,7 +299,8 @@ class StreamJob:
         repeated = f" (answer {result.answer_age_ms:,.0f} ms)" if result.status == "repeated" else ""
         sent = ""
         if result.result is not None and result.status == "answered":
-            sent = f"  {result.result.frame_bytes:,} bytes"
+            here = result.result.where == "device"
+            sent = "  on this device" if here else f"  {result.result.frame_bytes:,} bytes"
         head = f"{result.index}  {Path(result.name).name}  {result.status}{sent}  age {result.age_ms:,.0f} ms{repeated}"
         out.print(on_one_line(f"{head}  {what}"), markup=False, soft_wrap=True)
         out.file.flush()
@@ -283,14 +320,19 @@ class StreamJob:
         dropped = f", {stream.stats.dropped:,} dropped" if stream.stats.dropped else ""
         return f"{counts}{dropped}; {self._rate(stream):.1f} frames/s{ages}"
 
-    def _summary(self, stream: Stream, stopped: str | None) -> None:
+    def _summary(self, stream: Stream, stopped: str | None, controls: Controls) -> None:
         stats = stream.stats
+        waiting = None if controls.spool is None else controls.spool.stats().frames
         if not self.as_json:
             out.print("")
             out.print(self._status(stream), markup=False, soft_wrap=True)
             trip = "" if stats.round_trip_ms is None else f", round trip {stats.round_trip_ms:.1f} ms"
             text = f"{stats.bytes_sent:,} bytes sent, at most {stats.largest_in_flight} frames in flight{trip}"
             out.print(text, markup=False, soft_wrap=True)
+            if controls.fallback is not None:
+                out.print(f"{stats.on_device:,} answered on this device", markup=False, soft_wrap=True)
+            if waiting is not None:
+                out.print(f"{self.drained:,} answered out of the spool, {waiting:,} wait in it", soft_wrap=True)
             return
         summary = {
             "captured": stats.captured,
@@ -303,6 +345,9 @@ class StreamJob:
             "in_flight": stats.largest_in_flight,
             "round_trip_ms": stats.round_trip_ms,
             "policy": self.policy,
+            "on_device": stats.on_device,
+            "drained": self.drained,
+            "waiting": waiting,
             "stopped": stopped,
         }
         print_json({"summary": summary}, indent=None)

@@ -50,6 +50,26 @@ def test_the_container_has_the_folders_of_the_configuration() -> None:
     assert config.metrics.listen in docker
 
 
+def test_the_page_names_every_kind_of_event_and_no_other() -> None:
+    """The kinds of the spool are on its own page."""
+    source = "".join(path.read_text() for path in sorted((ROOT / "runtime_edge").rglob("*.py")))
+    raised = re.findall(r"""Event\(\s*kind="(\w+)"|\b_?tell(?:_sometimes)?\(\s*"(\w+)"|_event\(\s*"(\w+)\"""", source)
+    kinds = {kind for found in raised for kind in found if kind}
+    assert len(kinds) > 25
+    page = (ROOT / "docs" / "deploy" / "README.md").read_text(encoding="utf-8")
+    rows = page[page.index("## What happens when") : page.index("Each event is a log line too")]
+    where = [row.split("|")[3] for row in rows.splitlines() if row.startswith("|")]
+    named = {word for cell in where for word in re.findall(r"`([a-z_]+)`", cell)}
+    named = {
+        word
+        for word in named
+        if not word.startswith(("splitwire_", "spool_")) and word not in ("status", "drained", "where")
+    }
+    assert {kind for kind in kinds if not kind.startswith("spool_")} == named
+    spool = (ROOT / "docs" / "spool.md").read_text(encoding="utf-8")
+    assert [kind for kind in sorted(kinds) if kind.startswith("spool_") and f"`{kind}`" not in spool] == []
+
+
 @pytest.mark.parametrize("page", sorted((ROOT / "docs" / "deploy").glob("*.md")), ids=lambda p: p.stem)
 def test_links_of_the_pages_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text(encoding="utf-8")):

@@ -21,12 +21,14 @@ from PIL import Image
 from runtime_helpers import Pair, until
 
 from splitwire.codec.errors import AuthRefused, ConnectTimeout, SplitwireError, TransportError, UsageError
+from splitwire.commands.edge.serve import open_fallback
 from splitwire.runtime_cloud.session import CloudSession
 from splitwire.runtime_edge.events import Event
 from splitwire.runtime_edge.service import logs
 from splitwire.runtime_edge.service.config import EdgeConfig, read_config
+from splitwire.runtime_edge.service.link import Link
 from splitwire.runtime_edge.service.outlets import Line, Pump
-from splitwire.runtime_edge.service.parts import Link, Problems
+from splitwire.runtime_edge.service.parts import Problems
 from splitwire.runtime_edge.service.service import Service
 from splitwire.runtime_edge.service.systemd import Notifier
 from splitwire.runtime_edge.transport import HttpTransport, Key, LoopbackTransport, Reply
@@ -101,8 +103,10 @@ class Field:
     def config(self, **changed: Any) -> EdgeConfig:
         return read_config({**self.content, **changed}, "edge.toml", {})
 
-    def wait_for(self, results: int) -> None:
+    def wait_for(self, results: int = 0, *, answered: int = 0) -> None:
+        """Wait for lines of results, and for those of them that are answers."""
         until(lambda: len(self.read("results")) >= results)
+        until(lambda: sum(row["status"] == "answered" for row in self.read("results")) >= answered)
 
     def read(self, kind: str) -> list[dict[str, Any]]:
         """The lines of the outlet: the results, or the events of a kind."""
@@ -336,11 +340,11 @@ def test_reload(field: Field, pair: Pair) -> None:
 
 
 def test_skip_gate_capture_and_rate(field: Field, pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    (field.folder / "my_gate.py").write_text("def even(look):\n    return look.captured.index % 2 == 0\n")
+    (field.folder / "even_gate.py").write_text("def even(look):\n    return look.captured.index % 2 == 0\n")
     monkeypatch.syspath_prepend(str(field.folder))
     sample = field.folder / "sample"
     config = field.config(
-        skip={"gate": "my_gate:even", "refresh_s": 1000.0},
+        skip={"gate": "even_gate:even", "refresh_s": 1000.0},
         drift={"capture": str(sample), "capture_every_s": 0.0},
         rate={"target_ms": 1000.0},
     )
@@ -453,3 +457,32 @@ def test_what_may_pass_still_says_so_behind_a_link(patient: bool) -> None:
     with pytest.raises(TransportError) as token:
         link.send(b"x")
     assert may_pass(token.value) == patient
+
+
+def test_the_fallback_answers_while_the_link_is_down(field: Field, pair: Pair) -> None:
+    cloud = Cloud(pair)
+    config = field.config(
+        model={"front": str(pair.front), "back": str(pair.back)},
+        spool={"path": str(field.folder / "spool.db"), "tier": "buffered", "share": 1.0, "fallback_too": True},
+    )
+    service = Service(config, carrier=cloud, open_fallback=open_fallback)
+    with running(service):
+        for first, error in ((0, None), (5, AuthRefused("no")), (10, None)):
+            cloud.error = error
+            for i in range(first, first + 5):
+                put_picture(field.pictures, i)
+            field.wait_for(answered=first + 5)
+        until(lambda: len(field.read("results")) == 20)
+        assert "splitwire_edge_fallback_frames_total 5.0" in get(service, "/metrics")[1]
+    rows = field.read("results")
+    answered = [row for row in rows if row["status"] == "answered"]
+    assert [row["where"] for row in answered] == ["cloud"] * 5 + ["device"] * 5 + ["cloud"] * 5
+    drained = [row for row in rows if row["status"] == "drained"]
+    assert {row["key"] for row in drained} == {row["key"] for row in answered if row["where"] == "device"}
+    classes = {row["key"]: row["classes"] for row in answered}
+    assert all(row["where"] == "cloud" and row["classes"] == classes[row["key"]] for row in drained)
+
+
+def test_the_spool_of_answers_needs_both(field: Field, pair: Pair) -> None:
+    with pytest.raises(UsageError, match=r"\[spool\] path and \[model\] back"):
+        field.config(spool={"fallback_too": True})

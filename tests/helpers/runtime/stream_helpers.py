@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from splitwire.runtime_edge.graph import FrontOutputs
-from splitwire.runtime_edge.results import SplitResult, Timings
+from splitwire.runtime_edge.results import SplitResult, Timings, Where
 from splitwire.runtime_edge.sources import Captured
 from splitwire.runtime_edge.transport import Reply
 
@@ -80,7 +80,15 @@ class Staged:
             return self._ids
 
     def assemble(
-        self, front: FrontOutputs, reply: Reply, *, op: str | None, images: int, frame_bytes: int, ms: Sequence[float]
+        self,
+        front: FrontOutputs,
+        reply: Reply,
+        *,
+        op: str | None,
+        images: int,
+        frame_bytes: int,
+        ms: Sequence[float],
+        where: Where,
     ) -> SplitResult:
         return SplitResult(
             outputs=reply.outputs,
@@ -90,6 +98,7 @@ class Staged:
             bits_per_element=1.0,
             timings=Timings(front=ms[0], encode=ms[1], network=ms[2], decode=0, back=0),
             attempts=1,
+            where=where,
         )
 
 
