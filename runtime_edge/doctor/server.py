@@ -23,6 +23,16 @@ MOST_BYTES = 4 << 20
 CLOCK_S = 5.0
 """Largest difference of the clocks that is fine. The Date header has whole seconds."""
 CERTIFICATE_DAYS = 14
+AUTHORITY = "give the certificate of the authority that signed it with --ca FILE"
+CLOCK = "check this device's clock first (timedatectl)"
+NAME = "use the name that the certificate has in --url, or renew it with this name as a subjectAltName"
+CERTIFICATE = {
+    9: f"it is not valid yet: {CLOCK}; a device without a battery clock is in the past",
+    10: f"renew the server's certificate; {CLOCK}, if others can connect",
+    62: NAME,
+    64: NAME,
+}
+"""What to do, by OpenSSL's X509_V_ERR codes: not yet valid, expired, host name or address mismatch."""
 PORTS = {"http": 80, "https": 443}
 SAME_SERVER = {"stream": "http", "streams": "https"}
 """A stream reaches the server by the port and the TLS of its HTTP side."""
@@ -111,9 +121,10 @@ def _secured(parts: SplitResult, port: int, context: ssl.SSLContext | None, now:
             version, certificate = secure.version(), secure.getpeercert() or {}
     except ssl.SSLCertVerificationError as e:
         raise _Stop(
-            _failed("tls", f"the certificate is not trusted: {e.verify_message}",
-                    "give the authority's certificate with --ca FILE; check this device's clock too")
-        ) from e  # fmt: skip
+            _failed(
+                "tls", f"the certificate is not trusted: {e.verify_message}", CERTIFICATE.get(e.verify_code, AUTHORITY)
+            )
+        ) from e
     except (ssl.SSLError, OSError) as e:
         raise _Stop(
             _failed(

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -215,6 +216,29 @@ def test_certificates(certificate: Path):
     with server() as url:
         plain = checks(url.replace("http:", "https:"))
     assert_check(plain["tls"], "failed", "no TLS: ", "try http://")
+
+
+@pytest.mark.parametrize(
+    ("days", "name", "text", "remedy"),
+    [
+        ((-20, -10), "127.0.0.1", "certificate has expired", "renew the server's certificate"),
+        ((10, 20), "127.0.0.1", "not yet valid", "check this device's clock first"),
+        ((-1, 100), "other.example", "IP address mismatch", "use the name that the certificate has in --url"),
+    ],
+)
+def test_certificates_that_do_not_hold(tmp_path: Path, days: tuple[int, int], name: str, text: str, remedy: str):
+    """Of a trusted authority, but at another time or of another server."""
+    trustme = pytest.importorskip("trustme")
+    authority = trustme.CA()
+    path, now = tmp_path / "both.pem", datetime.now(UTC)
+    begin, end = (now + timedelta(days=n) for n in days)
+    authority.issue_cert(name, not_before=begin, not_after=end).private_key_and_cert_chain_pem.write_to_path(path)
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    with secured(path) as url:
+        found = {check.name: check for check in check_server(Server(url=url, context=context))}
+    assert list(found) == ["address", "tls"]
+    assert_check(found["tls"], "failed", text, remedy)
 
 
 @pytest.mark.parametrize(
