@@ -13,7 +13,7 @@ PINS := pyproject.toml constraints.txt
 .DELETE_ON_ERROR:
 # Two installs into one environment at a time would damage it, so -j is ignored.
 .NOTPARALLEL:
-.PHONY: help demo photos check test lint format protocol bench bench-codec bench-export bench-history bench-streaming bench-skip versions api reports sweep-models small-networks field transform-points cuts readme rate drift hostile faults fuzz arm edge-size clean
+.PHONY: help demo photos check test lint format protocol bench bench-codec bench-export bench-history bench-streaming bench-batching bench-skip versions api reports sweep-models small-networks field transform-points cuts readme rate drift hostile faults fuzz arm edge-size clean
 
 help: ## list the targets
 	@awk -F ': .*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -54,6 +54,9 @@ bench-export: $(VENV)/.dev $(VENV)/.weights build/photographs/.installed ## the 
 
 bench-streaming: $(VENV)/.dev ## a stream beside the sequential loop, and what the pipeline costs; two minutes
 	$(RUN) -m benchmarks.speed.streaming
+
+bench-batching: $(VENV)/.dev ## batches, order and overload of the server; writes docs/results/batching.md; three minutes
+	$(RUN) -m benchmarks.speed.batching
 
 bench-skip: $(VENV)/.dev ## frames that a static camera need not send, and what the audit catches; five minutes
 	$(RUN) -m benchmarks.quality.skip

@@ -186,6 +186,7 @@ def main() -> None:
         run = asyncio.run
     samples = run(load(plan))
     sys.stdout.buffer.write(msgspec.json.encode(samples))
+    sys.stdout.buffer.flush()
 
 
 if __name__ == "__main__":

@@ -156,6 +156,8 @@ def decode_reply(data: bytes | memoryview) -> DecodedReply:
 
 def printable(text: str) -> str:
     """Make text from the far end safe to show: one line, no control characters, at most MAX_SENTENCE long."""
+    if len(text) <= MAX_SENTENCE and text.isprintable():  # most are, and a busy server says a lot of them
+        return text
     clean = "".join(c if c.isprintable() else " " for c in text[: MAX_SENTENCE + 1])
     return clean if len(clean) <= MAX_SENTENCE else clean[:MAX_SENTENCE] + "…"
 

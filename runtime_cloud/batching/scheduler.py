@@ -199,15 +199,12 @@ class Scheduler:
         """Tell the callers of a batch."""
         for job in batch.jobs:
             job.deliver()
-        session = batch.lane.session
-        self._observer.batched(session.profile.model, session.pair, batch.images)
-        self._after_run()
-
-    def _after_run(self) -> None:
         if self._core.dropped:
             self._deliver_dropped()
         if self._core.queue.count:
             self._wake()
+        session = batch.lane.session
+        self._observer.batched(session.profile.model, session.pair, batch.images)
 
     def _deliver_dropped(self) -> None:
         if self._core.dropped:

@@ -25,6 +25,9 @@ from splitwire.runtime_cloud.repository import Models
 
 log = logging.getLogger("splitwire.cloud")
 
+SWITCH_S = 0.5e-3
+"""See _switching_often."""
+
 KEEPALIVE_S = 75
 """An idle connection is closed after this time. The edge closes after 60 s, so the edge closes first."""
 
@@ -155,7 +158,7 @@ def serve(
     app = create_app(models, limits, grpc=grpc, on_ready=ready, on_failure=failed)
     server = make_server(app, grace_s=grace_s, drain_s=drain_s)
     log.info("listening: %s, warming up %d model%s", url, len(models), "" if len(models) == 1 else "s")
-    with _stop_on_signals(server):
+    with _stop_on_signals(server), _switching_often():
         server.run(sockets=[sock])
     if failure:
         e = failure[0]
@@ -189,6 +192,21 @@ def _allow_descriptors(connections: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, allowed), hard))
         if allowed < wanted:
             log.warning("the system allows %d open files; %d connections need %d", allowed, connections, wanted)
+
+
+@contextmanager
+def _switching_often() -> Iterator[None]:
+    """While the block runs, a thread that waits for the interpreter gets it after SWITCH_S.
+
+    A compute thread gives the interpreter away and takes it back several times per inference. While the event loop is
+    busy refusing requests, it would wait for CPython's usual 5 ms each time.
+    """
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_S)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 @contextmanager
