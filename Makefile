@@ -56,7 +56,7 @@ bench-streaming: $(VENV)/.dev ## a stream beside the sequential loop, and what t
 	$(RUN) -m benchmarks.speed.streaming
 
 bench-batching: $(VENV)/.dev ## batches, order and overload of the server; writes docs/results/batching.md; three minutes
-	$(RUN) -m benchmarks.speed.batching
+	$(RUN) -m benchmarks.cloud.batching
 
 bench-skip: $(VENV)/.dev ## frames that a static camera need not send, and what the audit catches; five minutes
 	$(RUN) -m benchmarks.quality.skip

@@ -8,6 +8,8 @@
       python -m benchmarks.speed.first_inference    · the first answer of a new edge process, idle CPU and memory
       python -m benchmarks.speed.export_times       an export, stage by stage (`make bench-export`)
       python -m benchmarks.speed.history            ratios beside those of the last release (`make bench-history`)
+    cloud/     the server
+      python -m benchmarks.cloud.batching           batches, order, overload (`make bench-batching`)
     quality/   error and damage at equal rate or bytes
       python -m benchmarks.quality.ecsq             · entropy-constrained and uniform quantizers: squared error
       python -m benchmarks.quality.coefficient_bytes  where payload bytes of coefficients go

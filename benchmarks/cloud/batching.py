@@ -23,7 +23,7 @@ from msgspec import Struct
 from rich.console import Console
 
 from benchmarks.control.demo_pair import demo_pair
-from benchmarks.speed.http_load import Group, Plan, Samples
+from benchmarks.cloud.http_load import Group, Plan, Samples
 from splitwire.codec.profile import BACK
 from splitwire.codec.shared.device import usable_cores
 from splitwire.codec.shared.files import write_json
@@ -65,7 +65,7 @@ class Server:
             group.frame = self.frame
         core = 1 if usable_cores() > 1 else 0
         plan = Plan(port=self.port, groups=list(groups), seconds=seconds, skip=skip, core=core)
-        command = [sys.executable, "-m", "benchmarks.speed.http_load"]
+        command = [sys.executable, "-m", "benchmarks.cloud.http_load"]
         run = subprocess.run(command, input=msgspec.json.encode(plan), stdout=subprocess.PIPE, check=True)  # noqa: S603 - as above
         return msgspec.json.decode(run.stdout, type=list[Samples])
 

@@ -1,7 +1,7 @@
 """A load generator for the benchmarks of the server: many keep-alive connections, one request in flight on each.
 
 It parses no more of an answer than its status, its length and Retry-After, because it shares a machine with the server
-that it measures: about 15 µs of CPU per request. A process of its own runs it (`python -m benchmarks.speed.http_load`),
+that it measures: about 15 µs of CPU per request. A process of its own runs it (`python -m benchmarks.cloud.http_load`),
 with a Plan as JSON on standard input, and Samples as JSON on standard output.
 """
 
