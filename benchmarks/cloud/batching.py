@@ -22,8 +22,8 @@ import numpy as np
 from msgspec import Struct
 from rich.console import Console
 
-from benchmarks.control.demo_pair import demo_pair
 from benchmarks.cloud.http_load import Group, Plan, Samples
+from benchmarks.control.demo_pair import demo_pair
 from splitwire.codec.profile import BACK
 from splitwire.codec.shared.device import usable_cores
 from splitwire.codec.shared.files import write_json
