@@ -50,6 +50,14 @@ def test_the_container_has_the_folders_of_the_configuration() -> None:
     assert config.metrics.listen in docker
 
 
+def test_the_container_is_trimmed_by_the_commands_of_the_page() -> None:
+    page = (ROOT / "docs" / "startup.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^\$ ((?:cd|find) .*)$", page, re.MULTILINE)
+    assert len(commands) == 3
+    docker = (EXAMPLES / "Dockerfile").read_text()
+    assert [command for command in commands if command not in docker] == []
+
+
 def test_the_page_names_every_kind_of_event_and_no_other() -> None:
     """The kinds of the spool are on its own page."""
     source = "".join(path.read_text() for path in sorted((ROOT / "runtime_edge").rglob("*.py")))
