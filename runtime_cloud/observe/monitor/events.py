@@ -28,7 +28,7 @@ class Channel:
     def __init__(self) -> None:
         self._message = ""
         self._closed = False
-        self._changed = anyio.Event()
+        self._changed: anyio.Event | None = None  # made by a watcher: an old anyio makes none without an event loop
 
     def publish(self, message: str) -> None:
         """Replace the newest message."""
@@ -43,12 +43,14 @@ class Channel:
     async def next_message(self) -> str | None:
         """The next message that is published; None at the end."""
         if not self._closed:
+            self._changed = self._changed or anyio.Event()
             await self._changed.wait()
         return None if self._closed else self._message
 
     def _wake(self) -> None:
-        changed, self._changed = self._changed, anyio.Event()
-        changed.set()
+        changed, self._changed = self._changed, None
+        if changed is not None:
+            changed.set()
 
 
 class EventStream(Response):
