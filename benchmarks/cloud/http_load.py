@@ -185,6 +185,7 @@ def main() -> None:
     except ImportError:  # then the server has none either
         run = asyncio.run
     samples = run(load(plan))
+    os.set_blocking(sys.stdout.fileno(), True)  # the event loop has changed that, and a write would be cut off
     sys.stdout.buffer.write(msgspec.json.encode(samples))
     sys.stdout.buffer.flush()
 
