@@ -7,8 +7,7 @@ one was shared and ended within `max_delay`.
 
 **Who is admitted.** `queue` calls may wait. When one more comes, the server is overloaded: it must refuse calls
 whatever it does, and a long queue only makes those late that it accepts. So it admits a call only if the wait is
-expected to be short, about as long as one inference, until nobody was refused for a second. Clients that ask again at
-once could keep it so for ever though all of them have room in the queue: it tries the long queue again now and then.
+expected to be short, about as long as one inference, until the overload is over (overload.py).
 A call is admitted at the expense of another one that is of lower priority, or of a device with more calls waiting.
 """
 
@@ -22,15 +21,11 @@ from splitwire.codec.errors import DeadlineExceeded, ServerBusy
 from splitwire.runtime_cloud.admission import ServerLimits
 
 from .job import Job, Lane
+from .overload import Overload
 from .queue import FairQueue
 
 SHORT_WAIT_S = 0.5e-3
 """While the server is overloaded, calls wait at least this long before others are refused; or one inference's time."""
-CALM_S = 1.0
-FIRST_S = 16.0
-LONGEST_S = 64.0
-"""Overload is over when nobody was refused for CALM_S. After FIRST_S the server also tries the long queue again, and
-after twice the time each time that it is full again soon."""
 SWEEP_S = 5e-3
 """Calls that are of no use any more are looked for in a full queue at most this often."""
 LONGEST_RETRY_S = 30.0
@@ -61,10 +56,9 @@ class Core:
         self.queue = FairQueue()
         self.batches: list[Batch] = []
         self.dropped: list[Job] = []
+        self.overload = Overload(limits.concurrency)
         self._clock = clock
         self._chance = chance
-        self._calm_at = self._try_at = float("-inf")
-        self._try_s = FIRST_S
         self._swept = float("-inf")
         self._refused = 0.0
         self._refused_at = 0.0
@@ -84,6 +78,7 @@ class Core:
             self.queue.remove(loser, unused=True)
             loser.error = self._refusal(now)
             self.dropped.append(loser)
+        self.overload.admitted()
         self.queue.push(job)
 
     def check(self, lane: Lane | None, level: int, device: str) -> Job | None:
@@ -113,28 +108,17 @@ class Core:
     def _is_full(self, lane: Lane | None, now: float) -> bool:
         free = max(0, self.limits.concurrency - len(self.batches))
         if self.queue.count >= self.limits.queue + free:
-            self._overload(now)
+            self.overload.begin(now)
             return True
-        if not self.overloaded or self.queue.count < max(free, min(self.limits.concurrency, self.limits.queue)):
+        self.overload.review(now, (batch.begun for batch in self.batches))
+        if not self.overload.lasts(now) or self.queue.count < max(
+            free, min(self.limits.concurrency, self.limits.queue)
+        ):
             return False
         # What a call costs on its own; before the model is known, that of the most expensive one that runs.
         lanes = [batch.lane for batch in self.batches] if lane is None else [lane]
         alone_s = max((lane.idle_s for lane in lanes), default=0.0)
         return self.wait_s(now) > max(SHORT_WAIT_S, alone_s)
-
-    @property
-    def overloaded(self) -> bool:
-        """Whether only those are admitted who need not wait for long."""
-        return self._clock() < min(self._calm_at, self._try_at)
-
-    def _overload(self, now: float) -> None:
-        """The queue is full."""
-        if self.overloaded:
-            return
-        again = now < self._try_at + self._try_s
-        self._try_s = min(2 * self._try_s, LONGEST_S) if again else FIRST_S
-        self._try_at = now + self._try_s
-        self._calm_at = now + CALM_S
 
     def _gives_way(self, latest: Job, level: int, device: str) -> bool:
         if latest.level != level:
@@ -146,7 +130,7 @@ class Core:
         which the server can serve them, and at random in it."""
         self._refused = max(0.0, 1.0 - (now - self._refused_at)) * self._refused + 1.0
         self._refused_at = now
-        self._calm_at = now + CALM_S
+        self.overload.refused(now)
         waiting = self.queue.count
         each = self.queue.cost_s / waiting if waiting else 0.0
         spread = self.wait_s(now) + self._refused * each / self.limits.concurrency
@@ -183,6 +167,7 @@ class Core:
         """A batch has run."""
         now = self._clock()
         self.batches.remove(batch)
+        self.overload.ran(batch.begun, now)
         batch.lane.ran(len(batch.jobs), batch.images, now - batch.begun, now)
 
     def due_s(self) -> float | None:

@@ -13,8 +13,9 @@ import pytest
 from splitwire.codec.errors import DeadlineExceeded, ServerBusy
 from splitwire.codec.wire.frame import COMPACT, EXTENDED
 from splitwire.runtime_cloud.admission import ServerLimits
-from splitwire.runtime_cloud.batching.core import CALM_S, FIRST_S, LONGEST_S, Batch, Core
+from splitwire.runtime_cloud.batching.core import Batch, Core
 from splitwire.runtime_cloud.batching.job import Job, Lane, level_of
+from splitwire.runtime_cloud.batching.overload import CALM_S, FIRST_S, LONGEST_S, WINDOW_S
 from splitwire.runtime_cloud.call import Call
 from splitwire.runtime_cloud.session import BatchCosts, CloudSession
 
@@ -298,7 +299,7 @@ def test_an_overloaded_server_has_a_short_queue_until_the_overload_is_over():
     with pytest.raises(ServerBusy):
         admitted(core, model, "d")
     clock.now += CALM_S  # nobody was refused for so long
-    assert not core.overloaded
+    assert not core.overload.lasts(clock.now)
     admitted(core, model, *"cde")
 
 
@@ -307,12 +308,34 @@ def test_clients_that_ask_again_at_once_get_the_long_queue_back_sometimes():
     core, model, _ = full(clock)
     tries: list[float] = []
     while len(tries) < 5:
-        if not core.overloaded:
+        if not core.overload.lasts(clock.now):
             tries.append(clock.now)
         with pytest.raises(ServerBusy):
             core.check(model, 2, "e")
         clock.now += CALM_S / 2
     assert [b - a for a, b in itertools.pairwise(tries)] == [FIRST_S, 2 * FIRST_S, LONGEST_S, LONGEST_S]
+
+
+def test_a_server_with_time_to_spare_gets_its_long_queue_back():
+    """A few bursts, and nothing between them: they fit into the long queue."""
+    clock = Clock()
+    core, model, running = full(clock)
+    with pytest.raises(ServerBusy):
+        admitted(core, model, "e")
+    core.finish(running)
+    while (batch := core.take()) is not None:
+        core.finish(batch)
+    clock.now += 0.001
+    while clock.now < 100 + WINDOW_S + 0.02:  # a call of 10 ms each 15 ms
+        admitted(core, model, "a")
+        batch = core.take()
+        assert batch is not None
+        clock.now += 0.010
+        core.finish(batch)
+        clock.now += 0.005
+    assert not core.overload.lasts(clock.now)
+    assert clock.now < 100 + CALM_S
+    admitted(core, model, *"abcd")
 
 
 def test_the_memory_of_devices_is_bounded():
