@@ -45,6 +45,7 @@ ERROR_CODES = {
     "DeadlineExceeded": "deadline_exceeded",
     "RequestTimeout": "request_timeout",
     "CircuitOpen": "circuit_open",
+    "UnknownModel": "unknown_model",
     "ServerBusy": "server_busy",
     "AuthRefused": "auth_refused",
     "BadResponse": "bad_response",
