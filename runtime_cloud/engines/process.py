@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import logging
 import signal
@@ -154,8 +155,7 @@ def serve(
         failure.append(e)
         server.should_exit = True
 
-    _allow_descriptors((limits or ServerLimits()).connections)
-    app = create_app(models, limits, grpc=grpc, on_ready=ready, on_failure=failed)
+    app = create_app(models, _allowed(limits or ServerLimits()), grpc=grpc, on_ready=ready, on_failure=failed)
     server = make_server(app, grace_s=grace_s, drain_s=drain_s)
     log.info("listening: %s, warming up %d model%s", url, len(models), "" if len(models) == 1 else "s")
     with _stop_on_signals(server), _switching_often():
@@ -179,19 +179,24 @@ def log_to_stderr(level: int = logging.INFO) -> None:
         logger.setLevel(threshold)
 
 
-def _allow_descriptors(connections: int) -> None:
-    """Raise the soft limit of open files to what the connections need, as far as the hard limit allows."""
+def _allowed(limits: ServerLimits) -> ServerLimits:
+    """The limits with no more connections than the system allows open files. Raises the soft limit to the hard one."""
     try:
         import resource
     except ImportError:  # Windows has no such limit
-        return
+        return limits
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = connections + SPARE_DESCRIPTORS
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, allowed), hard))
-        if allowed < wanted:
-            log.warning("the system allows %d open files; %d connections need %d", allowed, connections, wanted)
+    wanted = limits.connections + SPARE_DESCRIPTORS
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return limits
+    files = wanted if hard == resource.RLIM_INFINITY else max(soft, min(wanted, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
+    connections = max(1, files - SPARE_DESCRIPTORS)
+    if connections < limits.connections:
+        log.warning(
+            "the system allows %d open files: %d connections instead of %d", files, connections, limits.connections
+        )
+    return dataclasses.replace(limits, connections=min(connections, limits.connections))
 
 
 @contextmanager

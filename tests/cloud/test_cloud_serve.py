@@ -22,6 +22,8 @@ from runtime_helpers import Pair, images, until
 
 from splitwire.codec.errors import DeviceError, SplitwireError, UsageError
 from splitwire.commands.cloud import serve as command
+from splitwire.runtime_cloud.admission import ServerLimits
+from splitwire.runtime_cloud.engines import process
 from splitwire.runtime_cloud.engines.process import bind, serve, url_of
 from splitwire.runtime_cloud.repository.models import Models
 from splitwire.runtime_cloud.session import CloudSession
@@ -219,3 +221,20 @@ def test_a_folder_without_models_ends_at_once(tmp_path: Path):
 def test_a_largest_frame_that_is_none(pair: Pair, size: float):
     with pytest.raises(UsageError, match=r"^--max-body must be more than 0 and up to 4,096 MiB, is "):
         command.serve(pair.back.parent, max_body=size)
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "files", "connections"),
+    [(100, 150, 150, 86), (100, 4096, 124, 60), (300, 300, None, 60), (20, 50, 50, 1)],
+)
+def test_no_more_connections_than_open_files(
+    monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, files: int | None, connections: int
+):
+    """64 files are for the rest. The soft limit is raised as far as it helps and the system allows."""
+    resource = pytest.importorskip("resource", reason="this system has no limit of open files")
+    asked = 60 if connections == 60 else 960
+    raised: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (soft, hard))
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, limits: raised.append(limits))
+    assert process._allowed(ServerLimits(connections=asked)).connections == connections
+    assert raised == ([] if files is None else [(files, hard)])
