@@ -45,40 +45,40 @@ class OutputSpec:
     shape: tuple[int, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class BackGraph:
-    """The open back half.
+    """The open back half. `close` releases its memory; what describes it stays.
 
-    outputs: names, in graph order. batch: the only batch size that it takes; None for any. provider: the execution
-    provider that runs it. passed_over: those that were preferred and did not start, with the reason.
+    output_specs: what the graph says about its outputs. batch: the only batch size that it takes; None for any.
+    provider: the execution provider that runs it. passed_over: those that were preferred and did not start, with the
+    reason.
     """
 
-    session: ort.InferenceSession
+    session: ort.InferenceSession | None
     profile: CodecProfile
-    outputs: tuple[str, ...]
+    output_specs: tuple[OutputSpec, ...]
     batch: int | None
     provider: str = CPU
     passed_over: tuple[str, ...] = ()
 
-    @property
-    def output_specs(self) -> tuple[OutputSpec, ...]:
-        """What the graph says about its outputs."""
-        return tuple(
-            OutputSpec(
-                name=o.name,
-                dtype=_NUMPY_NAMES[o.type],
-                shape=tuple(n if isinstance(n, int) else -1 for n in o.shape),
-            )
-            for o in self.session.get_outputs()
-        )
+    def __post_init__(self) -> None:
+        self.outputs = tuple(spec.name for spec in self.output_specs)
+        """Names, in graph order."""
+
+    def close(self) -> None:
+        """Release ONNX Runtime's session, once the runs in other threads have ended. Closing twice is allowed."""
+        self.session = None
 
     def run(self, tensors: Sequence[Float32Array], sizes: Sequence[Int64Array] = ()) -> Outputs:
         """Run the back, and return its outputs by name.
 
         tensors: one (B, *shape) float32 array per tensor of the profile, in its order. sizes: one int64 vector per size
         of the profile. Raises ShapeMismatch for a batch size that the graph does not take, and for sizes that it cannot
-        run with.
+        run with; UsageError if it is closed.
         """
+        session = self.session  # another thread may close the graph meanwhile
+        if session is None:
+            raise UsageError(f"model {self.profile.model!r} is closed")
         if self.batch is not None and tensors[0].shape[0] != self.batch:
             raise ShapeMismatch(
                 f"model {self.profile.model!r} takes a batch of {self.batch} and no other; the frame holds "
@@ -87,7 +87,7 @@ class BackGraph:
         feeds: dict[str, NDArray[Any]] = {s.name: t for s, t in zip(self.profile.tensors, tensors, strict=True)}
         feeds.update((s.name, t) for s, t in zip(self.profile.size_specs, sizes, strict=True))
         try:
-            return dict(zip(self.outputs, self.session.run(list(self.outputs), feeds), strict=True))
+            return dict(zip(self.outputs, session.run(list(self.outputs), feeds), strict=True))
         except Exception as e:  # ONNX Runtime's exceptions share no base class below this
             if not sizes:
                 raise
@@ -152,7 +152,14 @@ def open_back(
     return BackGraph(
         session=session,
         profile=profile,
-        outputs=tuple(o.name for o in session.get_outputs()),
+        output_specs=tuple(
+            OutputSpec(
+                name=o.name,
+                dtype=_NUMPY_NAMES[o.type],
+                shape=tuple(n if isinstance(n, int) else -1 for n in o.shape),
+            )
+            for o in session.get_outputs()
+        ),
         batch=batch if isinstance(batch, int) else None,
         provider=provider,
         passed_over=tuple(passed_over),

@@ -9,18 +9,16 @@ from __future__ import annotations
 import dataclasses
 import time
 
-import anyio.to_thread
-
 from splitwire.codec.errors import FingerprintMismatch, ServerBusy
 from splitwire.codec.wire.frame import parse_frame, peek_batch, peek_fingerprint
 from splitwire.codec.wire.reply import decode_reply
 
 from .admission import Gate, ServerLimits
-from .batching import Done, Scheduler, prepare
+from .batching import Done, Scheduler
 from .call import Call, device_of
 from .idempotency import Answers
 from .observe import Answered, Observer
-from .repository import Models
+from .repository import ServedModels
 from .session import CloudResult, CloudSession
 
 __all__ = ["Call", "Service", "device_of"]
@@ -33,7 +31,7 @@ class Service:
     the server is about to stop; frames are taken until it does. Only the thread of the event loop uses it.
     """
 
-    def __init__(self, models: Models, limits: ServerLimits, observer: Observer | None = None) -> None:
+    def __init__(self, models: ServedModels, limits: ServerLimits, observer: Observer | None = None) -> None:
         self.models = models
         self.observer = Observer() if observer is None else observer
         self.gate = Gate(limits)
@@ -49,14 +47,15 @@ class Service:
 
     async def warm_up(self) -> None:
         """Compile the kernels and run every model once, in a thread beside the event loop."""
-        for session in self.models:
-            await anyio.to_thread.run_sync(prepare, session, abandon_on_cancel=True)
+        await self.models.start()
         self.ready = True
 
     def require_ready(self) -> None:
-        """Raise ServerBusy while the models warm up."""
+        """Raise ServerBusy while the models warm up, and while none is loaded."""
         if not self.ready:
             raise ServerBusy("the models are warming up; come back in a moment", self.limits.retry_after)
+        if not len(self.models):
+            raise ServerBusy("no model is loaded; come back later", self.limits.retry_after)
 
     async def answer(self, call: Call) -> bytes:
         """The reply (version 1) to a frame, in its turn.
@@ -64,20 +63,18 @@ class Service:
         Raises BitstreamError, FingerprintMismatch, ShapeMismatch, UsageError (an output that the pair does not have),
         UnknownModel, ServerBusy, DeadlineExceeded.
         """
-        session = self.session_of(call)
         if not call.key:
-            return (await self._compute(session, call)).reply
-        return await self._remembered(session, call)
+            return (await self._compute(call)).reply
+        return await self._remembered(call)
 
     async def infer(self, call: Call) -> CloudResult:
         """All outputs for a call, in its turn: for protocols with replies of their own. Raises as `answer`.
 
         An answer from memory has no operating point.
         """
-        session = self.session_of(call)
         if call.tensors is not None or not call.key:
-            return (await self._compute(session, call, with_reply=False)).result
-        reply = decode_reply(await self._remembered(session, dataclasses.replace(call, outputs=None)))
+            return (await self._compute(call, with_reply=False)).result
+        reply = decode_reply(await self._remembered(dataclasses.replace(call, outputs=None)))
         return CloudResult(
             outputs=reply.outputs,
             decode_ms=reply.decode_ms,
@@ -89,33 +86,36 @@ class Service:
 
     def session_of(self, call: Call) -> CloudSession:
         """The session of the model that a call, or else its frame, names. Raises UnknownModel, FingerprintMismatch."""
+        device = device_of(call) or call.client
         if call.model is not None:
-            return self.models.named(*call.model)
+            return self.models.named(*call.model, device)
         try:
-            return self.models.of_frame(peek_fingerprint(call.frame))
+            return self.models.of_frame(peek_fingerprint(call.frame), device)
         except FingerprintMismatch:
             parse_frame(call.frame)  # raises if the frame is damaged, and its fingerprint with it
             raise
 
-    async def _remembered(self, session: CloudSession, call: Call) -> bytes:
+    async def _remembered(self, call: Call) -> bytes:
         """The reply to a frame with a key: from memory, or computed."""
         remembered = True
 
         async def compute() -> bytes:
             nonlocal remembered
             remembered = False
-            return (await self._compute(session, call)).reply
+            return (await self._compute(call)).reply
 
         reply = await self.answers.answer(call.key, call.frame, compute)
         if remembered:
             self.observer.remembered(call.protocol, device_of(call))
         return reply
 
-    async def _compute(self, session: CloudSession, call: Call, *, with_reply: bool = True) -> Done:
-        """The outputs and the reply for a call, computed."""
+    async def _compute(self, call: Call, *, with_reply: bool = True) -> Done:
+        """The outputs and the reply for a call, computed. The model is found now, and stays until it has answered."""
         asked = time.perf_counter()
-        session.check_outputs(call.outputs or ())
-        done = await self.scheduler.run(session, call, with_reply=with_reply)
+        with self.session_of(call) as session:
+            session.check_outputs(call.outputs or ())
+            done = await self.scheduler.run(session, call, with_reply=with_reply)
+        session.answers += 1
         result = done.result
         decoded, ran = result.decode_ms / 1e3, result.back_ms / 1e3
         self.observer.answered(

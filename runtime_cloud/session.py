@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -54,6 +56,7 @@ class BatchCosts:
 class CloudSession:
     """The codec and the back half of one pair. Threads can share it. `decode` and `run_back` are the stages of `infer`.
 
+    `with session:` is a lease: `close` releases the back's memory when the last lease has ended.
     back: path of back.onnx. threads: threads of one inference; None lets ONNX Runtime choose. providers: execution
     providers of ONNX Runtime, in order of preference; None: CUDA if it is there and starts, else the CPU.
     Raises UsageError, ProfileError, DeviceError.
@@ -69,6 +72,51 @@ class CloudSession:
         """Elements of the feature tensors of one image."""
         self.costs: BatchCosts | None = None
         """What the model costs, and whether it is batched; None until a server has measured it."""
+        self.version = ""
+        """The version of the model in the repository of a server; "" outside of one."""
+        self.answers = 0
+        """Frames that a server has answered with it."""
+        self._lock = threading.Lock()
+        self._leases = 0
+        self._closing = False
+        self._on_closed: Callable[[], None] | None = None
+
+    def __enter__(self) -> Self:
+        with self._lock:
+            if self._closing and not self._leases:
+                raise UsageError(f"model {self.profile.model!r} is closed")
+            self._leases += 1
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        with self._lock:
+            self._leases -= 1
+            last = self._closing and not self._leases
+        if last:
+            self._release()
+
+    @property
+    def leases(self) -> int:
+        """How many `with` blocks use the session now."""
+        return self._leases
+
+    def close(self, on_closed: Callable[[], None] | None = None) -> None:
+        """Release the memory of the back, at once or when the last lease ends. Closing twice is allowed.
+
+        on_closed: called then, in the thread that ends the last lease. Afterwards `infer` raises UsageError.
+        """
+        with self._lock:
+            first, self._closing = not self._closing, True
+            if first:
+                self._on_closed = on_closed
+            idle = not self._leases
+        if first and idle:
+            self._release()
+
+    def _release(self) -> None:
+        self._graph.close()
+        if self._on_closed is not None:
+            self._on_closed()
 
     @property
     def profile(self) -> CodecProfile:

@@ -31,11 +31,11 @@ def run(batch: Batch, helpers: Executor | None = None) -> None:
     if len(batch.jobs) == 1:
         _run_alone(batch.jobs[0])
     else:
-        _run_together(batch.lane.session, batch.jobs, helpers)
+        _run_together(batch.jobs[0].session, batch.jobs, helpers)
 
 
 def _run_alone(job: Job) -> None:
-    session, call = job.lane.session, job.call
+    session, call = job.session, job.call
     begun = time.perf_counter()
     try:
         cut = call.tensors

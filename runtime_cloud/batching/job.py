@@ -33,7 +33,7 @@ class Done:
 
 
 class Lane:
-    """A model in the scheduler. Not safe between threads. Times are in seconds.
+    """A model in the scheduler. Not safe between threads. Times are in seconds. It does not keep the session alive: jobs do.
 
     limit: the largest batch that calls share, in images. idle_s: a frame of one image on an idle machine, as measured
     at load. alone_s, image_s: moving averages, of a frame of one image that runs on its own (None for a model that was
@@ -42,7 +42,6 @@ class Lane:
     """
 
     def __init__(self, session: CloudSession, max_batch: int) -> None:
-        self.session = session
         costs = session.costs
         self.limit = 1 if costs is None else max(1, min(max_batch, costs.largest))
         self.alone_s: float | None = costs.decode_s + costs.back_s[0] if costs is not None and costs.back_s else None
@@ -64,11 +63,12 @@ class Lane:
 class Job:
     """A call in the scheduler.
 
-    device: whose turn it takes. images: of its frame, as the frame's header says. level: its priority. cost_s: what it
+    session: of the model. device: whose turn it takes. images: of its frame, as the frame's header says. level: its priority. cost_s: what it
     is expected to cost. tag, waits: see queue.py. done, error: what became of it; one is set before it is delivered.
     """
 
     lane: Lane
+    session: CloudSession
     call: Call
     future: asyncio.Future[Done]
     arrived: float
@@ -83,13 +83,22 @@ class Job:
     error: Exception | None = field(default=None)
 
     @classmethod
-    def of(cls, lane: Lane, call: Call, future: asyncio.Future[Done], arrived: float, *, with_reply: bool) -> Job:
+    def of(
+        cls,
+        lane: Lane,
+        session: CloudSession,
+        call: Call,
+        future: asyncio.Future[Done],
+        arrived: float,
+        *,
+        with_reply: bool,
+    ) -> Job:
         """The job of a call. Raises BitstreamError for a frame whose header cannot be read."""
         images = max(1, peek_batch(call.frame) if call.tensors is None else len(call.tensors.tensors[0]))
         device = device_of(call) or call.client
-        return cls(
-            lane, call, future, arrived, with_reply, device, images, level_of(call.priority), images * lane.image_s
-        )
+        level = level_of(call.priority)
+        cost_s = images * lane.image_s
+        return cls(lane, session, call, future, arrived, with_reply, device, images, level, cost_s)
 
     def deliver(self) -> None:
         """Tell the caller, in the thread of the event loop; a caller that was cancelled hears nothing."""

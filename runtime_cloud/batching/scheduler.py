@@ -107,7 +107,7 @@ class Scheduler:
             lane = self._lanes[session] = Lane(session, self.limits.max_batch)
         if call.deadline is not None and self._clock() >= call.deadline:
             raise DeadlineExceeded("the deadline of the request passed before it ran")
-        job = Job.of(lane, call, loop.create_future(), self._clock(), with_reply=with_reply)
+        job = Job.of(lane, session, call, loop.create_future(), self._clock(), with_reply=with_reply)
         self._loop = loop
         self._fresh.append(job)
         if len(self._fresh) == 1:
@@ -203,7 +203,7 @@ class Scheduler:
             self._deliver_dropped()
         if self._core.queue.count:
             self._wake()
-        session = batch.lane.session
+        session = batch.jobs[0].session
         self._observer.batched(session.profile.model, session.pair, batch.images)
 
     def _deliver_dropped(self) -> None:

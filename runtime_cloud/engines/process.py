@@ -22,7 +22,7 @@ from splitwire.runtime_cloud.admission import ServerLimits
 from splitwire.runtime_cloud.http.app import Api, create_app
 from splitwire.runtime_cloud.http.protocol import http_protocol
 from splitwire.runtime_cloud.oip import GrpcOptions
-from splitwire.runtime_cloud.repository import Models
+from splitwire.runtime_cloud.repository import ServedModels
 
 log = logging.getLogger("splitwire.cloud")
 
@@ -123,7 +123,7 @@ def make_server(app: Starlette, *, grace_s: int, drain_s: float = 0.0) -> uvicor
 
 
 def serve(
-    models: Models,
+    models: ServedModels,
     *,
     host: str = "127.0.0.1",
     port: int = 8500,

@@ -2,8 +2,7 @@
 
     GET  /healthz                   the process answers
     GET  /readyz                    the models are loaded and warm
-    GET  /v1/models                 the models that are served
-    GET  /v1/models/{fingerprint}   one of them
+    GET  /v1/models, …              the models: models.py
     POST /v1/infer                  a frame in, a reply out; the frame's header names the model
     POST /v1/batch                  several frames in, the reply or the error of each out
     GET  /metrics, /monitor         what the server does: for Prometheus, and a live page (docs/observe.md)
@@ -48,11 +47,13 @@ from splitwire.runtime_cloud.observe import Levels, ModelState, Observer, Observ
 from splitwire.runtime_cloud.observe.monitor import Monitor
 from splitwire.runtime_cloud.oip import PREFIX as OIP_PREFIX
 from splitwire.runtime_cloud.oip import GrpcOptions, Inference, Statistics, oip_error, oip_routes, open_grpc
-from splitwire.runtime_cloud.repository import Models, describe
+from splitwire.runtime_cloud.repository import ServedModels
+from splitwire.runtime_cloud.repository import ModelState as RepositoryState
 from splitwire.runtime_cloud.service import Call, Service, device_of
 from splitwire.runtime_cloud.stream import Streams, open_stream
 
 from .batch import answer_all
+from .models import ModelRoutes, to_json
 from .statuses import code_of_status, error_response, refusal
 
 log = logging.getLogger("splitwire.cloud")
@@ -71,7 +72,6 @@ class Api:
     def levels(self) -> Levels:
         """How full the server is now."""
         service = self.service
-        state = "ready" if service.ready else "warming"
         return Levels(
             queued=service.scheduler.waiting,
             running=service.scheduler.running,
@@ -79,30 +79,17 @@ class Api:
             streams=len(self.streams),
             kept=service.answers.count,
             ready=service.ready and not service.stopping,
-            models=tuple(ModelState(name=s.profile.model, pair=s.pair, state=state) for s in service.models),
+            models=tuple(_state(state, warm=service.ready) for state in service.models.index()),
         )
 
     async def healthz(self, request: Request) -> Response:
-        return _json({"status": "live"})
+        return to_json({"status": "live"})
 
     async def readyz(self, request: Request) -> Response:
         self.service.require_ready()
         if self.service.stopping:  # frames are still taken, from those who have not heard of it
             raise ServerBusy("the server stops", self.service.limits.retry_after)
-        return _json({"status": "ready", "models": len(self.service.models)})
-
-    async def list_models(self, request: Request) -> Response:
-        return _json({"models": [describe(s) for s in self.service.models]})
-
-    async def one_model(self, request: Request) -> Response:
-        text = request.path_params["fingerprint"]
-        try:
-            session = self.service.models.find(bytes.fromhex(text))
-        except ValueError:
-            session = None
-        if session is None:
-            raise HTTPException(404, f"no model has the fingerprint {text[:64]!r}; GET /v1/models lists them")
-        return _json(describe(session))
+        return to_json({"status": "ready", "models": len(self.service.models)})
 
     async def infer(self, request: Request) -> Response:
         self.service.require_ready()
@@ -129,7 +116,7 @@ class Api:
 
 
 def create_app(
-    models: Models,
+    models: ServedModels,
     limits: ServerLimits | None = None,
     *,
     observer: Observer | None = None,
@@ -148,6 +135,7 @@ def create_app(
     observer = Telemetry() if observer is None else observer
     statistics = Statistics()
     service = Service(models, limits or ServerLimits(), Observers([observer, statistics]))
+    models.listen(observer.event)
     api = Api(service)
     inference = Inference(service, statistics)
     telemetry = next((o for o in all_observers(observer) if isinstance(o, Telemetry)), None)
@@ -181,6 +169,7 @@ def create_app(
                 on_failure(e)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(prepare)
+                tasks.start_soon(models.watch)
                 if monitor is not None:
                     tasks.start_soon(monitor.run)
                 yield
@@ -192,8 +181,7 @@ def create_app(
             Route("/v1/infer", api.infer, methods=["POST"]),
             Route("/v1/batch", api.batch, methods=["POST"]),
             Route(PATH, open_stream(api.streams), methods=["GET"]),
-            Route("/v1/models", api.list_models, methods=["GET"]),
-            Route("/v1/models/{fingerprint}", api.one_model, methods=["GET"]),
+            *ModelRoutes(models).routes(),
             *oip_routes(inference),
             Route("/healthz", api.healthz, methods=["GET"]),
             Route("/readyz", api.readyz, methods=["GET"]),
@@ -234,11 +222,14 @@ def _content_type(request: Request, taken: Sequence[str]) -> str:
     return content_type
 
 
-def _json(value: Any) -> Response:
-    """JSON, with the date: a device compares its clock. (Replies to frames have none: it costs 37 bytes.)"""
-    return Response(
-        msgspec.json.encode(value), media_type="application/json", headers={"Date": formatdate(usegmt=True)}
-    )
+def _state(state: RepositoryState, *, warm: bool) -> ModelState:
+    """A version as the metrics and the monitor page show it. warm: whether the server has started."""
+    shown = {"READY": "ready", "LOADING": "loading", "UNLOADING": "unloading"}.get(state.state, "unloaded")
+    if shown in ("ready", "loading") and not warm:
+        shown = "warming"
+    elif shown == "unloaded" and state.quarantined:
+        shown = "quarantined"
+    return ModelState(name=state.name, pair=state.fingerprint, version=state.version, state=shown, reason=state.reason)
 
 
 def _line(request: Request) -> str:

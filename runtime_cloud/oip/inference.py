@@ -106,8 +106,7 @@ class Inference:
 
     def version_of(self, session: CloudSession, version: str) -> str:
         """The version that a request for `version` ("" for the newest) got."""
-        pair = session.pair
-        return version or next(m.version for m in self.service.models.index() if m.fingerprint == pair)
+        return version or session.version
 
     async def _frames(self, frames: Sequence[bytes], call: Call) -> list[CloudResult]:
         """The results of the frames, one after the other, so that a request takes one place in the queue."""

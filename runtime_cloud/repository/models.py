@@ -2,38 +2,29 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from splitwire.codec.errors import FingerprintMismatch, UnknownModel, UsageError
+import anyio.to_thread
+
+from splitwire.codec.errors import UnknownModel, UsageError
 from splitwire.codec.profile import BACK
 from splitwire.codec.shared.providers import short_name
-from splitwire.codec.wire.frame import SHORT_FINGERPRINT
+from splitwire.codec.wire.frame import SHORTFINGERPRINT
 from splitwire.codec.wire.reply import printable
+from splitwire.runtime_cloud.batching import prepare
 from splitwire.runtime_cloud.session import CloudSession
+
+from .served import FINGERPRINT, ModelState, ServedModels
 
 VERSION = "1"
 """The version of every model of a fixed folder."""
-_FINGERPRINT = re.compile(r"[0-9a-f]{8}(?:[0-9a-f]{8})?")
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModelState:
-    """A model in the repository. fingerprint: of its pair, in hex. state: READY or UNAVAILABLE. reason: why not."""
-
-    name: str
-    version: str
-    fingerprint: str
-    state: str = "READY"
-    reason: str = ""
-
-
-class Models:
-    """The back halves that a server serves.
+class Models(ServedModels):
+    """The back halves of a server whose models stay the same while it runs.
 
     Raises UsageError for two models of one pair, for two pairs that compact frames do not tell apart, and for no model.
     """
@@ -41,14 +32,15 @@ class Models:
     def __init__(self, sessions: Sequence[CloudSession]) -> None:
         self._by_fingerprint: dict[bytes, CloudSession] = {}
         for session in sessions:
-            first = self._by_fingerprint.setdefault(session.fingerprint[:SHORT_FINGERPRINT], session)
+            first = self._by_fingerprint.setdefault(session.fingerprint[:SHORTFINGERPRINT], session)
             if first.fingerprint != session.fingerprint:
                 raise UsageError(
                     f"{first.path} and {session.path} are pairs whose fingerprints both begin with"
-                    f" {session.fingerprint[:SHORT_FINGERPRINT].hex()}; export one of them again"
+                    f" {session.fingerprint[:SHORTFINGERPRINT].hex()}; export one of them again"
                 )
             if first is not session:
                 raise UsageError(f"{first.path} and {session.path} are the same pair {session.fingerprint.hex()}")
+            session.version = VERSION
         if not sessions:
             raise UsageError("no model to serve")
         counts = Counter(s.profile.model for s in self)
@@ -63,18 +55,13 @@ class Models:
     def __iter__(self) -> Iterator[CloudSession]:
         return iter(self._by_fingerprint.values())
 
-    def find(self, fingerprint: bytes) -> CloudSession | None:
-        """The session of a pair, or None. fingerprint: 8 bytes, or the first 4, as in a compact frame."""
-        session = self._by_fingerprint.get(fingerprint[:SHORT_FINGERPRINT])
+    def find(self, fingerprint: bytes, device: str = "") -> CloudSession | None:
+        session = self._by_fingerprint.get(fingerprint[:SHORTFINGERPRINT])
         return session if session is not None and session.fingerprint.startswith(fingerprint) else None
 
-    def named(self, name: str, version: str = "") -> CloudSession:
-        """The session of a model, by its name or by the fingerprint of its pair in hex (16 digits, or the first 8).
-
-        version: "" for the newest. Raises UnknownModel.
-        """
+    def named(self, name: str, version: str = "", device: str = "") -> CloudSession:
         session = self._by_name.get(name)
-        if session is None and _FINGERPRINT.fullmatch(name):
+        if session is None and FINGERPRINT.fullmatch(name):
             session = self.find(bytes.fromhex(name))
         if session is None:
             raise UnknownModel(f"no model {printable(name[:64])!r}; served are {', '.join(list(self._by_name)[:8])}")
@@ -82,31 +69,15 @@ class Models:
             raise UnknownModel(f"model {printable(name[:64])!r} has no version {version[:16]!r}, it has {VERSION}")
         return session
 
-    async def load(self, name: str) -> None:
-        """Load a model of the folder: it is loaded. Raises UnknownModel."""
-        self.named(name)
-
-    async def unload(self, name: str) -> None:
-        """Raise UsageError: the models of a fixed folder stay. Raises UnknownModel."""
-        self.named(name)
-        raise UsageError("the models of this server are fixed; restart it without the model")
-
     def index(self) -> list[ModelState]:
-        """Every model, in the order in which they were loaded."""
         return [
-            ModelState(name=name, version=VERSION, fingerprint=s.fingerprint.hex()) for name, s in self._by_name.items()
+            ModelState(name=name, version=VERSION, fingerprint=s.pair, answers=s.answers)
+            for name, s in self._by_name.items()
         ]
 
-    def of_frame(self, fingerprint: bytes) -> CloudSession:
-        """The session of the pair that a frame names. Raises FingerprintMismatch, with the fingerprints in hex."""
-        session = self.find(fingerprint)
-        if session is None:
-            served = ", ".join(f"{s.fingerprint.hex()} ({s.profile.model})" for s in list(self)[:8])
-            raise FingerprintMismatch(
-                f"the frame is of pair {fingerprint.hex()}, served here: {served}; use the front.onnx exported with "
-                "the back.onnx that is served"
-            )
-        return session
+    async def start(self) -> None:
+        for session in self:
+            await anyio.to_thread.run_sync(prepare, session, abandon_on_cancel=True)
 
 
 def describe(session: CloudSession) -> dict[str, Any]:

@@ -36,6 +36,9 @@ def lane(largest: int = 8, seconds: float = 0.010) -> Lane:
     return Lane(cast("CloudSession", SimpleNamespace(costs=costs)), 8)
 
 
+SESSION = cast("CloudSession", SimpleNamespace())
+
+
 def core_of(clock: Clock, chance: Callable[[], float] = lambda: 0.0, **limits: Any) -> Core:
     return Core(ServerLimits(**{"concurrency": 1, "queue": 32, **limits}), clock, chance)
 
@@ -44,7 +47,7 @@ def job_of(model: Lane, core: Core, device: str = "", images: int = 1, **fields:
     future = cast("asyncio.Future[Any]", SimpleNamespace(done=lambda: False))
     head = bytes([COMPACT | EXTENDED, 1, 2, 3, 4, 0, 0, images]) if images > 1 else bytes([COMPACT, 1, 2, 3, 4])
     call = Call(frame=head + bytes(4), device=device, **fields)
-    return Job.of(model, call, future, core._clock(), with_reply=True)
+    return Job.of(model, SESSION, call, future, core._clock(), with_reply=True)
 
 
 def admitted(core: Core, model: Lane, *devices: str, **fields: Any) -> list[Job]:
