@@ -66,7 +66,8 @@ GROUPS = {
     ),
     "In the cloud": (
         "The back half and the server. Needs `splitwire[cloud]`.",
-        "CloudSession CloudResult serve create_app ServerLimits GrpcOptions load_pairs ServedPairs",
+        "CloudSession CloudResult serve create_app ServerLimits GrpcOptions ModelRepository RepositoryLimits"
+        " load_pairs ServedPairs",
     ),
     "The codec alone": (
         "Arrays in, bytes out, and the profile that both ends share. Needs no extra.",

@@ -65,6 +65,14 @@ class BackGraph:
         self.outputs = tuple(spec.name for spec in self.output_specs)
         """Names, in graph order."""
 
+    @property
+    def opened(self) -> ort.InferenceSession:
+        """ONNX Runtime's session. Raises UsageError if the graph is closed."""
+        session = self.session  # another thread may close it meanwhile
+        if session is None:
+            raise UsageError(f"model {self.profile.model!r} is closed")
+        return session
+
     def close(self) -> None:
         """Release ONNX Runtime's session, once the runs in other threads have ended. Closing twice is allowed."""
         self.session = None
@@ -76,9 +84,7 @@ class BackGraph:
         of the profile. Raises ShapeMismatch for a batch size that the graph does not take, and for sizes that it cannot
         run with; UsageError if it is closed.
         """
-        session = self.session  # another thread may close the graph meanwhile
-        if session is None:
-            raise UsageError(f"model {self.profile.model!r} is closed")
+        session = self.opened
         if self.batch is not None and tensors[0].shape[0] != self.batch:
             raise ShapeMismatch(
                 f"model {self.profile.model!r} takes a batch of {self.batch} and no other; the frame holds "

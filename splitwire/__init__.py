@@ -93,6 +93,8 @@ if TYPE_CHECKING:
     from splitwire.runtime_cloud.oip.options import GrpcOptions
     from splitwire.runtime_cloud.repository.models import Models as ServedPairs
     from splitwire.runtime_cloud.repository.models import load_models as load_pairs
+    from splitwire.runtime_cloud.repository.repository import Repository as ModelRepository
+    from splitwire.runtime_cloud.repository.repository import RepositoryLimits
     from splitwire.runtime_cloud.session import CloudResult, CloudSession
     from splitwire.runtime_edge.control.capture import Capture
     from splitwire.runtime_edge.control.capture import Kept as CapturedFile
@@ -201,6 +203,7 @@ _HOME = {
     "LoopbackTransport": "splitwire.runtime_edge.transport.loopback",
     "MeasuredPoint": "splitwire.evaluation.answer.results:Point",
     "Missed": "splitwire.evaluation.answer.standings",
+    "ModelRepository": "splitwire.runtime_cloud.repository.repository:Repository",
     "NonFiniteFeatures": "splitwire.codec.errors",
     "OperatingPoint": "splitwire.codec.profile",
     "PictureOptions": "splitwire.exporter.network.pictures",
@@ -217,6 +220,7 @@ _HOME = {
     "Quantizer": "splitwire.codec.profile",
     "RateController": "splitwire.runtime_edge.control.rate",
     "Reply": "splitwire.runtime_edge.transport.base",
+    "RepositoryLimits": "splitwire.runtime_cloud.repository.repository",
     "RequestTimeout": "splitwire.codec.errors",
     "Rung": "splitwire.runtime_edge.control.rate",
     "Sameness": "splitwire.runtime_edge.stream.skip.sameness",
@@ -337,6 +341,7 @@ __all__ = [
     "LoopbackTransport",
     "MeasuredPoint",
     "Missed",
+    "ModelRepository",
     "NonFiniteFeatures",
     "OperatingPoint",
     "PictureOptions",
@@ -353,6 +358,7 @@ __all__ = [
     "Quantizer",
     "RateController",
     "Reply",
+    "RepositoryLimits",
     "RequestTimeout",
     "Rung",
     "Sameness",

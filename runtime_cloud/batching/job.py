@@ -33,7 +33,8 @@ class Done:
 
 
 class Lane:
-    """A model in the scheduler. Not safe between threads. Times are in seconds. It does not keep the session alive: jobs do.
+    """A model in the scheduler. Not safe between threads. Times are in seconds. Jobs keep the session alive, a lane
+    does not.
 
     limit: the largest batch that calls share, in images. idle_s: a frame of one image on an idle machine, as measured
     at load. alone_s, image_s: moving averages, of a frame of one image that runs on its own (None for a model that was
@@ -63,8 +64,9 @@ class Lane:
 class Job:
     """A call in the scheduler.
 
-    session: of the model. device: whose turn it takes. images: of its frame, as the frame's header says. level: its priority. cost_s: what it
-    is expected to cost. tag, waits: see queue.py. done, error: what became of it; one is set before it is delivered.
+    session: of the model. device: whose turn it takes. images: of its frame, as the frame's header says. level: its
+    priority. cost_s: what it is expected to cost. tag, waits: see queue.py. done, error: what became of it; one is set
+    before it is delivered.
     """
 
     lane: Lane

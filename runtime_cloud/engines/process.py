@@ -157,7 +157,8 @@ def serve(
 
     app = create_app(models, _allowed(limits or ServerLimits()), grpc=grpc, on_ready=ready, on_failure=failed)
     server = make_server(app, grace_s=grace_s, drain_s=drain_s)
-    log.info("listening: %s, warming up %d model%s", url, len(models), "" if len(models) == 1 else "s")
+    opened = sum(not state.quarantined for state in models.index())
+    log.info("listening: %s, warming up %d model%s", url, opened, "" if opened == 1 else "s")
     with _stop_on_signals(server), _switching_often():
         server.run(sockets=[sock])
     if failure:

@@ -18,12 +18,10 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
-from email.utils import formatdate
 from http import HTTPStatus
-from typing import Any, cast
+from typing import cast
 
 import anyio
-import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -47,8 +45,8 @@ from splitwire.runtime_cloud.observe import Levels, ModelState, Observer, Observ
 from splitwire.runtime_cloud.observe.monitor import Monitor
 from splitwire.runtime_cloud.oip import PREFIX as OIP_PREFIX
 from splitwire.runtime_cloud.oip import GrpcOptions, Inference, Statistics, oip_error, oip_routes, open_grpc
-from splitwire.runtime_cloud.repository import ServedModels
 from splitwire.runtime_cloud.repository import ModelState as RepositoryState
+from splitwire.runtime_cloud.repository import ServedModels
 from splitwire.runtime_cloud.service import Call, Service, device_of
 from splitwire.runtime_cloud.stream import Streams, open_stream
 

@@ -89,7 +89,9 @@ def _named(request: Request, more: tuple[str, ...] = ()) -> tuple[str, str]:
     """The name and the version that a request means. Raises UsageError for what nobody reads."""
     for key in request.query_params:
         if key not in ("version", *more):
-            raise UsageError(f"the parameter {printable(key[:32])!r} is unknown; known are {', '.join(('version', *more))}")
+            raise UsageError(
+                f"the parameter {printable(key[:32])!r} is unknown; known are {', '.join(('version', *more))}"
+            )
     if request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers:
         request.state.close = True
         raise UsageError("the request has a body, which nobody reads; a model is loaded from the server's folder only")

@@ -1,4 +1,5 @@
-"""The models that a server serves: found in a folder, loaded, and chosen by the fingerprint in a frame (docs/repository.md).
+"""The models that a server serves: found in a folder, loaded, and chosen by the fingerprint in a frame. See
+docs/repository.md.
 
 served.py      ServedModels: what the server asks of its models; ModelState
 models.py      Models: they stay the same while the server runs

@@ -1,7 +1,7 @@
 """Which version answers which device, where several versions answer the frames of one pair.
 
-A device stays on its version: the choice is a hash of its name. A larger share adds devices to a version, and takes none
-away from it. Frames that name no device go to the version that has the rest.
+A device stays on its version: the choice is a hash of its name. A larger share adds devices to a version, and takes
+none away from it. Frames that name no device go to the version that has the rest.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ T = TypeVar("T")
 class Route(Generic[T]):
     """The versions that answer one pair.
 
-    fingerprint: of the pair. rest: answers everything that `canaries` do not. canaries: (upper bound of the hash, version), in
-    rising order of the bound, from 0 to 1.
+    fingerprint: of the pair. rest: answers everything that `canaries` do not. canaries: (upper bound of the hash,
+    version), in rising order of the bound, from 0 to 1.
     """
 
     fingerprint: bytes
@@ -52,8 +52,8 @@ def position(device: str, fingerprint: bytes) -> float:
 def make_route(fingerprint: bytes, versions: Sequence[tuple[str, T]], shares: Mapping[str, float]) -> Route[T]:
     """The route of a pair.
 
-    versions: (number, what answers) of all that can answer it, the newest first; at least one. shares: by number, 0 to 1. The
-    newest version without a share has the rest; if all have shares, they are scaled to 1.
+    versions: (number, what answers) of all that can answer it, the newest first; at least one. shares: by number, 0 to
+    1. The newest version without a share has the rest; if all have shares, they are scaled to 1.
     """
     plain = [answers for number, answers in versions if number not in shares]
     named = [(shares[number], answers) for number, answers in reversed(versions) if number in shares]

@@ -41,8 +41,8 @@ Stamp = tuple[Files, str]
 class Candidate:
     """A version of a model as it lies in the folder.
 
-    path: of its back.onnx. files: what identifies their content. problem: why it cannot be loaded; "" if nothing is known
-    against it. settings: how it runs.
+    path: of its back.onnx. files: what identifies their content. problem: why it cannot be loaded; "" if nothing is
+    known against it. settings: how it runs.
     """
 
     name: str
@@ -102,8 +102,9 @@ def scan(root: Path) -> Scan:
         for candidate in found:
             key = (candidate.name, candidate.version)
             if key in candidates:  # ROOT/back.onnx, and a folder in ROOT that has ROOT's name
-                candidate = _refused(name, candidate.path, f"another model has the name {name}")
-            candidates[candidate.name, candidate.version] = candidate
+                candidates[name, ""] = _refused(name, candidate.path, f"another model has the name {name}")
+            else:
+                candidates[key] = candidate
         if settings is None or settings.canary:
             shares[name] = None if settings is None else settings.canary
     return Scan(candidates=dict(sorted(candidates.items(), key=lambda i: (i[0][0], -i[1].number))), shares=shares)
@@ -127,9 +128,7 @@ def _model(name: str, folder: Path, inside: Path, nested: bool) -> tuple[list[Ca
     return found, None if problem else settings
 
 
-def _candidate(
-    name: str, version: str, path: Path, inside: Path, settings: Settings, problem: str = ""
-) -> Candidate:
+def _candidate(name: str, version: str, path: Path, inside: Path, settings: Settings, problem: str = "") -> Candidate:
     chosen = settings.versions.get(version, VersionSettings())
     for file in _files(path):
         if not _exists(file):

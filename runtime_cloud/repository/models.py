@@ -12,12 +12,12 @@ import anyio.to_thread
 from splitwire.codec.errors import UnknownModel, UsageError
 from splitwire.codec.profile import BACK
 from splitwire.codec.shared.providers import short_name
-from splitwire.codec.wire.frame import SHORTFINGERPRINT
+from splitwire.codec.wire.frame import SHORT_FINGERPRINT
 from splitwire.codec.wire.reply import printable
 from splitwire.runtime_cloud.batching import prepare
 from splitwire.runtime_cloud.session import CloudSession
 
-from .served import FINGERPRINT, ModelState, ServedModels
+from .served import FINGERPRINT, ModelState, ServedModels, Tell
 
 VERSION = "1"
 """The version of every model of a fixed folder."""
@@ -32,11 +32,11 @@ class Models(ServedModels):
     def __init__(self, sessions: Sequence[CloudSession]) -> None:
         self._by_fingerprint: dict[bytes, CloudSession] = {}
         for session in sessions:
-            first = self._by_fingerprint.setdefault(session.fingerprint[:SHORTFINGERPRINT], session)
+            first = self._by_fingerprint.setdefault(session.fingerprint[:SHORT_FINGERPRINT], session)
             if first.fingerprint != session.fingerprint:
                 raise UsageError(
                     f"{first.path} and {session.path} are pairs whose fingerprints both begin with"
-                    f" {session.fingerprint[:SHORTFINGERPRINT].hex()}; export one of them again"
+                    f" {session.fingerprint[:SHORT_FINGERPRINT].hex()}; export one of them again"
                 )
             if first is not session:
                 raise UsageError(f"{first.path} and {session.path} are the same pair {session.fingerprint.hex()}")
@@ -56,7 +56,7 @@ class Models(ServedModels):
         return iter(self._by_fingerprint.values())
 
     def find(self, fingerprint: bytes, device: str = "") -> CloudSession | None:
-        session = self._by_fingerprint.get(fingerprint[:SHORTFINGERPRINT])
+        session = self._by_fingerprint.get(fingerprint[:SHORT_FINGERPRINT])
         return session if session is not None and session.fingerprint.startswith(fingerprint) else None
 
     def named(self, name: str, version: str = "", device: str = "") -> CloudSession:
@@ -78,6 +78,12 @@ class Models(ServedModels):
     async def start(self) -> None:
         for session in self:
             await anyio.to_thread.run_sync(prepare, session, abandon_on_cancel=True)
+
+    async def watch(self) -> None:
+        pass
+
+    def listen(self, tell: Tell) -> None:
+        pass
 
 
 def describe(session: CloudSession) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from splitwire.runtime_cloud.session import CloudSession
 
 from .canary import Route, make_route
 from .layout import Candidate, Scan, scan
-from .loading import CannotLoad, Options, load_model, open_model, reason_of, trim_memory, warm
+from .loading import CannotLoad, Options, load_model, open_model, trim_memory, warm
 from .served import FINGERPRINT, ModelState, ServedModels, Tell
 from .slots import Key, Slot
 from .watch import Watch
@@ -86,9 +86,11 @@ class Repository(ServedModels):
         self._slots: dict[Key, Slot] = {}
         self._routes: dict[bytes, Route[Slot]] = {}
         self._ready = 0
+        self._starting = True
         self._unloaded: set[Key] = set()
         self._changing = anyio.Lock()
-        self._tell: Tell = lambda kind, text: None
+        self._untold: list[tuple[str, str]] = []
+        self._tell: Tell = lambda kind, text: self._untold.append((kind, text))
         seen = scan(self.root)
         if not seen.candidates:
             raise UsageError(f"{root} holds no {BACK}, nor does a folder in it; make one with `splitwire export`")
@@ -105,14 +107,19 @@ class Repository(ServedModels):
         return iter([slot.session for slot in self._slots.values() if slot.session is not None])
 
     def find(self, fingerprint: bytes, device: str = "") -> CloudSession | None:
+        """The session for a pair, or None. fingerprint: 8 bytes, or the first 4. device: who asks, where shares decide."""
         route = self._routes.get(fingerprint[:SHORT_FINGERPRINT])
         if route is None or not route.fingerprint.startswith(fingerprint):
             return None
         return route.pick(device).session
 
     def named(self, name: str, version: str = "", device: str = "") -> CloudSession:
-        if FINGERPRINT.fullmatch(name) and all(slot.name != name for slot in self._slots.values()):
-            session = self.find(bytes.fromhex(name), device)
+        """The session of a model: by its name, by that in its profile if one model only has it, or by its fingerprint in hex.
+
+        version: "" for the newest that is ready, or as the shares say for this device. Raises UnknownModel.
+        """
+        if all(slot.name != name for slot in self._slots.values()):
+            session = self._otherwise_named(name, device)
             if session is not None and version in ("", session.version):
                 return session
         slots = self._chosen(name, version)
@@ -127,14 +134,19 @@ class Repository(ServedModels):
         return ready.session
 
     def index(self) -> list[ModelState]:
+        """Every version of every model, by name, the newest first."""
         return [slot.describe(self._routes.get(slot.short)) for slot in self._slots.values()]
 
     def listen(self, tell: Tell) -> None:
+        """Tell of models that were loaded, unloaded and quarantined, and of those that will be."""
         self._tell = tell
+        while self._untold:
+            tell(*self._untold.pop(0))
 
     # ------------------------------------------------------------------ changes, from outside
 
     async def start(self) -> None:
+        """Warm up what was opened. Raises UsageError if nothing can serve; for a single model what it raises."""
         async with self._changing:
             opened, self._opened = self._opened, {}
             failed: list[Exception] = []
@@ -149,16 +161,23 @@ class Repository(ServedModels):
                     self._quarantine(slot, candidate, str(e))
                 finally:
                     slot.loading = False
+            self._starting = False
             if not len(self):
                 raise self._none_serves(failed)
 
     async def load(self, name: str, version: str = "") -> None:
+        """Load what the folder has of a model: what is new, has changed, or is in quarantine.
+
+        version: "" for all. Raises UnknownModel, and UsageError with the reasons if something cannot be loaded.
+        """
         await self._change(name, version, again=False)
 
     async def reload(self, name: str, version: str = "") -> None:
+        """As `load`, also what has not changed."""
         await self._change(name, version, again=True)
 
     async def unload(self, name: str, version: str = "") -> None:
+        """Take a model out of service until `load`; the frames that it has are answered. Raises UnknownModel."""
         async with self._changing:
             slots = self._chosen(name, version)
             self._unloaded.add((name, version))
@@ -166,6 +185,10 @@ class Repository(ServedModels):
                 self._retire(slot, "unloaded")
 
     async def set_share(self, name: str, version: str, share: float | None) -> None:
+        """Set the share of the devices of its pair, 0 to 1, that a version answers; None: no share of its own.
+
+        It holds until the model's settings change. Raises UnknownModel, UsageError.
+        """
         async with self._changing:
             self._chosen(name, version)
             shares = {number: s for number, s in self._shares.get(name, {}).items() if number != version}
@@ -179,6 +202,7 @@ class Repository(ServedModels):
             self._say("model_share", f"{name} {version} answers {said}")
 
     async def watch(self) -> None:
+        """Follow what changes in the folder, until cancelled; returns at once if nobody looks."""
         if self._interval is None:
             return
         watch = Watch(self._settle)
@@ -209,7 +233,7 @@ class Repository(ServedModels):
             await self._follow(seen, keys, again=again)
             bad = [slot for k in keys if (slot := self._slots.get(k)) is not None and slot.quarantined]
             if bad:
-                raise UsageError("; ".join(f"{s.name} {s.version} cannot be loaded: {s.reason}" for s in bad[:SHOWN]))
+                raise UsageError("; ".join(f"{s.label} cannot be loaded: {s.reason}" for s in bad[:SHOWN]))
 
     async def _follow(self, seen: Scan, keys: Iterable[Key], *, again: bool) -> None:
         """Bring versions to what lies in the folder."""
@@ -287,14 +311,15 @@ class Repository(ServedModels):
                 continue
             if other.fingerprint != session.fingerprint:
                 raise CannotLoad(
-                    f"its pair {session.pair} and that of {other.name} {other.version}, {other.session.pair}, both begin"
-                    f" with {short.hex()}; export one of them again"
+                    f"its pair {session.pair} and that of {other.label}, {other.session.pair}, both"
+                    f" begin with {short.hex()}; export one of them again"
                 )
             if other.name != slot.name:
-                raise CannotLoad(f"it and {other.name} {other.version} are the same pair {session.pair}")
+                raise CannotLoad(f"it and {other.label} are the same pair {session.pair}")
         former = slot.put(candidate, session)
         self._reroute()
-        self._say("model_loaded", f"{slot.name} {slot.version} is loaded, pair {session.pair}")
+        level = logging.DEBUG if self._starting else logging.INFO  # at the start one line says it all
+        self._say("model_loaded", f"{slot.label} is loaded, pair {session.pair}", level)
         self._close(slot, former)
 
     def _retire(self, slot: Slot, reason: str) -> None:
@@ -302,7 +327,7 @@ class Repository(ServedModels):
         former = slot.take(reason)
         self._reroute()
         if former is not None:
-            self._say("model_unloaded", f"{slot.name} {slot.version} is unloaded: {reason}")
+            self._say("model_unloaded", f"{slot.label} is unloaded: {reason}")
         self._close(slot, former)
 
     def _quarantine(self, slot: Slot, candidate: Candidate, reason: str) -> None:
@@ -310,7 +335,7 @@ class Repository(ServedModels):
         if slot.session is None:
             slot.size = 0
         kept = "" if slot.session is None else "; what was loaded before serves on"
-        self._say("model_quarantined", f"{slot.name} {slot.version} is not loaded: {reason}{kept}", logging.WARNING)
+        self._say("model_quarantined", f"{slot.label} is not loaded: {reason}{kept}", logging.WARNING)
 
     def _close(self, slot: Slot, former: CloudSession | None) -> None:
         """Close a session when the last frame that leased it is answered."""
@@ -348,7 +373,7 @@ class Repository(ServedModels):
         """The slots of a model, or of one version, the newest first. Raises UnknownModel."""
         slots = [slot for slot in self._slots.values() if slot.name == name]
         if not slots:
-            known = ", ".join([n for n in dict.fromkeys(s.name for s in self._slots.values())][:8])
+            known = ", ".join(list(dict.fromkeys(s.name for s in self._slots.values()))[:8])
             raise UnknownModel(f"no model {printable(name[:64])!r}; the repository has {known}")
         chosen = [slot for slot in slots if version in ("", slot.version)]
         if not chosen:
@@ -356,13 +381,23 @@ class Repository(ServedModels):
             raise UnknownModel(f"model {name} has no version {printable(version[:18])!r}, it has {numbers}")
         return chosen
 
+    def _otherwise_named(self, name: str, device: str) -> CloudSession | None:
+        """The session of a model by the fingerprint of its pair in hex, or by the name in its profile if one only has
+        it."""
+        if FINGERPRINT.fullmatch(name) and (session := self.find(bytes.fromhex(name), device)) is not None:
+            return session
+        slots = [s for s in self._slots.values() if s.session is not None and s.session.profile.model == name]
+        if len({s.name for s in slots}) != 1:
+            return None
+        return self._routes[slots[0].short].pick(device).session
+
     def _none_serves(self, failed: Sequence[Exception]) -> Exception:
         """The error for a repository in which no model can serve."""
         error = failed[0].__cause__ if len(self._slots) == 1 and failed else None
         if isinstance(error, Exception):
             return error
         slots = list(self._slots.values())
-        reasons = "; ".join(f"{s.name} {s.version}".strip() + f": {s.reason}" for s in slots[:SHOWN])
+        reasons = "; ".join(f"{s.label}: {s.reason}" for s in slots[:SHOWN])
         more = f"; and {len(slots) - SHOWN} more" if len(slots) > SHOWN else ""
         number = "the model" if len(slots) == 1 else f"none of the {len(slots)} models"
         verb = "cannot be served" if len(slots) == 1 else "can be served"

@@ -21,8 +21,9 @@ Tell = Callable[[str, str], None]
 class ModelState(Struct, frozen=True, kw_only=True):
     """A version of a model in the repository.
 
-    name, version: as it is asked for. fingerprint: of its pair, in hex; "" if it was never loaded. state: READY, LOADING,
-    UNLOADING or UNAVAILABLE. reason: why it is not ready; or why a new file is not loaded, while the former one serves.
+    name, version: as it is asked for. fingerprint: of its pair, in hex; "" if it was never loaded. state: READY,
+    LOADING, UNLOADING or UNAVAILABLE. reason: why it is not ready; or why a new file is not loaded, while the former
+    one serves.
     quarantined: its files cannot be loaded, and are tried again when they change. share: of the devices of its pair
     that it answers, 0 to 1. answers: frames that it has been chosen for.
     """
@@ -95,11 +96,13 @@ class ServedModels(ABC):
         """Set the share of the devices, 0 to 1, that a version answers; None: none. Raises UnknownModel, UsageError."""
         raise self._fixed(name, version)
 
+    @abstractmethod
     async def watch(self) -> None:
-        """Follow what changes in the folder, until cancelled."""
+        """Follow what changes in the folder, until cancelled; return at once if there is nothing to follow."""
 
+    @abstractmethod
     def listen(self, tell: Tell) -> None:
-        """Tell of models that are loaded and unloaded. Called once."""
+        """Tell of models that are loaded and unloaded, from now on."""
 
     def _fixed(self, name: str, version: str) -> UsageError:
         self.named(name, version)

@@ -1,11 +1,13 @@
 """splitwire.toml in the folder of a model: how its versions run, and which share of the devices gets which.
 
-    [canary]
-    "3" = 0.1               # version 3 answers a tenth of the devices
+```toml
+[canary]
+"3" = 0.1               # version 3 answers a tenth of the devices
 
-    [versions."3"]
-    provider = "CUDA"       # or a list, as for --provider; else as the server's other models
-    threads = 2
+[versions."3"]
+provider = "CUDA"       # or a list, as for --provider; else as the server's other models
+threads = 2
+```
 """
 
 from __future__ import annotations
@@ -53,10 +55,12 @@ def read_settings(path: Path, inside: Path) -> tuple[Settings, str]:
     Without a file there are no settings, and nothing is wrong.
     """
     try:
+        if not (path.is_symlink() or path.exists()):
+            return Settings(), ""
         if not path.resolve().is_relative_to(inside):
             return Settings(), f"{SETTINGS} is a link that leads out of the repository"
         if not path.is_file():
-            return Settings(), f"{SETTINGS} is no file" if path.exists() else ""
+            return Settings(), f"{SETTINGS} is no file"
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:

@@ -40,6 +40,11 @@ class Slot:
         return self.name, self.version
 
     @property
+    def label(self) -> str:
+        """Name and version, for messages."""
+        return f"{self.name} {self.version}".rstrip()
+
+    @property
     def short(self) -> bytes:
         """The first bytes of the fingerprint, by which compact frames name the pair."""
         return self.fingerprint[:SHORT_FINGERPRINT]

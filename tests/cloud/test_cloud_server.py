@@ -123,7 +123,9 @@ def test_health_and_readiness(served: Served):
 
 def test_models(served: Served):
     listed = httpx.get(served.url + "/v1/models").json()
-    assert listed == {"models": [describe(only(served))]}
+    assert listed["models"] == [describe(only(served))]
+    state = {"name": "tiny-0", "version": "1", "fingerprint": only(served).pair, "state": "READY", "reason": ""}
+    assert listed["repository"] == [{**state, "quarantined": False, "share": 1.0, "answers": 0}]
     fingerprint = listed["models"][0]["fingerprint"]
     assert httpx.get(f"{served.url}/v1/models/{fingerprint}").json() == listed["models"][0]
 

@@ -25,6 +25,7 @@ FOR_EVERYBODY = {
     "splitwire.NAME",  # any of them
     "splitwire.codec",  # the name of its logger
     "splitwire.profile",  # the key in the metadata of both graphs
+    "splitwire.toml",  # the settings of a model in a repository
     "splitwire.drift",  # the key of the limits of drift in front.onnx
 }
 

@@ -14,11 +14,13 @@ from splitwire.console import err, out
 
 MAX_BODY = 4096
 """MiB."""
+WATCH_S = 1.0
 
 
 def serve(
     directory: Annotated[
-        Path, typer.Argument(help="Folder with back.onnx, or with folders of pairs; or a back.onnx file.")
+        Path,
+        typer.Argument(help="Folder with back.onnx, with NAME/back.onnx, or with NAME/VERSION/back.onnx; or one file."),
     ],
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for every network.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 lets the system choose.")] = 8500,
@@ -46,6 +48,14 @@ def serve(
             show_default="CUDA if it starts, else the CPU",
         ),
     ] = None,
+    watch: Annotated[
+        bool,
+        typer.Option(help="Follow the folder: load what is new or has changed, unload what is gone."),
+    ] = False,
+    max_models: Annotated[int, typer.Option(min=1, help="Most versions of models that are loaded.")] = 64,
+    max_model_mib: Annotated[
+        int | None, typer.Option(min=1, help="Most MiB of their files together.", show_default="no limit")
+    ] = None,
     grace: Annotated[int, typer.Option(min=0, help="Seconds that running requests get to finish at shutdown.")] = 30,
     drain: Annotated[
         float, typer.Option(min=0, help="Seconds before shutdown in which it serves, but says that it is not ready.")
@@ -64,7 +74,7 @@ def serve(
     from splitwire.runtime_cloud.engines.process import log_to_stderr
     from splitwire.runtime_cloud.engines.process import serve as run_server
     from splitwire.runtime_cloud.oip import GrpcOptions
-    from splitwire.runtime_cloud.repository.models import load_models
+    from splitwire.runtime_cloud.repository import Repository, RepositoryLimits
 
     if not 0 < max_body <= MAX_BODY:  # also refuses NaN
         raise UsageError(f"--max-body must be more than 0 and up to {MAX_BODY:,} MiB, is {max_body:g}")
@@ -79,8 +89,14 @@ def serve(
         max_delay=max_delay_ms / 1e3,
     )
     names = None if not provider else [full_name(name, ort.get_available_providers()) for name in provider]
-    models = load_models(directory, threads=threads, providers=names)
     log_to_stderr()
+    models = Repository(
+        directory,
+        threads=threads,
+        providers=names,
+        limits=RepositoryLimits(models=max_models, file_bytes=None if max_model_mib is None else max_model_mib << 20),
+        watch=WATCH_S if watch else None,
+    )
 
     grpc: GrpcOptions | None = None
     targets: list[str] = []

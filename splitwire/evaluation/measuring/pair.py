@@ -83,7 +83,7 @@ class Pair:
     @property
     def classes(self) -> int | None:
         """K of the network's one output of (B, K) floats, as its graph says; None if it does not, or has none."""
-        graph_outputs = [*self._back.session.get_outputs(), *self._front.engine.session.get_outputs()]
+        graph_outputs = [*self._back.opened.get_outputs(), *self._front.engine.session.get_outputs()]
         by_name = {o.name: o for o in graph_outputs if o.name in self.outputs}
         widths = {o.shape[1] for o in by_name.values() if "float" in o.type and len(o.shape) == 2}
         (k,) = widths if len(widths) == 1 else (None,)
@@ -102,7 +102,7 @@ class Pair:
         the first output is (B, classes, H, W) with as many classes as labels."""
         if not isinstance(self.profile.task, UnsetType):
             return self.profile.task == "segmentation"
-        graph_outputs = [*self._front.engine.session.get_outputs(), *self._back.session.get_outputs()]
+        graph_outputs = [*self._front.engine.session.get_outputs(), *self._back.opened.get_outputs()]
         shapes = {o.name: o.shape for o in graph_outputs}
         first = shapes.get(self.outputs[0], ())
         return len(first) == 4 and self.profile.labels is not None and first[1] == len(self.profile.labels)

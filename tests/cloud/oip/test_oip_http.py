@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import numpy as np
@@ -14,6 +14,7 @@ from mutations import seal
 from runtime_helpers import Pair, Served, images, make_pair, serving
 
 from splitwire.codec.codec import FeatureCodec
+from splitwire.runtime_cloud.repository import Models
 from splitwire.runtime_cloud.session import CloudSession
 from splitwire.runtime_edge.session import EdgeSession
 from splitwire.runtime_edge.transport import LoopbackTransport
@@ -196,10 +197,9 @@ def test_names(pair: Pair, served: Served, client: Any):
 def test_names_with_slashes_and_a_prefix(tmp_path):
     """Tritonclient keeps slashes as they are."""
     pair = make_pair(tmp_path)
-    session = CloudSession(pair.back)
     with serving(pair) as running, triton.InferenceServerClient(running.url.removeprefix("http://")) as client:
-        models = running.api.service.models
-        models._by_name = {"a/b c/infer": session}
+        models = cast(Models, running.api.service.models)
+        models._by_name = {"a/b c/infer": next(iter(models))}
         frame = frame_tensor(frame_of(pair))
         assert client.infer("a/b c/infer", [frame]).get_response()["model_name"] == "a/b c/infer"
         assert client.infer("a/b c/infer", [frame], model_version="1").get_response()["model_version"] == "1"
