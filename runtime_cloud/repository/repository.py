@@ -107,14 +107,14 @@ class Repository(ServedModels):
         return iter([slot.session for slot in self._slots.values() if slot.session is not None])
 
     def find(self, fingerprint: bytes, device: str = "") -> CloudSession | None:
-        """The session for a pair, or None. fingerprint: 8 bytes, or the first 4. device: who asks, where shares decide."""
+        """The session for a pair, or None. fingerprint: 8 bytes, or the first 4. device: who asks."""
         route = self._routes.get(fingerprint[:SHORT_FINGERPRINT])
         if route is None or not route.fingerprint.startswith(fingerprint):
             return None
         return route.pick(device).session
 
     def named(self, name: str, version: str = "", device: str = "") -> CloudSession:
-        """The session of a model: by its name, by that in its profile if one model only has it, or by its fingerprint in hex.
+        """The session of a model: by its name, by that in its profile if one model only has it, or by its fingerprint.
 
         version: "" for the newest that is ready, or as the shares say for this device. Raises UnknownModel.
         """
