@@ -133,7 +133,7 @@ if TYPE_CHECKING:
     from splitwire.runtime_edge.stream.stream import Stream
     from splitwire.runtime_edge.transport.base import BatchTransport, Key, Reply, Timeouts, Transport
     from splitwire.runtime_edge.transport.credentials import Tls, TokenFile
-    from splitwire.runtime_edge.transport.http import HttpTransport
+    from splitwire.runtime_edge.transport.http.transport import HttpTransport
     from splitwire.runtime_edge.transport.loopback import LoopbackTransport
     from splitwire.runtime_edge.transport.retry import CircuitBreaker
     from splitwire.runtime_edge.transport.stream.transport import StreamTransport
@@ -192,7 +192,7 @@ _HOME = {
     "FrameLength": "splitwire.codec.drift",
     "FrontOutputs": "splitwire.runtime_edge.graph",
     "GrpcOptions": "splitwire.runtime_cloud.oip.options",
-    "HttpTransport": "splitwire.runtime_edge.transport.http",
+    "HttpTransport": "splitwire.runtime_edge.transport.http.transport",
     "Key": "splitwire.runtime_edge.transport.base",
     "Latency": "splitwire.exporter.planning.plan",
     "LimitExceeded": "splitwire.codec.errors",

@@ -2,7 +2,7 @@
 
     base.py          the protocol, Reply, Key and Timeouts
     loopback.py      LoopbackTransport calls a function in this process, for example `CloudSession.handle`
-    http.py          HttpTransport posts to `splitwire cloud serve`, over HTTP/1.1 with keep-alive (docs/http.md)
+    http/            HttpTransport posts to `splitwire cloud serve`, over HTTP/1.1 with keep-alive (docs/http.md)
     stream/          StreamTransport sends them over one long-lived connection (docs/stream.md)
     address.py       the URL of a server, taken apart
     retry.py         when to try again: back-off, budget, circuit breaker

@@ -44,7 +44,7 @@ from splitwire.codec.wire.reply import decode_reply
 from splitwire.runtime_cloud.http import batch as batch_module
 from splitwire.runtime_cloud.session import CloudSession
 from splitwire.runtime_edge.transport import HttpTransport, Key, Reply, Timeouts
-from splitwire.runtime_edge.transport import http as http_module
+from splitwire.runtime_edge.transport.http import transport as http_module
 
 FRAMES = [FrameRecord(frame=b"first", key="cam:b00t:1"), FrameRecord(frame=b""), FrameRecord(frame=b"\x00third")]
 GOLDEN_FRAMES = bytes.fromhex(

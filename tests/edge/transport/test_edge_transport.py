@@ -29,7 +29,7 @@ from splitwire.codec.errors import (
 )
 from splitwire.codec.wire.reply import printable
 from splitwire.runtime_edge.transport import HttpTransport, LoopbackTransport, Timeouts
-from splitwire.runtime_edge.transport import http as transport_module
+from splitwire.runtime_edge.transport.http import client as transport_module
 from splitwire.runtime_edge.transport.retry import pause
 
 FRAME = b"frame" * 100

@@ -58,10 +58,10 @@ def test_a_lock_that_was_held_does_not_hold_the_child():
         contextlib.closing(HttpTransport(server.url, max_connections=1)) as transport,
     ):
         transport.send(frame_of(1))
-        assert transport._pool._free.acquire()  # as if another thread used the only connection
+        assert transport._client._pool._free.acquire()  # as if another thread used the only connection
         with transport.breaker._lock:
             status = in_child(lambda: transport.send(frame_of(5), Key("d", "b", 5)).frame_id == 5)
-        transport._pool._free.release()
+        transport._client._pool._free.release()
         assert status == 0
 
 

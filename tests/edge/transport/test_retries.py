@@ -22,8 +22,8 @@ from splitwire.codec.errors import (
 from splitwire.codec.wire.reply import REPLY_MEDIA_TYPE
 from splitwire.runtime_edge.events import Event
 from splitwire.runtime_edge.transport import CircuitBreaker, HttpTransport, Key, Timeouts
-from splitwire.runtime_edge.transport import http as http_module
 from splitwire.runtime_edge.transport.answers import parse_retry_after
+from splitwire.runtime_edge.transport.http import client as http_module
 from splitwire.runtime_edge.transport.retry import RetryBudget, pause
 from splitwire.runtime_edge.waiting import may_pass
 
