@@ -53,7 +53,7 @@ GROUPS = {
         "The front half and the link to the cloud. Needs `splitwire[edge]`.",
         "EdgeSession SplitResult Timings SessionState FrontOutputs HttpTransport Timeouts LoopbackTransport Transport"
         " Stream StreamResult StreamStats open_source Source Captured Camera Skip SkipTable SkipTrial Sameness Look"
-        " StreamTransport BatchTransport Key Tls TokenFile CircuitBreaker Event"
+        " StreamTransport OipHttpTransport OipGrpcTransport BatchTransport Key Tls TokenFile CircuitBreaker Event"
         " Reply Findings Classes ClassScore Detections Detection Segments Segment Values Value",
     ),
     "Rate, drift and recalibration": (

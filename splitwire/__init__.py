@@ -135,6 +135,8 @@ if TYPE_CHECKING:
     from splitwire.runtime_edge.transport.credentials import Tls, TokenFile
     from splitwire.runtime_edge.transport.http.transport import HttpTransport
     from splitwire.runtime_edge.transport.loopback import LoopbackTransport
+    from splitwire.runtime_edge.transport.oip.grpc import OipGrpcTransport
+    from splitwire.runtime_edge.transport.oip.http import OipHttpTransport
     from splitwire.runtime_edge.transport.retry import CircuitBreaker
     from splitwire.runtime_edge.transport.stream.transport import StreamTransport
 
@@ -205,6 +207,8 @@ _HOME = {
     "Missed": "splitwire.evaluation.answer.standings",
     "ModelRepository": "splitwire.runtime_cloud.repository.repository:Repository",
     "NonFiniteFeatures": "splitwire.codec.errors",
+    "OipGrpcTransport": "splitwire.runtime_edge.transport.oip.grpc",
+    "OipHttpTransport": "splitwire.runtime_edge.transport.oip.http",
     "OperatingPoint": "splitwire.codec.profile",
     "PictureOptions": "splitwire.exporter.network.pictures",
     "Placement": "splitwire.exporter.planning.plan",
@@ -343,6 +347,8 @@ __all__ = [
     "Missed",
     "ModelRepository",
     "NonFiniteFeatures",
+    "OipGrpcTransport",
+    "OipHttpTransport",
     "OperatingPoint",
     "PictureOptions",
     "Placement",

@@ -20,6 +20,7 @@ from grpc import aio
 
 from splitwire.codec.errors import DeviceError, ServerBusy, SplitwireError, UnknownModel, UsageError
 from splitwire.codec.wire.oip.messages import SERVICE, message
+from splitwire.codec.wire.oip.tensors import CODE
 from splitwire.codec.wire.reply import printable
 from splitwire.runtime_cloud.asked import asked_by
 from splitwire.runtime_cloud.call import Call, device_of
@@ -200,8 +201,10 @@ class GrpcApi:
             try:
                 encoded: bytes = (await procedure(data, context)).SerializeToString()
             except SplitwireError as e:
+                trailing = [(CODE.lower(), e.code)]
                 if isinstance(e, ServerBusy) and e.retry_after is not None:
-                    context.set_trailing_metadata((("retry-after", str(max(1, math.ceil(e.retry_after)))),))
+                    trailing.append(("retry-after", str(max(1, math.ceil(e.retry_after)))))
+                context.set_trailing_metadata(tuple(trailing))
                 await context.abort(getattr(grpc.StatusCode, grpc_status(e)), self._refused(name, e))
             except Exception as e:
                 await context.abort(grpc.StatusCode.INTERNAL, self._failed(name, e))

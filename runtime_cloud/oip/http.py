@@ -18,7 +18,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Route
 
 from splitwire.codec.errors import ServerBusy, SplitwireError, UnknownModel
-from splitwire.codec.wire.oip.tensors import HEADER_LENGTH
+from splitwire.codec.wire.oip.tensors import CODE, HEADER_LENGTH
 from splitwire.codec.wire.reply import printable
 from splitwire.runtime_cloud.asked import asked_by, gone
 from splitwire.runtime_cloud.call import device_of
@@ -161,7 +161,9 @@ class OipApi:
         text = printable(str(e))
         self.service.observer.refused(e.code, text, protocol="oip-http")
         log.info("%s: %s: %s", _line(request), e.code, text)
-        headers = {"Connection": "close"} if getattr(request.state, "close", False) else {}
+        headers = {CODE: e.code}
+        if getattr(request.state, "close", False):
+            headers["Connection"] = "close"
         if isinstance(e, ServerBusy) and e.retry_after is not None:
             headers["Retry-After"] = str(max(1, round(e.retry_after + 0.5)))
         return oip_error(http_status(e), text, headers)

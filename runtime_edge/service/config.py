@@ -54,7 +54,8 @@ class ModelSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 class ServerSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The cloud.
 
-    url: http://, https://, stream:// or streams://. token_file: a file with the bearer token, reread when it changes.
+    url: http(s)://, stream(s)://, oip+http(s):// or oip+grpc(s)://. token_file: a file with the
+    bearer token, reread when it changes.
     ca, cert, key: PEM files: the authority that signed the server's certificate, and the client's certificate and key.
     deadline_s: seconds for one frame, all attempts together.
     """

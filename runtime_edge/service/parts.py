@@ -22,13 +22,14 @@ from splitwire.runtime_edge.sources import Source, open_source
 from splitwire.runtime_edge.stream import Fallback
 from splitwire.runtime_edge.stream.skip import Sameness, Skip, SkipTable
 from splitwire.runtime_edge.transport import (
-    HttpTransport,
+    WITH_TLS,
     Key,
     Reply,
-    StreamTransport,
+    ServerTransport,
     Timeouts,
     Tls,
     TokenFile,
+    open_url,
 )
 
 from .config import EdgeConfig, OutletSection, ServerSection
@@ -138,7 +139,7 @@ def device_id(config: EdgeConfig) -> str:
     return config.device.id or host_id()
 
 
-def open_carrier(config: EdgeConfig) -> HttpTransport | StreamTransport:
+def open_carrier(config: EdgeConfig) -> ServerTransport:
     """The transport of `[server]`. Connects at the first frame. Raises UsageError."""
     server = config.server
     verify = _tls(server)
@@ -151,10 +152,14 @@ def open_carrier(config: EdgeConfig) -> HttpTransport | StreamTransport:
     limit = server.deadline_s
     timeouts = Timeouts(connect=min(CONNECT_S, limit), read=limit, write=limit, total=limit)
     try:
-        if server.url.lower().startswith(("stream://", "streams://")):
-            return StreamTransport(server.url, timeouts=timeouts, token=token, verify=verify, device=device_id(config))
-        connections = max(LEAST_CONNECTIONS, config.source.in_flight) + SPARE_CONNECTIONS
-        return HttpTransport(server.url, timeouts=timeouts, token=token, verify=verify, max_connections=connections)
+        return open_url(
+            server.url,
+            timeouts=timeouts,
+            token=token,
+            verify=verify,
+            max_connections=max(LEAST_CONNECTIONS, config.source.in_flight) + SPARE_CONNECTIONS,
+            device=device_id(config),
+        )
     except UsageError as e:
         raise UsageError(f"[server] url: {e}") from e
 
@@ -254,7 +259,7 @@ def _open_source(config: EdgeConfig, on_event: EventSink) -> Source:
 def _tls(server: ServerSection) -> Tls | bool:
     if not (server.ca or server.cert):
         return True
-    if not server.url.lower().startswith(("https://", "streams://")):
+    if not server.url.lower().startswith(WITH_TLS):
         raise UsageError(f"[server] ca and cert go with an https:// or streams:// url; got {server.url}")
     try:
         return Tls(ca=server.ca or None, cert=server.cert or None, key=server.key or None)

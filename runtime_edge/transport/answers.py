@@ -30,6 +30,8 @@ class Answer:
     """An HTTP answer, read to its end.
 
     content_type: without parameters, in lower case. retry_after, location: the text of the header; None without one.
+    json_length, code: likewise, of the headers with which the Open Inference Protocol splits a body, and a server of
+    ours names an error there.
     """
 
     status: int
@@ -37,16 +39,20 @@ class Answer:
     body: bytes
     retry_after: str | None = None
     location: str | None = None
+    json_length: str | None = None
+    code: str | None = None
 
 
-class _ErrorText(msgspec.Struct):
+class ErrorText(msgspec.Struct):
+    """What the body of an error says. code: "" for an unknown one. retry_after: seconds."""
+
     code: str
     message: str
     retry_after: float | None = None
 
 
 class _ErrorBody(msgspec.Struct):
-    error: _ErrorText
+    error: ErrorText
 
 
 def understand(answer: Answer, server: str) -> DecodedReply:
@@ -62,7 +68,7 @@ def understand(answer: Answer, server: str) -> DecodedReply:
                 "is this the address of `splitwire cloud serve`?"
             )
         return decode_reply(answer.body)
-    raise _refusal(answer, server)
+    raise refusal(answer, server, _error_text(answer))
 
 
 def reply_to(frame: bytes | memoryview, reply: DecodedReply, server: str) -> DecodedReply:
@@ -88,7 +94,7 @@ def understand_batch(answer: Answer, server: str, frames: int) -> list[DecodedRe
     if answer.status in (404, 405, 415):
         raise NoBatches
     if answer.status != 200:
-        raise _refusal(answer, server)
+        raise refusal(answer, server, _error_text(answer))
     if answer.content_type != REPLIES_MEDIA_TYPE:
         raise BadResponse(
             f"{server} answered {printable(answer.content_type) or 'no content type'}, not {REPLIES_MEDIA_TYPE}"
@@ -108,7 +114,7 @@ def _error_of_record(record: ReplyRecord, server: str) -> SplitwireError:
         return BadResponse(f"{server} answered a frame with an error that cannot be read")
     if text.code == ServerBusy.code:
         return ServerBusy(f"{server} is busy: {text.message}", text.retry_after)
-    return _error_class(text.code)(f"{server} answered: {text.message}")
+    return error_class(text.code)(f"{server} answered: {text.message}")
 
 
 def refused(refusal: Refusal, server: str) -> SplitwireError:
@@ -117,12 +123,11 @@ def refused(refusal: Refusal, server: str) -> SplitwireError:
         after = refusal.retry_after
         hint = "" if after is None else f"; it asks to come back in {after:g} s"
         return ServerBusy(f"{server} is busy: {refusal.message}{hint}", after)
-    return _error_class(refusal.code)(f"{server} answered: {refusal.message}")
+    return error_class(refusal.code)(f"{server} answered: {refusal.message}")
 
 
-def _refusal(answer: Answer, server: str) -> SplitwireError:
-    """The error for a status other than 200."""
-    body_text = _error_text(answer)
+def refusal(answer: Answer, server: str, body_text: ErrorText | None) -> SplitwireError:
+    """The error for a status other than 200. body_text: what the body says; None if it is of no form of ours."""
     if answer.status in (401, 403):
         reason = f": {body_text.message}" if body_text else ""
         return AuthRefused(f"{server} refused the credentials (status {answer.status}){reason}; check the token")
@@ -137,7 +142,7 @@ def _refusal(answer: Answer, server: str) -> SplitwireError:
             f"{server} answered status {answer.status}: nothing answers behind it; is the server running?"
         )
     if body_text:
-        return _error_class(body_text.code)(f"{server} answered {answer.status}: {body_text.message}")
+        return error_class(body_text.code)(f"{server} answered {answer.status}: {body_text.message}")
     if 300 <= answer.status < 400:
         target = printable(answer.location or "nowhere")
         return BadResponse(f"{server} redirects to {target}; redirects are not followed, give the final address")
@@ -146,17 +151,17 @@ def _refusal(answer: Answer, server: str) -> SplitwireError:
     )
 
 
-def _error_text(answer: Answer) -> _ErrorText | None:
+def _error_text(answer: Answer) -> ErrorText | None:
     """The code and the message of a body {"error": {"code", "message"}}, safe to print; None for any other body."""
     return _read_error(answer.body) if answer.content_type == "application/json" else None
 
 
-def _read_error(body: bytes | memoryview) -> _ErrorText | None:
+def _read_error(body: bytes | memoryview) -> ErrorText | None:
     try:
         error = msgspec.json.decode(body, type=_ErrorBody).error
     except UNREADABLE:
         return None
-    return _ErrorText(code=error.code, message=printable(error.message), retry_after=error.retry_after)
+    return ErrorText(code=error.code, message=printable(error.message), retry_after=error.retry_after)
 
 
 def parse_retry_after(value: str | None) -> float | None:
@@ -171,7 +176,7 @@ def parse_retry_after(value: str | None) -> float | None:
         return None
 
 
-def _error_class(code: str) -> type[SplitwireError]:
+def error_class(code: str) -> type[SplitwireError]:
     """The error class with this `code`; TransportError for a code that this version does not know."""
     return _by_code(SplitwireError).get(code, TransportError)
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from splitwire.codec.errors import SplitwireError, UsageError
+from splitwire.codec.errors import ServerBusy, SplitwireError, TransportError, UsageError
 from splitwire.codec.wire.reply import DecodedReply, Outputs
 
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -115,6 +115,29 @@ class Timeouts:
         times = (self.connect, self.read, self.write, self.pool, *(() if self.total is None else (self.total,)))
         if not all(time > 0 for time in times):
             raise UsageError(f"a time-out must be more than 0 seconds; got {', '.join(map(str, times))}")
+
+
+def send_each(
+    send: Callable[[bytes, Key | None], Reply], frames: Sequence[bytes], keys: Sequence[Key | None]
+) -> list[Reply | SplitwireError]:
+    """BatchTransport.send_many over a protocol in which a request holds one frame.
+
+    A failure of the link is the error of its frame and of those behind it, which are not sent. Raises UsageError if
+    there is not one key per frame.
+    """
+    if len(frames) != len(keys):
+        raise UsageError(f"send_many takes one key (or None) per frame; got {len(frames)} frames, {len(keys)} keys")
+    results: list[Reply | SplitwireError] = []
+    for frame, key in zip(frames, keys, strict=True):
+        try:
+            results.append(send(frame, key))
+        except TransportError as e:
+            if not isinstance(e, ServerBusy):
+                return results + [e] * (len(frames) - len(results))
+            results.append(e)
+        except SplitwireError as e:
+            results.append(e)
+    return results
 
 
 def make_reply(decoded: DecodedReply, *, sent: int, received: int, attempts: int = 1) -> Reply:

@@ -20,6 +20,8 @@ FRAME_INPUT = "frame"
 BYTES = "BYTES"
 HEADER_LENGTH = "Inference-Header-Content-Length"
 """The HTTP header with the length of the JSON in front of binary tensors."""
+CODE = "X-Splitwire-Code"
+"""The header, and in lower case the metadata of gRPC, in which a server of ours names the code of an error."""
 MAX_ELEMENTS = 256
 """Frames in one request."""
 MAX_DIMS = 32

@@ -181,6 +181,8 @@ class HttpClient:
                 body=response.body,
                 retry_after=headers.get("retry-after"),
                 location=headers.get("location"),
+                json_length=headers.get("inference-header-content-length"),
+                code=headers.get("x-splitwire-code"),
             )
             return read(answer)
         except (BadResponse, Corrupt, Truncated, UsageError):

@@ -13,7 +13,15 @@ from splitwire.codec.profile import CodecProfile
 from splitwire.codec.shared.providers import full_name
 from splitwire.runtime_cloud.session import CloudSession
 from splitwire.runtime_edge.events import EventSink, ignore
-from splitwire.runtime_edge.transport import HttpTransport, LoopbackTransport, StreamTransport, Timeouts, Tls, TokenFile
+from splitwire.runtime_edge.transport import (
+    WITH_TLS,
+    LoopbackTransport,
+    ServerTransport,
+    Timeouts,
+    Tls,
+    TokenFile,
+    open_url,
+)
 
 CONNECT_S = 5.0
 CONNECTIONS = 8
@@ -49,8 +57,8 @@ def open_transport(
     lean: bool = False,
     connections: int = 0,
     on_event: EventSink = ignore,
-) -> HttpTransport | StreamTransport:
-    """Return the transport to the server: over HTTP, or a stream for stream:// and streams://.
+) -> ServerTransport:
+    """Return the transport to the server, by the scheme of its address.
 
     timeout_s: longest wait for the next bytes of an answer. deadline_s: longest time for one frame, retries included.
     ca: file of certificates to trust. cert, key: certificate of this device, and its private key.
@@ -60,7 +68,7 @@ def open_transport(
         if seconds <= 0:
             raise UsageError(f"{option} must be more than 0")
     for option, file in (("--ca", ca), ("--cert", cert), ("--key", key)):
-        if file is not None and not url.lower().startswith(("https://", "streams://")):
+        if file is not None and not url.lower().startswith(WITH_TLS):
             raise UsageError(f"{option} goes with an https:// or streams:// address; got {url}")
     if key is not None and cert is None:
         raise UsageError("--key goes with --cert")
@@ -72,11 +80,7 @@ def open_transport(
             which = "--cert" if "certificate with its private key" in str(e) else "--ca"
             raise UsageError(f"{which} {e}") from e
     timeouts = Timeouts(connect=min(CONNECT_S, timeout_s), read=timeout_s, write=timeout_s, total=deadline_s)
-    if url.lower().startswith(("stream://", "streams://")):
-        if lean:
-            raise UsageError("--lean goes with an http:// address: a stream has no head per frame")
-        return StreamTransport(url, timeouts=timeouts, token=token, verify=verify, on_event=on_event)
-    return HttpTransport(
+    return open_url(
         url,
         timeouts=timeouts,
         token=token,
