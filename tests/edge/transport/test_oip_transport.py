@@ -286,7 +286,9 @@ def test_the_request_over_http(frame: bytes):
 # ------------------------------------------------------------------ servers that err
 
 
-def answer(change: Callable[[dict[str, Any]], None] = lambda head: None, behind: bytes = b"", **headers: str) -> bytes:
+def answer(
+    change: Callable[[dict[str, Any]], None] = lambda head: None, behind: bytes = b"", length: str = ""
+) -> bytes:
     """An answer of the protocol with one output of zeros, changed."""
     data = np.zeros((1, CLASSES), np.float32).tobytes()
     output = {
@@ -298,8 +300,8 @@ def answer(change: Callable[[dict[str, Any]], None] = lambda head: None, behind:
     head: dict[str, Any] = {"outputs": [output], "parameters": {"frame_id": 7, "decode_ns": 5, "back_ns": 6}}
     change(head)
     text = json.dumps(head).encode()
-    lines = {HEADER_LENGTH: str(len(text))} | headers
-    return http_answer(200, text + data + behind, "application/octet-stream", *(f"{k}: {v}" for k, v in lines.items()))
+    header = f"{HEADER_LENGTH}: {length or len(text)}"
+    return http_answer(200, text + data + behind, "application/octet-stream", header)
 
 
 def outputs(**more: Any) -> Callable[[dict[str, Any]], None]:
@@ -307,9 +309,9 @@ def outputs(**more: Any) -> Callable[[dict[str, Any]], None]:
 
 
 WRONG: list[tuple[bytes, str]] = [
-    (answer(**{HEADER_LENGTH: "100000"}), "without binary outputs"),
-    (answer(**{HEADER_LENGTH: "-1"}), "without binary outputs"),
-    (answer(**{HEADER_LENGTH: "3"}), "JSON that cannot be read"),
+    (answer(length="100000"), "without binary outputs"),
+    (answer(length="-1"), "without binary outputs"),
+    (answer(length="3"), "JSON that cannot be read"),
     (http_answer(200, b"{}", "application/json"), "without binary outputs"),
     (answer(behind=b"x"), "1 bytes behind its outputs"),
     (answer(lambda h: h.update(outputs=[])), "bytes behind its outputs"),
@@ -398,8 +400,13 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_tls_over_grpc(pair: Pair, frame: bytes, certificates: Path):
     target: queue.Queue[str] = queue.Queue()
-    files = {"certificate": certificates / "server.pem", "key": certificates / "server.key"}
-    options = GrpcOptions(port=0, on_listen=target.put, client_ca=certificates / "ca.pem", **files)
+    options = GrpcOptions(
+        port=0,
+        certificate=certificates / "server.pem",
+        key=certificates / "server.key",
+        client_ca=certificates / "ca.pem",
+        on_listen=target.put,
+    )
     with serving(pair, grpc=options):
         url = f"oip+grpcs://{target.get(timeout=10)}"
         trusted = Tls(ca=certificates / "ca.pem", cert=certificates / "device.pem", key=certificates / "device.key")
