@@ -266,7 +266,7 @@ class OipGrpcTransport:
 
 
 def _credentials(grpc: Any, verify: bool | Tls) -> Any:
-    """The credentials of a channel. Raises UsageError for a server that is trusted whoever it is."""
+    """The credentials of a channel. Raises UsageError for a server that is trusted without a check."""
     if verify is False:
         raise UsageError("over gRPC a server is trusted by certificates: verify is True or a Tls")
     files = verify if isinstance(verify, Tls) else Tls()
