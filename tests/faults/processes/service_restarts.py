@@ -45,17 +45,17 @@ from splitwire.runtime_edge.transport import LoopbackTransport
 COUNTING_SERVER = """
 import hashlib, os, sys
 from splitwire.cli import main
-from splitwire.runtime_cloud.service import Service
+from splitwire.runtime_cloud.batching import Scheduler
 
 log = os.open(sys.argv.pop(1), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-compute = Service._compute
+run = Scheduler.run
 
-async def counted(self, session, call):
-    reply = await compute(self, session, call)
+async def counted(self, session, call, **options):
+    done = await run(self, session, call, **options)
     os.write(log, hashlib.sha256(call.frame).hexdigest().encode() + b"\\n")
-    return reply
+    return done
 
-Service._compute = counted
+Scheduler.run = counted
 main()
 """
 """The real server; each frame that it has computed is a line of a file, which a SIGKILL does not take."""
