@@ -78,7 +78,10 @@ def test_table(pair, data, capsys):
     assert lines[0] == "tiny-0 cut after relu: 20 images, 256 elements at the cut"
     assert lines[1].startswith("whole network: ")
     assert "Top-1 accuracy (" in lines[1]
-    assert lines[2].split() == ["point", "bytes", "bits/el", "encode", "ms", "Top-1,", "%", "loss,", "%"]
+    head = lines[2].split()
+    if "encode" in head:  # it goes first where the times are too wide for the terminal
+        del head[3:5]
+    assert head == ["point", "bytes", "bits/el", "Top-1,", "%", "loss,", "%"]
     rows = {line.partition("  ")[0].strip(): line.split() for line in lines[3:] if " (" in line and " … " in line}
     assert list(rows)[:5] == ["splitwire n2 *", "splitwire n4", "float32", "float16", "int8"]
     assert rows["float32"][1:3] == ["1,024", "32.000"]

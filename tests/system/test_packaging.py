@@ -62,6 +62,7 @@ def test_wheel_holds_the_package_and_its_data(wheel: Path):
         sources |= {f"splitwire/{path.relative_to(tree).as_posix()}" for path in paths}
     assert sources <= files
     others = {"py.typed", "models/CARD.md", "models/DETECTOR.md", "evaluation/report/report.html"}
+    others |= {f"codec/wire/oip/open_inference.{kind}" for kind in ("proto", "binpb")}
     page = "runtime_cloud/observe/monitor/page"
     others |= {path.relative_to(tree).as_posix() for path in tree.glob(f"{page}/*") if path.suffix != ".py"}
     assert files == sources | {f"splitwire/{path}" for path in others}, "something that is no part of the package"

@@ -43,7 +43,7 @@ def serve(
     provider: Annotated[
         list[str] | None,
         typer.Option(
-            help="What runs the models: CPU, CUDA, TensorRT, …; fails if it does not start. Again: who takes what the"
+            help="What runs the models: CPU, CUDA, TensorRT; fails if it does not start. Again: who takes what the"
             " first does not take.",
             show_default="CUDA if it starts, else the CPU",
         ),
