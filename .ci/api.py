@@ -66,7 +66,7 @@ GROUPS = {
     ),
     "In the cloud": (
         "The back half and the server. Needs `splitwire[cloud]`.",
-        "CloudSession CloudResult serve create_app ServerLimits GrpcOptions ModelRepository RepositoryLimits"
+        "CloudSession CloudResult serve create_app ServerLimits Security GrpcOptions ModelRepository RepositoryLimits"
         " load_pairs ServedPairs",
     ),
     "The codec alone": (

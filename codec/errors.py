@@ -17,7 +17,9 @@
     │   ├── UnsupportedVersion
     │   └── LimitExceeded
     ├── TransportError        the link or the far end
-    │   ├── ConnectTimeout · RequestTimeout · DeadlineExceeded · CircuitOpen · ServerBusy · AuthRefused · BadResponse
+    │   ├── ConnectTimeout · RequestTimeout · DeadlineExceeded · CircuitOpen · ServerBusy · BadResponse
+    │   └── AuthRefused
+    │       └── Forbidden         the credentials are valid, and are not for this
     └── DeviceError           this machine
         └── SpoolError        the spool cannot be opened, read or written
             └── SpoolFull     no room for this frame, which is not stored
@@ -183,6 +185,12 @@ class AuthRefused(TransportError):
     """The server refused the credentials."""
 
     code = "auth_refused"
+
+
+class Forbidden(AuthRefused):
+    """The credentials are valid, but not for this action or this model."""
+
+    code = "forbidden"
 
 
 class BadResponse(TransportError):

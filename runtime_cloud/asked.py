@@ -10,6 +10,7 @@ from splitwire.codec.errors import UsageError
 from splitwire.codec.wire.reply import printable
 
 from .call import Call
+from .security import NOBODY, Caller
 
 DEADLINE, DEVICE, PRIORITY = "x-splitwire-deadline-ms", "x-splitwire-device", "x-splitwire-priority"
 _DEADLINE = re.compile(r"[0-9]{1,9}")
@@ -18,7 +19,12 @@ _PRIORITY = re.compile(r"[0-3]")
 
 
 def asked_by(
-    headers: Mapping[str, str], now: float, *, client: str = "", abandoned: Callable[[], bool] | None = None
+    headers: Mapping[str, str],
+    now: float,
+    *,
+    client: str = "",
+    caller: Caller = NOBODY,
+    abandoned: Callable[[], bool] | None = None,
 ) -> Call:
     """A call without its frame (docs/http.md). headers: by lower-case name. now: as time.perf_counter() counts.
 
@@ -28,6 +34,7 @@ def asked_by(
         frame=b"",
         device=parse_device(headers.get(DEVICE)),
         client=client,
+        caller=caller,
         deadline=parse_deadline(headers.get(DEADLINE), now),
         priority=parse_priority(headers.get(PRIORITY)),
         trace=headers.get("traceparent", ""),

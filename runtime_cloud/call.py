@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from splitwire.codec.wire.sizes import Int64Array
 
 from .graph import Float32Array
+from .security import NOBODY, Caller
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,6 +32,7 @@ class Call:
     client: the address that the request came from; it stands for the device where nothing else names it.
     deadline: when the answer is of no use any more, as time.perf_counter() counts; None for never.
     priority: 1 is the highest, 2 the default, 3 the lowest; 0 is the default too, as in the Open Inference Protocol.
+    caller: who asks, as the policy has found out.
     abandoned: says whether the caller is gone, so that a call that still waits need not run; None if nobody knows.
     """
 
@@ -47,6 +49,7 @@ class Call:
     abandoned: Callable[[], bool] | None = None
     tensors: CutTensors | None = None
     model: tuple[str, str] | None = None
+    caller: Caller = NOBODY
 
 
 def device_of(call: Call) -> str:

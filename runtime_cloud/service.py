@@ -13,12 +13,14 @@ from splitwire.codec.errors import FingerprintMismatch, ServerBusy
 from splitwire.codec.wire.frame import parse_frame, peek_batch, peek_fingerprint
 from splitwire.codec.wire.reply import decode_reply
 
+from .access import Access
 from .admission import Gate, ServerLimits
 from .batching import Done, Scheduler
 from .call import Call, device_of
 from .idempotency import Answers
 from .observe import Answered, Observer
 from .repository import ServedModels
+from .security import Policy
 from .session import CloudResult, CloudSession
 
 __all__ = ["Call", "Service", "device_of"]
@@ -27,12 +29,21 @@ __all__ = ["Call", "Service", "device_of"]
 class Service:
     """The models of one server behind admission and the answers that are remembered.
 
-    observer: hears of every answer and refusal; None for nobody. ready: False until every model has run once. stopping:
-    the server is about to stop; frames are taken until it does. Only the thread of the event loop uses it.
+    observer: hears of every answer and refusal; None for nobody. policy: who may do what; None: everybody everything.
+    ready: False until every model has run once. stopping: the server is about to stop; frames are taken until it does.
+    access: the models, as far as a caller may use them. Only the thread of the event loop uses it.
     """
 
-    def __init__(self, models: ServedModels, limits: ServerLimits, observer: Observer | None = None) -> None:
+    def __init__(
+        self,
+        models: ServedModels,
+        limits: ServerLimits,
+        observer: Observer | None = None,
+        policy: Policy | None = None,
+    ) -> None:
         self.models = models
+        self.policy = Policy() if policy is None else policy
+        self.access = Access(models, self.policy)
         self.observer = Observer() if observer is None else observer
         self.gate = Gate(limits)
         self.scheduler = Scheduler(limits, self.observer)
@@ -61,8 +72,9 @@ class Service:
         """The reply (version 1) to a frame, in its turn.
 
         Raises BitstreamError, FingerprintMismatch, ShapeMismatch, UsageError (an output that the pair does not have),
-        UnknownModel, ServerBusy, DeadlineExceeded.
+        UnknownModel, ServerBusy, DeadlineExceeded, AuthRefused, Forbidden.
         """
+        self.access.admit(call)
         if not call.key:
             return (await self._compute(call)).reply
         return await self._remembered(call)
@@ -72,6 +84,7 @@ class Service:
 
         An answer from memory has no operating point.
         """
+        self.access.admit(call)
         if call.tensors is not None or not call.key:
             return (await self._compute(call, with_reply=False)).result
         reply = decode_reply(await self._remembered(dataclasses.replace(call, outputs=None)))

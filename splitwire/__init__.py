@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         ExportError,
         FeatureError,
         FingerprintMismatch,
+        Forbidden,
         LimitExceeded,
         NonFiniteFeatures,
         ProfileError,
@@ -95,6 +96,7 @@ if TYPE_CHECKING:
     from splitwire.runtime_cloud.repository.models import load_models as load_pairs
     from splitwire.runtime_cloud.repository.repository import Repository as ModelRepository
     from splitwire.runtime_cloud.repository.repository import RepositoryLimits
+    from splitwire.runtime_cloud.security import Security
     from splitwire.runtime_cloud.session import CloudResult, CloudSession
     from splitwire.runtime_edge.control.capture import Capture
     from splitwire.runtime_edge.control.capture import Kept as CapturedFile
@@ -191,6 +193,7 @@ _HOME = {
     "FeatureError": "splitwire.codec.errors",
     "Findings": "splitwire.runtime_edge.findings",
     "FingerprintMismatch": "splitwire.codec.errors",
+    "Forbidden": "splitwire.codec.errors",
     "FrameLength": "splitwire.codec.drift",
     "FrontOutputs": "splitwire.runtime_edge.graph",
     "GrpcOptions": "splitwire.runtime_cloud.oip.options",
@@ -232,6 +235,7 @@ _HOME = {
     "Segments": "splitwire.runtime_edge.findings",
     "ServedPairs": "splitwire.runtime_cloud.repository.models:Models",
     "ServerBusy": "splitwire.codec.errors",
+    "Security": "splitwire.runtime_cloud.security",
     "ServerLimits": "splitwire.runtime_cloud.admission",
     "SessionState": "splitwire.runtime_edge.session:State",
     "ShapeMismatch": "splitwire.codec.errors",
@@ -331,6 +335,7 @@ __all__ = [
     "FeatureError",
     "Findings",
     "FingerprintMismatch",
+    "Forbidden",
     "FrameLength",
     "FrontOutputs",
     "GrpcOptions",
@@ -368,6 +373,7 @@ __all__ = [
     "RequestTimeout",
     "Rung",
     "Sameness",
+    "Security",
     "Segment",
     "Segments",
     "ServedPairs",

@@ -17,6 +17,7 @@ from rich.markup import escape
 from splitwire import __version__, closing
 from splitwire.codec.errors import SplitwireError
 from splitwire.commands import compare, demo, doctor, evaluate, models, warmup
+from splitwire.commands.cloud import token as cloud_token
 from splitwire.commands.cloud.serve import serve as serve_cloud
 from splitwire.commands.edge import spool
 from splitwire.commands.edge.capture import capture
@@ -74,6 +75,7 @@ edge_app.command()(capture)
 edge_app.command()(calibrate_skip)
 edge_app.add_typer(spool.app, name="spool")
 cloud_app.command("serve")(serve_cloud)
+cloud_app.add_typer(cloud_token.app, name="token")
 
 
 def _version(show: bool) -> None:

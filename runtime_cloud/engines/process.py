@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
@@ -20,9 +21,12 @@ from starlette.applications import Starlette
 from splitwire.codec.errors import DeviceError, SplitwireError, UsageError
 from splitwire.runtime_cloud.admission import ServerLimits
 from splitwire.runtime_cloud.http.app import Api, create_app
+from splitwire.runtime_cloud.http.encrypted import encrypted
 from splitwire.runtime_cloud.http.protocol import http_protocol
 from splitwire.runtime_cloud.oip import GrpcOptions
 from splitwire.runtime_cloud.repository import ServedModels
+from splitwire.runtime_cloud.security import Policy, Security
+from splitwire.runtime_cloud.security.tls import ServerTls
 
 log = logging.getLogger("splitwire.cloud")
 
@@ -58,10 +62,10 @@ def bind(host: str, port: int) -> socket.socket:
     return sock
 
 
-def url_of(sock: socket.socket) -> str:
+def url_of(sock: socket.socket, scheme: str = "http") -> str:
     """http://host:port of a bound socket."""
     host, port = sock.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 class _Server(uvicorn.Server):
@@ -98,28 +102,29 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def make_server(app: Starlette, *, grace_s: int, drain_s: float = 0.0) -> uvicorn.Server:
+def make_server(app: Starlette, *, grace_s: int, drain_s: float = 0.0, tls: ServerTls | None = None) -> uvicorn.Server:
     """The uvicorn server for the application: few response headers, no access log, a shutdown of limited time."""
     api: Api = app.state.api
-    return _Server(
-        uvicorn.Config(
-            app,
-            http=http_protocol(api.service.limits),
-            loop="auto" if sys.platform == "win32" else "uvloop",
-            ws="none",
-            lifespan="on",
-            log_config=None,
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            date_header=False,
-            timeout_keep_alive=KEEPALIVE_S,
-            timeout_graceful_shutdown=grace_s,
-        ),
-        api,
-        app.state.stopping,
-        drain_s,
+    protocol: Any = http_protocol(api.service.limits)
+    if tls is not None:
+        policy = api.service.policy
+        tls.changed = lambda text: policy.event("certificate", text)
+        protocol = encrypted(protocol, tls, policy, api.service.limits)
+    config = uvicorn.Config(
+        app,
+        http=protocol,
+        loop="auto" if sys.platform == "win32" else "uvloop",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        date_header=False,
+        timeout_keep_alive=KEEPALIVE_S,
+        timeout_graceful_shutdown=grace_s,
     )
+    return _Server(config, api, app.state.stopping, drain_s)
 
 
 def serve(
@@ -130,6 +135,7 @@ def serve(
     limits: ServerLimits | None = None,
     grace_s: int = 30,
     drain_s: float = 0.0,
+    security: Security | None = None,
     grpc: GrpcOptions | None = None,
     on_ready: Callable[[str], None] | None = None,
 ) -> int:
@@ -137,13 +143,24 @@ def serve(
     seconds), and return.
 
     drain_s: seconds before that in which requests are still taken, but /readyz says that the server is not ready, so
-    that a load balancer sends them elsewhere. A second signal ends them. grpc: serve the Open Inference Protocol over
-    gRPC too (docs/oip.md). on_ready: called with the URL as soon as every
-    model is warm. Returns the number of inferences that were taken and not finished; 0 means a clean end.
-    Raises UsageError (host, port), DeviceError (a model fails to warm up).
+    that a load balancer sends them elsewhere. A second signal ends them. security: who may use the server, and TLS;
+    its files are read again on SIGHUP. None: anyone on this machine. grpc: serve the Open Inference Protocol over gRPC
+    too (docs/oip.md). on_ready: called with the URL as soon as every model is warm. Returns the number of inferences
+    that were taken and not finished; 0 means a clean end.
+    Raises UsageError (host, port, a public address without authentication, files of `security`), DeviceError (a model
+    fails to warm up).
     """
+    security = Security() if security is None else security
+    tls = security.tls()
+    if grpc is not None:
+        security.check_host(grpc.host)
     sock = bind(host, port)
-    url = url_of(sock)
+    try:
+        security.check_address(sock)
+    except UsageError:
+        sock.close()
+        raise
+    url = url_of(sock, "http" if tls is None else "https")
     failure: list[Exception] = []
 
     def ready() -> None:
@@ -155,11 +172,12 @@ def serve(
         failure.append(e)
         server.should_exit = True
 
-    app = create_app(models, _allowed(limits or ServerLimits()), grpc=grpc, on_ready=ready, on_failure=failed)
-    server = make_server(app, grace_s=grace_s, drain_s=drain_s)
+    limits = _allowed(limits or ServerLimits())
+    app = create_app(models, limits, security=security, grpc=grpc, on_ready=ready, on_failure=failed)
+    server = make_server(app, grace_s=grace_s, drain_s=drain_s, tls=tls)
     opened = sum(not state.quarantined for state in models.index())
     log.info("listening: %s, warming up %d model%s", url, opened, "" if opened == 1 else "s")
-    with _stop_on_signals(server), _switching_often():
+    with _stop_on_signals(server), _switching_often(), _renew_on_sighup(app.state.api.service.policy, tls):
         server.run(sockets=[sock])
     if failure:
         e = failure[0]
@@ -213,6 +231,28 @@ def _switching_often() -> Iterator[None]:
         yield
     finally:
         sys.setswitchinterval(before)
+
+
+@contextmanager
+def _renew_on_sighup(policy: Policy, tls: ServerTls | None) -> Iterator[None]:
+    """While the block runs, SIGHUP has tokens and certificates read again; without any, it is as it was."""
+    if (policy.open and tls is None) or sys.platform == "win32":
+        yield
+        return
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def renew(signal_number: int, frame: FrameType | None) -> None:
+        policy.renew()
+        if tls is not None:
+            tls.renew()
+
+    before = signal.signal(signal.SIGHUP, renew)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from typing import cast
 import anyio
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -47,15 +48,19 @@ from splitwire.runtime_cloud.oip import PREFIX as OIP_PREFIX
 from splitwire.runtime_cloud.oip import GrpcOptions, Inference, Statistics, oip_error, oip_routes, open_grpc
 from splitwire.runtime_cloud.repository import ModelState as RepositoryState
 from splitwire.runtime_cloud.repository import ServedModels
+from splitwire.runtime_cloud.security import Policy, Security, caller_of, public_text
 from splitwire.runtime_cloud.service import Call, Service, device_of
 from splitwire.runtime_cloud.stream import Streams, open_stream
 
 from .batch import answer_all
+from .door import Door, guarded
 from .models import ModelRoutes, to_json
-from .statuses import code_of_status, error_response, refusal
+from .statuses import code_of_status, error_response, refusal, status_of
 
 log = logging.getLogger("splitwire.cloud")
 
+KEEP_S = 5.0
+"""Seconds between two looks of the policy at its files."""
 BODY_TYPES = ("", FRAME_MEDIA_TYPE, "application/octet-stream")
 BATCH_TYPES = ("", FRAMES_MEDIA_TYPE)
 
@@ -87,7 +92,8 @@ class Api:
         self.service.require_ready()
         if self.service.stopping:  # frames are still taken, from those who have not heard of it
             raise ServerBusy("the server stops", self.service.limits.retry_after)
-        return to_json({"status": "ready", "models": len(self.service.models)})
+        count = {"models": len(self.service.models)} if self.service.policy.open else {}  # anyone may ask
+        return to_json({"status": "ready", **count})
 
     async def infer(self, request: Request) -> Response:
         self.service.require_ready()
@@ -118,6 +124,7 @@ def create_app(
     limits: ServerLimits | None = None,
     *,
     observer: Observer | None = None,
+    security: Security | None = None,
     grpc: GrpcOptions | None = None,
     on_ready: Callable[[], None] | None = None,
     on_failure: Callable[[Exception], None] | None = None,
@@ -126,14 +133,23 @@ def create_app(
 
     The models warm up in the background when the application starts: it is live at once and ready later.
     limits: None for the defaults. observer: hears of every answer and refusal; with a Telemetry there are /metrics
-    and /monitor. None for a new Telemetry. grpc: serve the Open Inference Protocol over gRPC too, on a port of its own,
+    and /monitor. None for a new Telemetry. security: who may do what, and the record of it; TLS is the ASGI server's.
+    None: everybody may do everything. grpc: serve the Open Inference Protocol over gRPC too, on a port of its own,
     while the application runs. on_ready, on_failure: called in the event loop when the warm-up has succeeded, or when
     it or the gRPC port has failed.
     """
     observer = Telemetry() if observer is None else observer
     statistics = Statistics()
-    service = Service(models, limits or ServerLimits(), Observers([observer, statistics]))
-    models.listen(observer.event)
+    policy = (security or Security()).policy()
+    policy.told = observer.event
+    limits = limits or ServerLimits()
+    service = Service(models, limits, Observers([observer, statistics]), policy)
+
+    def models_changed(kind: str, text: str) -> None:
+        service.access.changed()
+        observer.event(kind, text)
+
+    models.listen(models_changed)
     api = Api(service)
     inference = Inference(service, statistics)
     telemetry = next((o for o in all_observers(observer) if isinstance(o, Telemetry)), None)
@@ -168,23 +184,30 @@ def create_app(
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(prepare)
                 tasks.start_soon(models.watch)
+                tasks.start_soon(_keep, policy)
                 if monitor is not None:
                     tasks.start_soon(monitor.run)
                 yield
                 tasks.cancel_scope.cancel()
         service.scheduler.close()
+        policy.close()
 
-    app = Starlette(
-        routes=[
+    routes = guarded(
+        [
             Route("/v1/infer", api.infer, methods=["POST"]),
             Route("/v1/batch", api.batch, methods=["POST"]),
             Route(PATH, open_stream(api.streams), methods=["GET"]),
-            *ModelRoutes(models).routes(),
+            *ModelRoutes(service.access).routes(),
             *oip_routes(inference),
             Route("/healthz", api.healthz, methods=["GET"]),
             Route("/readyz", api.readyz, methods=["GET"]),
             *(() if monitor is None else monitor.routes()),
         ],
+        policy,
+    )
+    app = Starlette(
+        routes=routes,
+        middleware=[] if policy.open else [Middleware(Door, policy, observer, limits.max_body)],
         exception_handlers={
             SplitwireError: _refused,
             HTTPException: _http_error,
@@ -205,10 +228,17 @@ def create_app(
     return app
 
 
+async def _keep(policy: Policy) -> None:
+    """Look at the tokens and write the record now and then, also while no request comes."""
+    while True:
+        await anyio.sleep(KEEP_S)
+        policy.tick()
+
+
 def _asked(request: Request, now: float) -> Call:
     """What the head of a request says about its call, without the frame. Raises UsageError."""
-    client = request.client.host if request.client else ""
-    return asked_by(request.headers, now, client=client, abandoned=gone(request.receive))
+    client, caller = request.client.host if request.client else "", caller_of(request.scope)
+    return asked_by(request.headers, now, client=client, caller=caller, abandoned=gone(request.receive))
 
 
 def _content_type(request: Request, taken: Sequence[str]) -> str:
@@ -249,6 +279,8 @@ async def _refused(request: Request, e: Exception) -> Response:
     error = cast("SplitwireError", e)  # Starlette declares a wider type than the handler is registered for
     _observer(request).refused(error.code, printable(str(error)))
     log.info("%s: %s: %s", _line(request), error.code, printable(str(error)))
+    if request.scope["path"].startswith(OIP_PREFIX):
+        return oip_error(status_of(error), public_text(error), _close_header(request))
     return refusal(error, _close_header(request))
 
 

@@ -11,6 +11,7 @@ import msgspec
 from splitwire.codec.errors import ServerBusy, SplitwireError
 from splitwire.codec.wire.batch import FrameRecord, ReplyRecord
 from splitwire.codec.wire.reply import printable
+from splitwire.runtime_cloud.security import public_text
 from splitwire.runtime_cloud.service import Call, Service
 
 log = logging.getLogger("splitwire.cloud")
@@ -36,7 +37,7 @@ async def answer_all(records: Sequence[FrameRecord], service: Service, asked: Ca
         except SplitwireError as e:
             log.info("one frame of a batch: %s: %s", e.code, printable(str(e)))
             service.observer.refused(e.code, printable(str(e)), device=record.key.partition(":")[0])
-            replies.append(_error(e.code, str(e), e.retry_after if isinstance(e, ServerBusy) else None))
+            replies.append(_error(e.code, public_text(e), e.retry_after if isinstance(e, ServerBusy) else None))
         except Exception:  # a bug must not cost the other frames their answers
             log.exception("one frame of a batch fails")
             service.observer.refused("internal", "one frame of a batch fails", device=record.key.partition(":")[0])

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable, Callable
 from email.utils import formatdate
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -25,7 +26,9 @@ from starlette.routing import Route
 
 from splitwire.codec.errors import UsageError
 from splitwire.codec.wire.reply import printable
-from splitwire.runtime_cloud.repository import ServedModels, describe
+from splitwire.runtime_cloud.access import Access
+from splitwire.runtime_cloud.repository import describe
+from splitwire.runtime_cloud.security import caller_of
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -38,10 +41,11 @@ def to_json(value: Any) -> Response:
 
 
 class ModelRoutes:
-    """The endpoints."""
+    """The endpoints. Each shows and changes what its caller may see and change."""
 
-    def __init__(self, models: ServedModels) -> None:
-        self.models = models
+    def __init__(self, access: Access) -> None:
+        self.access = access
+        self.models = access.models
 
     def routes(self) -> list[Route]:
         """For the application."""
@@ -49,17 +53,19 @@ class ModelRoutes:
         return [
             Route("/v1/models", self.every, methods=["GET"]),
             Route("/v1/models/{fingerprint}", self.one, methods=["GET"]),
-            *(Route(f"/v1/models/{{name}}/{w}", self._changing(c), methods=["POST"]) for w, c in changes.items()),
+            *(Route(f"/v1/models/{{name}}/{w}", self._changing(w, c), methods=["POST"]) for w, c in changes.items()),
             Route("/v1/models/{name}/share", self.share, methods=["POST"]),
         ]
 
     async def every(self, request: Request) -> Response:
-        return to_json({"models": [describe(s) for s in self.models], "repository": self.models.index()})
+        caller = caller_of(request.scope)
+        models = [describe(s) for s in self.access.visible(caller)]
+        return to_json({"models": models, "repository": self.access.index(caller)})
 
     async def one(self, request: Request) -> Response:
         text = request.path_params["fingerprint"]
         try:
-            session = self.models.find(bytes.fromhex(text))
+            session = self.access.find(caller_of(request.scope), bytes.fromhex(text))
         except ValueError:
             session = None
         if session is None:
@@ -70,13 +76,15 @@ class ModelRoutes:
         name, version = _named(request, more=("share",))
         if not version:
             raise UsageError("?version= says which version is meant")
-        await self.models.set_share(name, version, _share(request.query_params.get("share")))
+        share = _share(request.query_params.get("share"))
+        change = partial(self.models.set_share, name, version, share)
+        await self.access.manage(caller_of(request.scope), "share", name, change)
         return self._state(name)
 
-    def _changing(self, change: Callable[[str, str], Awaitable[None]]) -> Endpoint:
+    def _changing(self, what: str, change: Callable[[str, str], Awaitable[None]]) -> Endpoint:
         async def endpoint(request: Request) -> Response:
             name, version = _named(request)
-            await change(name, version)
+            await self.access.manage(caller_of(request.scope), what, name, partial(change, name, version))
             return self._state(name)
 
         return endpoint

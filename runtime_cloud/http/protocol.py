@@ -12,9 +12,11 @@ from typing import Any, ClassVar
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from splitwire.runtime_cloud.admission import ServerLimits
+from splitwire.runtime_cloud.security.policy import certificate_of
 from splitwire.runtime_cloud.stream.connection import StreamConnection
 from splitwire.runtime_cloud.stream.upgrade import HAND_OVER, SWITCHING
 
+from .door import CERTIFICATE
 from .statuses import plain_response
 
 FRAMING, FRAMING_PER_BYTE = 64 << 10, 8
@@ -42,12 +44,15 @@ class HttpProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         """Take the connection, or refuse it if there are too many."""
         self._since = self.loop.time()
-        if len(self.connections) >= self.limits.connections and not self._make_room():
+        if len(self.connections) >= self.limits.connections and not self.make_room():
             busy = "too many connections; come back later"
             transport.write(plain_response(503, "server_busy", busy, retry_after=self.limits.retry_after))
             transport.close()
             return
         super().connection_made(transport)
+        tls = transport.get_extra_info("ssl_object")
+        if tls is not None:
+            self.app_state[CERTIFICATE] = certificate_of(tls.getpeercert())
         self.watched.add(self)
         if type(self)._tick is None:
             self._schedule()
@@ -133,7 +138,7 @@ class HttpProtocol(HttpToolsProtocol):
             self.transport.write(plain_response(status, code, message))
         self.transport.close()
 
-    def _make_room(self) -> bool:
+    def make_room(self) -> bool:
         """Close the connection that is silent for longest of those that never sent a request."""
         silent = [c for c in self.watched if not c._served and c._in_head and not c._fed]
         if not silent:

@@ -11,6 +11,7 @@ import msgspec
 from starlette.responses import Response
 
 from splitwire.codec.errors import ServerBusy, SplitwireError
+from splitwire.runtime_cloud.security import public_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,7 @@ TABLE = (
     Row(code="bitstream", status=400, when="the body is no frame"),
     Row(code="usage", status=400, when="the request asks for something impossible"),
     Row(code="auth_refused", status=401, when="the credentials are missing or wrong"),
+    Row(code="forbidden", status=403, when="the credentials are valid, but not for this action or this model"),
     Row(code="not_found", status=404, when="no such path, or no model of that fingerprint"),
     Row(code="unknown_model", status=404, when="no model of that name or version"),
     Row(code="method_not_allowed", status=405, when="the path exists, the method does not"),
@@ -88,4 +90,4 @@ def refusal(error: SplitwireError, headers: Mapping[str, str] | None = None) -> 
     extra = dict(headers or {})
     if isinstance(error, ServerBusy) and error.retry_after is not None:
         extra["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
-    return error_response(status_of(error), error.code, str(error), extra)
+    return error_response(status_of(error), error.code, public_text(error), extra)

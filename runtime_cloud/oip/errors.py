@@ -38,6 +38,7 @@ STATUSES = {
     "truncated": 400,
     "corrupt": 400,
     "auth_refused": 401,
+    "forbidden": 403,
     "unknown_model": 404,
     "request_timeout": 408,
     "profile": 409,

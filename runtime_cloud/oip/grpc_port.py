@@ -13,18 +13,22 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeAlias
 
 import grpc
 from grpc import aio
 
-from splitwire.codec.errors import DeviceError, ServerBusy, SplitwireError, UnknownModel, UsageError
+from splitwire.codec.errors import ServerBusy, SplitwireError, UnknownModel, UsageError
 from splitwire.codec.wire.oip.messages import SERVICE, message
 from splitwire.codec.wire.oip.tensors import CODE
 from splitwire.codec.wire.reply import printable
 from splitwire.runtime_cloud.asked import asked_by
 from splitwire.runtime_cloud.call import Call, device_of
 from splitwire.runtime_cloud.idempotency import parse_key
+from splitwire.runtime_cloud.security import NOBODY, Caller, public_text
+from splitwire.runtime_cloud.security.actions import OPEN, READ, RPCS
+from splitwire.runtime_cloud.security.tls import ServerTls
 
 from .describe import model_config, model_metadata, own_version, server_metadata
 from .errors import FAILURE, grpc_status
@@ -42,14 +46,14 @@ MAX_METADATA = 16 << 10
 
 Context: TypeAlias = Any
 """grpc.aio.ServicerContext; grpcio has no types."""
-Answering: TypeAlias = Callable[[bytes, Context], Awaitable[Any]]
+Answering: TypeAlias = Callable[[bytes, Context, Caller], Awaitable[Any]]
 
 
-def asked_of(context: Context, *, keyed: bool) -> Call:
+def asked_of(context: Context, caller: Caller, *, keyed: bool) -> Call:
     """What the metadata and the deadline of a call say. keyed: it may have an idempotency key. Raises UsageError."""
     metadata = metadata_of(context)
     now = time.perf_counter()
-    asked = asked_by(metadata, now, client=address_of(context.peer()))
+    asked = asked_by(metadata, now, client=address_of(context.peer()), caller=caller)
     left = context.time_remaining()
     ends = [t for t in (asked.deadline, None if left is None else now + left) if t is not None]
     key = parse_key(metadata.get("idempotency-key")) if keyed else ""
@@ -74,54 +78,54 @@ class GrpcApi:
         self.service = inference.service
         self._version = own_version()
 
-    async def server_live(self, data: bytes, context: Context) -> Any:
+    async def server_live(self, data: bytes, context: Context, caller: Caller) -> Any:
         return message("ServerLiveResponse")(live=True)
 
-    async def server_ready(self, data: bytes, context: Context) -> Any:
+    async def server_ready(self, data: bytes, context: Context, caller: Caller) -> Any:
         return message("ServerReadyResponse")(ready=self.service.ready)
 
-    async def model_ready(self, data: bytes, context: Context) -> Any:
+    async def model_ready(self, data: bytes, context: Context, caller: Caller) -> Any:
         m = read_small("ModelReadyRequest", data)
         try:
-            self.service.models.named(m.name, m.version)
+            self.service.access.named(caller, READ, m.name, m.version)
         except UnknownModel:
             return message("ModelReadyResponse")(ready=False)
         return message("ModelReadyResponse")(ready=self.service.ready)
 
-    async def server_metadata(self, data: bytes, context: Context) -> Any:
+    async def server_metadata(self, data: bytes, context: Context, caller: Caller) -> Any:
         return from_json("ServerMetadataResponse", server_metadata(self._version))
 
-    async def model_metadata(self, data: bytes, context: Context) -> Any:
+    async def model_metadata(self, data: bytes, context: Context, caller: Caller) -> Any:
         m = read_small("ModelMetadataRequest", data)
-        session = self.service.models.named(m.name, m.version)
+        session = self.service.access.named(caller, READ, m.name, m.version)
         versions = [self.inference.version_of(session, m.version)]
         return from_json("ModelMetadataResponse", model_metadata(session, m.name, versions))
 
-    async def model_config(self, data: bytes, context: Context) -> Any:
+    async def model_config(self, data: bytes, context: Context, caller: Caller) -> Any:
         m = read_small("ModelConfigRequest", data)
-        session = self.service.models.named(m.name, m.version)
+        session = self.service.access.named(caller, READ, m.name, m.version)
         return from_json("ModelConfigResponse", {"config": model_config(session, m.name)})
 
-    async def model_statistics(self, data: bytes, context: Context) -> Any:
+    async def model_statistics(self, data: bytes, context: Context, caller: Caller) -> Any:
         m = read_small("ModelStatisticsRequest", data)
         of = self.inference.statistics.of
         if not m.name:
-            stats = [of(s.name, s.version, s.fingerprint) for s in self.service.models.index()]
+            stats = [of(s.name, s.version, s.fingerprint) for s in self.service.access.index(caller)]
         else:
-            session = self.service.models.named(m.name, m.version)
+            session = self.service.access.named(caller, READ, m.name, m.version)
             stats = [of(m.name, self.inference.version_of(session, m.version), session.pair)]
         return from_json("ModelStatisticsResponse", {"model_stats": stats})
 
-    async def repository_index(self, data: bytes, context: Context) -> Any:
+    async def repository_index(self, data: bytes, context: Context, caller: Caller) -> Any:
         m = read_small("RepositoryIndexRequest", data)
         _same_repository(m.repository_name)
         answer = message("RepositoryIndexResponse")()
-        for s in self.service.models.index():
+        for s in self.service.access.index(caller):
             if s.state == "READY" or not m.ready:
                 answer.models.add(name=s.name, version=s.version, state=s.state, reason=s.reason)
         return answer
 
-    async def load(self, data: bytes, context: Context) -> Any:
+    async def load(self, data: bytes, context: Context, caller: Caller) -> Any:
         m = read_small("RepositoryModelLoadRequest", data)
         _same_repository(m.repository_name)
         for name in m.parameters:
@@ -129,20 +133,22 @@ class GrpcApi:
                 f"a load takes a model of the repository, and no parameters; got {printable(name[:64])!r}: models are "
                 "not uploaded"
             )
-        await self.service.models.load(m.model_name)
+        change = partial(self.service.models.load, m.model_name)
+        await self.service.access.manage(caller, "load", m.model_name, change)
         return message("RepositoryModelLoadResponse")()
 
-    async def unload(self, data: bytes, context: Context) -> Any:
+    async def unload(self, data: bytes, context: Context, caller: Caller) -> Any:
         m = read_small("RepositoryModelUnloadRequest", data)
         _same_repository(m.repository_name)
         for name in m.parameters:
             if name != "unload_dependents":
                 raise UsageError(f"an unload takes no parameter {printable(name[:64])!r}")
-        await self.service.models.unload(m.model_name)
+        change = partial(self.service.models.unload, m.model_name)
+        await self.service.access.manage(caller, "unload", m.model_name, change)
         return message("RepositoryModelUnloadResponse")()
 
-    async def infer(self, data: bytes, context: Context) -> Any:
-        return await self._infer(data, asked_of(context, keyed=True))
+    async def infer(self, data: bytes, context: Context, caller: Caller) -> Any:
+        return await self._infer(data, asked_of(context, caller, keyed=True))
 
     async def _infer(self, data: bytes, asked: Call, *, stream: bool = False) -> Any:
         self.service.require_ready()
@@ -155,7 +161,8 @@ class GrpcApi:
     async def stream(self, requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
         """One answer for each request, in their order; an error is an answer too, and the stream goes on."""
         try:
-            asked = asked_of(context, keyed=False)  # one key for many requests would be none
+            caller = self._caller("ModelStreamInfer", context)
+            asked = asked_of(context, caller, keyed=False)  # one key for many requests would be none
         except SplitwireError as e:
             await context.abort(getattr(grpc.StatusCode, grpc_status(e)), self._refused("ModelStreamInfer", e))
             return
@@ -199,7 +206,7 @@ class GrpcApi:
 
         async def answer(data: bytes, context: Context) -> bytes:
             try:
-                encoded: bytes = (await procedure(data, context)).SerializeToString()
+                encoded: bytes = (await procedure(data, context, self._caller(name, context))).SerializeToString()
             except SplitwireError as e:
                 trailing = [(CODE.lower(), e.code)]
                 if isinstance(e, ServerBusy) and e.retry_after is not None:
@@ -212,11 +219,28 @@ class GrpcApi:
 
         return answer
 
+    def _caller(self, name: str, context: Context) -> Caller:
+        """Who calls, if they may call this procedure. Raises AuthRefused, Forbidden."""
+        policy, rule = self.service.policy, RPCS[name]
+        if policy.open or rule.action == OPEN:
+            return NOBODY
+        sent = [v for k, v in context.invocation_metadata() or () if k == "authorization"]
+        shown = context.auth_context()
+        names = shown.get("x509_common_name") or shown.get("x509_subject_alternative_name") or [b""]
+        caller = policy.authenticate(
+            sent[0] if len(sent) == 1 else "twice" if sent else "",
+            address_of(context.peer()),
+            certificate=names[0].decode("utf-8", "replace"),
+            target=name,
+        )
+        policy.admit(caller, rule.action)
+        return caller
+
     def _refused(self, name: str, e: SplitwireError) -> str:
         text = printable(str(e))
         self.service.observer.refused(e.code, text, protocol="oip-grpc")
         log.info("%s: %s: %s", name, e.code, text)
-        return text
+        return public_text(e)
 
     def _failed(self, name: str, e: Exception) -> str:
         log.error("%s fails", name, exc_info=e)
@@ -289,14 +313,24 @@ async def grpc_port(inference: Inference, options: GrpcOptions) -> AsyncIterator
 
 
 def _credentials(options: GrpcOptions) -> Any:
-    """The server's certificate; with `client_ca`, a client must show one too. Raises DeviceError."""
-    try:
-        assert options.certificate is not None and options.key is not None  # noqa: S101 - GrpcOptions has checked it
-        pair = (options.key.read_bytes(), options.certificate.read_bytes())
-        ca = None if options.client_ca is None else options.client_ca.read_bytes()
-    except OSError as e:
-        raise DeviceError(f"a certificate for gRPC cannot be read: {e.strerror or e}") from e
-    return grpc.ssl_server_credentials([pair], ca, require_client_auth=ca is not None)
+    """The server's certificate; with `client_ca`, a client must show one too. The files are read again when they
+    change. Raises UsageError for files that cannot be used."""
+    assert options.certificate is not None and options.key is not None  # noqa: S101 - GrpcOptions has checked it
+    certificate, key, client_ca = options.certificate, options.key, options.client_ca
+    tls = ServerTls(certificate, key, client_ca)  # checks the files, and finds out when they change
+    last: list[object] = []
+
+    def read() -> Any:
+        """For each handshake, in a thread of gRPC: what to use from now on; None for what was used last."""
+        current = tls.current()
+        if last == [current]:
+            return None
+        last[:] = [current]
+        pair = (key.read_bytes(), certificate.read_bytes())
+        ca = None if client_ca is None else client_ca.read_bytes()
+        return grpc.ssl_server_certificate_configuration([pair], ca)
+
+    return grpc.dynamic_ssl_server_credentials(read(), read, require_client_authentication=client_ca is not None)
 
 
 def _same_repository(name: str) -> None:

@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import anyio.to_thread
@@ -23,6 +24,9 @@ from splitwire.codec.wire.reply import printable
 from splitwire.runtime_cloud.asked import asked_by, gone
 from splitwire.runtime_cloud.call import device_of
 from splitwire.runtime_cloud.idempotency import parse_key
+from splitwire.runtime_cloud.security import caller_of, public_text
+from splitwire.runtime_cloud.security.actions import INFER, READ
+from splitwire.runtime_cloud.session import CloudSession
 
 from .describe import model_config, model_metadata, own_version, server_metadata
 from .errors import FAILURE, NotSupported, http_status
@@ -66,57 +70,68 @@ class OipApi:
         return _json(server_metadata(self._version))
 
     async def model_ready(self, request: Request) -> Response:
-        self.service.models.named(*_model(request))
+        self._session(request)
         self.service.require_ready()
         return Response()
 
     async def metadata(self, request: Request) -> Response:
         name, version = _model(request)
-        session = self.service.models.named(name, version)
+        session = self._session(request)
         return _json(model_metadata(session, name, [self.inference.version_of(session, version)]))
 
     async def config(self, request: Request) -> Response:
-        name, version = _model(request)
-        return _json(model_config(self.service.models.named(name, version), name))
+        return _json(model_config(self._session(request), _model(request)[0]))
 
     async def stats(self, request: Request) -> Response:
         name, version = _model(request)
-        session = self.service.models.named(name, version)
+        session = self._session(request)
         version = self.inference.version_of(session, version)
         return _json({"model_stats": [self.inference.statistics.of(name, version, session.pair)]})
 
     async def all_stats(self, request: Request) -> Response:
         of = self.inference.statistics.of
-        return _json({"model_stats": [of(m.name, m.version, m.fingerprint) for m in self.service.models.index()]})
+        return _json(
+            {
+                "model_stats": [
+                    of(m.name, m.version, m.fingerprint) for m in self.service.access.index(caller_of(request.scope))
+                ]
+            }
+        )
 
     async def index(self, request: Request) -> Response:
         only_ready = read_index(await self._body(request))
         return _json(
             [
                 {"name": m.name, "version": m.version, "state": m.state, **({"reason": m.reason} if m.reason else {})}
-                for m in self.service.models.index()
+                for m in self.service.access.index(caller_of(request.scope))
                 if m.state == "READY" or not only_ready
             ]
         )
 
     async def load(self, request: Request) -> Response:
         read_load(await self._body(request))
-        await self.service.models.load(request.path_params["name"])
+        name = request.path_params["name"]
+        change = partial(self.service.models.load, name)
+        await self.service.access.manage(caller_of(request.scope), "load", name, change)
         return Response()
 
     async def unload(self, request: Request) -> Response:
         read_unload(await self._body(request))
-        await self.service.models.unload(request.path_params["name"])
+        name = request.path_params["name"]
+        change = partial(self.service.models.unload, name)
+        await self.service.access.manage(caller_of(request.scope), "unload", name, change)
         return Response()
 
     async def infer(self, request: Request) -> Response:
         self.service.require_ready()
         model = _model(request)
-        frame_name = frame_input(self.service.models.named(*model))
+        frame_name = frame_input(self._session(request, INFER))
         headers = request.headers
         begun = time.perf_counter()
         client = request.client.host if request.client else ""
-        asked = asked_by(headers, begun, client=client, abandoned=gone(request.receive))
+        asked = asked_by(
+            headers, begun, client=client, caller=caller_of(request.scope), abandoned=gone(request.receive)
+        )
         asked = replace(asked, key=parse_key(headers.get("idempotency-key")), protocol="oip-http")
         await self.service.scheduler.admit(device_of(asked) or client, asked.priority)
         async with self.service.gate.body(request) as sent:
@@ -135,6 +150,10 @@ class OipApi:
 
     async def unsupported(self, request: Request) -> Response:
         raise NotSupported(f"{_line(request)}: the server does not have this extension of the protocol")
+
+    def _session(self, request: Request, action: str = READ) -> CloudSession:
+        """The model that a path names, if the caller may do this with it. Raises UnknownModel, Forbidden."""
+        return self.service.access.named(caller_of(request.scope), action, *_model(request))
 
     async def _body(self, request: Request) -> bytes:
         async with self.service.gate.body(request) as body:
@@ -166,7 +185,7 @@ class OipApi:
             headers["Connection"] = "close"
         if isinstance(e, ServerBusy) and e.retry_after is not None:
             headers["Retry-After"] = str(max(1, round(e.retry_after + 0.5)))
-        return oip_error(http_status(e), text, headers)
+        return oip_error(http_status(e), public_text(e), headers)
 
 
 def oip_routes(inference: Inference) -> list[BaseRoute]:

@@ -28,6 +28,7 @@ from splitwire.codec.wire.oip.tensors import FRAME_INPUT
 from splitwire.codec.wire.reply import Outputs, printable
 from splitwire.codec.wire.sizes import Int64Array
 from splitwire.runtime_cloud.call import Call, CutTensors
+from splitwire.runtime_cloud.security.actions import INFER
 from splitwire.runtime_cloud.service import Service
 from splitwire.runtime_cloud.session import CloudResult, CloudSession
 
@@ -68,7 +69,7 @@ class Inference:
         Raises UnknownModel, UsageError, BitstreamError, FingerprintMismatch, ShapeMismatch, ServerBusy.
         """
         self.service.require_ready()
-        session = self.service.models.named(*model)
+        session = self.service.access.named(asked.caller, INFER, *model)
         begun = time.perf_counter()
         deadline = asked.deadline
         if request.timeout_us:

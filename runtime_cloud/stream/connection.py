@@ -19,8 +19,10 @@ from typing import Any, cast
 import msgspec
 
 from splitwire.codec.errors import (
+    AuthRefused,
     BitstreamError,
     Corrupt,
+    Forbidden,
     RequestTimeout,
     ServerBusy,
     SplitwireError,
@@ -52,6 +54,7 @@ from splitwire.codec.wire.stream import (
     reply_record,
     welcome_record,
 )
+from splitwire.runtime_cloud.security import NOBODY, Caller, public_text
 from splitwire.runtime_cloud.service import Call
 
 from .streams import Streams
@@ -81,8 +84,9 @@ class State(enum.Enum):
 class StreamConnection(asyncio.Protocol):
     """The server's end of one stream."""
 
-    def __init__(self, streams: Streams) -> None:
+    def __init__(self, streams: Streams, caller: Caller = NOBODY) -> None:
         self._streams = streams
+        self._caller = caller
         self._gate = streams.service.gate
         limits = streams.service.limits
         self._max_frame = min(limits.max_body, MAX_RECORD)
@@ -163,9 +167,7 @@ class StreamConnection(asyncio.Protocol):
     def shutdown(self) -> None:
         """The server stops: say goodbye, answer what was taken, and close."""
         if self._state is State.OPEN:
-            self._state = State.DRAINING
-            self._write(goodbye_record(Refusal(code=CLOSING, message="the server stops", retry_after=None)))
-            self._close_when_done()
+            self._drain("the server stops")
         elif self._state is State.HELLO:
             self._end(ServerBusy("the server stops", self._gate.limits.retry_after))
 
@@ -196,6 +198,8 @@ class StreamConnection(asyncio.Protocol):
             self._end(RequestTimeout(f"the rest of a record did not arrive within {body_timeout:g} s"))
         elif self._state is State.OPEN and now - self._heard > self._streams.idle_s:
             self._end(RequestTimeout(f"nothing arrived for {self._streams.idle_s:g} s"))
+        elif self._state is State.OPEN and not self._streams.service.policy.still_valid(self._caller):
+            self._outlived()
 
     # ------------------------------------------------------------------ records
 
@@ -231,7 +235,7 @@ class StreamConnection(asyncio.Protocol):
                 f"the client speaks version {', '.join(map(str, hello.versions))} of the stream, this server {VERSION}"
             )
         if hello.pair is not None:
-            self._streams.service.models.of_frame(hello.pair).check_outputs(hello.outputs or ())
+            self._streams.service.access.of_pair(self._caller, hello.pair).check_outputs(hello.outputs or ())
         self._hello = hello
         self._counter = hello.counter
         self._window = self._largest_window = min(self._streams.share, hello.window)
@@ -269,11 +273,17 @@ class StreamConnection(asyncio.Protocol):
                     deadline=None if deadline is None else time.perf_counter() + deadline,
                     priority=self._hello.priority,
                     abandoned=self._is_gone,
+                    caller=self._caller,
                 )
                 body = await self._streams.service.answer(call)
         except SplitwireError as e:
             log.info("stream: %s: %s", e.code, printable(str(e)))
             self._refused(e.code, str(e), key[0])
+            if isinstance(e, AuthRefused) and not isinstance(e, Forbidden):
+                # Without a reply the client sends the frame again on another connection, with a renewed token.
+                self._in_flight -= 1
+                self._outlived()
+                return
             status, body = Status.ERROR, refusal_body(_refusal(e))
         except Exception:
             log.exception("stream: a frame is not answered")
@@ -297,8 +307,21 @@ class StreamConnection(asyncio.Protocol):
 
     # ------------------------------------------------------------------ the end
 
+    def _drain(self, why: str) -> None:
+        """Take nothing more, answer what was taken, and close."""
+        self._state = State.DRAINING
+        self._write(goodbye_record(Refusal(code=CLOSING, message=why, retry_after=None)))
+        self._close_when_done()
+
+    def _outlived(self) -> None:
+        """The caller's token or certificate has ended. It opens another connection, with what it has then."""
+        if self._state is State.OPEN:
+            self._drain("the credentials of this connection are not valid any more")
+        else:
+            self._close_when_done()
+
     def _close_when_done(self) -> None:
-        """When the server stops and nothing is in flight any more, end the connection."""
+        """When the stream drains and nothing is in flight any more, end the connection."""
         if self._state is State.DRAINING and not self._in_flight:
             self._linger()
 
@@ -340,4 +363,4 @@ class StreamConnection(asyncio.Protocol):
 
 def _refusal(error: SplitwireError) -> Refusal:
     after = error.retry_after if isinstance(error, ServerBusy) else None
-    return Refusal(code=error.code, message=str(error)[:4096], retry_after=after)
+    return Refusal(code=error.code, message=public_text(error)[:4096], retry_after=after)

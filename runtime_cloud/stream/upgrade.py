@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from splitwire.codec.errors import UsageError
 from splitwire.codec.wire.stream import PATH, UPGRADE
+from splitwire.runtime_cloud.security import caller_of
 
 from .connection import StreamConnection
 from .streams import Streams
@@ -33,7 +34,7 @@ def open_stream(streams: Streams) -> Callable[[Request], Awaitable[Response]]:
             raise UsageError("this server cannot open streams: run `splitwire cloud serve`, or use http://")
         streams.service.require_ready()
         streams.check()
-        hand_over(StreamConnection(streams))
+        hand_over(StreamConnection(streams, caller_of(request.scope)))
         return Response(status_code=101)  # goes nowhere
 
     return endpoint

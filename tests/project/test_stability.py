@@ -48,6 +48,7 @@ ERROR_CODES = {
     "UnknownModel": "unknown_model",
     "ServerBusy": "server_busy",
     "AuthRefused": "auth_refused",
+    "Forbidden": "forbidden",
     "BadResponse": "bad_response",
     "DeviceError": "device",
     "SpoolError": "spool",

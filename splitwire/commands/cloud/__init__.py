@@ -1,1 +1,1 @@
-"""`splitwire cloud`: serve.py runs the server."""
+"""`splitwire cloud`: serve.py runs the server, token.py changes the file of tokens."""

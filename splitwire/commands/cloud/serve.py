@@ -28,6 +28,25 @@ def serve(
         int | None,
         typer.Option(help="Port for gRPC too (the Open Inference Protocol)."),
     ] = None,
+    tokens: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Ask for a token of this file (splitwire cloud token).")
+    ] = None,
+    audit: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write here who was refused and who was allowed what.")
+    ] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Serve https with this certificate and chain (PEM).")
+    ] = None,
+    tls_key: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Its private key (PEM).", show_default="in the certificate's file"),
+    ] = None,
+    client_ca: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Ask clients for a certificate of these authorities (PEM).")
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Listen on a public address without asking who uses the models.")
+    ] = False,
     max_body: Annotated[float, typer.Option(help="Largest frame that is accepted, MiB.")] = 16.0,
     concurrency: Annotated[
         int | None, typer.Option(min=1, help="Inferences at a time.", show_default="2; 1 on a single core")
@@ -75,6 +94,7 @@ def serve(
     from splitwire.runtime_cloud.engines.process import serve as run_server
     from splitwire.runtime_cloud.oip import GrpcOptions
     from splitwire.runtime_cloud.repository import Repository, RepositoryLimits
+    from splitwire.runtime_cloud.security import Security
 
     if not 0 < max_body <= MAX_BODY:  # also refuses NaN
         raise UsageError(f"--max-body must be more than 0 and up to {MAX_BODY:,} MiB, is {max_body:g}")
@@ -87,6 +107,9 @@ def serve(
         queue=queue,
         max_batch=max_batch,
         max_delay=max_delay_ms / 1e3,
+    )
+    security = Security(
+        tokens=tokens, audit=audit, tls_cert=tls_cert, tls_key=tls_key, client_ca=client_ca, insecure=insecure
     )
     names = None if not provider else [full_name(name, ort.get_available_providers()) for name in provider]
     log_to_stderr()
@@ -101,7 +124,15 @@ def serve(
     grpc: GrpcOptions | None = None
     targets: list[str] = []
     if grpc_port is not None:
-        grpc = GrpcOptions(host=host, port=grpc_port, grace_s=grace, on_listen=targets.append)
+        grpc = GrpcOptions(
+            host=host,
+            port=grpc_port,
+            grace_s=grace,
+            certificate=tls_cert,
+            key=tls_key or tls_cert,
+            client_ca=client_ca,
+            on_listen=targets.append,
+        )
 
     def ready(url: str) -> None:
         if as_json:
@@ -126,7 +157,15 @@ def serve(
         out.print(f"Serving at {url} (Ctrl-C stops)", markup=False, soft_wrap=True)
 
     unfinished = run_server(
-        models, host=host, port=port, limits=limits, grace_s=grace, drain_s=drain, grpc=grpc, on_ready=ready
+        models,
+        host=host,
+        port=port,
+        limits=limits,
+        grace_s=grace,
+        drain_s=drain,
+        security=security,
+        grpc=grpc,
+        on_ready=ready,
     )
     if unfinished:
         err.print(f"{unfinished} inferences did not finish within {grace} s and were cut off")

@@ -39,6 +39,7 @@ from splitwire.runtime_cloud.engines.process import bind, make_server, url_of
 from splitwire.runtime_cloud.http.app import Api, create_app
 from splitwire.runtime_cloud.oip import GrpcOptions
 from splitwire.runtime_cloud.repository.models import Models
+from splitwire.runtime_cloud.security import Security
 from splitwire.runtime_cloud.session import CloudSession
 from splitwire.runtime_edge import session as edge_session
 
@@ -192,6 +193,7 @@ def serving(
     wait: bool = True,
     tls: tuple[Path, Path] | None = None,
     batching: bool = False,
+    security: Security | None = None,
     port: int = 0,
     grpc: GrpcOptions | None = None,
 ) -> Iterator[Served]:
@@ -199,17 +201,17 @@ def serving(
 
     wait: until the models are warm. tls: certificate and private key. batching: requests share runs, and a lone one
     runs in the event loop; off, so that a test can count inferences, and hold one back while the server answers.
-    grpc: the gRPC port too.
+    security: who may use it. grpc: the gRPC port too.
     """
     limits = limits or ServerLimits()
     if not batching:
         limits = dataclasses.replace(limits, max_batch=1, inline=0.0)
-    app = create_app(Models([CloudSession(p.back) for p in pairs]), limits, grpc=grpc)
+    if tls is not None:
+        security = Security(tls_cert=tls[0], tls_key=tls[1])
+    app = create_app(Models([CloudSession(p.back) for p in pairs]), limits, security=security, grpc=grpc)
     sock = bind("127.0.0.1", port)
     url = url_of(sock)
-    server = make_server(app, grace_s=10)
-    if tls is not None:
-        server.config.ssl_certfile, server.config.ssl_keyfile = map(str, tls)
+    server = make_server(app, grace_s=10, tls=None if security is None else security.tls())
     thread = threading.Thread(target=server.run, args=([sock],))
     thread.start()
     try:
