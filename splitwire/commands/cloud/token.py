@@ -50,12 +50,13 @@ def create(
 ) -> None:
     """Make a token, and print it. It is shown once: the file has only its hash."""
     from splitwire.runtime_cloud.security import tokens as store
+    from splitwire.runtime_cloud.security.actions import INFER, READ
 
     with store.changing(tokens) as entries:
         entry, token = store.create(
             entries,
             name,
-            actions=tuple(action) if action else (store.INFER, store.READ),
+            actions=tuple(action) if action else (INFER, READ),
             models=tuple(model) if model else (store.EVERY_MODEL,),
             expires=_ends(expires),
             certificate=certificate,

@@ -131,7 +131,7 @@ def test_a_token_is_renewed_on_both_sides_without_a_restart(pair: Pair, tokens: 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_token_that_is_revoked_ends_what_is_open(pair: Pair, tokens: TokenSet, kind: str):
     with serving(pair, security=Security(tokens=tokens.path)) as served:
-        options = {"token": tokens.first, "retries": 0}
+        options: dict[str, Any] = {"token": tokens.first, "retries": 0}
         with transport(kind, served, **options) as edge:
             assert edge.send(frame_of(pair)).frame_id == 7
             with store.changing(tokens.path) as entries:
@@ -321,7 +321,8 @@ def test_files_that_do_not_do(
         "other": authority.issue("else")[1],
     }
     with pytest.raises(UsageError, match=message):
-        Security(**{k: v.format(**files) for k, v in options.items()}).tls()
+        given: dict[str, Any] = {k: v.format(**files) for k, v in options.items()}
+        Security(**given).tls()
 
 
 # ------------------------------------------------------------------ where it listens

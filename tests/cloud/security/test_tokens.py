@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import Result
 from token_helpers import TokenSet, bearer, token_set
 from typer.testing import CliRunner
 
 from splitwire.cli import app
 from splitwire.codec.errors import AuthRefused, Forbidden, UsageError
-from splitwire.runtime_cloud.security import Policy, policy, register
+from splitwire.runtime_cloud.security import Policy, register
 from splitwire.runtime_cloud.security import tokens as store
 from splitwire.runtime_cloud.security.audit import Audit
 from splitwire.runtime_cloud.security.register import Register
@@ -31,7 +30,7 @@ def made(tmp_path: Path) -> TokenSet:
     return token_set(tmp_path)
 
 
-def run(*arguments: str) -> Result:
+def run(*arguments: str) -> Any:
     return CliRunner().invoke(app, ["cloud", "token", *arguments], catch_exceptions=False)
 
 
@@ -244,7 +243,7 @@ def test_an_unknown_id_takes_the_same_steps_as_a_wrong_secret(made: TokenSet, mo
         return store.digest(token)
 
     hmac_compare = hmac.compare_digest
-    monkeypatch.setattr(register.hmac, "compare_digest", compare)
+    monkeypatch.setattr(hmac, "compare_digest", compare)
     monkeypatch.setattr(register, "digest", hash_)
     rules = Policy(made.path)
     wrong = [
@@ -274,7 +273,7 @@ def test_the_clock_ends_a_token_and_a_certificate(made: TokenSet, monkeypatch: p
     rules.check(caller, "infer", "tiny-0")
     rules.check(camera, "infer", "tiny-0")
     later = time.time() + 101
-    monkeypatch.setattr(policy.time, "time", lambda: later)
+    monkeypatch.setattr(time, "time", lambda: later)
     assert refused(rules, token) == "the token has expired"
     with pytest.raises(AuthRefused, match="the token has expired"):
         rules.check(caller, "infer", "tiny-0")
