@@ -96,7 +96,7 @@ if TYPE_CHECKING:
     from splitwire.runtime_cloud.repository.models import load_models as load_pairs
     from splitwire.runtime_cloud.repository.repository import Repository as ModelRepository
     from splitwire.runtime_cloud.repository.repository import RepositoryLimits
-    from splitwire.runtime_cloud.security import Security
+    from splitwire.runtime_cloud.security.options import Security
     from splitwire.runtime_cloud.session import CloudResult, CloudSession
     from splitwire.runtime_edge.control.capture import Capture
     from splitwire.runtime_edge.control.capture import Kept as CapturedFile
@@ -235,7 +235,7 @@ _HOME = {
     "Segments": "splitwire.runtime_edge.findings",
     "ServedPairs": "splitwire.runtime_cloud.repository.models:Models",
     "ServerBusy": "splitwire.codec.errors",
-    "Security": "splitwire.runtime_cloud.security",
+    "Security": "splitwire.runtime_cloud.security.options",
     "ServerLimits": "splitwire.runtime_cloud.admission",
     "SessionState": "splitwire.runtime_edge.session:State",
     "ShapeMismatch": "splitwire.codec.errors",

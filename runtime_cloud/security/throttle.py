@@ -35,7 +35,7 @@ class Throttle:
 
 
 def _network(peer: str) -> str:
-    """The address; of IPv6 its first half, because whoever has one address there has the whole network."""
+    """The address; of IPv6 its first half, because a client with one address there has the whole network."""
     try:
         return peer if ":" not in peer else str(ipaddress.IPv6Network((peer.partition("%")[0], 64), strict=False))
     except ValueError:

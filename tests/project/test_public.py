@@ -26,6 +26,7 @@ FOR_EVERYBODY = {
     "splitwire.codec",  # the name of its logger
     "splitwire.profile",  # the key in the metadata of both graphs
     "splitwire.toml",  # the settings of a model in a repository
+    "splitwire.audit",  # the name of the logger of refusals
     "splitwire.drift",  # the key of the limits of drift in front.onnx
 }
 

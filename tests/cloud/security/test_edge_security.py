@@ -26,7 +26,6 @@ from splitwire.codec.codec import FeatureCodec
 from splitwire.codec.errors import AuthRefused, ConnectTimeout, Forbidden, SplitwireError, UsageError
 from splitwire.runtime_cloud.admission import ServerLimits
 from splitwire.runtime_cloud.engines.process import serve
-from splitwire.runtime_cloud.oip import GrpcOptions
 from splitwire.runtime_cloud.repository.models import Models
 from splitwire.runtime_cloud.security import Security
 from splitwire.runtime_cloud.security import tokens as store
@@ -473,37 +472,3 @@ def test_a_server_that_stops_waits_for_no_handshake(pair: Pair, certificate: tup
         served.server.should_exit = True
         until(lambda: not served.server.server_state.connections)
         assert time.monotonic() - begun < 8  # less than a handshake may take
-
-
-def test_grpc_with_certificates_that_are_renewed(pair: Pair, authority: Authority, tmp_path: Path):
-    grpc = pytest.importorskip("grpc")
-    new = Authority(tmp_path, "new")
-    cert, key, ca = tmp_path / "s.crt", tmp_path / "s.key", tmp_path / "clients.pem"
-
-    def install(by: Authority) -> None:
-        issued = by.issue("grpc-server")
-        for source, target in ((issued[0], cert), (issued[1], key), (by.ca, ca)):
-            target.write_bytes(source.read_bytes())
-
-    def live(by: Authority, *, client: str = "", name: str = "ServerMetadata") -> str:
-        pair_of = [p.read_bytes() for p in reversed(by.issue(client))] if client else [None, None]
-        credentials = grpc.ssl_channel_credentials(by.ca.read_bytes(), *pair_of)
-        with grpc.secure_channel(targets[0], credentials) as channel:
-            try:
-                channel.unary_unary(f"/inference.GRPCInferenceService/{name}")(b"", timeout=20)
-            except grpc.RpcError as e:
-                return str(e.code().name)
-        return "OK"
-
-    install(authority)
-    targets: list[str] = []
-    options = GrpcOptions(port=0, certificate=cert, key=key, client_ca=ca, on_listen=targets.append)
-    security = Security(tls_cert=cert, tls_key=key, client_ca=ca)
-    with serving(pair, security=security, grpc=options):
-        assert live(authority, client="camera") == "OK"
-        assert live(authority, client="camera", name="RepositoryModelUnload") == "PERMISSION_DENIED"
-        assert live(authority) == "UNAVAILABLE"
-        assert live(new, client="camera") == "UNAVAILABLE"
-        install(new)
-        until(lambda: live(new, client="camera") == "OK")
-        assert live(authority, client="camera") == "UNAVAILABLE"

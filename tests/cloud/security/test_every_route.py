@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import queue
 import re
 import socket
 from collections.abc import Iterator
@@ -19,36 +18,21 @@ import starlette
 import uvicorn
 from runtime_helpers import Pair, Served, make_pair, raw_exchange, serving
 from starlette.routing import Route
-from token_helpers import TokenSet, audit_lines, bearer, token_set
+from token_helpers import INTERNAL, TokenSet, audit_lines, bearer, token_set
 
-import splitwire
 from splitwire.codec.codec import FeatureCodec
 from splitwire.codec.errors import DeviceError, ExportError, SplitwireError
 from splitwire.codec.wire.batch import FrameRecord, build_frames
 from splitwire.codec.wire.stream import UPGRADE
 from splitwire.runtime_cloud.http.app import create_app
 from splitwire.runtime_cloud.http.door import guarded
-from splitwire.runtime_cloud.oip import GrpcOptions
 from splitwire.runtime_cloud.repository.models import Models
 from splitwire.runtime_cloud.security import Policy, Security
-from splitwire.runtime_cloud.security.actions import ACTIONS, INFER, OPEN, READ, ROUTES, RPCS, rule_of
+from splitwire.runtime_cloud.security.actions import ACTIONS, INFER, OPEN, READ, ROUTES, rule_of
 from splitwire.runtime_cloud.session import CloudSession
 from splitwire.runtime_edge.transport import StreamTransport
 
 OPEN_PATHS = {"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"}
-INTERNAL = (
-    "Traceback",
-    "site-packages",
-    ".py",
-    "/usr/",
-    "/home/",
-    "/tmp/",
-    "onnxruntime",
-    "uvicorn",
-    "starlette",
-    "httptools",
-    "python",
-)
 
 
 @pytest.fixture(scope="module")
@@ -415,78 +399,6 @@ def test_a_flood_of_refusals_is_counted_and_not_written(pair: Pair, tmp_path: Pa
     lines = [line for line in audit_lines(path) if line["outcome"] == "refused"]
     assert 10 <= len(lines) <= 40
     assert sum(line.get("count", 1) for line in lines) == 200
-
-
-# ------------------------------------------------------------------ gRPC
-
-
-@pytest.fixture(scope="module")
-def target(pair: Pair, second: Pair, tokens: TokenSet) -> Iterator[str]:
-    pytest.importorskip("grpc")
-    targets: queue.Queue[str] = queue.Queue()
-    options = GrpcOptions(port=0, on_listen=targets.put)
-    with serving(pair, second, security=Security(tokens=tokens.path), grpc=options):
-        yield targets.get(timeout=20)
-
-
-def rpc(target: str, name: str, headers: dict[str, str], request: bytes = b"") -> tuple[str, str]:
-    """(status, text) of a call."""
-    import grpc
-
-    metadata = [(k.lower(), v) for k, v in headers.items()]
-    path = f"/inference.GRPCInferenceService/{name}"
-    with grpc.insecure_channel(target) as channel:
-        try:
-            if name == "ModelStreamInfer":
-                list(channel.stream_stream(path)(iter([request]), timeout=20, metadata=metadata))
-            else:
-                channel.unary_unary(path)(request, timeout=20, metadata=metadata)
-        except grpc.RpcError as e:
-            return e.code().name, e.details()
-    return "OK", ""
-
-
-def test_every_procedure_has_an_action(served: Served):
-    pytest.importorskip("grpc")
-    from splitwire.runtime_cloud.oip.grpc_port import GrpcApi, procedures
-
-    inference: Any = type("Inference", (), {"service": served.api.service})()
-    assert {*procedures(GrpcApi(inference)), "ModelStreamInfer"} == set(RPCS)
-    assert {name for name, rule in RPCS.items() if rule.action == OPEN} == {"ServerLive", "ServerReady"}
-
-
-def test_every_procedure_without_credentials_that_do(target: str, tokens: TokenSet, pair: Pair):
-    for name, rule in RPCS.items():
-        for why, headers in tokens.useless.items():
-            if why == "not ascii":
-                continue  # metadata has to be ASCII
-            status, text = rpc(target, name, headers)
-            assert status == ("OK" if rule.action == OPEN else "UNAUTHENTICATED"), (name, why, text)
-            for word in (*INTERNAL, splitwire.__version__, pair.profile.model):
-                assert word not in text
-
-
-def test_every_procedure_with_the_token_of_another_model(target: str, tokens: TokenSet):
-    pytest.importorskip("grpc")
-    from splitwire.codec.wire.oip.messages import message
-
-    requests = {
-        "ModelReady": message("ModelReadyRequest")(name="tiny-0"),
-        "ModelMetadata": message("ModelMetadataRequest")(name="tiny-0"),
-        "ModelConfig": message("ModelConfigRequest")(name="tiny-0"),
-        "ModelStatistics": message("ModelStatisticsRequest")(name="tiny-0"),
-        "ModelInfer": message("ModelInferRequest")(model_name="tiny-0"),
-        "RepositoryModelLoad": message("RepositoryModelLoadRequest")(model_name="tiny-0"),
-        "RepositoryModelUnload": message("RepositoryModelUnloadRequest")(model_name="tiny-0"),
-    }
-    assert set(RPCS) - set(requests) == {
-        "ServerLive", "ServerReady", "ServerMetadata", "RepositoryIndex", "ModelStreamInfer",
-    }  # fmt: skip
-    for name, request in requests.items():
-        data = request.SerializeToString()
-        status, text = rpc(target, name, bearer(tokens.second), data)
-        assert status == "PERMISSION_DENIED", (name, text)
-        assert rpc(target, name, bearer(tokens.all), data)[0] not in ("PERMISSION_DENIED", "UNAUTHENTICATED")
 
 
 # ------------------------------------------------------------------ without authentication

@@ -12,6 +12,21 @@ from typing import Any
 from splitwire.runtime_cloud.security import tokens as store
 from splitwire.runtime_cloud.security.actions import ACTIONS
 
+INTERNAL = (
+    "Traceback",
+    "site-packages",
+    ".py",
+    "/usr/",
+    "/home/",
+    "/tmp/",
+    "onnxruntime",
+    "uvicorn",
+    "starlette",
+    "httptools",
+    "python",
+)
+"""What no error may tell a stranger."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TokenSet:
