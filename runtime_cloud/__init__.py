@@ -17,6 +17,6 @@
     observe/       metrics, events, the live monitor page
     engines/       the process: socket, signals, log (uvicorn)
 
-This package imports `splitwire.codec`, onnxruntime, starlette, uvicorn, prometheus_client and, for gRPC, grpc. It never imports torch, onnx, scipy, the
-exporter or the edge runtime.
+This package imports `splitwire.codec`, onnxruntime, starlette, uvicorn, prometheus_client and, for gRPC, grpc. It never
+imports torch, onnx, scipy, the exporter or the edge runtime.
 """
