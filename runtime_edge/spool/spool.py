@@ -127,7 +127,8 @@ class Spool:
         """The oldest frames that wait, in order. They stay until they are acknowledged.
 
         n: how many at most. max_bytes: fewer if they have more bytes, but at least one. after: only frames behind this
-        id. A damaged record among them is moved to the dead ones. Raises SpoolError.
+        id. What was acknowledged does not come again, also while the disk does not take its removal. A damaged record
+        among them is moved to the dead ones. Raises SpoolError.
         """
         self._use()
         return self._writer.call(lambda: self._next(n, max_bytes, after))
@@ -208,7 +209,11 @@ class Spool:
         while not records and (rows := writer.store.oldest(n, max_bytes, after)):
             if any(seq in writer.removed_missing for seq, _ in rows):
                 raise corrupt("a frame that was removed is still there")
+            if all(seq in writer.unremoved for seq, _ in rows):
+                after = rows[-1][0]
             for seq, body in rows:
+                if seq in writer.unremoved:
+                    continue
                 try:
                     record = unpack(body)
                 except Damaged as e:

@@ -76,6 +76,7 @@ class Writer:
         self.path, self.options, self.counts = path, options, Counts()
         self.listeners: list[threading.Event] = []
         self.removed_missing: set[int] = set()
+        self.unremoved: set[int] = set()  # acknowledged, but the commit failed: nobody gets them again
         self._queue: queue.SimpleQueue[object] = queue.SimpleQueue()
         self._pending = 0
         self._room = threading.Condition()
@@ -203,8 +204,8 @@ class Writer:
                 ids += item.ids
             else:
                 break
-        if puts or ids:
-            self._commit(puts, ids)
+        if puts or ids or self.unremoved:
+            self._commit(puts, [*self.unremoved, *ids])
             with self._room:
                 self._pending -= size
                 self._room.notify_all()
@@ -237,10 +238,12 @@ class Writer:
         except Exception as e:
             failure = e if isinstance(e, SplitwireError) else explain(e, self.path)
             self.counts.refused += len(puts)
+            self.unremoved.update(ids)
             self._tell_sometimes("spool_failed", str(failure), frames=len(puts))
             for put in puts:
                 put.done.set_exception(failure)
             return
+        self.unremoved.clear()
         self.counts.acknowledged += len(ids)
         self.counts.commits += bool(puts)
         for put, outcome in zip(puts, outcomes, strict=True):

@@ -13,6 +13,7 @@ from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
+from runtime_helpers import until
 from spool_helpers import Hands, Told, everything, frame, put
 
 from splitwire.codec.errors import SpoolError, SpoolFull, UsageError
@@ -357,6 +358,28 @@ def test_a_commit_that_fails_fails_its_frames_and_no_others(path: Path):
         assert [r.frame for r in everything(spool)] == [frame(n) for n in range(5)]
         assert spool.stats().counts.refused == 2
     assert "spool_failed" in told.kinds
+
+
+def test_a_frame_whose_removal_fails_does_not_come_again(path: Path):
+    """It is removed when the disk takes it; a frame that is delivered twice within a run would be the spool's fault."""
+    made: list[Refusing] = []
+
+    def connect(path: Path) -> Refusing:
+        made.append(Refusing(path))
+        return made[-1]
+
+    with Spool(path, connect=connect) as spool:
+        ids = put(spool, range(5))
+        made[0].error = sqlite(sqlite3.SQLITE_READONLY)
+        spool.acknowledge(ids[:3])
+        assert [r.id for r in spool.next(2)] == ids[3:4]  # of the third and fourth
+        assert [r.id for r in spool.next(10)] == ids[3:]
+        assert spool.stats().frames == 5
+        made[0].error = None
+        spool.acknowledge(ids[3:4])
+        assert [r.id for r in spool.next(10)] == ids[4:]
+        until(lambda: spool.stats().frames == 1)
+        assert spool.stats().counts.acknowledged == 4
 
 
 def test_a_drained_spool_gives_its_space_back(path: Path):
