@@ -90,6 +90,7 @@ def test_a_head_that_drips(served: Served):
         assert time.monotonic() - begin < 20
 
 
+@pytest.mark.slow
 def test_a_kept_connection_may_be_silent(served: Served):
     """Longer than a head may take: the limit is for heads that have begun, and for clients that never ask."""
     with httpx.Client() as client:

@@ -361,6 +361,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_after_a_kill_the_same_command_goes_on_to_the_same_figures(pair, data, tmp_path, monkeypatch):
     out = tmp_path / "killed"
     arguments = ["evaluate", str(pair), "--data", str(data), "--out", str(out), "--contenders", "raw,jpeg"]

@@ -9,7 +9,7 @@ import pytest
 from faults_run import FAULTS
 from power_cuts import cut_power
 
-PROCESSES = ("server_kills", "edge_kills", "link_faults", "service_restarts")
+PROCESSES = ("spool_disk", "server_kills", "edge_kills", "link_faults", "service_restarts")
 """These start processes, and wait for them."""
 
 
@@ -23,6 +23,7 @@ def test_nothing_that_was_promised_is_lost(name: str, tmp_path: Path):
     assert all(row.promised >= 100 for row in rows)
 
 
+@pytest.mark.slow
 def test_the_simulated_cut_takes_what_was_not_synced(tmp_path: Path):
     """The buffered tier syncs no commit: of it, and only of it, a cut takes acknowledged frames."""
     outcome = cut_power(25, tmp_path, tier="buffered")

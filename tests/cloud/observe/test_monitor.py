@@ -83,6 +83,7 @@ def test_the_page_loads_only_its_own_files(served: Served):
     assert httpx.get(served.url + "/monitor/..%2froutes.py").status_code == 404
 
 
+@pytest.mark.slow
 def test_a_watcher_gets_the_history_then_a_state_per_second(served: Served):
     telemetry = telemetry_of(served)
     telemetry.reported("<b>cam</b>", DeviceReport(captured=30.0, skipped=0.5, drift=1.25, waiting=7))
@@ -101,6 +102,7 @@ def test_a_watcher_gets_the_history_then_a_state_per_second(served: Served):
     until(lambda: telemetry.watchers == 0)
 
 
+@pytest.mark.slow
 def test_watchers_are_bounded(served: Served):
     telemetry = telemetry_of(served)
     with contextlib.ExitStack() as stack:

@@ -443,6 +443,7 @@ def test_a_server_that_is_busy_or_has_a_bug(pair: Pair):
             assert client.is_server_ready() is False
 
 
+@pytest.mark.slow
 def test_a_client_that_pings_often_is_kept(pair: Pair, target: str):
     """The default of gRPC closes such a connection: GOAWAY, too_many_pings."""
     options = triton.KeepAliveOptions(

@@ -62,6 +62,7 @@ def test_who_has_no_name_gets_the_rest_and_pairs_choose_other_devices():
     assert both == pytest.approx(0.01, abs=0.005)
 
 
+@pytest.mark.slow
 def test_a_share_by_settings_and_by_the_api(pairs: list[Pair], tmp_path: Path):
     put(pairs[0], tmp_path / "a/1")
     put(pairs[0], tmp_path / "a/2")

@@ -213,6 +213,7 @@ def test_certificates_have_scopes(
         assert isinstance(refusal("http", served, frame_of(pair), secure=True, verify=lift), AuthRefused)
 
 
+@pytest.mark.slow
 def test_a_certificate_that_ends_while_the_connection_is_open(
     pair: Pair, authority: Authority, certificate: tuple[Path, Path]
 ):
@@ -229,6 +230,7 @@ def test_a_certificate_that_ends_while_the_connection_is_open(
             edge.send(frame_of(pair, 8))
 
 
+@pytest.mark.slow
 def test_the_servers_certificate_and_authorities_are_renewed_without_a_restart(
     pair: Pair, authority: Authority, tmp_path: Path
 ):
@@ -395,6 +397,7 @@ def test_the_command_refuses_a_public_address(pair: Pair):
         assert url.startswith("http://0.0.0.0:")
 
 
+@pytest.mark.slow
 def test_the_doctor_with_a_token_file(pair: Pair, tokens: TokenSet, tmp_path: Path):
     held = tmp_path / "device.token"
 

@@ -44,6 +44,7 @@ def statistics_of(x: Float32Array) -> FeatureStatistics:
     return statistics
 
 
+@pytest.mark.slow
 def test_what_channels_share_is_sent_once() -> None:
     """On images outside the calibration set: far fewer bytes than the context coder, and as many as predicted."""
     statistics = statistics_of(mixed(48))

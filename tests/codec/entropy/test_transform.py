@@ -84,6 +84,7 @@ def check_coder(transform: Transform, x: Float32Array, step: int, seed: int = 0)
     return payload
 
 
+@pytest.mark.slow
 @given(data=st.data())
 def test_bytes_equal_the_oracle(data: st.DataObject) -> None:
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))

@@ -181,6 +181,7 @@ def test_results_metrics_and_keys(field: Field, pair: Pair) -> None:
     assert cloud.closed and len(field.read("link_up")) == 1
 
 
+@pytest.mark.slow
 def test_the_spool_keeps_what_the_link_does_not_take(field: Field, pair: Pair) -> None:
     """Also where the failure is not one that passes by itself: the token is refused. New frames go beside old ones."""
     cloud = Cloud(pair)
@@ -304,6 +305,7 @@ def test_a_slow_outlet_loses_lines_and_says_how_many() -> None:
     assert events[1].fields["lost"] == len(lost)
 
 
+@pytest.mark.slow
 def test_reload(field: Field, pair: Pair) -> None:
     """What can change does, what cannot is named, and a mistake changes nothing."""
     cloud = Cloud(pair)
@@ -459,6 +461,7 @@ def test_what_may_pass_still_says_so_behind_a_link(patient: bool) -> None:
     assert may_pass(token.value) == patient
 
 
+@pytest.mark.slow
 def test_the_fallback_answers_while_the_link_is_down(field: Field, pair: Pair) -> None:
     cloud = Cloud(pair)
     config = field.config(

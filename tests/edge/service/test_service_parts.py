@@ -213,6 +213,7 @@ def test_the_file_is_not_readable_by_others(tmp_path: Path) -> None:
     assert (tmp_path / "r.jsonl").stat().st_mode & 0o007 == 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("mosquitto") is None, reason="needs Debian's mosquitto: apt-get install mosquitto")
 def test_a_broker_gets_lines_and_those_from_before_it_was_there(tmp_path: Path) -> None:
     from paho.mqtt.client import Client, MQTTMessage

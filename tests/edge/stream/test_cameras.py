@@ -121,6 +121,7 @@ def test_a_camera_that_stays_stalled_is_opened_again(kind: str):
         source.close()
 
 
+@pytest.mark.slow
 def test_a_camera_that_vanishes_and_is_not_there_at_first():
     events: list[Event] = []
     with opened("http") as server:

@@ -33,6 +33,7 @@ def hooked(module: nn.Module, x: torch.Tensor) -> dict[str, list[np.ndarray]]:
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "squeezenet1_1"])
 def test_against_forward_hooks(name):
     torch.manual_seed(0)

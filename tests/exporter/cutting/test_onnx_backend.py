@@ -215,6 +215,7 @@ def test_as_user(cases, tmp_path):
     assert found["cut"] >= 5
 
 
+@pytest.mark.slow
 def test_by_splitter(cases):
     found = Counter(by_splitter(case) for case in cases)
     assert found["cut"] >= 50

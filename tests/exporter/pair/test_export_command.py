@@ -87,6 +87,7 @@ def test_table(model, tmp_path):
         assert (out / name).is_file()
 
 
+@pytest.mark.slow
 def test_wide_rows_are_not_cut_off(tmp_path):
     """A multiple of the range, the means preserved, many levels, and every answer kept."""
     write_images(tmp_path / "images", 12)
@@ -133,6 +134,7 @@ def test_no_such_coder(model, tmp_path):
     assert str(result.exception) == "the coder can be predictive or context, not 'zip'"
 
 
+@pytest.mark.slow
 def test_several_tensors(model, tmp_path):
     write_images(tmp_path / "images", 8)
     arguments = ("--cut", "layer1.1.bn2,layer1.0", "--data", tmp_path / "images", "--out", tmp_path / "out")
@@ -176,6 +178,7 @@ def test_errors_pass_through(model, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_name_from_the_catalogue(catalogue, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_images(tmp_path / "images", 4)

@@ -355,6 +355,7 @@ def test_a_refused_half_is_float32(file, tmp_path):
     assert refused.front.read_bytes() == plain.front.read_bytes()
 
 
+@pytest.mark.slow
 def test_an_iterable_is_calibrated_on_what_was_kept(file, tmp_path):
     array = export(file, tmp_path / "a", front="int8")
     stream = export(file, tmp_path / "b", front="int8", calibration=iter(inputs(32)))

@@ -16,6 +16,7 @@ from splitwire.exporter.planning.links import parse_link
 from splitwire.exporter.planning.plan import plan_cuts
 
 
+@pytest.mark.slow
 def test_auto_is_what_plan_recommends(tmp_path: Path):
     net, x = network(), inputs(40)
     result = splitwire.export(

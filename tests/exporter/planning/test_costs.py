@@ -143,6 +143,7 @@ def test_prefixes(whole):
     assert costs.macs == 8 * 64 * 27 + 3 * 2 * 8 * 64 * 72 + 80
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mobilenet_v2", "squeezenet1_1"])
 def test_macs_are_those_that_torchvision_publishes(name):
     """And the parameters, but for batch norms folded into their convolutions, and equal ones that the export shares."""

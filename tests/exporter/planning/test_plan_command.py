@@ -105,6 +105,7 @@ def test_without_matplotlib(model, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_random_weights_and_synthetic_pictures_are_called_so(monkeypatch):
     monkeypatch.setattr(quick, "MAX_CHANNELS", 4)  # for speed
     result = splitwire.plan(

@@ -29,6 +29,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
 
 
+@pytest.mark.slow
 def test_entropy_constrained_points_have_the_rate_and_less_error(model, tmp_path):
     result = export(model, tmp_path, calibration=inputs(64), levels=("e4", 2, 4, "e2"))
     profile = result.profile
@@ -67,6 +68,7 @@ class Mixing(torch.nn.Module):
         return y
 
 
+@pytest.mark.slow
 def test_the_predictive_coder_where_channels_share_something(tmp_path):
     """Its points need clearly fewer bits and decode to the same; `coder="context"` does without, and needs no taps."""
     torch.manual_seed(0)

@@ -72,6 +72,7 @@ def test_the_bar():
     assert not PointMeasure(op="n4", inputs=1, task="values", relative_error=0.051).good
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["raw", "classes"])
 def test_an_export_says_what_it_cannot_judge(tmp_path: Path, head: str):
     """Levels that nobody asked for go on to 128 there, and the default is fine enough; classes are as they were."""

@@ -41,6 +41,7 @@ def expected(objective: TaskLoss | Classes, outputs: Tensor, error: Tensor, draw
     return total / draws
 
 
+@pytest.mark.slow
 def test_it_is_the_built_in_objective_where_the_function_is() -> None:
     outputs, error = scores(1, 2.0), scores(2, 0.1)
     ours, theirs = Classes(probabilities=False), TaskLoss.of(divergence, [outputs])
@@ -52,6 +53,7 @@ def test_it_is_the_built_in_objective_where_the_function_is() -> None:
     assert expected(ours, outputs, error) == pytest.approx(measured, rel=0.15)
 
 
+@pytest.mark.slow
 def test_only_what_the_loss_looks_at_has_gradients() -> None:
     outputs, error = scores(3), scores(4, 0.1)
     objective = TaskLoss.of(one_class, [outputs])
