@@ -27,7 +27,8 @@ SECONDS = 1.0
 GAIN = 0.95
 """A batch of twice the size is worth it if an image costs at most this part of what it costs in the smaller one."""
 HANDOVER_S = 30e-6
-"""What one run costs beside the back: a thread takes it, the event loop hears of its end. An estimate; it only decides which batch sizes pay."""
+"""What one run costs beside the back: a thread takes it, the event loop hears of its end. An estimate: it only decides
+which batch sizes pay."""
 TOLERANCE = {np.dtype(np.float16): 4e-3, np.dtype(np.float32): 1e-4, np.dtype(np.float64): 1e-4}
 """Largest difference between an image's outputs in a batch and alone, as part of the output's largest magnitude. The
 kernels of a batch add in another order. Outputs of other types must be equal."""
