@@ -207,7 +207,9 @@ def create_app(
     )
     app = Starlette(
         routes=routes,
-        middleware=[] if policy.open else [Middleware(Door, policy, observer, limits.max_body)],
+        middleware=[]
+        if policy.open
+        else [Middleware(Door, policy=policy, observer=observer, too_long=limits.max_body)],
         exception_handlers={
             SplitwireError: _refused,
             HTTPException: _http_error,
